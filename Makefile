@@ -1,0 +1,45 @@
+# `make` prints this list. Everything runs in .venv, which `make install` creates.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# 2 is what the figures in the README were measured with; more cores only help.
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint bench clean
+
+help:  ## print this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## create .venv and install ntkprobe into it, at the tested versions
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "ntkprobe needs Python 3.11 or newer; $(PYTHON) is older. Try: make install PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+	  || { echo "This Python has no venv module. On Debian or Ubuntu: apt install python3-venv"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)
+
+demo: install  ## train, measure and draw on the embedded model (minutes on 2 cores)
+	$(BIN)/ntkprobe demo
+
+test: install  ## the quick suite (under 5 minutes on 2 cores)
+	$(BIN)/pytest -q
+
+check: install lint  ## lint and the slow rest of the tests
+	$(BIN)/pytest -q -m slow
+
+lint: install  ## format, lint, types, floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install  ## every benchmark, which writes its table beside itself
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove .venv, runs/ and caches
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,49 @@
+"""Shows why a language model starts to refuse: the eNTK between prompts and the probability of refusal.
+
+Every name here is imported when it is first used, so that `import ntkprobe` does not load torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .errors import UserError as UserError
+    from .measurement import KernelMeasurement as KernelMeasurement
+    from .measurement import RefusalMeasurement as RefusalMeasurement
+    from .measurement import measure_kernel as measure_kernel
+    from .measurement import measure_refusal as measure_refusal
+    from .prompts import Prompt as Prompt
+    from .prompts import PromptSet as PromptSet
+    from .training.dcr import DCRConfig as DCRConfig
+    from .training.dcr import DCRTrainer as DCRTrainer
+    from .trajectory import Trajectory as Trajectory
+
+_HOMES = {
+    "DCRConfig": "training.dcr",
+    "DCRTrainer": "training.dcr",
+    "KernelMeasurement": "measurement",
+    "Prompt": "prompts",
+    "PromptSet": "prompts",
+    "RefusalMeasurement": "measurement",
+    "Trajectory": "trajectory",
+    "UserError": "errors",
+    "measure_kernel": "measurement",
+    "measure_refusal": "measurement",
+}
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name or a submodule, imported now (PEP 562)."""
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in ("plots", "estimators", "kernel", "figures"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return __all__

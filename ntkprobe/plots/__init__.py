@@ -1,0 +1,1 @@
+"""Tidy table and Axes in, Axes out: plots compute no number and import nothing of ours."""

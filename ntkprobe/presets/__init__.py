@@ -1,0 +1,1 @@
+"""Resolved settings of known runs, as YAML: one command is the run."""

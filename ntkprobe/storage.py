@@ -1,0 +1,69 @@
+"""Files that are whole or absent: written under a hidden name, fsynced, moved into place.
+
+A killed run therefore leaves whole files only; readers that list a folder never see the hidden names
+(pandas, pyarrow and DuckDB skip names that begin with a dot).
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a hidden sibling of `path`; on a clean exit it is fsynced and becomes `path`, else it is removed.
+
+    Args:
+        path: the file to write; its folder is created.
+
+    Yields:
+        The hidden path to write to, on the same file system.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    try:
+        yield hidden
+        with hidden.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(hidden, path)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def write_table(path: Path, table: "pd.DataFrame", metadata: dict[str, str] | None = None) -> None:
+    """Write a table as one Parquet file (zstd), whole or not at all.
+
+    Args:
+        path: where to.
+        table: tidy rows; the index is not stored.
+        metadata: key-value strings kept in the Parquet schema.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **(metadata or {})})
+    with replacing(path) as hidden:
+        pq.write_table(arrow, hidden, compression="zstd")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    with replacing(path) as hidden:
+        hidden.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: "dict[str, Tensor]") -> None:
+    """Write named tensors as safetensors, whole or not at all."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as hidden:
+        save_file(tensors, hidden)

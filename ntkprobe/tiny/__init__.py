@@ -1,0 +1,1 @@
+"""The embedded default: a constructed world, its base model, tokenizer and texts."""

@@ -1,0 +1,1 @@
+"""Training writes ordinary Hugging Face checkpoints and knows nothing of measuring."""
