@@ -1,0 +1,24 @@
+"""Checkpoints of a training run: find them, judge them complete, pin them, load them.
+
+A checkpoint is a folder that some trainer wrote or is still writing. It is read with suspicion (it
+may be half written, deleted or overwritten at any moment, or come from a stranger) and it is never
+written to.
+"""
+
+from .adapters import adapted as adapted
+from .adapters import base_named_by as base_named_by
+from .completeness import FileStamp as FileStamp
+from .completeness import Readiness as Readiness
+from .completeness import readiness as readiness
+from .fingerprints import identity as identity
+from .folders import Checkpoint as Checkpoint
+from .folders import find_checkpoints as find_checkpoints
+from .headers import Incomplete as Incomplete
+from .loading import LoadSettings as LoadSettings
+from .loading import load_checkpoint as load_checkpoint
+from .loading import load_model as load_model
+from .loading import load_tokenizer as load_tokenizer
+from .markers import Marker as Marker
+from .markers import read_marker as read_marker
+from .pins import pinned as pinned
+from .pins import remove_stale_pins as remove_stale_pins

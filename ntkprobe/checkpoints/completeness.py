@@ -1,0 +1,146 @@
+"""Is this folder a whole checkpoint? A marker, its structure and its times say so: no guessing.
+
+`transformers` makes the folder under its final name first, then the weights, `trainer_state.json`
+last, without a single fsync; with large optimisers minutes lie between. A run started again in the
+same folder leaves old markers beside new weights, which only the times tell.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import UserError
+from .headers import Incomplete, read_header, read_index, read_json, regular_file
+from .markers import read_marker
+
+FULL, SHARDED, ADAPTER = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+)
+UNFINISHED = "checkpoint-is-incomplete.txt"  # transformers writes it first and removes it last
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
+SPLIT = {
+    "pytorch_model_fsdp_0": "FSDP shards: merge them with `accelerate merge-weights`",
+    "latest": "DeepSpeed shards: convert them with zero_to_fp32.py --safe_serialization,"
+    " or train with stage3_gather_16bit_weights_on_model_save",
+}
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """One weight file as it was when looked at; equal stamps mean that nobody wrote to it since."""
+
+    name: str
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """The verdict on a folder.
+
+    Attributes:
+        state: `ready`; `unmarked` (whole, but no marker vouches for it: ready once it has settled);
+            `incomplete` (look again later); `refused` (will never be read).
+        reason: why, when it is not ready.
+        kind: a `full` model or an `adapter`.
+        weights: the files that hold the weights.
+    """
+
+    state: Literal["ready", "unmarked", "incomplete", "refused"]
+    reason: str = ""
+    kind: Literal["full", "adapter"] = "full"
+    weights: tuple[FileStamp, ...] = ()
+
+
+def readiness(folder: Path) -> Readiness:
+    """Return the verdict on a checkpoint folder, without changing anything in it."""
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+        kind = _kind(names)
+        weights = tuple(stamp(folder / name) for name in _weight_files(folder, names, kind))
+    except Incomplete as why:
+        return Readiness("incomplete", str(why))
+    except FileNotFoundError:
+        return Readiness("incomplete", "the folder is gone")
+    except UserError as why:
+        return Readiness("refused", str(why))
+    except OSError as why:
+        return Readiness("refused", f"{folder} cannot be read: {why}")
+    doubt = _doubt(folder, names, weights)
+    return Readiness("unmarked" if doubt else "ready", doubt, kind, weights)
+
+
+def stamp(path: Path) -> FileStamp:
+    """Return the stamp of a weight file.
+
+    Raises:
+        Incomplete: if it is gone.
+        UserError: if it is not a regular file inside its folder.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    info = regular_file(path)
+    return FileStamp(path.name, info.st_size, info.st_mtime_ns, info.st_ino)
+
+
+def _kind(names: Sequence[str]) -> Literal["full", "adapter"]:
+    """Return what kind of checkpoint the file names make.
+
+    Raises:
+        Incomplete: if none (yet).
+        UserError: if one whose format we do not read.
+    """
+    if UNFINISHED in names:
+        raise Incomplete(f"{UNFINISHED} is there")
+    partial = [name for name in names if name.startswith(".tmp")]
+    if partial:
+        raise Incomplete(f"{partial[0]} is being written")
+    if ADAPTER in names or "adapter_config.json" in names:
+        return "adapter"
+    if FULL in names or SHARDED in names:
+        return "full"
+    for name, advice in SPLIT.items():
+        if name in names:
+            raise UserError(f"weights are {advice}")
+    pickled = [name for name in PICKLED if name in names]
+    if pickled:
+        raise UserError(
+            f"{pickled[0]} is a pickle, which can run code: only safetensors are read;"
+            " save the model again with safe_serialization=True"
+        )
+    raise Incomplete("no weights (model.safetensors or adapter_model.safetensors)")
+
+
+def _weight_files(folder: Path, names: Sequence[str], kind: str) -> list[str]:
+    """Return the names of all weight files, each checked to be whole.
+
+    Raises:
+        Incomplete: if one is not, or it is not clear which files count.
+    """
+    if FULL in names and SHARDED in names:
+        raise Incomplete(f"both {FULL} and {SHARDED}: one of them is left over; remove it")
+    read_json(folder / ("adapter_config.json" if kind == "adapter" else "config.json"))
+    if kind == "adapter":
+        weights = [ADAPTER]
+    else:
+        weights = [FULL] if FULL in names else read_index(folder / SHARDED)
+    for name in weights:
+        read_header(folder / name)
+    return weights
+
+
+def _doubt(folder: Path, names: Sequence[str], weights: Sequence[FileStamp]) -> str:
+    """Return why the marker does not vouch for these weights, or nothing if it does."""
+    try:
+        marker = read_marker(folder)
+    except (Incomplete, UserError) as why:
+        return str(why)
+    number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    if number and int(number[1]) != marker.step:
+        return f"trainer_state.json is of step {marker.step}"
+    if any(weight.mtime_ns > marker.mtime_ns for weight in weights):
+        return "weights newer than trainer_state.json"
+    return ""

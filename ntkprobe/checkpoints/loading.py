@@ -1,0 +1,183 @@
+"""From a folder to a model: safetensors only, no foreign code, every weight accounted for."""
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from .headers import Incomplete
+from .safeguards import checked_config
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadSettings:
+    """How models are loaded.
+
+    Attributes:
+        dtype: precision of the weights, one of `DTYPES`, whatever the checkpoint was stored in.
+        device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
+        device_map: `auto` spreads one model over all GPUs, in place of `device`.
+        attn_implementation: `eager` works with every estimator.
+    """
+
+    dtype: str = "float32"
+    device: str = "auto"
+    device_map: str | None = None
+    attn_implementation: str = "eager"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UserError(f"no dtype {self.dtype!r}: choose from {', '.join(DTYPES)}")
+
+    def placement(self) -> str:
+        """Return the device that `auto` stands for here."""
+        import torch
+
+        if self.device != "auto":
+            return self.device
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() and self.dtype != "float64" else "cpu"
+
+
+def load_checkpoint(folder: Path, settings: LoadSettings | None = None) -> "PreTrainedModel":
+    """Return the full model in a folder, ready to be measured; nothing but that folder is read.
+
+    Args:
+        folder: best a pin of a checkpoint (`pinned`), whose files were judged and cleaned.
+        settings: how to load it.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        UserError: if its configuration asks for something refused, or weights are missing, of
+            another shape, or not finite.
+    """
+    try:
+        checked_config(folder / "config.json")
+    except Incomplete as error:
+        raise UserError(f"{folder}: {error}") from error
+    return _load(str(folder), settings or LoadSettings(), local=True)
+
+
+def load_model(name: str, settings: LoadSettings | None = None) -> "PreTrainedModel":
+    """Return the model that the user named: a folder, or a name on the Hugging Face hub.
+
+    Args:
+        name: a path or a hub name; only a name that is no folder can cause network access.
+        settings: how to load it.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        UserError: if there is no such model, or it cannot be loaded whole.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    if name and Path(name).is_dir():
+        return load_checkpoint(Path(name), settings)
+    _insist_on_a_name(name)
+    return _load(name, settings or LoadSettings(), local=False)
+
+
+def load_tokenizer(name: str | Path, *, local: bool = True) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer in a folder, or with `local=False` one that the user named.
+
+    Raises:
+        UserError: if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(name), trust_remote_code=False, local_files_only=local or Path(name).is_dir()
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"no tokenizer in {name}: {_first_line(error)}") from error
+
+
+def _load(name: str, settings: LoadSettings, *, local: bool) -> "PreTrainedModel":
+    """Return the model from transformers.
+
+    Raises:
+        UserError: each failure as one line.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, PreTrainedModel
+
+    options: dict[str, Any] = {"device_map": settings.device_map} if settings.device_map else {}
+    # A memory-mapped file that shrinks kills the process (SIGBUS): no exception, exit status 135.
+    if "disable_mmap" in inspect.signature(PreTrainedModel.from_pretrained).parameters:
+        options["disable_mmap"] = True
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=getattr(torch, settings.dtype),
+            attn_implementation=settings.attn_implementation,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=local,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
+        raise UserError(f"cannot load {name}: {_first_line(error)}") from error
+    model, report = loaded
+    missing = sorted(str(key) for key in report["missing_keys"])
+    if missing or report["mismatched_keys"]:
+        wrong = missing or sorted(str(key[0]) for key in report["mismatched_keys"])
+        raise UserError(f"{name} lacks weights for {_some(wrong)}: it does not fit its config.json")
+    insist_on_finite_weights(model, name)
+    insist_on_weights_in_memory(model, name)
+    return (model if settings.device_map else model.to(settings.placement())).eval()
+
+
+def insist_on_finite_weights(model: "nn.Module", name: str) -> None:
+    """Raise if a parameter holds NaN or infinity.
+
+    Raises:
+        UserError: naming the parameters.
+    """
+    wrong = [key for key, value in model.named_parameters() if not value.isfinite().all()]
+    if wrong:
+        raise UserError(f"{name} holds NaN or infinity in {_some(wrong)}: training diverged?")
+
+
+def insist_on_weights_in_memory(model: "nn.Module", name: str) -> None:
+    """Raise if parameters were offloaded: autograd would leave them out without a word.
+
+    Raises:
+        UserError: naming the parameters.
+    """
+    wrong = [key for key, value in model.named_parameters() if value.is_meta]
+    if wrong:
+        raise UserError(f"{name} does not fit: {_some(wrong)} offloaded; use more or larger GPUs")
+
+
+def _insist_on_a_name(name: str) -> None:
+    """Raise for what can only have been meant as a path.
+
+    Raises:
+        UserError: saying what is allowed.
+    """
+    if not name or name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
+        raise UserError(
+            f"no model at {name!r}: --model takes a folder with config.json, or a hub name"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    """Return an exception's message up to its first line break."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _some(names: list[str]) -> str:
+    """Return the first three names and how many there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
