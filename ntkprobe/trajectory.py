@@ -1,0 +1,233 @@
+"""A folder of measurements as tidy tables: one row per step and pair or prompt. Loads no torch.
+
+The files hold raw numbers; similarities and means are derived here. Files may appear while we read:
+each is whole from the moment it is there.
+"""
+
+import json
+from collections.abc import Iterator
+from itertools import product
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .errors import UserError
+
+RESAMPLES = 1000
+
+
+class Trajectory:
+    """What `ntkprobe measure` wrote about one run.
+
+    Args:
+        folder: the folder given to it as `--output-dir`.
+
+    Attributes:
+        folder: the same, as a path.
+
+    Raises:
+        UserError: if it holds no measurements.
+    """
+
+    def __init__(self, folder: str | PathLike[str]) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "prompts.parquet").is_file():
+            raise UserError(
+                f"no measurements in {self.folder}: make them with"
+                f" `ntkprobe measure --ckpt-dir RUN --prompts FILE --output-dir {self.folder}`"
+            )
+
+    @property
+    def prompts(self) -> pd.DataFrame:
+        """The prompts: `prompt, id, group, text, n_tokens, in_kernel`."""
+        return pd.read_parquet(self.folder / "prompts.parquet")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything in `run.json`."""
+        return json.loads((self.folder / "run.json").read_text())
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps with at least one measurement, ascending."""
+        found = (step_of(path) for kind in ("kernel", "refusal") for path in self._files(kind))
+        return sorted(set(found))
+
+    def kernel(self) -> pd.DataFrame:
+        """Return the kernel of every step, one row per ordered pair of prompts.
+
+        Returns:
+            `step, observed, updated, observed_group, updated_group, norm` (‖K(x′,x)‖_F),
+            `similarity` (the paper's, norm / ‖K(x′,x′)‖_F) and `symmetric_similarity` (norm over
+            the geometric mean of both prompts' own norms).
+        """
+        table = self._read("kernel", ["step", "observed", "updated", "norm"])
+        own = table.loc[table["observed"] == table["updated"]].set_index(["step", "observed"])[
+            "norm"
+        ]
+        first = _look_up(own, table["step"], table["observed"])
+        second = _look_up(own, table["step"], table["updated"])
+        table["similarity"] = table["norm"] / first
+        table["symmetric_similarity"] = table["norm"] / np.sqrt(first * second)
+        group = self.prompts.set_index("prompt")["group"]
+        table.insert(3, "observed_group", table["observed"].map(group))
+        table.insert(4, "updated_group", table["updated"].map(group))
+        return table
+
+    def refusal(self) -> pd.DataFrame:
+        """Return the refusal probability of every step and prompt.
+
+        Returns:
+            `step, prompt, group, text, phrase_set, reduction, log_probability, probability` and
+            `refuses`, whether the generated answer refuses: missing where none was generated.
+        """
+        columns = ["step", "prompt", "phrase_set", "reduction", "log_probability", "refuses"]
+        table = self._read("refusal", columns)
+        about = self.prompts.set_index("prompt")
+        table.insert(2, "group", table["prompt"].map(about["group"]))
+        table.insert(3, "text", table["prompt"].map(about["text"]))
+        table["probability"] = np.exp(table["log_probability"])
+        table["refuses"] = table.pop("refuses").astype("boolean")
+        return table
+
+    def tokens(self) -> pd.DataFrame:
+        """Return which tokens each block is made of: `step, prompt, rank, token, text`."""
+        return self._read("tokens", ["step", "prompt", "rank", "token", "text"])
+
+    def parts(self) -> pd.DataFrame:
+        """Return the kernel by layer: `step, observed, updated, layer, part, norm, share`."""
+        columns = ["step", "observed", "updated", "layer", "part", "norm", "share"]
+        return self._read("parts", columns)
+
+    def group_means(
+        self,
+        *,
+        value: str = "similarity",
+        self_pairs: bool = False,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Return the mean similarity between groups at every step, with 95 % bootstrap intervals.
+
+        Prompts, not pairs, are drawn anew: one drawn twice counts twice in its row and its column.
+
+        Args:
+            value: the column of `kernel()` to average.
+            self_pairs: whether a prompt's similarity with itself, which is 1, counts.
+            resamples: how many bootstrap samples; 0 for no interval.
+            seed: of the samples, which are the same for every step.
+
+        Returns:
+            `step, observed_group, updated_group, <value>, low, high, pairs`, a row per ordered pair
+            of groups that has pairs; without resamples no `low` and `high`.
+        """
+        table = self.kernel()
+        rows = [
+            {"step": step, **row}
+            for step, pairs in table.groupby("step")
+            for row in _mean_rows(pairs, value, self_pairs, (resamples, seed))
+        ]
+        ends = ["low", "high"] if resamples else []
+        columns = ["step", "observed_group", "updated_group", value, *ends, "pairs"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def _files(self, kind: str) -> list[Path]:
+        """Return the files of one kind of table, by step."""
+        return sorted((self.folder / kind).glob("step-*.parquet"), key=step_of)
+
+    def _read(self, kind: str, columns: list[str]) -> pd.DataFrame:
+        """Return all steps of one kind of table, `columns` first.
+
+        Raises:
+            UserError: if a file is not whole.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        tables = []
+        for path in self._files(kind):
+            try:
+                tables.append(pq.read_table(path, partitioning=None))
+            except FileNotFoundError:  # removed since listed
+                continue
+            except pa.ArrowInvalid as error:
+                raise UserError(f"{path} is not whole: remove it and measure again") from error
+        if not tables:
+            return pd.DataFrame({name: pd.Series(dtype=_EMPTY.get(name)) for name in columns})
+        # Columns that later versions add are missing from older files: unite the schemas.
+        table = pa.concat_tables(tables, promote_options="permissive").to_pandas()
+        return table[columns + [name for name in table.columns if name not in columns]]
+
+    def __repr__(self) -> str:
+        return f"Trajectory({str(self.folder)!r}, {len(self.steps)} steps)"
+
+
+_EMPTY = {
+    **dict.fromkeys(["step", "observed", "updated", "prompt", "rank", "token", "layer"], "int64"),
+    **dict.fromkeys(["norm", "share", "log_probability"], "float64"),
+    **dict.fromkeys(["text", "part", "phrase_set", "reduction"], "str"),
+    "refuses": "boolean",
+}
+
+
+def step_of(path: Path) -> int:
+    """Return the step in a file name such as `step-00000100.parquet`."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def _look_up(values: pd.Series, steps: pd.Series, prompts: pd.Series) -> np.ndarray:
+    """Return the values of (step, prompt) pairs."""
+    return values.reindex(pd.MultiIndex.from_arrays([steps, prompts])).to_numpy()
+
+
+def _mean_rows(
+    pairs: pd.DataFrame, value: str, self_pairs: bool, bootstrap: tuple[int, int]
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for every ordered pair of groups of one step."""
+    grid = pairs.pivot(index="observed", columns="updated", values=value)
+    matrix = grid.reindex(columns=grid.index).to_numpy()
+    counts = np.isfinite(matrix)
+    if not self_pairs:
+        np.fill_diagonal(counts, False)
+    group = pairs.drop_duplicates("observed").set_index("observed")["observed_group"]
+    groups = group.loc[grid.index].to_numpy()
+    # Groups in the order of their first prompt.
+    members = {name: groups == name for name in dict.fromkeys(groups)}
+    draws = _draws(members, *bootstrap)
+    for first, second in product(members, members):
+        block = np.ix_(members[first], members[second])
+        if counts[block].any():
+            kept, weights = np.where(counts, matrix, 0)[block], counts[block]
+            yield {
+                "observed_group": first,
+                "updated_group": second,
+                value: kept.sum() / weights.sum(),
+                **_interval(kept, weights, draws[first], draws[second]),
+                "pairs": int(weights.sum()),
+            }
+
+
+def _draws(members: dict[str, np.ndarray], resamples: int, seed: int) -> dict[str, np.ndarray]:
+    """Return how often each prompt of a group is drawn, `[resamples, prompts]` for every group."""
+    generator = np.random.default_rng(seed)
+    sizes = {name: int(mask.sum()) for name, mask in members.items()}
+    return {
+        name: generator.multinomial(size, np.full(size, 1 / size), size=resamples).astype(float)
+        for name, size in sizes.items()
+    }
+
+
+def _interval(
+    kept: np.ndarray, weights: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> dict[str, float]:
+    """Return the ends of the 95 % interval, from how often each prompt of both groups was drawn."""
+    total = np.einsum("ra,ab,rb->r", first, kept, second, optimize=True)
+    pairs = np.einsum("ra,ab,rb->r", first, weights.astype(float), second, optimize=True)
+    means = total[pairs > 0] / pairs[pairs > 0]
+    if not means.size:
+        return {}
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"low": float(low), "high": float(high)}

@@ -1,0 +1,216 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pyarrow.dataset as ds
+import pytest
+
+from ntkprobe.errors import UserError
+from ntkprobe.storage import write_json, write_table
+from ntkprobe.trajectory import Trajectory
+
+GROUPS = ["normal", "normal", "seemingly_toxic", "seemingly_toxic", "toxic"]
+
+
+def kernel_table(step, norms):
+    n = len(norms)
+    return pd.DataFrame(
+        {
+            "step": step,
+            "observed": np.repeat(np.arange(n), n),
+            "updated": np.tile(np.arange(n), n),
+            "norm": norms.ravel(),
+        }
+    )
+
+
+def refusal_table(step, n, **columns):
+    table = {"step": step, "prompt": range(n), "phrase_set": "paper31", "reduction": "literal"}
+    log_probability = np.log(np.linspace(0.1, 0.9, n))
+    return pd.DataFrame({**table, "log_probability": log_probability, "refuses": None, **columns})
+
+
+def random_norms(seed, n=5):
+    return np.random.default_rng(seed).uniform(0.5, 3, size=(n, n))
+
+
+def write_run(folder, steps=(0, 10)):
+    write_json(folder / "run.json", {"schema_version": 1})
+    about = pd.DataFrame({"prompt": range(len(GROUPS)), "group": GROUPS})
+    write_table(folder / "prompts.parquet", about.assign(text=[f"prompt {i}" for i in range(5)]))
+    for step in steps:
+        write_step(folder, step)
+    return folder
+
+
+def write_step(folder, step, **columns):
+    name = f"step-{step:08d}.parquet"
+    write_table(folder / "kernel" / name, kernel_table(step, random_norms(step)).assign(**columns))
+    write_table(folder / "refusal" / name, refusal_table(step, len(GROUPS)))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_run(tmp_path / "run-ntk")
+
+
+def pairs_of(table, step):
+    rows = table[table["step"] == step]
+    return lambda column: rows.pivot(index="observed", columns="updated", values=column).to_numpy()
+
+
+def test_the_papers_similarity_divides_each_row_by_the_observed_prompts_own_norm(folder):
+    norms = random_norms(10)
+    similarity = pairs_of(Trajectory(folder).kernel(), 10)("similarity")
+    np.testing.assert_allclose(similarity, norms / np.diag(norms)[:, None])
+
+
+def test_similarity_of_a_prompt_with_itself_is_one(folder):
+    table = Trajectory(folder).kernel()
+    own = table[table["observed"] == table["updated"]]
+    assert (own["similarity"] == 1).all()
+    np.testing.assert_allclose(own["symmetric_similarity"], 1)
+
+
+def test_symmetric_similarity_of_a_symmetric_kernel_is_symmetric(folder):
+    norms = random_norms(10) + random_norms(10).T
+    write_table(folder / "kernel" / "step-00000010.parquet", kernel_table(10, norms))
+    values = pairs_of(Trajectory(folder).kernel(), 10)
+    np.testing.assert_allclose(values("symmetric_similarity"), values("symmetric_similarity").T)
+    assert not np.allclose(values("similarity"), values("similarity").T)
+
+
+def test_tables_carry_the_groups_of_both_prompts(folder):
+    table = Trajectory(folder).kernel()
+    assert list(table.columns[:6]) == [
+        "step",
+        "observed",
+        "updated",
+        "observed_group",
+        "updated_group",
+        "norm",
+    ]
+    row = table[(table["observed"] == 4) & (table["updated"] == 1)].iloc[0]
+    assert (row["observed_group"], row["updated_group"]) == ("toxic", "normal")
+
+
+def test_group_means_are_the_means_of_their_pairs_without_self_pairs(folder):
+    table = Trajectory(folder).kernel()
+    apart = table[table["observed"] != table["updated"]]
+    keys = ["step", "observed_group", "updated_group"]
+    wanted = apart.groupby(keys)["similarity"].agg(["mean", "size"])
+    found = Trajectory(folder).group_means().set_index(keys).sort_index()
+    np.testing.assert_allclose(found["similarity"], wanted["mean"])
+    assert (found["pairs"] == wanted["size"]).all()
+
+
+def test_a_group_of_one_prompt_has_no_pairs_with_itself_unless_self_pairs_count(folder):
+    def own(**options):
+        table = Trajectory(folder).group_means(**options)
+        return table[(table["observed_group"] == "toxic") & (table["updated_group"] == "toxic")]
+
+    assert own().empty
+    assert (own(self_pairs=True)["similarity"] == 1).all()
+
+
+def oracle_interval(matrix, first, second, draws):
+    """Write the bootstrap out: draw prompts, list their pairs, average."""
+    means = []
+    for a, b in draws:
+        pairs = [matrix[first[i], second[j]] for i in a for j in b if first[i] != second[j]]
+        means += [np.mean(pairs)] if pairs else []
+    return np.percentile(means, [2.5, 97.5])
+
+
+def test_intervals_agree_with_a_bootstrap_written_out(tmp_path):
+    folder, rng = write_run(tmp_path, steps=()), np.random.default_rng(1)
+    norms = rng.uniform(0.5, 3, size=(12, 12))
+    groups = ["normal"] * 6 + ["toxic"] * 6
+    write_table(folder / "prompts.parquet", pd.DataFrame({"prompt": range(12), "group": groups}))
+    write_table(folder / "kernel" / "step-00000001.parquet", kernel_table(1, norms))
+    table = Trajectory(folder).group_means(resamples=4000)
+    matrix, low, high = norms / np.diag(norms)[:, None], np.arange(6), np.arange(6, 12)
+    for first, second in [(low, low), (low, high)]:
+        draws = [(rng.integers(6, size=6), rng.integers(6, size=6)) for _ in range(4000)]
+        draws = [(a, a) if first is second else (a, b) for a, b in draws]
+        wanted = oracle_interval(matrix, first, second, draws)
+        found = table[(table["observed_group"] == groups[first[0]])]
+        found = found[found["updated_group"] == groups[second[0]]][["low", "high"]].to_numpy()[0]
+        assert np.abs(found - wanted).max() < 0.1 * (wanted[1] - wanted[0])
+
+
+def test_intervals_hold_the_mean_and_repeat_with_the_seed(folder):
+    table = Trajectory(folder).group_means(seed=3)
+    assert ((table["low"] <= table["similarity"]) & (table["similarity"] <= table["high"])).all()
+    pd.testing.assert_frame_equal(table, Trajectory(folder).group_means(seed=3))
+
+
+def test_a_probability_is_the_exponential_and_an_answer_not_generated_is_missing(folder):
+    table = Trajectory(folder).refusal()
+    np.testing.assert_allclose(table["probability"], np.exp(table["log_probability"]))
+    assert table["refuses"].isna().all() and table["refuses"].dtype == "boolean"
+    assert table["group"].tolist() == GROUPS * 2
+
+
+def test_a_file_added_while_reading_is_there_at_the_next_look(folder):
+    run = Trajectory(folder)
+    assert run.steps == [0, 10]
+    write_step(folder, 20)
+    assert run.steps == [0, 10, 20] and set(run.kernel()["step"]) == {0, 10, 20}
+
+
+def test_files_under_hidden_names_are_not_read(folder):
+    (folder / "kernel" / ".step-00000020.parquet.abc.tmp").write_bytes(b"PAR1")
+    assert Trajectory(folder).steps == [0, 10] and len(Trajectory(folder).kernel()) == 50
+
+
+def test_a_column_that_newer_files_have_is_missing_from_the_older_ones(folder):
+    write_step(folder, 20, extra=1.5)
+    table = Trajectory(folder).kernel()
+    assert table["extra"].notna().sum() == 25 and len(table) == 75
+
+
+def test_a_folder_without_one_table_gives_an_empty_one_with_its_columns(tmp_path):
+    run = Trajectory(write_run(tmp_path / "empty", steps=()))
+    assert run.steps == [] and run.kernel().empty and run.refusal().empty
+    assert run.group_means().empty and "similarity" in run.group_means()
+    assert "probability" in run.refusal()
+
+
+def test_a_folder_of_anything_else_is_a_users_mistake(tmp_path):
+    with pytest.raises(UserError, match="no measurements in"):
+        Trajectory(tmp_path)
+
+
+def test_a_torn_file_is_named(folder):
+    path = folder / "kernel" / "step-00000010.parquet"
+    os.truncate(path, 100)
+    with pytest.raises(UserError, match="step-00000010"):
+        Trajectory(folder).kernel()
+
+
+def test_pandas_and_pyarrow_read_the_same_folder(folder):
+    raw = Trajectory(folder).kernel()["norm"].tolist()
+    assert pd.read_parquet(folder / "kernel")["norm"].tolist() == raw
+    assert ds.dataset(folder / "kernel").to_table()["norm"].to_pylist() == raw
+
+
+def test_duckdb_reads_the_same_folder(folder):
+    duckdb = pytest.importorskip("duckdb")
+    found = duckdb.sql(f"select sum(norm) from '{folder}/kernel/*.parquet'").fetchone()[0]
+    assert found == pytest.approx(Trajectory(folder).kernel()["norm"].sum())
+
+
+def test_reading_measurements_does_not_load_torch(folder):
+    code = (
+        "import sys; from ntkprobe import Trajectory;"
+        f"Trajectory({str(folder)!r}).group_means(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_settings_are_those_of_run_json(folder):
+    assert Trajectory(folder).settings == json.loads((folder / "run.json").read_text())
