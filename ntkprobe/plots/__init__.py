@@ -1,1 +1,1 @@
-"""Tidy table and Axes in, Axes out: plots compute no number and import nothing of ours."""
+"""Ink: a tidy table and an Axes in, the Axes out. Computes nothing, imports nothing of ours."""

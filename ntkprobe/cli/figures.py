@@ -1,0 +1,47 @@
+"""`ntkprobe figures`: draw what was measured."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UserError
+from ..figures import Drawn, draw_figures, find_runs
+
+
+def figures(
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="OUT...",
+            help="Folders of measurements, a folder that holds some, or NAME=FOLDER.",
+            show_default=False,
+        ),
+    ],
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where to.", show_default="figures/ beside the first OUT"),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this figure, such as fig3; may be repeated.", show_default=False),
+    ] = None,
+) -> None:
+    """Draw the figures of measured runs: PNG, PDF, and the numbers as CSV. Loads no model.
+
+    A run is called like its folder, less an ending -ntk; stl and dcr-stl get the paper's titles.
+    """
+    runs = find_runs(places)
+    folder = output_dir or next(iter(runs.values())).folder.resolve().parent / "figures"
+    drawn = draw_figures(runs, folder, only or ())
+    for name, reason in drawn.missing.items():
+        typer.echo(f"{name} not drawn: {reason}", err=True)
+    if not drawn.files or (only and drawn.missing):
+        raise UserError("not every figure could be drawn: see above for what is missing")
+    typer.echo(_closing_line(drawn, folder))
+
+
+def _closing_line(drawn: Drawn, folder: Path) -> str:
+    """Return what was drawn and where."""
+    names = list(dict.fromkeys(path.stem for path in drawn.files))
+    return f"{len(names)} figures in {folder} ({', '.join(names)}), each as PNG, PDF and CSV."

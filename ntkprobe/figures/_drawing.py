@@ -1,0 +1,94 @@
+"""Every figure of the folder drawn and saved: PNG to look at, PDF to print, CSV to compute with."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from pkgutil import iter_modules
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..errors import UserError
+from ..storage import replacing
+from ..trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What `draw_figures` made.
+
+    Attributes:
+        files: three for each figure.
+        missing: for each figure that could not be drawn, one line that says why and what to do.
+    """
+
+    files: tuple[Path, ...]
+    missing: dict[str, str]
+
+
+def figure_names() -> list[str]:
+    """Return the names of all figures: the public modules of this folder."""
+    return sorted(m.name for m in iter_modules([str(Path(__file__).parent)]) if m.name[0] != "_")
+
+
+def draw_figures(
+    runs: dict[str, Trajectory],
+    output_dir: str | PathLike[str],
+    only: Collection[str] = (),
+) -> Drawn:
+    """Draw figures of `runs` and save each as PNG, PDF and, for its numbers, CSV.
+
+    Args:
+        runs: the measured runs, by name; see `find_runs`.
+        output_dir: where to; created if need be.
+        only: names of figures; all if empty.
+
+    Returns:
+        The files written, and what was missing.
+
+    Raises:
+        UserError: if there is no figure of such a name, or `output_dir` cannot be written.
+    """
+    names = figure_names()
+    unknown = sorted(set(only) - set(names))
+    if unknown:
+        raise UserError(f"no figure {unknown[0]!r}: choose from {', '.join(names)}")
+    files: list[Path] = []
+    missing: dict[str, str] = {}
+    for name in only or names:
+        module = import_module(f"{__package__}.{name}")
+        try:
+            numbers = module.numbers(runs)
+        except UserError as error:
+            missing[name] = str(error)
+            continue
+        files += _save(Path(output_dir) / name, numbers, module.draw(numbers))
+    return Drawn(tuple(files), missing)
+
+
+def _save(stem: Path, numbers: pd.DataFrame, figure: Figure) -> list[Path]:
+    """Return the three files of one figure, written whole or not at all.
+
+    Args:
+        stem: their common path, without suffix.
+        numbers: what was drawn.
+        figure: the drawing.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        UserError: if they cannot be written.
+    """
+    paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf", ".csv")]
+    try:
+        for path in paths[:2]:
+            with replacing(path) as hidden:
+                figure.savefig(hidden, format=path.suffix[1:])
+        with replacing(paths[2]) as hidden:
+            numbers.to_csv(hidden, index=False)
+    except OSError as error:
+        raise UserError(f"cannot write {stem}: {error.strerror or error}") from error
+    return paths

@@ -1,0 +1,123 @@
+"""Means over prompts with their intervals, and the tables of several runs as one."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from ..errors import UserError
+from ..trajectory import Trajectory
+
+_Interval = Callable[[np.ndarray], tuple[float, float]]
+_RESAMPLES = 2000
+_Z = 1.959964  # 97.5 % point of the normal distribution
+
+
+def refusal_rows(runs: dict[str, Trajectory]) -> pd.DataFrame:
+    """Return every run's refusal measurements with a column `run`: one phrase set, one reduction.
+
+    The paper's (31 phrases, summed as they stand) where it was measured, else the first there is.
+
+    Args:
+        runs: the measured runs, by name; a run without any is a `UserError`.
+
+    Returns:
+        The rows of `Trajectory.refusal`.
+    """
+    return pd.concat([_paper_rows(run).assign(run=name) for name, run in runs.items()])
+
+
+def _paper_rows(run: Trajectory) -> pd.DataFrame:
+    table = run.refusal()
+    if table.empty:
+        raise UserError(missing(run, "refusal"))
+    kinds = list(
+        table[["phrase_set", "reduction"]].drop_duplicates().itertuples(index=False, name=None)
+    )
+    kind = ("paper31", "literal") if ("paper31", "literal") in kinds else kinds[0]
+    return table[(table["phrase_set"] == kind[0]) & (table["reduction"] == kind[1])]
+
+
+def kernel_means(runs: dict[str, Trajectory]) -> pd.DataFrame:
+    """Return every run's mean similarity per ordered pair of groups and step, with a column `run`.
+
+    Args:
+        runs: the measured runs, by name.
+
+    Returns:
+        The rows of `Trajectory.group_means`.
+
+    Raises:
+        UserError: if a run has none.
+    """
+    for run in runs.values():
+        if run.kernel().empty:
+            raise UserError(missing(run, "kernel"))
+    return pd.concat([run.group_means().assign(run=name) for name, run in runs.items()])
+
+
+def missing(run: Trajectory, table: str) -> str:
+    """Return one line: which table `run` lacks, and the command that makes it."""
+    command = f"ntkprobe measure --ckpt-dir RUN --prompts FILE --output-dir {run.folder}"
+    return f"{run.folder} has no {table} measurements; make them with `{command} --only {table}`"
+
+
+def refusal_rates(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the share of answers that refuse, per run, step and group, and its 95 % interval.
+
+    Wilson's interval: resampling would say nothing where all prompts agree. Prompts that were not
+    answered are left out.
+
+    Args:
+        rows: one row per run, step and prompt, with `refuses`.
+
+    Returns:
+        `run, step, group, value, low, high, prompts`.
+
+    Raises:
+        UserError: if a run has no answers.
+    """
+    answered = rows[rows["refuses"].notna()]
+    for run in set(rows["run"]) - set(answered["run"]):
+        raise UserError(
+            f"run {run} has no answers to judge: measure it, into another folder, "
+            "without `--no-generate`"
+        )
+    return _means(answered, "refuses", _wilson)
+
+
+def refusal_probabilities(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean refusal probability per run, step and group, and its 95 % interval.
+
+    The interval is the bootstrap's over prompts.
+
+    Args:
+        rows: one row per run, step and prompt, with `probability`.
+
+    Returns:
+        `run, step, group, value, low, high, prompts`.
+    """
+    return _means(rows, "probability", _bootstrap)
+
+
+def _means(rows: pd.DataFrame, column: str, interval: _Interval) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            (*key, values.astype(float).mean(), *interval(values.to_numpy(float)), len(values))
+            for key, values in rows.groupby(["run", "step", "group"], sort=False)[column]
+        ],
+        columns=["run", "step", "group", "value", "low", "high", "prompts"],
+    )
+
+
+def _bootstrap(values: np.ndarray) -> tuple[float, float]:
+    picks = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
+    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _wilson(values: np.ndarray) -> tuple[float, float]:
+    n, p = len(values), values.mean()
+    centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * np.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    return float(max(centre - half, 0)), float(min(centre + half, 1))

@@ -1,0 +1,38 @@
+"""Figure 3: mean similarity of every pair of groups during safety alignment."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..plots import style
+from ..plots.lines import pair_lines
+from ..trajectory import Trajectory
+from ._means import kernel_means
+
+
+def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
+    """Return the mean similarity of every ordered pair of groups at every step.
+
+    In the paper's normalisation, row-wise: ‖K(x′, x)‖_F / ‖K(x′, x′)‖_F.
+
+    Args:
+        runs: the measured runs, by name.
+
+    Returns:
+        `run, step, observed_group, updated_group, similarity, low, high, pairs`.
+    """
+    return kernel_means(runs).reset_index(drop=True)
+
+
+@style.in_print
+def draw(numbers: pd.DataFrame) -> Figure:
+    """Return the figure: a panel per run on one scale, seemingly toxic ↔ toxic emphasised."""
+    names = list(numbers["run"].unique())
+    figure, axes = style.panels(1, len(names), width=style.COLUMN * len(names), height=2.6)
+    limits = min(0.0, numbers["low"].min()), numbers["high"].max() * 1.04
+    for name, ax in zip(names, axes.flat, strict=True):
+        ax.set(ylim=limits, xlabel="optimiser step")
+        pair_lines(numbers[numbers["run"] == name], ax, emphasised=("seemingly_toxic", "toxic"))
+        ax.set_title(style.run_label(name), loc="left")
+    axes.flat[0].set_ylabel("mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
+    style.letter(list(axes.flat))
+    return figure

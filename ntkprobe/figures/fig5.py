@@ -1,0 +1,41 @@
+"""Figure 5: refusal probability of each group during safety alignment, without and with DCR."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..plots import style
+from ..plots.lines import group_lines
+from ..trajectory import Trajectory
+from ._means import refusal_probabilities, refusal_rows
+
+
+def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
+    """Return the mean refusal probability of every group at every step, and its interval.
+
+    Args:
+        runs: the measured runs, by name.
+
+    Returns:
+        `run, step, group, value, low, high, prompts`.
+    """
+    return refusal_probabilities(refusal_rows(runs))
+
+
+@style.in_print
+def draw(numbers: pd.DataFrame) -> Figure:
+    """Return the figure: a panel per run, all on one scale."""
+    names = list(numbers["run"].unique())
+    figure, axes = style.panels(1, len(names), width=style.COLUMN * len(names))
+    top = max(1.0, numbers["high"].max())
+    for name, ax in zip(names, axes.flat, strict=True):
+        ax.set(ylim=(-0.03 * top, 1.03 * top), xlabel="optimiser step")
+        group_lines(numbers[numbers["run"] == name], ax)
+        ax.set_title(style.run_label(name), loc="left")
+    axes.flat[0].set_ylabel("refusal probability\n(sum over phrase set)")
+    style.letter(list(axes.flat))
+    sizes = numbers.groupby("group")["prompts"].max()
+    counts = ", ".join(f"{sizes[g]} {style.look(g).label}" for g in style.in_order(sizes.index))
+    style.footnote(
+        figure, f"Mean over {counts} prompts; bands are 95 % bootstrap intervals over prompts."
+    )
+    return figure

@@ -1,0 +1,52 @@
+"""Figure 6: mean similarity between groups, of the base model and after DCR."""
+
+import math
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..plots import style
+from ..plots.heatmap import group_map
+from ..trajectory import Trajectory
+from ._means import kernel_means
+
+
+def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
+    """Return the group means of each run's first measured step.
+
+    Step 0 of the run without DCR is the base model; that of the run after DCR the refined model.
+
+    Args:
+        runs: the measured runs, by name.
+
+    Returns:
+        `run, step, observed_group, updated_group, similarity, low, high, pairs`.
+    """
+    means = kernel_means(runs)
+    return means[means["step"] == means.groupby("run")["step"].transform("min")].reset_index(
+        drop=True
+    )
+
+
+@style.in_print
+def draw(numbers: pd.DataFrame) -> Figure:
+    """Return the figure: a map per run on one colour scale, values printed."""
+    names = list(numbers["run"].unique())
+    low = math.floor(numbers["similarity"].min() * 10) / 10
+    high = math.ceil(numbers["similarity"].max() * 10) / 10
+    figure, axes = style.panels(1, len(names), width=1.0 + 2.6 * len(names), height=2.9)
+    for name, ax in zip(names, axes.flat, strict=True):
+        rows = numbers[numbers["run"] == name]
+        group_map(rows, ax, limits=(low, high))
+        ax.set_title(f"{_model(name)}, step {rows['step'].iloc[0]}", loc="left")
+    bar = figure.colorbar(axes.flat[0].collections[0], ax=list(axes.flat), shrink=0.75, pad=0.02)
+    bar.set_label("mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
+    bar.outline.set_visible(False)
+    style.letter(list(axes.flat))
+    return figure
+
+
+def _model(run: str) -> str:
+    """Return what the first step of `run` is: the base model, or what DCR made of it."""
+    start = {"stl": "base model", "dcr": "after DCR", "dcr-stl": "after DCR"}
+    return start.get(run, style.run_label(run))

@@ -1,0 +1,122 @@
+"""One look for every figure: a colour and a marker per group, sizes that fit a printed page.
+
+The colours are Paul Tol's high-contrast set, with darker companions for text: they can be told
+apart with any common colour vision, and in grey.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from textwrap import fill
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLUMN, PAGE = 3.3, 6.8
+"""Widths in inches of one printed column and of both."""
+
+PRINT: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3.5,
+    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3, and the text stays text
+    "svg.fonttype": "none",
+    "savefig.dpi": 220,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a group looks in every figure: colours of ink and of text, a marker, labels."""
+
+    colour: str
+    text: str
+    marker: str
+    label: str
+    short: str
+
+
+GROUPS = {
+    "normal": Look("#004488", "#004488", "s", "normal", "normal"),
+    "seemingly_toxic": Look("#DDAA33", "#8A6A00", "o", "seemingly toxic", "s-toxic"),
+    "toxic": Look("#BB5566", "#994455", "^", "toxic", "toxic"),
+}
+_RUNS = ("#555555", "#117733", "#882255", "#6699CC")  # none is the colour of a group
+_RUN_LABELS = {"stl": "STL", "dcr": "DCR → STL", "dcr-stl": "DCR → STL", "base": "base model"}
+
+in_print = mpl.rc_context(PRINT)
+"""A decorator and a context: figures made inside have the sizes and fonts of `PRINT`."""
+
+
+def look(group: Hashable) -> Look:
+    """Return how `group` looks; a group without a place in the house style is grey."""
+    name = safe(str(group).replace("_", " "))
+    return GROUPS.get(str(group), Look("#555555", "#333333", "D", name, name))
+
+
+def in_order(groups: Iterable[str]) -> list[str]:
+    """Return the groups without repeats, in the order of the paper's maps."""
+    paper = ["seemingly_toxic", "toxic", "normal"]
+    return sorted(set(groups), key=lambda g: (paper.index(g) if g in paper else len(paper), g))
+
+
+def run_label(name: Hashable) -> str:
+    """Return what titles call the run `name`: `dcr-stl` is "DCR → STL", others keep theirs."""
+    return safe(_RUN_LABELS.get(str(name), str(name)))
+
+
+def run_colour(position: int) -> str:
+    """Return the colour of the run at `position`, where runs and not groups are compared."""
+    return _RUNS[position % len(_RUNS)]
+
+
+def safe(text: str, width: int | None = None) -> str:
+    """Return `text`, wrapped at `width`, with dollar signs that do not start mathematics."""
+    return (fill(text, width) if width else text).replace("$", r"\$")
+
+
+def panels(
+    rows: int, columns: int, *, width: float = PAGE, height: float = 2.2
+) -> tuple[Figure, np.ndarray]:
+    """Return a new figure and its Axes `[rows, columns]`, which belong to no window.
+
+    Args:
+        rows: number of rows.
+        columns: number of columns.
+        width: of the figure, in inches.
+        height: of each row, in inches.
+
+    Returns:
+        Figure and Axes.
+    """
+    figure = Figure(figsize=(width, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def letter(axes: Sequence[Axes]) -> None:
+    """Put (a), (b), … before the titles of `axes`, where there is more than one."""
+    if len(axes) > 1:
+        for index, ax in enumerate(axes):
+            ax.set_title(f"({chr(97 + index)})  {ax.get_title(loc='left')}", loc="left")
+
+
+def footnote(figure: Figure, text: str) -> None:
+    """Write `text` small and grey under the panels: what the bands are, how many prompts."""
+    figure.supxlabel(text, fontsize=6.5, color="0.35", x=0.01, ha="left")

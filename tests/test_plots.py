@@ -1,0 +1,95 @@
+"""Plots draw what they are given, where it belongs, and nothing else."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ntkprobe.plots import style
+from ntkprobe.plots.heatmap import group_map
+from ntkprobe.plots.lines import group_lines, label_ends, pair_lines
+from ntkprobe.plots.paths import shaded_path
+
+
+@pytest.fixture
+def ax():
+    return style.panels(1, 1)[1][0, 0]
+
+
+def steps_of(group, values):
+    return pd.DataFrame({"step": range(len(values)), "group": group, "value": values})
+
+
+def test_a_line_goes_through_the_values_of_its_group(ax):
+    group_lines(pd.concat([steps_of("toxic", [0.1, 0.9]), steps_of("normal", [0.2, 0.3])]), ax)
+    toxic = next(line for line in ax.lines if line.get_color() == style.look("toxic").colour)
+    assert list(toxic.get_ydata()) == [0.1, 0.9]
+
+
+def test_lines_are_drawn_in_order_of_step_whatever_the_order_of_rows(ax):
+    group_lines(steps_of("toxic", [0.1, 0.5, 0.9]).iloc[::-1], ax)
+    assert list(ax.lines[0].get_xdata()) == [0, 1, 2]
+
+
+def test_every_line_is_named_at_its_end(ax):
+    group_lines(pd.concat([steps_of(g, [0, 1]) for g in style.GROUPS]), ax)
+    assert {t.get_text() for t in ax.texts} == {"normal", "seemingly toxic", "toxic"}
+
+
+def test_labels_of_equal_heights_do_not_lie_on_each_other(ax):
+    label_ends(ax, [(0.5, "one", "k"), (0.5, "two", "k"), (0.5, "three", "k")])
+    boxes = [t.get_window_extent() for t in ax.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_labels_far_apart_stay_at_their_heights(ax):
+    label_ends(ax, [(0.3, "low", "k"), (0.7, "high", "k")])
+    assert [t.xy[1] for t in ax.texts] == pytest.approx([0.3, 0.7])
+
+
+def test_pair_lines_emphasise_only_the_asked_pairs(ax):
+    groups = ["normal", "seemingly_toxic", "toxic"]
+    pairs = [(a, b) for a in groups for b in groups]
+    table = pd.DataFrame(
+        [(s, *p, 0.1 * i, 0, 1) for s in (0, 1) for i, p in enumerate(pairs)],
+        columns=["step", "observed_group", "updated_group", "similarity", "low", "high"],
+    )
+    pair_lines(table, ax, emphasised=("seemingly_toxic", "toxic"))
+    widths = [line.get_linewidth() for line in ax.lines]
+    assert (len(widths), widths.count(max(widths))) == (9, 2)
+
+
+def test_a_map_prints_observed_in_rows_and_updated_in_columns(ax):
+    groups = ["seemingly_toxic", "toxic", "normal"]
+    table = pd.DataFrame(
+        [(a, b, 0.1 * i + 0.01 * j) for i, a in enumerate(groups) for j, b in enumerate(groups)],
+        columns=["observed_group", "updated_group", "similarity"],
+    )
+    group_map(table, ax)
+    printed = np.array([float(t.get_text()) for t in ax.texts]).reshape(3, 3)
+    assert printed[0, 1] == pytest.approx(0.01)
+    assert printed[1, 0] == pytest.approx(0.10)
+
+
+def test_a_path_darkens_with_the_step(ax):
+    table = pd.DataFrame({"step": [0, 1, 2], "x": [0, 1, 2], "y": [0, 1, 2]})
+    shaded_path(table, ax, x="x", y="y", colour="#117733", label="run")
+    assert np.all(np.diff(ax.collections[0].get_facecolors()[:, :3].sum(axis=1)) < 0)
+
+
+def test_dollar_signs_are_not_read_as_mathematics(ax):
+    text = ax.set_title(style.safe("costs $5 or $6"))
+    ax.figure.draw_without_rendering()
+    assert text.get_text().count(r"\$") == 2
+
+
+def test_colours_of_groups_differ_in_lightness_too():
+    def grey(colour):
+        red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+        return 0.299 * red + 0.587 * green + 0.114 * blue
+
+    greys = sorted(grey(look.colour) for look in style.GROUPS.values())
+    assert min(np.diff(greys)) > 30
+
+
+def test_runs_never_wear_a_group_colour():
+    assert not {style.run_colour(i) for i in range(4)} & {g.colour for g in style.GROUPS.values()}
