@@ -1,0 +1,124 @@
+"""What a training shows and when it saves."""
+
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.utils import logging
+
+
+class Progress(TrainerCallback):
+    """One bar on stderr with the last loss, in place of transformers' lines on stdout."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.bar: tqdm | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Open the bar where the run stands."""
+        if state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc=self.description,
+                unit="step",
+                disable=args.disable_tqdm or None,  # None: no bar where nobody looks
+                dynamic_ncols=True,
+            )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Move it."""
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Show the loss."""
+        if self.bar is not None and logs and "loss" in logs:
+            shown = {k: logs[k] for k in ("loss", "circle_excess") if k in logs}
+            self.bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Close it."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class SaveAt(TrainerCallback):
+    """Saves after the given steps and after the last; step 0 is the model before training."""
+
+    def __init__(self, steps: list[int], trainer: Trainer) -> None:
+        self.steps = frozenset(steps)
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Save step 0, without an optimiser: nothing can be resumed from before the beginning."""
+        if 0 in self.steps and state.global_step == 0:
+            folder = Path(str(args.output_dir)) / "checkpoint-0"
+            self.trainer.save_model(str(folder))
+            if state.is_world_process_zero:
+                state.save_to_json(str(folder / "trainer_state.json"))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Ask for a checkpoint where one is due."""
+        if state.global_step in self.steps or state.global_step >= state.max_steps:
+            control.should_save = True
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Keep transformers' advice and weight-loading bars off the terminal for the block.
+
+    Yields:
+        Nothing.
+    """
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # About each other's renamed attributes: nothing that a user of ours could change.
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def install(trainer: Trainer, description: str, save_at: list[int] | None) -> None:
+    """Give a trainer our bar and, where steps are named, our saves."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress(description))
+    if save_at:
+        trainer.add_callback(SaveAt(save_at, trainer))

@@ -1,0 +1,160 @@
+"""Prompts as the contrastive stage takes them: tokens, group, and what the regulariser predicts."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ..chat import Template, resolve_template
+from ..errors import UserError
+from ..prompts import Prompt, PromptSet
+from .data import IGNORED, Pair, pad_token, padded
+
+if TYPE_CHECKING:
+    from .dcr import DCRConfig
+
+SIDES = ("seemingly_toxic", "toxic")
+"""The groups that are pushed apart; their positions are the labels."""
+
+CORPUS = -1
+"""The label of a row that only the regulariser sees."""
+
+
+class PromptRows(Dataset):
+    """Encoded prompts, each with the row of the corpus that goes with it, if there is one."""
+
+    def __init__(self, rows: list[dict[str, Any]], corpus: list[dict[str, Any]]) -> None:
+        self.rows = rows
+        self.corpus = corpus
+
+    @property
+    def groups(self) -> list[int]:
+        """The label of each prompt."""
+        return [row["group"] for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> list[dict[str, Any]]:
+        companion = [self.corpus[index % len(self.corpus)]] if self.corpus else []
+        return [self.rows[index], *companion]
+
+
+def encode_prompts(
+    prompts: PromptSet,
+    tokenizer: PreTrainedTokenizerBase,
+    config: "DCRConfig",
+    corpus: Sequence[Pair] | None = None,
+) -> tuple[PromptRows, dict[str, Any]]:
+    """Return the rows to train on and a report of what was left out.
+
+    Args:
+        prompts: of any groups; those of `SIDES` are taken.
+        tokenizer: the model's.
+        config: template, length, ratio, and what the regulariser is on.
+        corpus: pairs for `nll_on="corpus"`.
+
+    Returns:
+        The rows, and counts for the report.
+
+    Raises:
+        UserError: if a group is empty, before or after prompts that are too long are left out, or
+            what the regulariser needs is missing.
+    """
+    template = resolve_template(tokenizer, config.template)
+    chosen = _chosen(prompts, config.toxic_ratio, config.seed)
+    encoded = [_encode(prompt, tokenizer, template, config) for prompt in chosen]
+    rows = [row for row in encoded if len(row["input_ids"]) <= config.max_length]
+    lengths = [row["ends"] for row in rows]
+    report = {
+        "template": template.name,
+        **{side: sum(row["group"] == i for row in rows) for i, side in enumerate(SIDES)},
+        "other_groups": len(prompts) - len(prompts.in_group(*SIDES)),
+        "not_drawn": len(prompts.in_group(*SIDES)) - len(chosen),
+        "too_long": len(encoded) - len(rows),
+        "prompt_tokens": [min(lengths, default=0), max(lengths, default=0)],
+    }
+    for side in SIDES:
+        if not report[side]:
+            raise UserError(f"all {side} prompts are longer than max_length={config.max_length}")
+    companions = _encode_corpus(corpus, tokenizer, template, config)
+    if config.nll_on == "corpus":
+        report["corpus"] = len(companions)
+    return PromptRows(rows, companions), report
+
+
+def _chosen(prompts: PromptSet, ratio: float | None, seed: int) -> PromptSet:
+    """Return the prompts of both sides, the toxic ones sampled down to the ratio of Table 4.
+
+    Raises:
+        UserError: if a side is empty, or there are fewer toxic prompts than the ratio asks for.
+    """
+    sides = prompts.in_group(*SIDES)
+    if ratio is None:
+        return sides
+    rows, wanted = sides.rows("toxic"), round(ratio * len(sides.rows("seemingly_toxic")))
+    if not 1 <= wanted <= len(rows):
+        raise UserError(f"toxic_ratio={ratio} needs {wanted} toxic prompts: there are {len(rows)}")
+    drawn = {rows[i] for i in sides.take(rows).sampled_rows(wanted, seed)}
+    return sides.take([i for i, p in enumerate(sides) if p.group != "toxic" or i in drawn])
+
+
+def _encode(
+    prompt: Prompt, tokenizer: PreTrainedTokenizerBase, template: Template, config: "DCRConfig"
+) -> dict[str, Any]:
+    """Return one prompt's tokens, where it ends, and what the regulariser predicts.
+
+    Raises:
+        UserError: if it needs a response that is not there.
+    """
+    ids = template.encode(tokenizer, prompt.text)
+    row = {"group": SIDES.index(prompt.group), "ends": len(ids)}
+    if config.nll_on == "response":
+        if not prompt.response:
+            raise UserError(f"nll_on=response: no response for the prompt {prompt.text[:60]!r}")
+        whole, answer = template.encode_pair(tokenizer, prompt.text, prompt.response)
+        labels = [token if kept else IGNORED for token, kept in zip(whole, answer, strict=True)]
+        return row | {"input_ids": whole, "labels": labels, "ends": answer.index(True)}
+    return row | {
+        "input_ids": ids,
+        "labels": ids if config.nll_on == "prompt" else [IGNORED] * len(ids),
+    }
+
+
+def _encode_corpus(
+    corpus: Sequence[Pair] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    config: "DCRConfig",
+) -> list[dict[str, Any]]:
+    """Return the rows of the corpus, whose answers the regulariser predicts.
+
+    Raises:
+        UserError: if there are none.
+    """
+    if config.nll_on != "corpus":
+        return []
+    rows = []
+    for pair in corpus or ():
+        if not pair.empty:
+            ids, answer = template.encode_pair(tokenizer, pair.prompt, pair.response)
+            ids, answer = ids[: config.max_length], answer[: config.max_length]
+            labels = [token if kept else IGNORED for token, kept in zip(ids, answer, strict=True)]
+            rows.append({"input_ids": ids, "labels": labels, "group": CORPUS, "ends": len(ids)})
+    if not rows:
+        raise UserError("nll_on=corpus: give a corpus of question-answer pairs")
+    return rows
+
+
+def collate(
+    batch: Sequence[list[dict[str, Any]]], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Tensor]:
+    """Return a batch: the padded tokens and labels, and the `groups` and `ends` of the rows."""
+    rows = [row for rows in batch for row in rows]
+    return padded(rows, pad_token(tokenizer)) | {
+        "groups": torch.tensor([row["group"] for row in rows]),
+        "ends": torch.tensor([row["ends"] for row in rows]),
+    }

@@ -1,0 +1,299 @@
+"""DCR, the contrastive stage before safety alignment (paper section 5, A.2, A.8).
+
+Prompts of one group are drawn together and those of different groups pushed apart at the output of
+block `layer`, by the circle loss; everything above that block stays as it is, bit for bit.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+from ..checkpoints import load_model, load_tokenizer
+from ..errors import UserError
+from ..hooks import capture
+from ..losses import circle_loss, circle_loss_floor, cosine_similarities, pairs
+from ..prompts import PromptSet
+from .adapters import linear_names, with_lora
+from .callbacks import install, quiet
+from .config import StageConfig
+from .contrast_data import SIDES, PromptRows, collate, encode_prompts
+from .data import IGNORED, Pair, digest
+from .features import freeze_above, gathered, pool, without_blocks_above
+from .guards import check_overlaps
+from .runs import Run, save_model
+from .sampler import EpochSampler
+
+CHOICES = {
+    "weights": ("paper", "sun2020"),
+    "pooling": ("last", "mean"),
+    "nll_on": ("prompt", "response", "corpus"),
+    "sampling": ("balanced", "natural"),
+}
+
+
+@dataclass
+class DCRConfig(StageConfig):
+    """Settings of the contrastive stage; the defaults are the paper's (A.2) for Qwen2.5-1.5B.
+
+    Attributes:
+        layer: block at whose output the loss is; it and all before it are trained. Must be given.
+        margin: m of the circle loss.
+        scale: its gamma.
+        weights: `paper` (Eq. 5 to the letter) or `sun2020` (the cited loss).
+        detach: treat the loss's weights as constants.
+        pooling: `last` prompt token or `mean` over the prompt.
+        nll_weight: lambda; 0 leaves the regulariser out, and the forward pass ends at `layer`.
+        nll_on: `prompt` (its own tokens), `response` (of prompts that have one) or a `corpus`.
+        sampling: `balanced` groups in each batch, or as they come (`natural`).
+        toxic_ratio: toxic prompts for each seemingly toxic one (Table 4); None takes all.
+        lora_rank: 0 trains all parameters up to `layer`; else LoRA of this rank on their blocks.
+        lora_alpha: scale of the adapter, divided by its rank.
+        lora_dropout: on the adapter's input.
+        lora_targets: linear maps to adapt by name; None takes all of a block.
+    """
+
+    layer: int = 0
+    margin: float = 0.25
+    scale: float = 16.0
+    weights: str = "paper"
+    detach: bool = False
+    pooling: str = "last"
+    nll_weight: float = 0.001
+    nll_on: str = "prompt"
+    sampling: str = "balanced"
+    toxic_ratio: float | None = None
+    lora_rank: int = 0
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    lora_targets: list[str] | None = None
+    per_device_train_batch_size: int = 32
+    num_train_epochs: float = 3.0
+    lr_scheduler_type: Any = "constant"
+    save_strategy: Any = "epoch"
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} is {getattr(self, name)!r}: choose from {list(allowed)}")
+        if not 0 < self.margin < 1 or self.scale <= 0 or self.nll_weight < 0:
+            raise UserError("circle loss needs 0 < margin < 1, scale > 0 and nll_weight >= 0")
+        super().__post_init__()
+
+
+class DCRTrainer(Trainer):
+    """transformers.Trainer with the contrastive loss; freezes the model's tail when made.
+
+    The pairs of a batch are those of all processes, so that the loss does not depend on how many
+    there are. With gradient accumulation each part is a batch of its own.
+    """
+
+    args: DCRConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: DCRConfig,
+        prompts: PromptSet,
+        processing_class: PreTrainedTokenizerBase,
+        *,
+        corpus: Sequence[Pair] | None = None,
+        **trainer: Any,
+    ) -> None:
+        """Encode the prompts, freeze the tail, and set the trainer up.
+
+        Args:
+            model: a causal language model; its `requires_grad` flags are set.
+            args: the settings.
+            prompts: seemingly toxic and toxic ones; normal ones are left out.
+            processing_class: the tokenizer.
+            corpus: question-answer pairs for `nll_on="corpus"`.
+            **trainer: passed on to transformers' Trainer.
+
+        Raises:
+            UserError: for a layer that does not exist, a group without prompts, or missing answers.
+        """  # ruff: ignore[docstring-extraneous-exception]
+        trained, frozen, tied = freeze_above(model, args.layer)
+        rows, self.data_report = encode_prompts(prompts, processing_class, args, corpus)
+        self.inner = model
+        short = "logits_to_keep" in signature(model.forward).parameters
+        self._no_logits = {"logits_to_keep": 1} if short else {}
+        adapted = self._with_adapter(model, args) if args.lora_rank else model
+        super().__init__(
+            model=adapted,
+            args=args,
+            train_dataset=rows,
+            data_collator=lambda batch: collate(batch, processing_class),
+            processing_class=processing_class,
+            **trainer,
+        )
+        if args.lora_rank:
+            trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+        self.parameter_report = {"trained": trained, "frozen": frozen, "tied_embedding": tied}
+        # Our loss is a mean that the Trainer has to divide by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self._sums: dict[str, float] = {}
+        install(self, "dcr", args.save_at)
+
+    @staticmethod
+    def _with_adapter(model: PreTrainedModel, args: DCRConfig) -> nn.Module:
+        """Return the model with LoRA on the blocks up to the loss."""
+        return with_lora(
+            model,
+            args.lora_targets or sorted(linear_names(model)),
+            rank=args.lora_rank,
+            alpha=args.lora_alpha,
+            dropout=args.lora_dropout,
+            seed=args.seed,
+            layers=args.layer,
+        )
+
+    def _get_train_sampler(self, *_: Any, **__: Any) -> Sampler:
+        """Return the order of the prompts, the same on every process."""
+        assert isinstance(self.train_dataset, PromptRows)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochSampler(
+            self.train_dataset.groups,
+            self.args.train_batch_size * self.args.world_size,
+            balanced=self.args.sampling == "balanced",
+            seed=seed,
+        )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return L_circle + lambda NLL of one batch.
+
+        Args:
+            model: the model, wrapped or not.
+            inputs: a batch of `contrast_data.collate`.
+            return_outputs: also return the features.
+            num_items_in_batch: not used.
+
+        Returns:
+            The loss, or `(loss, {"features": …})`.
+        """
+        args = self.args
+        labels, groups, ends = (inputs.pop(name) for name in ("labels", "groups", "ends"))
+        states, logits = self._forward(model, inputs)
+        prompts = groups >= 0  # the others are the corpus
+        features = gathered(pool(states[prompts], ends[prompts], args.pooling), self.accelerator)
+        sides = gathered(groups[prompts], self.accelerator)
+        shape: dict[str, Any] = {
+            "margin": args.margin,
+            "scale": args.scale,
+            "weights": args.weights,
+        }
+        circle = circle_loss(features, sides, detach=args.detach, **shape)
+        nll = self._nll(logits, labels) if logits is not None else circle.new_zeros(())
+        with torch.no_grad():
+            self._note(circle - circle_loss_floor(sides, **shape), nll, features, sides)
+        loss = circle + args.nll_weight * nll
+        return (loss, {"features": features}) if return_outputs else loss
+
+    def _forward(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return the output of block `layer`, and the logits where the loss needs them."""
+        whole = self.args.nll_weight > 0
+        with ExitStack() as stack:
+            outputs = stack.enter_context(capture(self.inner, self.args.layer))
+            if not whole:
+                stack.enter_context(without_blocks_above(self.inner, self.args.layer))
+            logits = model(**inputs, use_cache=False, **({} if whole else self._no_logits)).logits
+        return outputs[0], logits if whole else None
+
+    def _nll(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean negative log-likelihood of all labelled tokens of all processes."""
+        targets = labels[:, 1:]
+        total = F.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(),
+            targets.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+        count = self.accelerator.reduce((targets != IGNORED).sum(), reduction="sum")
+        # DistributedDataParallel averages over processes, as does the Trainer's log.
+        return total * self.accelerator.num_processes / count.clamp(min=1)
+
+    def _note(self, excess: Tensor, nll: Tensor, features: Tensor, sides: Tensor) -> None:
+        """Add up what the next line of the log shows."""
+        similarities = cosine_similarities(features)
+        positive, negative = pairs(sides)
+        values = {
+            "circle_excess": excess,
+            "nll": nll,
+            "positive_similarity": similarities[positive].mean(),
+            "negative_similarity": similarities[negative].mean(),
+        }
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        self._sums["batches"] = self._sums.get("batches", 0.0) + 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the parts of the loss: the circle loss as its excess over the floor."""
+        if "loss" in logs and self._sums:
+            batches = self._sums.pop("batches")
+            logs |= {name: value / batches for name, value in self._sums.items()}
+            self._sums = {}
+        super().log(logs, start_time)
+
+    def finished_model(self) -> PreTrainedModel:
+        """Return the trained model without any adapter: LoRA is merged into its weights."""
+        if self.args.lora_rank:
+            return self.model.merge_and_unload()  # type: ignore[union-attr, operator]
+        return self.inner
+
+
+def train_dcr(
+    model: str,
+    prompts: PromptSet,
+    config: DCRConfig,
+    *,
+    corpus: Sequence[Pair] | None = None,
+    held_out: Mapping[str, Iterable[str]] | None = None,
+    sources: dict[str, Any] | None = None,
+) -> Path:
+    """Run the contrastive stage in `config.output_dir`, going on where an earlier call stopped.
+
+    Args:
+        model: a folder, or a name on the hub.
+        prompts: seemingly toxic and toxic ones.
+        config: the settings.
+        corpus: question-answer pairs for `nll_on="corpus"`.
+        held_out: prompts of later stages and evaluations by name, compared with these.
+        sources: where the data came from, for the record.
+
+    Returns:
+        The folder `final` with the trained model, an ordinary Hugging Face checkpoint.
+
+    Raises:
+        UserError: for a mistake in the settings or data, or a folder that holds another run.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    digests = {"prompts": prompts.digest} | ({"corpus": digest(corpus)} if corpus else {})
+    inputs = {"stage": "dcr", "model": model, **(sources or {}), "digests": digests}
+    run = Run(config, inputs)
+    if run.finished:
+        return run.final
+    chosen = prompts.in_group(*SIDES)
+    check_overlaps(run, {"dcr": [p.text for p in chosen], **(held_out or {})}, strict=config.strict)
+    run.write_data(chosen.frame().rename(columns={"prompt": "row", "text": "prompt"}))
+    with quiet(), run.stage("load"):
+        network = load_model(model, config.loading())
+        tokenizer = load_tokenizer(model, local=False)
+    with quiet(), run.stage("encode"):
+        trainer = DCRTrainer(network, config, prompts, tokenizer, corpus=corpus)
+    run.write_report(data=trainer.data_report, parameters=trainer.parameter_report)
+    run.train(trainer)
+    run.finish(lambda folder: save_model(trainer.finished_model(), tokenizer, folder))
+    return run.final

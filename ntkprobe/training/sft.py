@@ -1,0 +1,232 @@
+"""Safety alignment by supervised fine-tuning with LoRA (paper A.3): normal pairs and refusals."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedTokenizerBase, Trainer
+
+from ..chat import resolve_template
+from ..checkpoints import load_model, load_tokenizer
+from ..errors import UserError
+from ..plugins import load
+from . import recipes
+from .adapters import attention_targets, with_lora
+from .callbacks import install, quiet
+from .config import StageConfig
+from .data import IGNORED, Pair, digest, pad_token, padded
+from .guards import check_overlaps, prompts_of_stage_before
+from .runs import Run, save_model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass
+class SFTConfig(StageConfig):
+    """Settings of the alignment stage; the defaults are the paper's (A.3) for Qwen2.5-1.5B.
+
+    Attributes:
+        recipe: which data are mixed: a module of `training.recipes`, `stl` or `stl_aug`.
+        n_general: normal pairs to draw.
+        n_safe: refusals to draw.
+        loss_on: `response` tokens only, or `all` tokens, as the authors' code is said to do.
+        system: a system message; None leaves the template's own.
+        lora_rank: r.
+        lora_alpha: the adapter is scaled by alpha / r.
+        lora_dropout: on the adapter's input.
+        lora_targets: modules to adapt by name; None finds the projections to q, k and v.
+    """
+
+    recipe: str = "stl"
+    n_general: int = 20000
+    n_safe: int = 1000
+    loss_on: str = "response"
+    system: str | None = None
+    lora_rank: int = 8
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    lora_targets: list[str] | None = None
+    per_device_train_batch_size: int = 4
+    gradient_accumulation_steps: int = 32
+    num_train_epochs: float = 3.0
+    warmup_steps: float = 0.03
+    save_steps: float = 20
+
+    def __post_init__(self) -> None:
+        if self.loss_on not in ("response", "all"):
+            raise UserError(f"loss_on is {self.loss_on!r}: choose 'response' or 'all'")
+        if self.n_general < 0 or self.n_safe < 0 or self.lora_rank < 1:
+            raise UserError("n_general and n_safe cannot be negative, lora_rank not less than 1")
+        super().__post_init__()
+
+
+def encode_pairs(
+    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, config: SFTConfig
+) -> tuple[list[dict[str, list[int]]], dict[str, Any]]:
+    """Return the rows to train on, and a report of what was left out or cut.
+
+    Args:
+        pairs: requests and answers.
+        tokenizer: the model's.
+        config: template, length, system message, and which tokens the loss counts.
+
+    Returns:
+        Rows of `input_ids` and `labels`, and counts for the report.
+
+    Raises:
+        UserError: if nothing is left.
+    """
+    template = resolve_template(tokenizer, config.template)
+    report: dict[str, Any] = {"template": template.name, "too_long": 0, "cut": 0}
+    rows, lengths = [], []
+    for pair in pairs:
+        ids, answer = template.encode_pair(
+            tokenizer, pair.prompt, pair.response, system=config.system
+        )
+        if answer.index(True) >= config.max_length:
+            report["too_long"] += 1
+            continue
+        report["cut"] += len(ids) > config.max_length
+        lengths.append(len(ids))
+        kept = answer if config.loss_on == "response" else [True] * len(ids)
+        labels = [token if k else IGNORED for token, k in zip(ids, kept, strict=True)]
+        rows.append({"input_ids": ids[: config.max_length], "labels": labels[: config.max_length]})
+    if not rows:
+        raise UserError(f"no pair can be trained on: {len(pairs)} given, {report}")
+    lengths.sort()
+    report["tokens"] = {
+        "least": lengths[0],
+        "median": lengths[len(lengths) // 2],
+        "most": lengths[-1],
+        "total": sum(len(row["input_ids"]) for row in rows),
+        "with_loss": sum(label != IGNORED for row in rows for label in row["labels"]),
+    }
+    return rows, report | {"trained_on": len(rows)}
+
+
+def make_trainer(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict[str, list[int]]],
+    config: SFTConfig,
+) -> Trainer:
+    """Return transformers' Trainer on a model that got its LoRA adapter.
+
+    Args:
+        model: a causal language model; the adapter is put into it.
+        tokenizer: the model's, saved with each checkpoint.
+        rows: of `encode_pairs`.
+        config: the settings.
+
+    Returns:
+        A trainer, ready to train.
+    """
+    adapted = with_lora(
+        model,
+        config.lora_targets or attention_targets(model),
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        seed=config.seed,
+    )
+    filler = pad_token(tokenizer)
+    trainer = Trainer(
+        model=adapted,
+        args=config,
+        train_dataset=rows,
+        data_collator=lambda batch: padded(batch, filler),
+        processing_class=tokenizer,
+    )
+    install(trainer, "sft", config.save_at)
+    return trainer
+
+
+def mix(
+    config: SFTConfig, sources: Mapping[str, Sequence[Pair]]
+) -> tuple[dict[str, list[Pair]], dict[str, dict[str, int]]]:
+    """Return the pairs of each source that the recipe draws, and counts for the report.
+
+    Args:
+        config: names the recipe and its numbers.
+        sources: pairs by the names that the recipe needs.
+
+    Returns:
+        Pairs by source, and how many were given, empty, and drawn.
+
+    Raises:
+        UserError: if a source is missing or has nothing in it.
+    """
+    recipe = load(recipes, config.recipe)(n_general=config.n_general, n_safe=config.n_safe)
+    usable = {name: [p for p in sources.get(name, ()) if not p.empty] for name in recipe.needs}
+    if lacking := [name for name in recipe.needs if not usable[name]]:
+        raise UserError(f"the recipe {config.recipe} needs {lacking[0]} pairs: none were given")
+    drawn = recipe.mix(usable, config.seed)
+    counts = {
+        name: {
+            "given": len(sources[name]),
+            "empty": len(sources[name]) - len(usable[name]),
+            "drawn": len(drawn[name]),
+        }
+        for name in drawn
+    }
+    return drawn, counts
+
+
+def train_sft(
+    model: str,
+    general: Sequence[Pair],
+    safe: Sequence[Pair],
+    config: SFTConfig,
+    *,
+    seemingly: Sequence[Pair] = (),
+    held_out: Mapping[str, Iterable[str]] | None = None,
+    sources: dict[str, Any] | None = None,
+) -> Path:
+    """Run the alignment stage in `config.output_dir`, going on where an earlier call stopped.
+
+    Args:
+        model: a folder, or a name on the hub; `RUN/dcr/final` for DCR.
+        general: normal requests and answers (Alpaca).
+        safe: toxic requests and refusals.
+        config: the settings.
+        seemingly: seemingly toxic requests and compliant answers, for the recipe `stl_aug`.
+        held_out: prompts of evaluations by name, compared with these.
+        sources: where the data came from, for the record.
+
+    Returns:
+        The folder `final` with the trained adapter and the tokenizer.
+
+    Raises:
+        UserError: for a mistake in the settings or data, or a folder that holds another run.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    given = {"general": general, "safe": safe, "seemingly": seemingly}
+    digests = {name: digest(pairs) for name, pairs in given.items() if pairs}
+    run = Run(config, {"stage": "sft", "model": model, **(sources or {}), "digests": digests})
+    if run.finished:
+        return run.final
+    drawn, counts = mix(config, given)
+    asked = {name: [p.prompt for p in pairs] for name, pairs in drawn.items()}
+    asked |= prompts_of_stage_before(model)
+    check_overlaps(run, {**asked, **(held_out or {})}, strict=config.strict)
+    run.write_data(_table(drawn))
+    with quiet(), run.stage("load"):
+        network = load_model(model, config.loading())
+        tokenizer = load_tokenizer(model, local=False)
+    with run.stage("encode"):
+        rows, report = encode_pairs([p for ps in drawn.values() for p in ps], tokenizer, config)
+    run.write_report(data={"sources": counts, **report})
+    with quiet():
+        trainer = make_trainer(network, tokenizer, rows, config)
+    run.train(trainer)
+    run.finish(lambda folder: save_model(trainer.model, tokenizer, folder))
+    return run.final
+
+
+def _table(drawn: Mapping[str, Sequence[Pair]]) -> "pd.DataFrame":
+    """Return what is trained on: source, prompt, response."""
+    import pandas as pd
+
+    rows = [(name, p.prompt, p.response) for name, pairs in drawn.items() for p in pairs]
+    return pd.DataFrame(rows, columns=["source", "prompt", "response"])
