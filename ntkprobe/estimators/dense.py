@@ -1,0 +1,76 @@
+"""The kernel by its definition: a backward pass per row of J, then J Jᵀ. The tests' oracle."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from ..checks import finite
+from ..kernel import Blocks, Probe, last_logits, prepare
+from ..parameters import ParameterSelection, Part, part_of, requiring_grad
+
+
+@dataclass(frozen=True)
+class Dense:
+    """One prompt and logit at a time, all gradients kept: for small models, to test others by."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        probes: Sequence[Probe],
+        parameters: str | ParameterSelection = "all",
+    ) -> Blocks:
+        """Return K = J Jᵀ, summed over the parameters in float64."""
+        return sum_over(self.by_parameter(model, probes, parameters))
+
+    def by_part(
+        self,
+        model: nn.Module,
+        probes: Sequence[Probe],
+        parameters: str | ParameterSelection = "all",
+    ) -> dict[Part, Blocks]:
+        """Return K split into the parts of the model, which sum to it."""
+        parts = part_of(model)
+        found: dict[Part, Blocks] = {}
+        for name, blocks in self.by_parameter(model, probes, parameters).items():
+            part = parts.get(name, Part(None, "lora"))
+            found[part] = found[part] + blocks if part in found else blocks
+        return found
+
+    def by_parameter(
+        self,
+        model: nn.Module,
+        probes: Sequence[Probe],
+        parameters: str | ParameterSelection = "all",
+    ) -> dict[str, Blocks]:
+        """Return every parameter's own share of K, by name."""
+        rows = jacobians(model, probes, parameters)
+        return {name: torch.einsum("aip,bjp->aibj", j, j) for name, j in rows.items()}
+
+
+def jacobians(
+    model: nn.Module, probes: Sequence[Probe], parameters: str | ParameterSelection = "all"
+) -> dict[str, Float64[Tensor, "n k _"]]:
+    """Return ∂z_i(x_a)/∂θ for every parameter by name, flattened, in the model's order."""
+    chosen = prepare(model, probes, parameters)
+    tensors = list(chosen.values())
+    rows: list[tuple[Tensor, ...]] = []
+    with requiring_grad(model, chosen), torch.enable_grad():
+        for probe in probes:
+            values = probe.read(finite(last_logits(model, [probe.input_ids]))[0])
+            for value in values:
+                rows.append(
+                    torch.autograd.grad(value, tensors, retain_graph=True, materialize_grads=True)
+                )
+    shape = (len(probes), len(probes[0]), -1)
+    return {
+        name: torch.stack([row[p].double().flatten() for row in rows]).view(shape)
+        for p, name in enumerate(chosen)
+    }
+
+
+def sum_over(blocks: dict[str, Blocks]) -> Blocks:
+    """Return the sum of all parameters' shares."""
+    return torch.stack(list(blocks.values())).sum(0)

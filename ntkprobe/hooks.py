@@ -1,0 +1,139 @@
+"""Where things sit in a causal language model: its blocks, its two ends, what flows between them.
+
+The only place that knows how architectures name their parts. Layer ℓ is the output of decoder
+block ℓ, counted from 1, taken by a hook: transformers' `hidden_states` shows the last one after
+the final norm.
+"""
+
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .errors import UserError
+
+Hook = Callable[..., Any]
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the decoder blocks in order: the outermost list of `num_hidden_layers` modules.
+
+    Raises:
+        UserError: if the model has no such list.
+    """
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    count = getattr(text, "num_hidden_layers", None)
+    lists = [
+        (name.count("."), module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if not lists:
+        raise UserError(
+            f"{type(model).__name__} has no list of {count} decoder blocks to count layers by: "
+            "select parameters by all or re:PATTERN"
+        )
+    return list(min(lists, key=lambda found: found[0])[1])
+
+
+def layer_output(model: nn.Module, layer: int) -> nn.Module:
+    """Return the module whose output is layer `layer`, counted from 1.
+
+    Raises:
+        UserError: if there is no such layer.
+    """
+    blocks = decoder_layers(model)
+    if not 1 <= layer <= len(blocks):
+        raise UserError(f"layer {layer} of {len(blocks)}: choose from 1 to {len(blocks)}")
+    return blocks[layer - 1]
+
+
+def head(model: nn.Module) -> nn.Module | None:
+    """Return the module of the output matrix, `None` where the model names none."""
+    find: Any = getattr(model, "get_output_embeddings", None)
+    return find() if find else None
+
+
+def embedding(model: nn.Module) -> nn.Module | None:
+    """Return the module of the token embedding, `None` where the model names none."""
+    find: Any = getattr(model, "get_input_embeddings", None)
+    return find() if find else None
+
+
+def hidden_state(output: Any) -> Tensor:
+    """Return the hidden state in a decoder block's output, which some families wrap in a tuple."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+@contextmanager
+def hooked(pairs: Iterable[tuple[nn.Module, Hook]]) -> Generator[None]:
+    """Apply forward hooks, `[(module, hook)]`; what a hook returns replaces the module's output."""
+    with ExitStack() as stack:
+        for module, hook in pairs:
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield
+
+
+@contextmanager
+def capture(model: nn.Module, layer: int) -> Generator[list[Float[Tensor, "batch seq hidden"]]]:
+    """Collect the output of block `layer`.
+
+    Yields:
+        The list that each forward pass appends it to.
+    """
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        found.append(hidden_state(output))
+
+    with hooked([(layer_output(model, layer), keep)]):
+        yield found
+
+
+@contextmanager
+def reading_last_positions(
+    model: nn.Module, last: Int[Tensor, " batch"]
+) -> Generator[Callable[[Tensor], Tensor]]:
+    """Give the output matrix one position of each row, `last`: no other logits are read.
+
+    Yields:
+        What takes the model's logits, of all positions or of that one, to its `[batch, vocab]`.
+    """
+
+    def gather(values: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch 1 width"]:
+        rows = torch.arange(len(last), device=values.device)
+        return values[rows, last.to(values.device)].unsqueeze(1)
+
+    def narrow(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (gather(inputs[0]), *inputs[1:])
+
+    output = head(model)
+    with ExitStack() as stack:
+        if output is not None:
+            stack.callback(output.register_forward_pre_hook(narrow).remove)
+        yield lambda logits: (gather(logits) if output is None else logits)[:, 0]
+
+
+class Float64Throughout(TorchFunctionMode):
+    """Computes in float64 where transformers pins float32: norms, softmax, rotary angles.
+
+    `model.double()` alone is not float64: RMSNorm and eager attention cast to float32, and leave
+    errors of 1e-7. Enter it around the forward pass of a model in float64.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return what `func` gives with float64 wherever it asks for float32."""
+        if func is Tensor.float:
+            return args[0].double()
+        named = {key: _double(value) for key, value in (kwargs or {}).items()}
+        return func(*map(_double, args), **named)
+
+
+def _double(argument: Any) -> Any:
+    """Return float64 for float32, anything else as it is."""
+    return torch.float64 if argument is torch.float32 else argument

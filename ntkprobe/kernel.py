@@ -1,0 +1,149 @@
+"""The empirical neural tangent kernel between the prompts of a causal language model.
+
+| here            | paper       | what                                                             |
+|-----------------|-------------|------------------------------------------------------------------|
+| observed prompt | x′          | whose logits change: rows                                        |
+| updated prompt  | x           | which one step of training is taken on: columns                  |
+| logits          | z(x)        | `[vocab]`, after the prompt's last token                         |
+| values read     | z_S(x)      | k logits (`Probe.tokens`) or k weightings (`Probe.cotangents`)   |
+| Jacobian        | ∇_θ z(x)    | `[k, parameters]`, over the selected parameters θ                |
+| kernel block    | K(x′, x)    | J(x′) J(x)ᵀ, `[k, k]`: how a step on x moves the logits of x′    |
+| norm            | ‖K(x′,x)‖_F | divided by ‖K(x′,x′)‖_F in every figure of the paper             |
+
+All blocks of n prompts are one tensor, `K[a, i, b, j] = ⟨∂z_i(x_a)/∂θ, ∂z_j(x_b)/∂θ⟩` (Eq. 2).
+What computes it is an `Estimator`, a file each in `estimators/`: `dense` is this definition
+written out, `gram` gives the same numbers in a small part of the time and memory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor, nn
+
+from .checks import check_fit, check_measurable, finite, refuse
+from .hooks import reading_last_positions
+from .parameters import ParameterSelection
+
+Blocks = Float64[Tensor, "n k m l"]
+Table = Float64[Tensor, "n n"]
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A prompt, nothing padded, and the k numbers of its last logits that are read (A.6).
+
+    Either the logits of `tokens`, vocabulary ids, or the weightings `cotangents @ logits`.
+    """
+
+    input_ids: Int[Tensor, " seq"]
+    tokens: Int[Tensor, " k"] | None = None
+    cotangents: Float[Tensor, "k vocab"] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an empty prompt, and nothing or two things to read."""
+        refuse(len(self.input_ids) == 0, "a prompt is empty: it needs at least one token")
+        both_or_none = (self.tokens is None) == (self.cotangents is None)
+        refuse(both_or_none, "a Probe takes either tokens= or cotangents=, one of the two")
+
+    def __len__(self) -> int:
+        """Return k."""
+        return len(self.tokens if self.tokens is not None else self.cotangents)  # type: ignore[arg-type]
+
+    def read(self, logits: Float[Tensor, " vocab"]) -> Float[Tensor, " k"]:
+        """Return z_S of this prompt's logits."""
+        if self.tokens is not None:
+            return logits[self.tokens.to(logits.device)]
+        return self.cotangents.to(logits) @ logits  # type: ignore[union-attr]
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """One way to compute all blocks: settings, called with all prompts at once."""
+
+    def __call__(
+        self, model: nn.Module, probes: Sequence[Probe], parameters: str | ParameterSelection = ...
+    ) -> Blocks:
+        """Return K, `[n, k, n, k]`, rows observed and columns updated."""
+        ...
+
+
+def prepare(
+    model: nn.Module, probes: Sequence[Probe], parameters: str | ParameterSelection
+) -> dict[str, nn.Parameter]:
+    """Return θ by name, refusing what cannot be measured: the first line of every estimator."""
+    refuse(not probes, "no prompts: give at least one prompt")
+    check_measurable(model)
+    check_fit(model, *zip(*((p.input_ids, p.tokens, len(p)) for p in probes), strict=True))
+    return ParameterSelection.parse(parameters).parameters(model)
+
+
+def last_logits(
+    model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]
+) -> Float[Tensor, "batch vocab"]:
+    """Return z of prompts of any lengths, in one batch.
+
+    Padded to the right, whatever the tokenizer does, with no mask: no position of a causal model
+    sees a later one, so each prompt has the numbers, and the positions, that it has alone.
+    """
+    device, longest = next(model.parameters()).device, max(map(len, prompts))
+    # Padded with its own last token: at a pad token some models warn, some mask.
+    rows = [torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in prompts]
+    last = torch.tensor([len(ids) - 1 for ids in prompts])
+    with reading_last_positions(model, last) as gather:
+        return gather(model(input_ids=torch.stack(rows).to(device), use_cache=False).logits)
+
+
+def top_tokens(
+    model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], k: int, batch_size: int = 32
+) -> list[Int[Tensor, " k"]]:
+    """Return the ids of each prompt's k largest logits, largest first."""
+    found: list[Tensor] = []
+    for start in range(0, len(prompts), batch_size):
+        with torch.no_grad():
+            logits = finite(last_logits(model, prompts[start : start + batch_size]))
+        size = logits.shape[-1]
+        refuse(not 1 <= k <= size, f"the top {k} of {size} tokens: choose from 1 to {size}")
+        found.extend(logits.float().topk(k).indices.cpu())
+    return found
+
+
+def norms(blocks: Blocks) -> Float64[Tensor, "n m"]:
+    """Return ‖K(x′,x)‖_F of every block."""
+    return torch.linalg.matrix_norm(blocks.transpose(1, 2))
+
+
+def similarity(norms: Table) -> Table:
+    """Return ‖K(x′,x)‖_F / ‖K(x′,x′)‖_F, the paper's: rows over their diagonal, not symmetric."""
+    return norms / _own(norms)[:, None]
+
+
+def symmetric_similarity(norms: Table) -> Table:
+    """Return ‖K(x′,x)‖_F / √(‖K(x′,x′)‖_F ‖K(x,x)‖_F)."""
+    own = _own(norms).sqrt()
+    return norms / (own[:, None] * own)
+
+
+def _own(norms: Table) -> Float64[Tensor, " n"]:
+    """Return ‖K(x,x)‖_F, refusing zero: θ would move none of a prompt's logits."""
+    own = norms.diagonal()
+    refuse(
+        not bool((own > 0).all()), "the selected parameters move no logit of a prompt: widen them"
+    )
+    return own
+
+
+def group_means(
+    matrix: Table, groups: Sequence[str], self_pairs: bool = False
+) -> dict[tuple[str, str], float]:
+    """Return the mean over two groups' pairs, `{(observed, updated): mean}`, where there are any."""
+    counted = ~torch.eye(len(groups), dtype=torch.bool) | self_pairs
+    members = {group: torch.tensor([g == group for g in groups]) for group in groups}
+    pairs = {
+        (observed, updated): matrix[members[observed][:, None] & members[updated] & counted]
+        for observed in members
+        for updated in members
+    }
+    return {key: float(values.mean()) for key, values in pairs.items() if len(values)}

@@ -1,0 +1,238 @@
+"""Which parameters a kernel is taken over: the grammar of `--parameters`, and the parts of a model.
+
+A selection is `all`, `lora`, `embed`, `below:L`, `last:N`, `norm`, `head` or `re:PATTERN`, or
+several joined by `+`. A parameter has the name that it has in the base model (what an adapter
+adds to it is taken off); a tied one, found by identity, has one name and counts once.
+"""
+
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from .errors import UserError
+from .hooks import decoder_layers, embedding, head
+
+_TERM = re.compile(
+    r"all|lora|embed|norm|head|below:(?P<below>\d+)|last:(?P<last>\d+)|re:(?P<re>.+)"
+)
+_GRAMMAR = "choose from all, lora, embed, below:L, last:N, norm, head, re:PATTERN, joined by +"
+_JOINT = re.compile(r"\+(?=(?:all|lora|embed|norm|head)(?:\+|$)|below:|last:|re:|\w+$)")
+_ADAPTER = re.compile(r"\.(lora_\w+|modules_to_save)\.")
+_WRAPPING = re.compile(
+    r"\.base_layer\b|\.modules_to_save\.[^.]+|^base_model\.model\.|\b_orig_mod\."
+)
+_MIXER = re.compile(r"attn|attention|mixer|mamba|ssm|conv|recurrent", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of the model: `layer` counts decoder blocks from 1 and is `None` outside them.
+
+    `kind` is `attention`, `mlp` or `norms` in a block; else `embed`, `norm`, `head`, or
+    `embed+head` where these are tied.
+    """
+
+    layer: int | None
+    kind: str
+
+    def __str__(self) -> str:
+        """Return a label such as `block 3 attention`."""
+        return f"block {self.layer} {self.kind}" if self.layer else self.kind
+
+
+@dataclass(frozen=True)
+class ParameterSelection:
+    """A choice of parameters, made of the terms of the grammar."""
+
+    terms: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, spec: "str | ParameterSelection") -> "ParameterSelection":
+        """Return the selection that `spec` writes, such as `last:2+head`.
+
+        Raises:
+            UserError: if a term is unknown or a pattern is no regular expression.
+        """
+        if isinstance(spec, ParameterSelection):
+            return spec
+        terms = tuple(term.strip() for term in _JOINT.split(spec))
+        for term in terms:
+            match = _TERM.fullmatch(term)
+            if match is None:
+                raise UserError(f"parameters {spec!r}: no term {term!r}; {_GRAMMAR}")
+            try:
+                re.compile(match["re"] or "")
+            except re.error as error:
+                raise UserError(f"parameters {spec!r}: {term!r} is no pattern: {error}") from None
+        return cls(terms)
+
+    def __str__(self) -> str:
+        """Return the selection as it is written."""
+        return "+".join(self.terms)
+
+    def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Return the selected parameters by canonical name, in the model's order, a tied one once.
+
+        Raises:
+            UserError: if a block is out of range, or a term selects nothing.
+        """
+        base, adapter = effective_parameters(model), adapter_parameters(model)
+        parts = part_of(model)
+        chosen: set[str] = set()
+        for term in self.terms:
+            names = set(adapter) if term == "lora" else _matching(term, parts, model)
+            if not names:
+                raise UserError(
+                    f"parameters {str(self)!r}: {term!r} selects nothing here; {_hint(term)}"
+                )
+            chosen |= names
+        everything = {**base, **adapter}
+        return {name: everything[name] for name in everything if name in chosen}
+
+    def names(self, model: nn.Module) -> list[str]:
+        """Return the canonical names of the selected parameters, in the model's order."""
+        return list(self.parameters(model))
+
+    def remarks(self, model: nn.Module) -> list[str]:
+        """Return what a reader should know about this selection on this model, a sentence each."""
+        kinds = {part_of(model)[name].kind for name in self.names(model) if name in part_of(model)}
+        if "embed+head" in kinds and {"head", "embed"} & set(self.terms):
+            return [
+                "the output matrix is the embedding (tied): both uses count, with their cross terms"
+            ]
+        return []
+
+
+def _hint(term: str) -> str:
+    """Return what to do about a term that selects nothing."""
+    if term == "lora":
+        return "it has no adapter: load one with peft, or choose all"
+    return "print(ntkprobe.parameters.part_of(model)) lists its parameters"
+
+
+def _matching(term: str, parts: dict[str, Part], model: nn.Module) -> set[str]:
+    """Return the names of the base parameters that one term other than `lora` selects.
+
+    Raises:
+        UserError: if a block is out of range.
+    """
+    match = _TERM.fullmatch(term)
+    assert match is not None
+    if match["re"]:
+        return {name for name in parts if re.search(match["re"], name)}
+    if match["below"] or match["last"]:
+        depth, count = len(decoder_layers(model)), int(match["below"] or match["last"])
+        if not 1 <= count <= depth:
+            raise UserError(
+                f"parameters {term!r}: the model has {depth} blocks; choose from 1 to {depth}"
+            )
+        first = 1 if match["below"] else depth - count + 1
+        final = count if match["below"] else depth
+        embedded = _matching("embed", parts, model) if match["below"] else set()
+        return embedded | {
+            name for name, part in parts.items() if first <= (part.layer or 0) <= final
+        }
+    if term == "all":
+        return set(parts)
+    return {name for name, part in parts.items() if not part.layer and term in part.kind.split("+")}
+
+
+def effective_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of the base model by canonical name, a tied one once.
+
+    A module that an adapter trains whole (`modules_to_save`) stands for the original it replaces:
+    names and kernel are those of the merged model.
+    """
+    found: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        if ".original_module." in name or ".lora_" in name:
+            continue
+        found[_WRAPPING.sub("", name)] = parameter
+    return found
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what an adapter adds or trains whole, by name; empty without one."""
+    if not hasattr(model, "peft_config"):
+        return {}
+    return {
+        re.sub(r"^base_model\.model\.", "", name): parameter
+        for name, parameter in model.named_parameters()
+        if _ADAPTER.search(name)
+    }
+
+
+def part_of(model: nn.Module) -> dict[str, Part]:
+    """Return the part of the model that each base parameter belongs to, by canonical name."""
+    blocks = {id(block): layer for layer, block in enumerate(_blocks(model), start=1)}
+    homes: dict[int, Part] = {}
+    for _, module in model.named_modules():
+        if id(module) in blocks:
+            for parameter_name, parameter in module.named_parameters():
+                homes.setdefault(
+                    id(parameter), Part(blocks[id(module)], _kind_in(module, parameter_name))
+                )
+    homes = _ends(model, homes) | homes
+    return {name: homes[id(p)] for name, p in effective_parameters(model).items()}
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the decoder blocks, none where the model has no list of them."""
+    try:
+        return decoder_layers(model)
+    except UserError:
+        return []
+
+
+def _kind_in(block: nn.Module, name: str) -> str:
+    """Return whether a parameter is of a block's norms, of what mixes positions, or the rest."""
+    child = name.split(".")[0]
+    module = getattr(block, child)
+    if "norm" in type(module).__name__.lower() or "norm" in child:
+        return "norms"
+    return "attention" if _MIXER.search(child) else "mlp"
+
+
+def _ends(model: nn.Module, inside: dict[int, Part]) -> dict[int, Part]:
+    """Return the parts of the parameters outside the blocks, by identity."""
+    output = head(model)
+    heads = {id(p) for p in output.parameters()} if output is not None else set()
+    source = embedding(model)
+    embeddings = {id(p) for p in source.parameters()} if source is not None else set()
+    found: dict[int, Part] = {}
+    for name, parameter in model.named_parameters():
+        own = id(parameter)
+        if own in inside:
+            continue
+        words = name.lower()
+        if own in heads:
+            kind = "embed+head" if own in embeddings else "head"
+        elif "embed" in words or own in embeddings:
+            kind = "embed"
+        else:
+            kind = (
+                "norm"
+                if "norm" in words or "ln_f" in words
+                else "head"
+                if "out" in words
+                else "embed"
+            )
+        found[own] = Part(None, kind)
+    return found
+
+
+@contextmanager
+def requiring_grad(model: nn.Module, parameters: dict[str, nn.Parameter]) -> Generator[None]:
+    """Let exactly these parameters require a gradient inside the `with` block."""
+    before = {p: p.requires_grad for p in model.parameters()}
+    wanted = {id(p) for p in parameters.values()}
+    try:
+        for parameter in before:
+            parameter.requires_grad_(id(parameter) in wanted)
+        yield
+    finally:
+        for parameter, required in before.items():
+            parameter.requires_grad_(required)
