@@ -1,8 +1,7 @@
 """What both stages can be told: transformers' TrainingArguments and a few fields of ours."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
-from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +12,11 @@ from ..errors import UserError
 
 PLACES = ("output_dir", "logging_dir", "local_rank", "resume_from_checkpoint")
 """Where a run is, which is no setting of it."""
+
+
+def _default(one: Field) -> Any:
+    """Return a dataclass field's default."""
+    return one.default if one.default_factory is MISSING else one.default_factory()
 
 
 @dataclass
@@ -49,6 +53,8 @@ class StageConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        # transformers rewrites some fields (report_to, optim); what was given is what replays.
+        self._given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         if self.save_at:
             self.save_strategy = "no"
         if self.max_length < 1:
@@ -62,23 +68,21 @@ class StageConfig(TrainingArguments):
         )
 
     def settings(self) -> dict[str, Any]:
-        """Return all fields that a stage declares, and every other not at transformers' default."""
+        """Return all fields that a stage declares, and every other given a value of its own."""
         stages = [kind for kind in type(self).__mro__ if issubclass(kind, StageConfig)]
-        declared = {name for kind in stages for name in kind.__annotations__}
-        plain = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.init}
-        usual = _usual()
+        declared = {name for kind in stages for name in kind.__annotations__} & set(self._given)
+        kept = {
+            name: getattr(self, name) if name in declared else v for name, v in self._given.items()
+        }
         return {
-            name: value
-            for name, value in plain.items()
-            if name not in PLACES and (name in declared or value != usual[name])
+            name: _plain(value)
+            for name, value in kept.items()
+            if name not in PLACES and (name in declared or value != _USUAL[name])
         }
 
 
-@cache
-def _usual() -> dict[str, Any]:
-    """Return transformers' defaults."""
-    arguments = TrainingArguments(output_dir="unused")
-    return {f.name: _plain(getattr(arguments, f.name)) for f in fields(arguments) if f.init}
+_USUAL = {f.name: _default(f) for f in fields(TrainingArguments) if f.init}
+"""transformers' defaults, as written: an instance would reset the state of the processes."""
 
 
 def _plain(value: Any) -> Any:
