@@ -19,8 +19,8 @@ from .errors import UserError
 Hook = Callable[..., Any]
 
 
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the decoder blocks in order: the outermost list of `num_hidden_layers` modules.
+def decoder_list(model: nn.Module) -> nn.ModuleList:
+    """Return the list of decoder blocks: the outermost list of `num_hidden_layers` modules.
 
     Raises:
         UserError: if the model has no such list.
@@ -38,7 +38,12 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
             f"{type(model).__name__} has no list of {count} decoder blocks to count layers by: "
             "select parameters by all or re:PATTERN"
         )
-    return list(min(lists, key=lambda found: found[0])[1])
+    return min(lists, key=lambda found: found[0])[1]
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the decoder blocks in order, layer 1 first."""
+    return list(decoder_list(model))
 
 
 def layer_output(model: nn.Module, layer: int) -> nn.Module:

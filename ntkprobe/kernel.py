@@ -138,7 +138,7 @@ def _own(norms: Table) -> Float64[Tensor, " n"]:
 def group_means(
     matrix: Table, groups: Sequence[str], self_pairs: bool = False
 ) -> dict[tuple[str, str], float]:
-    """Return the mean over two groups' pairs, `{(observed, updated): mean}`, where there are any."""
+    """Return the mean over the pairs of two groups, `{(observed, updated): mean}`, if any."""
     counted = ~torch.eye(len(groups), dtype=torch.bool) | self_pairs
     members = {group: torch.tensor([g == group for g in groups]) for group in groups}
     pairs = {

@@ -1,0 +1,3 @@
+"""The Gram estimator."""
+
+from .algorithm import Gram as Gram

@@ -1,0 +1,80 @@
+"""Which rows of an operation's tensors belong to which prompt."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class NoRule(Exception):
+    """An operation on a parameter is none that the rules know."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts of a batch, right-padded to `seq` positions."""
+
+    lengths: tuple[int, ...]
+    seq: int
+
+    def lay(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "n seq width"]:
+        """Return the rows by prompt, from any of the shapes that a batch takes on its way.
+
+        Raises:
+            NoRule: if they are not all rows of the batch, in order.
+        """
+        n = len(self.lengths)
+        if x.dim() >= 3 and x.shape[0] == n:
+            return x.reshape(n, -1, x.shape[-1])
+        if x.dim() == 2 and x.shape[0] == n * self.seq:
+            return x.reshape(n, self.seq, x.shape[-1])
+        raise NoRule(f"rows {tuple(x.shape)} of a batch of {n} prompts")
+
+    def lay_gradient(self, g: Float[Tensor, "k *rows width"]) -> Float[Tensor, "k n seq width"]:
+        """Return the gradients with respect to such rows, by prompt."""
+        return g.reshape(g.shape[0], len(self.lengths), -1, g.shape[-1])
+
+    def used(self, x: Float[Tensor, "*rows width"]) -> tuple[int, ...]:
+        """Return how many of each prompt's rows are not padding."""
+        rows = self.lay(x).shape[1]
+        return self.lengths if rows == self.seq else (rows,) * len(self.lengths)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Rows picked out of a batch, an expert's say: of prompt `prompt[r]`, its `slot[r]`-th."""
+
+    prompt: Int[Tensor, " rows"]
+    slot: Int[Tensor, " rows"]
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, batch: Batch, index: Int[Tensor, " rows"]) -> "Gathered":
+        """Return the layout of rows `index` of the flattened batch."""
+        prompt = torch.div(index, batch.seq, rounding_mode="floor")
+        counts = torch.bincount(prompt, minlength=len(batch.lengths))
+        order = prompt.argsort(stable=True)
+        starts = (counts.cumsum(0) - counts)[prompt[order]]
+        slot = torch.empty_like(index)
+        slot[order] = torch.arange(len(index), device=index.device) - starts
+        return cls(prompt, slot, tuple(counts.tolist()))
+
+    def lay(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "n seq width"]:
+        """Return the rows by prompt, those that it has fewer of zero."""
+        out = x.new_zeros(len(self.lengths), max(self.lengths), x.shape[-1])
+        out[self.prompt, self.slot] = x
+        return out
+
+    def lay_gradient(self, g: Float[Tensor, "k rows width"]) -> Float[Tensor, "k n seq width"]:
+        """Return the gradients with respect to such rows, by prompt."""
+        out = g.new_zeros(g.shape[0], len(self.lengths), max(self.lengths), g.shape[-1])
+        out[:, self.prompt, self.slot] = g
+        return out
+
+    def used(self, x: Float[Tensor, "rows width"]) -> tuple[int, ...]:
+        """Return how many rows each prompt has."""
+        return self.lengths
+
+
+Layout = Batch | Gathered
