@@ -153,7 +153,7 @@ def mix(
         sources: pairs by the names that the recipe needs.
 
     Returns:
-        Pairs by source, and how many were given, empty, and drawn.
+        Pairs by source, and how many were asked for, given, empty, and drawn.
 
     Raises:
         UserError: if a source is missing or has nothing in it.
@@ -163,8 +163,10 @@ def mix(
     if lacking := [name for name in recipe.needs if not usable[name]]:
         raise UserError(f"the recipe {config.recipe} needs {lacking[0]} pairs: none were given")
     drawn = recipe.mix(usable, config.seed)
+    asked = {"general": config.n_general, "safe": config.n_safe}
     counts = {
         name: {
+            "asked": asked.get(name, len(usable[name])),
             "given": len(sources[name]),
             "empty": len(sources[name]) - len(usable[name]),
             "drawn": len(drawn[name]),
@@ -209,6 +211,9 @@ def train_sft(
     drawn, counts = mix(config, given)
     asked = {name: [p.prompt for p in pairs] for name, pairs in drawn.items()}
     asked |= prompts_of_stage_before(model)
+    for name, number in counts.items():
+        if number["drawn"] < number["asked"]:
+            run.note(f"{name}: {number['drawn']} of the {number['asked']} pairs asked for")
     check_overlaps(run, {**asked, **(held_out or {})}, strict=config.strict)
     run.write_data(_table(drawn))
     with quiet(), run.stage("load"):

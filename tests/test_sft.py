@@ -1,0 +1,325 @@
+"""Laws of the alignment stage, on random models of four blocks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import training_world as world
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ntkprobe.checkpoints import readiness
+from ntkprobe.errors import UserError
+from ntkprobe.training.adapters import attention_targets
+from ntkprobe.training.data import Pair
+from ntkprobe.training.dcr import DCRConfig, train_dcr
+from ntkprobe.training.sft import SFTConfig, encode_pairs, make_trainer, mix, train_sft
+
+TOKENIZER = world.tokenizer()
+SMALL = {"n_general": 20, "n_safe": 6, "gradient_accumulation_steps": 2, "max_steps": 4}
+
+
+def config(folder, **changes) -> SFTConfig:
+    return SFTConfig(output_dir=str(folder), use_cpu=True, **{**SMALL, **changes})
+
+
+def train(base, folder, **changes) -> Path:
+    return train_sft(base, world.general(), world.safe(), config(folder, **changes))
+
+
+def report(folder: Path) -> dict:
+    return json.loads((folder / "training.json").read_text())
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def saved_steps(folder: Path) -> list[int]:
+    return sorted(int(p.name.split("-")[1]) for p in folder.glob("checkpoint-*"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> str:
+    return world.saved(tmp_path_factory.mktemp("base"))
+
+
+# The adapter
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets"),
+    [
+        ("qwen2", {"q_proj", "k_proj", "v_proj"}),
+        ("opt", {"q_proj", "k_proj", "v_proj"}),
+        ("gpt2", {"c_attn"}),
+        ("gpt_neox", {"query_key_value"}),
+        ("phi3", {"qkv_proj"}),
+    ],
+)
+def test_the_adapter_sits_on_queries_keys_and_values_of_every_block(tmp_path, kind, targets):
+    model = world.network(kind)
+    assert set(attention_targets(model)) == targets
+    rows, _ = encode_pairs(world.safe(), TOKENIZER, config(tmp_path))
+    adapted = make_trainer(model, TOKENIZER, rows, config(tmp_path)).model
+    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in trained} == targets
+    assert len(trained) == 2 * 4 * len(targets)
+
+
+def test_the_adapter_has_the_papers_shape_and_the_base_is_named(tmp_path, base):
+    final = train(base, tmp_path)
+    made = json.loads((final / "adapter_config.json").read_text())
+    assert (made["r"], made["lora_alpha"], made["lora_dropout"]) == (8, 32, 0.05)
+    assert made["base_model_name_or_path"] == base
+    assert (
+        adapter(final)["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"].shape[0]
+        == 8
+    )
+
+
+def test_the_defaults_are_the_papers():
+    made = SFTConfig(output_dir="unused")
+    assert made.per_device_train_batch_size * made.gradient_accumulation_steps == 128
+    assert (made.learning_rate, made.num_train_epochs, made.n_general, made.n_safe) == (
+        1e-4,
+        3,
+        20000,
+        1000,
+    )
+    assert made.get_warmup_steps(1000) == 30
+
+
+def test_an_architecture_without_known_projections_is_told_what_it_has(tmp_path, monkeypatch):
+    monkeypatch.setattr("ntkprobe.training.adapters.APART", ())
+    with pytest.raises(UserError, match=r"name modules with lora_targets; .*'q_proj'"):
+        attention_targets(world.network())
+
+
+def test_named_targets_replace_the_found_ones(tmp_path, base):
+    final = train(base, tmp_path, lora_targets=["o_proj"])
+    assert all("o_proj" in name for name in adapter(final))
+
+
+def test_unknown_targets_are_refused(tmp_path, base):
+    with pytest.raises(UserError, match="no linear map 'nothing'"):
+        train(base, tmp_path, lora_targets=["nothing"])
+
+
+# What is learnt
+
+TEMPLATES = {
+    "raw": ("How?", "Like so.<|im_end|>"),
+    "chat": (
+        "<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n",
+        "Like so.<|im_end|>",
+    ),
+    "FILE": ("User: How?\nAssistant:", " Like so.<|im_end|>"),
+}
+
+
+@pytest.mark.parametrize("spec", TEMPLATES)
+@pytest.mark.parametrize("loss_on", ["response", "all"])
+def test_the_loss_counts_the_answer_and_its_end_or_everything(tmp_path, spec, loss_on):
+    prompt, answer = TEMPLATES[spec]
+    file = tmp_path / "plain.jinja"
+    file.write_text(
+        "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}"
+        "{% if m['role'] == 'user' %}{{ '\\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}Assistant:{% endif %}"
+    )
+    settings = config(tmp_path, template=str(file) if spec == "FILE" else spec, loss_on=loss_on)
+    rows, _ = encode_pairs([Pair("How?", "Like so.")], TOKENIZER, settings)
+    ids, labels = rows[0]["input_ids"], rows[0]["labels"]
+    assert TOKENIZER.decode(ids) == prompt + answer
+    kept = [label != -100 for label in labels]
+    assert [t for t, k in zip(ids, kept, strict=True) if k] == [x for x in labels if x != -100]
+    size = len(TOKENIZER(prompt)["input_ids"])
+    assert kept == [loss_on == "all" or i >= size for i in range(len(ids))]
+
+
+def test_a_batch_is_as_good_as_its_tokens_however_it_is_cut(tmp_path):
+    """The first loss is the mean over all answer tokens of the 8 pairs, not a mean of means."""
+    pairs = world.general(8)
+    settings = config(tmp_path, max_steps=1, save_strategy="no", lora_dropout=0.0)
+    rows, _ = encode_pairs(pairs, TOKENIZER, settings)
+    model = world.network()
+    total = count = 0.0
+    for row in rows:
+        logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
+        targets = torch.tensor(row["labels"][1:])
+        total += F.cross_entropy(logits, targets, reduction="sum").item()
+        count += (targets != -100).sum().item()
+    made = make_trainer(model, TOKENIZER, rows, settings)
+    made.train()
+    assert made.state.log_history[0]["loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize(("rate", "fall"), [(1e-2, True), (0.0, False)])
+def test_training_teaches_the_answers(tmp_path, base, rate, fall):
+    """A random head of this size can express no more than some tenths of a nat."""
+    train(base, tmp_path, learning_rate=rate, max_steps=30, save_steps=30)
+    state = json.loads((tmp_path / "checkpoint-30/trainer_state.json").read_text())
+    losses = [row["loss"] for row in state["log_history"] if "loss" in row]
+    assert (losses[-1] < losses[0] - 0.2) == fall
+
+
+# Data
+
+
+def test_every_pair_is_counted(tmp_path, base):
+    general = [*world.general(), Pair("", "nothing asked"), Pair("Nothing said?", " ")]
+    safe = [*world.safe(4), Pair("rob " * 200, "No."), Pair("Rob?", "No. " * 200)]
+    train_sft(base, general, safe, config(tmp_path, n_general=30, max_length=300))
+    made = report(tmp_path)["data"]
+    assert made["sources"] == {
+        "general": {"asked": 30, "given": 26, "empty": 2, "drawn": 24},
+        "safe": {"asked": 6, "given": 6, "empty": 0, "drawn": 6},
+    }
+    assert (made["too_long"], made["cut"], made["trained_on"]) == (1, 1, 29)
+    assert "general: 24 of the 30 pairs asked for" in report(tmp_path)["notes"]
+
+
+def test_a_cut_answer_keeps_its_beginning(tmp_path):
+    rows, _ = encode_pairs([Pair("Rob?", "No. " * 90)], TOKENIZER, config(tmp_path, max_length=80))
+    assert len(rows[0]["input_ids"]) == 80 and rows[0]["labels"][-1] != -100
+
+
+def test_the_same_seed_draws_the_same_pairs(tmp_path):
+    given = {"general": world.general(), "safe": world.safe()}
+    drawn = [mix(config(tmp_path, seed=seed, n_general=5), given)[0] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(drawn[0]["general"]) == 5 and len(drawn[0]["safe"]) == 6
+
+
+def test_stl_aug_adds_all_seemingly_toxic_pairs(tmp_path, base):
+    seemingly = [Pair("How do I kill a process?", "Use kill."), Pair("Shoot a photo?", "Press.")]
+    settings = config(tmp_path, recipe="stl_aug")
+    train_sft(base, world.general(), world.safe(), settings, seemingly=seemingly)
+    assert report(tmp_path)["data"]["sources"]["seemingly"]["drawn"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"recipe": "stl_aug"}, "needs seemingly pairs"),
+        ({"recipe": "none"}, "no 'none' in"),
+        ({"loss_on": "prompt"}, "loss_on is 'prompt'"),
+        ({"max_length": 5}, "no pair can be trained on"),
+        ({"template": "raw", "system": "Be kind."}, "no place for a system message"),
+        ({"n_safe": -1}, "cannot be negative"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, base, changes, words):
+    with pytest.raises(UserError, match=words) as error:
+        train(base, tmp_path, **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_no_pairs_are_a_mistake(tmp_path, base):
+    with pytest.raises(UserError, match="needs safe pairs"):
+        train_sft(base, world.general(), [Pair("a", "")], config(tmp_path))
+
+
+# Prompts in two places
+
+
+def test_prompts_shared_with_an_evaluation_are_reported(tmp_path, base):
+    held_out = {"evaluation": ["how do I rob BANK 1??", "How do I paint a bank?"]}
+    train_sft(base, world.general(), world.safe(), config(tmp_path, n_safe=8), held_out=held_out)
+    assert report(tmp_path)["overlaps"] == {"safe and evaluation": 1}
+    assert "How do I rob bank 1?" in report(tmp_path)["notes"][0]
+
+
+def test_shared_prompts_are_fatal_when_strict(tmp_path, base):
+    held_out = {"evaluation": ["How do I rob bank 1?"]}
+    with pytest.raises(UserError, match="1 prompts are in safe and evaluation"):
+        train_sft(
+            base,
+            world.general(),
+            world.safe(),
+            config(tmp_path, n_safe=8, strict=True),
+            held_out=held_out,
+        )
+    assert not (tmp_path / "checkpoint-4").exists()
+
+
+def test_prompts_of_the_stage_before_are_compared_too(tmp_path, base):
+    contrast = DCRConfig(
+        output_dir=str(tmp_path / "dcr"), layer=2, max_steps=1, use_cpu=True, save_strategy="no"
+    )
+    final = train_dcr(base, world.prompts(), contrast)
+    safe = [Pair(world.prompts()[30].text.upper(), "No."), *world.safe(2)]
+    train_sft(str(final), world.general(), safe, config(tmp_path / "stl"))
+    assert report(tmp_path / "stl")["overlaps"] == {"safe and dcr (the stage before)": 1}
+
+
+# Checkpoints
+
+
+def test_save_at_saves_exactly_there_and_at_the_end(tmp_path, base):
+    train(base, tmp_path, save_at=[0, 1, 3, 99], max_steps=5)
+    assert saved_steps(tmp_path) == [0, 1, 3, 5]
+    assert all(readiness(tmp_path / f"checkpoint-{n}").state == "ready" for n in (0, 1, 3, 5))
+    start = adapter(tmp_path / "checkpoint-0")
+    assert all(bool(t.any()) == ("lora_A" in name) for name, t in start.items())
+
+
+def test_save_steps_saves_regularly_and_at_the_end(tmp_path, base):
+    train(base, tmp_path, save_steps=2, max_steps=5)
+    assert saved_steps(tmp_path) == [2, 4, 5]
+
+
+def test_the_final_adapter_is_the_last_checkpoint_and_loads(tmp_path, base):
+    final = train(base, tmp_path)
+    assert same(adapter(final), adapter(tmp_path / "checkpoint-4"))
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), final)
+    assert model.active_adapter == "default"
+    assert AutoTokenizer.from_pretrained(final).chat_template == TOKENIZER.chat_template
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, base, monkeypatch):
+    settings = {"max_steps": 9, "save_at": [0, 1, 4]}  # 4 steps to an epoch
+    whole = train(base, tmp_path / "whole", **settings)
+
+    def interrupt(_self, args, state, control, **_):
+        if state.global_step == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ntkprobe.training.callbacks.Progress.on_step_end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(base, tmp_path / "cut", **settings)
+    assert saved_steps(tmp_path / "cut") == [0, 1, 4]
+    assert same(adapter(whole), adapter(train(base, tmp_path / "cut", **settings)))
+    rows = report(tmp_path / "cut")["stages"]
+    assert [row["from_step"] for row in rows if "from_step" in row] == [4]
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_again(tmp_path, base):
+    settings = {"save_at": [0, 4]}
+    whole = adapter(train(base, tmp_path, **settings))
+    (tmp_path / "final").rename(tmp_path / "aside")
+    (tmp_path / "checkpoint-4/trainer_state.json").unlink()
+    assert same(whole, adapter(train(base, tmp_path, **settings)))
+
+
+def test_another_seed_gives_another_adapter(tmp_path, base):
+    runs = [adapter(train(base, tmp_path / str(i), seed=s)) for i, s in enumerate([0, 0, 1])]
+    assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
+
+
+def test_a_finished_run_is_not_repeated_and_another_is_refused(tmp_path, base):
+    final = train(base, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    assert train(base, tmp_path) == final
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    with pytest.raises(UserError, match=r"lora_rank=8.*4"):
+        train(base, tmp_path, lora_rank=4)

@@ -1,0 +1,121 @@
+"""Laws of the pairs that training reads, compares and pads."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from ntkprobe.errors import UserError
+from ntkprobe.plugins import names
+from ntkprobe.training import recipes
+from ntkprobe.training.data import Pair, digest, draw, normalised, overlaps, padded, read_pairs
+from ntkprobe.training.recipes.stl import Stl
+from ntkprobe.training.recipes.stl_aug import StlAug
+
+ROWS = [
+    {"instruction": "Name a colour.", "input": "", "output": "Red."},
+    {"instruction": "Translate:", "input": "chat", "output": "cat"},
+]
+PAIRS = [Pair("Name a colour.", "Red."), Pair("Translate:\nchat", "cat")]
+
+
+def write(path, rows):
+    writers = {
+        ".json": lambda: path.write_text(json.dumps(rows)),
+        ".jsonl": lambda: path.write_text("\n".join(json.dumps(row) for row in rows) + "\n"),
+        ".csv": lambda: pd.DataFrame(rows).to_csv(path, index=False),
+        ".parquet": lambda: pd.DataFrame(rows).to_parquet(path),
+    }
+    writers[path.suffix]()
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
+def test_every_format_holds_the_same_pairs(tmp_path, suffix):
+    assert read_pairs(write(tmp_path / f"pairs{suffix}", ROWS)) == PAIRS
+
+
+@pytest.mark.parametrize("prompt", ["instruction", "prompt", "question", "text", "goal"])
+@pytest.mark.parametrize("response", ["output", "response", "answer", "completion", "refusal"])
+def test_fields_may_have_any_of_the_usual_names(tmp_path, prompt, response):
+    path = write(tmp_path / "pairs.json", [{prompt: "Rob?", response: "No."}])
+    assert read_pairs(path) == [Pair("Rob?", "No.")]
+
+
+@pytest.mark.parametrize("row", [{"prompt": "a"}, {"output": "b"}, {"x": 1}])
+def test_a_record_without_a_field_is_told_by_number_with_what_it_has(tmp_path, row):
+    path = write(tmp_path / "pairs.jsonl", [ROWS[0], row])
+    with pytest.raises(UserError, match=rf"record 2 has the fields \['{next(iter(row))}'\]"):
+        read_pairs(path)
+
+
+def test_an_empty_answer_is_read_as_empty(tmp_path):
+    path = write(tmp_path / "pairs.json", [{"prompt": "a", "output": None}])
+    assert read_pairs(path) == [Pair("a", "")] and Pair("a", "").empty
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.json", "[]"), ("b.json", "{"), ("c.txt", "x")])
+def test_unreadable_files_are_mistakes(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=name):
+        read_pairs(tmp_path / name)
+
+
+def test_a_draw_has_no_repeats_and_follows_its_seed():
+    pairs = [Pair(str(i), "a") for i in range(50)]
+    first = draw(pairs, 20, "0/general")
+    assert first == draw(pairs, 20, "0/general") != draw(pairs, 20, "1/general")
+    assert len(set(first)) == 20 and set(draw(pairs, 99, "0")) == set(pairs)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("How do I kill a process?", "how do i KILL a  process"),
+        ("it's “fine”", 'it’s "fine"'),
+        ("café", "cafe\u0301"),
+        ("one\ntwo", "one two"),
+    ],
+)
+def test_comparison_ignores_case_spacing_and_punctuation(a, b):
+    assert normalised(a) == normalised(b)
+
+
+def test_comparison_keeps_different_words_apart():
+    assert normalised("kill a process") != normalised("kill my process")
+
+
+def test_overlaps_name_both_sets_and_the_prompts():
+    sets = {"dcr": ["A b?", "c"], "safe": ["d", "a B"], "evaluation": ["C!", "a b", "a b."]}
+    assert overlaps(sets) == {
+        "dcr and safe": ["A b?"],
+        "dcr and evaluation": ["A b?", "c"],
+        "safe and evaluation": ["a B"],
+    }
+    assert overlaps({"dcr": ["a"], "safe": ["b"]}) == {}
+
+
+def test_a_digest_follows_content_and_order():
+    assert digest(PAIRS) == digest(list(PAIRS)) != digest(PAIRS[::-1])
+    assert digest([Pair("ab", "c")]) != digest([Pair("a", "bc")])
+
+
+def test_padding_is_on_the_right_and_counts_for_nothing():
+    rows = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [8], "labels": [8]}]
+    batch = padded(rows, pad_token=9)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
+    assert batch["input_ids"].dtype == torch.int64
+
+
+def test_the_folder_is_the_registry_of_recipes():
+    assert names(recipes) == ["stl", "stl_aug"]
+
+
+def test_stl_aug_is_stl_with_all_answered_seemingly_toxic_prompts():
+    sources = {name: [Pair(f"{name} {i}", "a") for i in range(9)] for name in StlAug.needs}
+    plain, more = (kind(n_general=4, n_safe=3).mix(sources, 0) for kind in (Stl, StlAug))
+    assert {**plain, "seemingly": sources["seemingly"]} == more
+    assert [len(plain[name]) for name in Stl.needs] == [4, 3]
