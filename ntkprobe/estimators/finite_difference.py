@@ -1,0 +1,164 @@
+"""The paper's approximation (A.6): backpropagation gives w, a step along ±w shows what w does.
+
+| A.6                                                     | here                      |
+|---------------------------------------------------------|---------------------------|
+| step 1: w = ∇_θ z_i(x), by backpropagation              | `gradient`                |
+| step 2: J(x′) w ≈ (z(x′; θ + εw) − z(x′; θ − εw)) / 2ε  | `FiniteDifference._along` |
+| step 3: restrict to the observed tokens S_o             | `Probe.read`              |
+"""
+
+import math
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from ..checks import finite, refuse
+from ..kernel import Blocks, Probe, last_logits, prepare
+from ..parameters import ParameterSelection, requiring_grad
+
+
+@dataclass(frozen=True)
+class FiniteDifference:
+    """One column of K at a time, by a central difference over all observed prompts in one batch.
+
+    Attributes:
+        eps: ε, the paper's 10⁻³ by default.
+        step: `raw` moves θ by ε·w, as printed; `unit` by ε·w/‖w‖, whatever the gradient's size.
+        batch_size: how many observed prompts go through the model at once.
+        tolerance: warn where ε and ε/2 differ by more than this (`disagreement`).
+    """
+
+    eps: float = 1e-3
+    step: str = "raw"
+    batch_size: int = 128
+    tolerance: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Refuse settings without a meaning."""
+        refuse(not 0 < self.eps < math.inf, f"eps={self.eps}: choose a step above 0, such as 1e-3")
+        known = self.step in ("raw", "unit")
+        refuse(not known, f"step={self.step!r}: choose 'raw' (ε·w) or 'unit' (ε·w/‖w‖)")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        probes: Sequence[Probe],
+        parameters: str | ParameterSelection = "all",
+    ) -> Blocks:
+        """Return K, and warn where the step visibly does not fit this model."""
+        disagreement = self.disagreement(model, probes, parameters)
+        if not disagreement <= self.tolerance:
+            warnings.warn(
+                f"finite differences with {self.step} steps ε = {self.eps:g} and ε/2 differ by "
+                f"{disagreement:.0%}: try step='unit', or the gram estimator, which has no step",
+                stacklevel=2,
+            )
+        columns = torch.stack(list(self.columns(model, probes, parameters)), -1)
+        return columns.unflatten(-1, (len(probes), len(probes[0])))
+
+    def columns(
+        self,
+        model: nn.Module,
+        probes: Sequence[Probe],
+        parameters: str | ParameterSelection = "all",
+        which: Iterable[int] | None = None,
+    ) -> Iterator[Float64[Tensor, "n k"]]:
+        """Yield `which` columns of K, or all: column c is value c % k of updated prompt c // k."""
+        chosen, k = prepare(model, probes, parameters), len(probes[0])
+        _refuse_half_precision(chosen)
+        for c in range(len(probes) * k) if which is None else which:
+            w = gradient(model, probes[c // k], c % k, chosen)
+            yield self._along(w, model, probes, chosen)
+
+    def disagreement(
+        self,
+        model: nn.Module,
+        probes: Sequence[Probe],
+        parameters: str | ParameterSelection = "all",
+    ) -> float:
+        """Return the worst relative difference of ε and ε/2, over eight columns' observed prompts.
+
+        Too long a step shows first where a prompt observes itself, since its own gradient moves
+        its logits most; too short a one, by rounding, where the updated prompt hardly moves it.
+        """
+        size = len(probes) * len(probes[0])
+        eighths = sorted({round(e * (size - 1) / 7) for e in range(8)})
+        whole = self.columns(model, probes, parameters, eighths)
+        half = replace(self, eps=self.eps / 2).columns(model, probes, parameters, eighths)
+        return max(
+            float(((a - b).norm(dim=1) / b.norm(dim=1)).nan_to_num().max())
+            for a, b in zip(whole, half, strict=True)
+        )
+
+    def _along(
+        self,
+        w: list[Tensor],
+        model: nn.Module,
+        observed: Sequence[Probe],
+        chosen: dict[str, nn.Parameter],
+    ) -> Float64[Tensor, "n k"]:
+        """Return J(x′) w for every observed prompt (A.6, steps 2 and 3)."""
+        step = self.eps / _norm(w) if self.step == "unit" else self.eps
+        with moved(chosen.values(), w, step):
+            ahead = self._read(model, observed)
+        with moved(chosen.values(), w, -step):
+            behind = self._read(model, observed)
+        return (ahead - behind) / (2 * step)
+
+    def _read(self, model: nn.Module, observed: Sequence[Probe]) -> Float64[Tensor, "n k"]:
+        """Return the values that the probes read, at the parameters as they are now."""
+        rows: list[Tensor] = []
+        with torch.no_grad():
+            for start in range(0, len(observed), self.batch_size):
+                batch = observed[start : start + self.batch_size]
+                logits = finite(last_logits(model, [probe.input_ids for probe in batch])).double()
+                rows += [probe.read(z) for probe, z in zip(batch, logits, strict=True)]
+        return torch.stack(rows).cpu()
+
+
+def gradient(
+    model: nn.Module, updated: Probe, i: int, chosen: dict[str, nn.Parameter]
+) -> list[Tensor]:
+    """Return w = ∇_θ z_i(x), a tensor for every chosen parameter (A.6, step 1)."""
+    with requiring_grad(model, chosen), torch.enable_grad():
+        value = updated.read(finite(last_logits(model, [updated.input_ids]))[0])[i]
+        return list(torch.autograd.grad(value, list(chosen.values()), materialize_grads=True))
+
+
+@contextmanager
+def moved(
+    parameters: Iterable[nn.Parameter], direction: Sequence[Tensor], step: float
+) -> Generator[None]:
+    """Hold the parameters at θ + step·direction in the `with` block, at θ bit for bit after it.
+
+    θ comes back from a copy: subtracting what was added leaves rounding, more with every column.
+    """
+    tensors = [parameter.detach() for parameter in parameters]
+    saved = [tensor.clone() for tensor in tensors]
+    try:
+        for tensor, w in zip(tensors, direction, strict=True):
+            tensor.add_(w, alpha=step)
+        yield
+    finally:
+        for tensor, original in zip(tensors, saved, strict=True):
+            tensor.copy_(original)
+
+
+def _norm(w: Sequence[Tensor]) -> float:
+    """Return ‖w‖ over all parameters, 1 for w = 0: a step along nothing may have any length."""
+    return math.sqrt(sum(float(part.double().square().sum()) for part in w)) or 1.0
+
+
+def _refuse_half_precision(chosen: dict[str, nn.Parameter]) -> None:
+    """Refuse weights whose rounding swallows the step."""
+    for name, parameter in chosen.items():
+        refuse(
+            parameter.dtype in (torch.bfloat16, torch.float16),
+            f"{name} is {parameter.dtype}, in which a finite difference is mostly rounding: "
+            "load the checkpoint in float32, or take the gram estimator",
+        )
