@@ -1,5 +1,13 @@
-"""The one exception for a user's mistake: a single clear line, exit status 2."""
+"""The one exception for a user's mistake, and how messages are shown: one clear line."""
+
+import unicodedata
 
 
 class UserError(ValueError):
     """A mistake in the call: says what was wrong, what is allowed, and what to do, in one line."""
+
+
+def one_line(text: object) -> str:
+    """Return a text fit for a terminal: one line, no control characters of hostile text."""
+    joined = " ".join(str(text).split())
+    return "".join(c for c in joined if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))

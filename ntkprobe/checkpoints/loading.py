@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .headers import Incomplete
+from .headers import Incomplete, read_json
 from .safeguards import checked_config
 
 if TYPE_CHECKING:
@@ -61,11 +61,17 @@ def load_checkpoint(folder: Path, settings: LoadSettings | None = None) -> "PreT
         UserError: if its configuration asks for something refused, or weights are missing, of
             another shape, or not finite.
     """
+    from transformers import CONFIG_MAPPING
+
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder} is an adapter, not a model: name the model it was trained on")
     try:
-        checked_config(folder / "config.json")
+        values = checked_config(folder / "config.json")
     except Incomplete as error:
-        raise UserError(f"{folder}: {error}") from error
-    return _load(str(folder), settings or LoadSettings(), local=True)
+        raise UserError(f"{folder} is no model: {error}") from error
+    # Given a configuration object, transformers does not read the file.
+    config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    return _load(str(folder), settings or LoadSettings(), local=True, config=config)
 
 
 def load_model(name: str, settings: LoadSettings | None = None) -> "PreTrainedModel":
@@ -93,17 +99,34 @@ def load_tokenizer(name: str | Path, *, local: bool = True) -> "PreTrainedTokeni
     Raises:
         UserError: if there is none.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if not local and not Path(name).is_dir():
+        _insist_on_a_name(str(name))
+    # For some architectures (Qwen2 is one) AutoTokenizer builds that family's own tokenizer from
+    # the vocabulary, whatever the folder declares: a word-level one becomes a BPE without merges.
+    kind: Any = PreTrainedTokenizerFast if _declares_generic(Path(name)) else AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(
+        return kind.from_pretrained(
             str(name), trust_remote_code=False, local_files_only=local or Path(name).is_dir()
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"no tokenizer in {name}: {_first_line(error)}") from error
 
 
-def _load(name: str, settings: LoadSettings, *, local: bool) -> "PreTrainedModel":
+def _declares_generic(folder: Path) -> bool:
+    """Return whether a folder's tokenizer is nothing but its `tokenizer.json`."""
+    try:
+        declared = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
+    except (Incomplete, UserError):
+        return False
+    generic = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return generic and (folder / "tokenizer.json").is_file()
+
+
+def _load(
+    name: str, settings: LoadSettings, *, local: bool, config: Any = None
+) -> "PreTrainedModel":
     """Return the model from transformers.
 
     Raises:
@@ -112,7 +135,9 @@ def _load(name: str, settings: LoadSettings, *, local: bool) -> "PreTrainedModel
     import torch
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
-    options: dict[str, Any] = {"device_map": settings.device_map} if settings.device_map else {}
+    options: dict[str, Any] = {"config": config} if config is not None else {}
+    if settings.device_map:
+        options["device_map"] = settings.device_map
     # A memory-mapped file that shrinks kills the process (SIGBUS): no exception, exit status 135.
     if "disable_mmap" in inspect.signature(PreTrainedModel.from_pretrained).parameters:
         options["disable_mmap"] = True

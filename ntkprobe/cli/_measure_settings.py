@@ -1,0 +1,138 @@
+"""The options of `ntkprobe measure` as the arguments of `measure_run`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .. import estimators, plugins
+from ..checkpoints import LoadSettings
+from ..errors import UserError
+from ..watcher import (
+    Choice,
+    Following,
+    KernelSettings,
+    MeasureSettings,
+    RefusalSettings,
+    parse_shard,
+    parse_steps,
+)
+
+
+def arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of `measure_run`.
+
+    Args:
+        options: the values of all flags, by name.
+
+    Returns:
+        Everything but the prompts.
+
+    Raises:
+        UserError: if flags contradict each other, or a value is not allowed.
+    """
+    if options["only"] not in (None, "kernel", "refusal"):
+        raise UserError(f"no --only {options['only']!r}: choose kernel or refusal")
+    run, model = options["ckpt_dir"], options["model"]
+    if run is None and model is None:
+        raise UserError("nothing to measure: give --ckpt-dir RUN, or --model MODEL, or both")
+    return {
+        "ckpt_dir": run,
+        "model": model,
+        "output_dir": options["output_dir"] or _beside(run, model),
+        "settings": _settings(options),
+        "choice": Choice(
+            steps=parse_steps(options["steps"]) if options["steps"] else (),
+            shard=parse_shard(options["shard"]),
+        ),
+        "following": _following(options),
+        "overwrite": options["overwrite"],
+        "about": {"argv": sys.argv[1:]},
+    }
+
+
+def _beside(run: Path | None, model: str | None) -> Path:
+    """Return `RUN-ntk`, or `NAME-ntk` here for a model alone."""
+    if run is not None:
+        place = run if run.name not in ("", "..") else run.resolve()
+        return place.with_name(place.name + "-ntk")
+    return Path(Path(str(model)).name + "-ntk")
+
+
+def _settings(options: dict[str, Any]) -> MeasureSettings:
+    """Return how to measure."""
+    plugins.load(estimators, options["estimator"])
+    kernel = KernelSettings(
+        estimator=options["estimator"],
+        parameters=options["parameters"],
+        by=options["by"],
+        top_k=options["top_k"],
+        top_k_at=options["top_k_at"],
+        tokens=_tokens(options["tokens"]),
+        keep_blocks=options["keep_blocks"],
+        per_group=options["per_group"] or None,
+        seed=options["seed"],
+    )
+    refusal = RefusalSettings(
+        generate=not options["no_generate"], max_new_tokens=options["max_new_tokens"]
+    )
+    load = {
+        name: options[name] for name in ("dtype", "device", "device_map", "attn_implementation")
+    }
+    return MeasureSettings(
+        kernel=kernel if options["only"] != "refusal" else None,
+        refusal=refusal if options["only"] != "kernel" else None,
+        template=options["template"],
+        max_length=options["max_length"],
+        load=LoadSettings(**load),
+        batch_size=_batch_size(options["batch_size"]),
+    )
+
+
+def _batch_size(spec: str) -> int | None:
+    """Return the number of prompts at a time; None for `auto`.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    if spec == "auto":
+        return None
+    if not str(spec).isdigit() or int(spec) < 1:
+        raise UserError(f"--batch-size {spec!r}: give auto, or 1 or more")
+    return int(spec)
+
+
+def _tokens(path: Path | None) -> tuple[int | str, ...] | None:
+    """Return the tokens in a JSON list of vocabulary ids or of texts.
+
+    Raises:
+        UserError: if the file holds no such list.
+    """
+    if path is None:
+        return None
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--tokens {path} cannot be read as JSON: {error}") from error
+    if not isinstance(values, list) or not values or {type(v) for v in values} - {int, str}:
+        raise UserError(f'--tokens {path}: give a list of ids or texts, such as ["I", "Sure"]')
+    return tuple(values)
+
+
+def _following(options: dict[str, Any]) -> Following | None:
+    """Return how to wait for checkpoints, if at all.
+
+    Raises:
+        UserError: if there is nothing to follow.
+    """
+    if not options["follow"]:
+        if options["until_step"] is not None or options["idle_timeout"] is not None:
+            raise UserError("--until-step and --idle-timeout go with --follow")
+        return None
+    if options["ckpt_dir"] is None:
+        raise UserError("--follow needs the run to follow: give --ckpt-dir RUN")
+    return Following(
+        poll_interval=options["poll_interval"],
+        idle_timeout=options["idle_timeout"],
+        until_step=options["until_step"],
+    )

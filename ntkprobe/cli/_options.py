@@ -1,0 +1,90 @@
+"""Options that several commands share: defaults from a file or a preset, and a quiet process."""
+
+import logging
+import os
+import warnings
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UserError
+
+
+def config_defaults(ctx: Any, path: Path | None) -> Path | None:
+    """Take the defaults of this command's options from a YAML file; typed options beat them.
+
+    Args:
+        ctx: the command's context.
+        path: `--config`.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: if the file cannot be read or names no option of this command.
+    """
+    if path is None or ctx.resilient_parsing:
+        return path
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path} cannot be read as YAML: {error}") from error
+    _set_defaults(ctx, values, f"--config {path}", first=True)
+    return path
+
+
+def preset_defaults(ctx: Any, name: str | None) -> str | None:
+    """Take the defaults of this command's options from a preset; a file and typed ones beat them.
+
+    Args:
+        ctx: the command's context.
+        name: `--preset`.
+
+    Returns:
+        The name.
+
+    Raises:
+        UserError: if there is no such preset for this command.
+    """
+    if name is None or ctx.resilient_parsing:
+        return name
+    folder = files("ntkprobe.presets")
+    known = {
+        file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")
+    }
+    if name not in known:
+        raise UserError(f"no preset {name!r}: choose from {', '.join(sorted(known))}")
+    values = yaml.safe_load((folder / f"{name}.yaml").read_text()).get(ctx.info_name)
+    if values is None:
+        raise UserError(f"the preset {name!r} says nothing about {ctx.info_name}")
+    _set_defaults(ctx, values, f"--preset {name}", first=False)
+    return name
+
+
+def _set_defaults(ctx: Any, values: Any, source: str, *, first: bool) -> None:
+    """Set defaults by option name; `first` ones go before those already set.
+
+    Raises:
+        UserError: if they are no options of the command.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{source} holds no options: write lines such as `top-k: 10`")
+    named = {str(key).replace("-", "_"): value for key, value in values.items()}
+    known = {parameter.name for parameter in ctx.command.params} - {"config", "preset"}
+    if unknown := sorted(set(named) - known):
+        raise UserError(f"{source} sets {unknown[0]!r}, which is no option of {ctx.info_name}")
+    older = dict(ctx.default_map or {})
+    ctx.default_map = {**older, **named} if first else {**named, **older}
+
+
+def quieten() -> None:
+    """Keep the libraries from talking over our progress bar."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore", FutureWarning)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("peft").setLevel(logging.ERROR)

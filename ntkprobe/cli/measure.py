@@ -1,0 +1,161 @@
+"""`ntkprobe measure`: measure the eNTK and the refusal probability at every checkpoint of a run."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import UserError, one_line
+from ._options import config_defaults, preset_defaults, quieten
+
+Flag = typer.Option
+WHAT = "What to measure"
+HOW = "How models are loaded"
+WHICH = "Which checkpoints"
+
+
+def measure(
+    ckpt_dir: Annotated[
+        Path | None, Flag(metavar="RUN", help="A training run, or one checkpoint of it.")
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        Flag(metavar="FILE[=GROUP]", help="CSV, JSONL, JSON or Parquet; may be repeated."),
+    ] = None,
+    model: Annotated[
+        str | None, Flag(help="The base model, a folder or hub name: step 0, and below adapters.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, Flag(metavar="OUT", help="Where to.", show_default="RUN-ntk")
+    ] = None,
+    only: Annotated[str | None, Flag(metavar="kernel|refusal", help="Measure only this.")] = None,
+    estimator: Annotated[
+        str, Flag(help="gram, finite_difference, forward_mode or dense.")
+    ] = "gram",
+    parameters: Annotated[
+        str,
+        Flag(help="all, lora, embed, below:L, last:N, norm, head, re:PATTERN, joined by +."),
+    ] = "all",
+    by: Annotated[str | None, Flag(metavar="layer", help="Keep the share of every layer.")] = None,
+    top_k: Annotated[int, Flag(help="Size of a prompt's block: its most probable tokens.")] = 10,
+    top_k_at: Annotated[
+        str, Flag(metavar="each|first", help="Top tokens of each checkpoint, or of the first.")
+    ] = "each",
+    tokens: Annotated[
+        Path | None, Flag(metavar="FILE", help="JSON list of the block's tokens instead.")
+    ] = None,
+    keep_blocks: Annotated[
+        bool, Flag("--keep-blocks", help="Keep the blocks, not only norms.")
+    ] = False,
+    per_group: Annotated[int, Flag(help="Prompts of each group in the kernel; 0 for all.")] = 25,
+    seed: Annotated[int, Flag(help="Of the choice of prompts.")] = 0,
+    limit: Annotated[
+        int | None, Flag(help="Only the first N prompts of each group, to try things out.")
+    ] = None,
+    no_generate: Annotated[
+        bool, Flag("--no-generate", help="Let the model answer nothing.")
+    ] = False,
+    max_new_tokens: Annotated[int, Flag(help="Of an answer.")] = 32,
+    template: Annotated[
+        str, Flag(help="auto (chat where the tokenizer has one), chat, raw, or a Jinja file.")
+    ] = "auto",
+    max_length: Annotated[int | None, Flag(help="Tokens of a prompt at most.")] = None,
+    preset: Annotated[
+        str | None,
+        Flag(
+            metavar="paper", help="The paper's settings.", callback=preset_defaults, is_eager=True
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        Flag(
+            metavar="FILE", help="YAML with these options.", callback=config_defaults, is_eager=True
+        ),
+    ] = None,
+    dtype: Annotated[str, Flag(help="float32, float64, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, Flag(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device_map: Annotated[
+        str | None, Flag(metavar="auto", help="Spread one model over all GPUs.")
+    ] = None,
+    attn_implementation: Annotated[str, Flag(help="eager or sdpa.")] = "eager",
+    batch_size: Annotated[
+        str, Flag(metavar="auto|N", help="Prompts at a time; auto halves it when memory runs out.")
+    ] = "auto",
+    steps: Annotated[
+        str | None, Flag(metavar="A:B:C", help="Only steps from A to B by C; joined by commas.")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        Flag(
+            metavar="i/n", help="Be worker i of n; taken from torchrun or a Slurm array by itself."
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, Flag("--follow", help="Wait for checkpoints of a run that trains.")
+    ] = False,
+    poll_interval: Annotated[float, Flag(help="With --follow: seconds between two looks.")] = 10.0,
+    idle_timeout: Annotated[
+        float | None, Flag(help="With --follow: stop after so many seconds without news.")
+    ] = None,
+    until_step: Annotated[int | None, Flag(help="With --follow: stop after this step.")] = None,
+    dry_run: Annotated[bool, Flag("--dry-run", help="Only list what would be measured.")] = False,
+    overwrite: Annotated[bool, Flag("--overwrite", help="Forget what OUT holds.")] = False,
+) -> int:
+    """Measure the eNTK and the refusal probability at every checkpoint of a run.
+
+    What OUT holds already is not measured again: run the same command to go on. Folders of
+    checkpoints are only read; the base model, where it is known, counts as step 0.
+    """  # ruff: ignore[docstring-missing-returns]
+    return _measure(dict(locals()))
+
+
+def _measure(options: dict[str, Any]) -> int:
+    """Turn the options into one call, and end with one line.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: if the call makes no sense.
+    """
+    from ..prompts import PromptSet
+
+    if not options["prompts"]:
+        raise UserError("no prompts: give --prompts FILE (columns prompt and group), or FILE=GROUP")
+    prompts = PromptSet.from_files(options["prompts"])
+    if options["limit"] is not None:
+        prompts = _first_of_each_group(prompts, options["limit"])
+    quieten()
+    from ..watcher import measure_run
+    from ._measure_settings import arguments
+
+    call = arguments(options)
+    if options["dry_run"]:
+        from ..watcher import plan
+
+        for line in plan(**call):
+            typer.echo(line)
+        return 0
+    _tell(prompts.describe())
+    outcome = measure_run(prompts, **call)
+    typer.echo(one_line(outcome.closing_line()))
+    return outcome.status
+
+
+def _first_of_each_group(prompts: Any, limit: int) -> Any:
+    """Return the first `limit` prompts of each group, in order.
+
+    Raises:
+        UserError: if `limit` is less than 1.
+    """
+    if limit < 1:
+        raise UserError(f"--limit {limit}: give 1 or more")
+    return prompts.take(
+        sorted(row for group in prompts.groups for row in prompts.rows(group)[:limit])
+    )
+
+
+def _tell(message: str) -> None:
+    """Print a line about what is going on, on standard error."""
+    print(one_line(message), file=sys.stderr)

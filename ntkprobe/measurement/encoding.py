@@ -1,0 +1,105 @@
+"""Prompts as token ids, once for everything that is measured on them."""
+
+import hashlib
+import json
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from ..chat import Template, resolve_template
+from ..prompts import Prompt, PromptSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Texts = PromptSet | Iterable[Prompt | str]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Prompts and their tokens.
+
+    Attributes:
+        prompts: the prompts, in order.
+        input_ids: each prompt's tokens, template and response prefix included.
+        template: how they were made.
+    """
+
+    prompts: PromptSet
+    input_ids: tuple[tuple[int, ...], ...]
+    template: Template
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all token ids: another tokenizer or template gives another one."""
+        return hashlib.sha256(json.dumps(self.input_ids).encode()).hexdigest()
+
+    def take(self, rows: Iterable[int]) -> "Encoded":
+        """Return the prompts of these rows."""
+        chosen = list(rows)
+        ids = tuple(self.input_ids[row] for row in chosen)
+        return Encoded(self.prompts.take(chosen), ids, self.template)
+
+
+def encode(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Texts,
+    template: str | Template = "auto",
+    max_length: int | None = None,
+) -> Encoded:
+    """Return the prompts with their tokens.
+
+    Args:
+        tokenizer: the model's.
+        prompts: a `PromptSet`, or prompts; bare strings count as `normal`.
+        template: `auto`, `chat`, `raw`, a file, or a resolved template.
+        max_length: longer prompts lose the end of their text; None for no limit.
+
+    Returns:
+        Both, in the same order.
+    """
+    chosen = template if isinstance(template, Template) else resolve_template(tokenizer, template)
+    whole = as_prompt_set(prompts)
+    ids = (tuple(chosen.encode(tokenizer, prompt, max_length)) for prompt in whole)
+    return Encoded(whole, tuple(ids), chosen)
+
+
+def as_encoded(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: "Texts | Encoded",
+    template: str | Template,
+    max_length: int | None,
+) -> Encoded:
+    """Return prompts with their tokens, made now unless they come with them."""
+    if isinstance(prompts, Encoded):
+        return prompts
+    return encode(tokenizer, prompts, template, max_length)
+
+
+def as_prompt_set(prompts: Texts) -> PromptSet:
+    """Return prompts as a set; bare strings count as `normal`."""
+    if isinstance(prompts, PromptSet):
+        return prompts
+    return PromptSet(tuple(p if isinstance(p, Prompt) else Prompt(p, "normal") for p in prompts))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[nn.Module, None, None]:
+    """Hold a model in evaluation mode; afterwards every module is in the mode that it was in.
+
+    Args:
+        model: any module, such as one that is being trained.
+
+    Yields:
+        The same model.
+    """
+    training = [module for module in model.modules() if module.training]
+    try:
+        yield model.eval()
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,225 @@
+"""One model's kernel between prompts, as raw Frobenius norms."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from .. import estimators, kernel, plugins
+from ..chat import Template
+from ..errors import UserError
+from ..kernel import Estimator, Probe
+from ..parameters import ParameterSelection
+from ..prompts import PromptSet
+from .encoding import Encoded, Texts, as_encoded, evaluating
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from transformers import PreTrainedTokenizerBase
+
+Tokens = Tensor | Sequence[int] | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, eq=False)
+class KernelMeasurement:
+    """The kernel between n prompts.
+
+    Attributes:
+        prompts: what was measured on; the order of rows and columns.
+        norms: ‖K(x′,x)‖_F, `[n, n]` float64, rows observed x′, columns updated x.
+        tokens: the vocabulary ids of each prompt's block, `[n, k]`.
+        parts: with `by="layer"`: `observed, updated, layer, part, norm, share`.
+        blocks: with `keep_blocks`: K, `[n, k, n, k]` float32.
+        settings: everything that the numbers depend on.
+    """
+
+    prompts: PromptSet
+    norms: Tensor
+    tokens: Tensor
+    parts: pd.DataFrame | None = None
+    blocks: Tensor | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def similarity(self, symmetric: bool = False) -> Tensor:
+        """Return the normalised kernel.
+
+        Args:
+            symmetric: divide by the geometric mean of both prompts' own norms.
+
+        Returns:
+            `[n, n]`; by default the paper's, each row over its diagonal entry, so not symmetric.
+        """
+        return (kernel.symmetric_similarity if symmetric else kernel.similarity)(self.norms)
+
+    def group_means(self, *, symmetric: bool = False, self_pairs: bool = False) -> pd.DataFrame:
+        """Return the mean similarity between groups.
+
+        Args:
+            symmetric: of the symmetric similarity.
+            self_pairs: whether a prompt's similarity with itself, which is 1, counts.
+
+        Returns:
+            `observed_group, updated_group, similarity`, a row per ordered pair.
+        """
+        groups = [prompt.group for prompt in self.prompts]
+        means = kernel.group_means(self.similarity(symmetric), groups, self_pairs)
+        columns = ["observed_group", "updated_group", "similarity"]
+        return pd.DataFrame([(*pair, mean) for pair, mean in means.items()], columns=columns)
+
+    def frame(self) -> pd.DataFrame:
+        """Return one row per ordered pair: the columns of `Trajectory.kernel` without `step`."""
+        n = len(self.prompts)
+        observed, updated = (t.reshape(-1).numpy() for t in _rows_and_columns(n))
+        groups = pd.Series([prompt.group for prompt in self.prompts])
+        return pd.DataFrame(
+            {
+                "observed": observed,
+                "updated": updated,
+                "observed_group": groups[observed].to_numpy(),
+                "updated_group": groups[updated].to_numpy(),
+                "norm": self.norms.reshape(-1).numpy(),
+                "similarity": self.similarity().reshape(-1).numpy(),
+                "symmetric_similarity": self.similarity(symmetric=True).reshape(-1).numpy(),
+            }
+        )
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Return the Axes with the paper's similarity of all pairs as a heat map."""
+        from .drawing import draw_matrix
+
+        return draw_matrix(self.similarity().numpy(), self.prompts, ax)
+
+    def __repr__(self) -> str:
+        return f"KernelMeasurement({self.prompts.describe()})"
+
+    def _repr_html_(self) -> str:
+        means = self.group_means().pivot(
+            index="observed_group", columns="updated_group", values="similarity"
+        )
+        table = means.round(3).to_html(escape=True)
+        return f"<p>Similarity ‖K(x′,x)‖ / ‖K(x′,x′)‖, means over pairs of prompts</p>{table}"
+
+
+def measure_kernel(
+    model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Texts | Encoded,
+    *,
+    estimator: str | Estimator = "gram",
+    parameters: str | ParameterSelection = "all",
+    top_k: int = 10,
+    tokens: Tokens | None = None,
+    template: str | Template = "auto",
+    max_length: int | None = None,
+    by: str | None = None,
+    keep_blocks: bool = False,
+    batch_size: int = 32,
+) -> KernelMeasurement:
+    """Measure the eNTK between all ordered pairs of prompts (A.6).
+
+    Args:
+        model: any causal language model; in memory, in one process.
+        tokenizer: its tokenizer.
+        prompts: what to measure on; all pairs cost memory and time with the square of their number.
+        estimator: `gram`, `finite_difference`, `forward_mode`, `dense`, or one with its settings.
+        parameters: which parameters the kernel is over, in the grammar of `--parameters`.
+        top_k: size of the block: each prompt's k most probable next tokens, by this model.
+        tokens: the tokens of the blocks instead: `[k]` for all prompts, or `[n, k]`.
+        template: how prompts become tokens.
+        max_length: longer prompts lose the end of their text.
+        by: `layer` keeps the share of every layer and part.
+        keep_blocks: whether to keep the blocks, `n² k²` numbers.
+        batch_size: of the forward pass that finds the top tokens.
+
+    Returns:
+        The norms of all blocks, and what was asked for.
+
+    Raises:
+        UserError: if a name is unknown, or the model cannot be measured.
+    """
+    if by not in (None, "layer"):
+        raise UserError(f"no split by {by!r}: the only one is 'layer'")
+    encoded = as_encoded(tokenizer, prompts, template, max_length)
+    ids = [torch.tensor(row) for row in encoded.input_ids]
+    method = plugins.load(estimators, estimator)() if isinstance(estimator, str) else estimator
+    selection = ParameterSelection.parse(parameters)
+    with evaluating(model):
+        if tokens is None:
+            chosen = torch.stack(kernel.top_tokens(model, ids, top_k, batch_size))
+        else:
+            chosen = _spread(tokens, len(ids))
+        probes = [Probe(row, tokens=block) for row, block in zip(ids, chosen, strict=True)]
+        blocks, parts = _blocks_and_parts(method, model, probes, (selection, by))
+    settings = {
+        "estimator": repr(method),
+        "parameters": str(selection),
+        "tokens": f"top {top_k}" if tokens is None else "given",
+        "template": encoded.template.name,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+    }
+    kept = blocks.float().cpu() if keep_blocks else None
+    norms = kernel.norms(blocks).cpu()
+    return KernelMeasurement(encoded.prompts, norms, chosen.cpu(), parts, kept, settings)
+
+
+def _blocks_and_parts(
+    method: Any, model: nn.Module, probes: list[Probe], what: tuple[ParameterSelection, str | None]
+) -> tuple[Tensor, pd.DataFrame | None]:
+    """Return K, and with `by` the table of its parts.
+
+    Raises:
+        UserError: if this estimator has no parts.
+    """
+    selection, by = what
+    if by is None:
+        return method(model, probes, selection), None
+    if not hasattr(method, "by_part"):
+        raise UserError(
+            f"{type(method).__name__} cannot split the kernel by layer: use gram or dense"
+        )
+    pieces = method.by_part(model, probes, selection)
+    blocks = torch.stack(list(pieces.values())).sum(0)
+    return blocks, pd.concat(
+        [_part_rows(part, piece, blocks) for part, piece in pieces.items()], ignore_index=True
+    )
+
+
+def _part_rows(part: Any, piece: Tensor, blocks: Tensor) -> pd.DataFrame:
+    """Return one part's rows; `share` is ⟨K_part, K⟩ / ‖K‖², which sums to 1 over the parts."""
+    observed, updated = (t.reshape(-1).numpy() for t in _rows_and_columns(len(blocks)))
+    share = torch.einsum("aibj,aibj->ab", piece, blocks) / kernel.norms(blocks).square()
+    return pd.DataFrame(
+        {
+            "observed": observed,
+            "updated": updated,
+            "layer": part.layer,
+            "part": part.kind,
+            "norm": kernel.norms(piece).reshape(-1).cpu().numpy(),
+            "share": share.reshape(-1).cpu().numpy(),
+        }
+    )
+
+
+def _rows_and_columns(n: int) -> tuple[Tensor, Tensor]:
+    """Return the row and the column number of every entry of an `[n, n]` matrix."""
+    row = torch.arange(n)
+    return row[:, None].expand(n, n), row[None].expand(n, n)
+
+
+def _spread(tokens: Tokens, n: int) -> Tensor:
+    """Return token ids as `[n, k]`.
+
+    Raises:
+        UserError: if they are of another shape.
+    """
+    try:
+        ids = torch.as_tensor(tokens, dtype=torch.int64)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError("tokens= takes k ids, or k ids for every prompt") from error
+    spread = ids.expand(n, -1) if ids.ndim == 1 else ids
+    if spread.ndim != 2 or len(spread) != n or not spread.shape[1]:
+        raise UserError(f"tokens= has shape {tuple(ids.shape)}: give k ids, or {n} times k ids")
+    return spread

@@ -1,0 +1,211 @@
+"""The folder of one run's measurements: who writes what, and in which order.
+
+Every table is a file of its own, whole from the moment it is there, and carries the identity of the
+checkpoint it was measured on. The kernel's own file is written after its companions: where it is,
+they are.
+"""
+
+import json
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from ..checkpoints import remove_stale_pins
+from ..errors import UserError
+from ..measurement import Encoded, KernelMeasurement, RefusalMeasurement
+from ..storage import replacing, write_json, write_table, write_tensors
+from .settings import SCHEMA_VERSION, insist_on_equal, versions
+
+COMPANIONS = ("tokens", "parts", "blocks")
+TABLES = ("kernel", "refusal", *COMPANIONS)
+IDENTITY = b"ntkprobe.identity"
+
+
+class MeasurementFolder:
+    """`--output-dir`.
+
+    Args:
+        path: where it is, or will be.
+        overwrite: forget what was measured there before.
+
+    Raises:
+        UserError: if it cannot be written to.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        self.path = path
+        self.pins = path / ".pins"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with replacing(path / ".writable") as probe:
+                probe.touch()
+            (path / ".writable").unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {path}: {error.strerror or error}") from error
+        if overwrite:
+            self._forget()
+        remove_stale_pins(self.pins)
+
+    def _forget(self) -> None:
+        """Remove what we wrote, and nothing else."""
+        for name in TABLES:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in ("run.json", "prompts.parquet", "first_tokens.parquet"):
+            (self.path / name).unlink(missing_ok=True)
+        for events in self.path.glob("events-*.jsonl"):
+            events.unlink(missing_ok=True)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `run.json` says; empty without one."""
+        try:
+            return json.loads((self.path / "run.json").read_text())
+        except FileNotFoundError:
+            return {}
+
+    def adopt(self, record: dict[str, Any], about: dict[str, Any]) -> None:
+        """Write the settings to `run.json`, or insist that they agree with what it says.
+
+        Args:
+            record: what is compared (`MeasureSettings.record`).
+            about: what is only told, such as the command line.
+        """
+        old = self.record
+        insist_on_equal(self.path, old, record)
+        merged = {**old, **{key: value for key, value in record.items() if value is not None}}
+        if not record["model"]["base_identity"]:
+            merged["model"] = old.get("model", record["model"])
+        if not old:
+            merged = {"schema_version": SCHEMA_VERSION, "versions": versions(), **about, **merged}
+        if merged != old:
+            write_json(self.path / "run.json", merged)
+
+    def write_prompts(self, encoded: Encoded, in_kernel: set[int]) -> None:
+        """Write `prompts.parquet`, if it is not there."""
+        if (self.path / "prompts.parquet").is_file():
+            return
+        table = encoded.prompts.frame()
+        table["n_tokens"] = [len(row) for row in encoded.input_ids]
+        table["in_kernel"] = [row in in_kernel for row in range(len(table))]
+        write_table(self.path / "prompts.parquet", table)
+
+    def file(self, kind: str, step: int, suffix: str = "parquet") -> Path:
+        """Return where a table of a step is, or would be."""
+        return self.path / kind / f"step-{step:08d}.{suffix}"
+
+    def measured(self, kind: str, step: int) -> str | None:
+        """Return the identity of the checkpoint that a table was measured on; None without one."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            metadata = pq.read_schema(self.file(kind, step)).metadata or {}
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return None
+        return metadata.get(IDENTITY, b"").decode()
+
+    def steps(self) -> set[int]:
+        """Return the steps that have a kernel or a refusal table."""
+        return {
+            int(path.stem.removeprefix("step-"))
+            for kind in ("kernel", "refusal")
+            for path in (self.path / kind).glob("step-*.parquet")
+        }
+
+    def write_kernel(
+        self,
+        step: int,
+        identity: str,
+        measured: KernelMeasurement,
+        rows: list[int],
+        texts: pd.DataFrame,
+    ) -> None:
+        """Write the kernel of one checkpoint, its companions first.
+
+        Args:
+            step: the checkpoint's.
+            identity: the checkpoint's.
+            measured: the numbers.
+            rows: the row in `prompts.parquet` of each prompt measured.
+            texts: the block's tokens: `prompt, rank, token, text`.
+        """
+        of_row = pd.Series(rows)
+        self._write("tokens", step, identity, texts.assign(prompt=texts["prompt"].map(of_row)))
+        if measured.parts is not None:
+            self._write("parts", step, identity, _renumbered(measured.parts, of_row))
+        if measured.blocks is not None:
+            path = self.file("blocks", step, "safetensors")
+            write_tensors(path, {"blocks": measured.blocks.contiguous()})
+        pairs = measured.frame()[["observed", "updated", "norm"]]
+        self._write("kernel", step, identity, _renumbered(pairs, of_row))
+
+    def write_refusal(self, step: int, identity: str, measured: RefusalMeasurement) -> None:
+        """Write the refusals of one checkpoint."""
+        columns = ["prompt", "phrase_set", "reduction", "log_probability", "refuses"]
+        self._write("refusal", step, identity, measured.frame()[columns])
+
+    def _write(self, kind: str, step: int, identity: str, table: pd.DataFrame) -> None:
+        """Write one table with its step and identity."""
+        whole = table.assign(step=step)[["step", *table.columns]]
+        metadata = {IDENTITY.decode(): identity, "ntkprobe.schema": str(SCHEMA_VERSION)}
+        write_table(self.file(kind, step), whole, metadata)
+
+    def first_tokens(self, rows: list[int]) -> list[list[int]] | None:
+        """Return the first checkpoint's top tokens, `[n, k]` in the order of `rows`, if known."""
+        try:
+            table = pd.read_parquet(self.path / "first_tokens.parquet", partitioning=None)
+        except FileNotFoundError:
+            return None
+        by_prompt = table.sort_values("rank").groupby("prompt")["token"].apply(list)
+        return [by_prompt[row] for row in rows]
+
+    def write_first_tokens(self, rows: list[int], tokens: Tensor) -> None:
+        """Write the first checkpoint's top tokens, `[n, k]`, unless they are there."""
+        path = self.path / "first_tokens.parquet"
+        if not path.exists():
+            flat = [
+                {"prompt": row, "rank": rank, "token": token}
+                for row, block in zip(rows, tokens.tolist(), strict=True)
+                for rank, token in enumerate(block)
+            ]
+            write_table(path, pd.DataFrame(flat))
+
+    def discard_other(self, step: int, identity: str) -> list[str]:
+        """Remove a step's tables that were measured on another checkpoint of that name.
+
+        Args:
+            step: whose.
+            identity: of the tables that stay.
+
+        Returns:
+            The names of the tables removed.
+        """
+        removed = []
+        for kind in ("kernel", "refusal"):
+            if self.measured(kind, step) not in (None, identity):
+                for name in (kind, *COMPANIONS) if kind == "kernel" else (kind,):
+                    suffix = "safetensors" if name == "blocks" else "parquet"
+                    self.file(name, step, suffix).unlink(missing_ok=True)
+                removed.append(kind)
+        return removed
+
+    def note(self, state: str, **details: Any) -> None:
+        """Append one event: what happened to a checkpoint, and when."""
+        path = self.path / f"events-{socket.gethostname()}-{os.getpid()}.jsonl"
+        line = json.dumps({"time": round(time.time(), 3), "state": state, **details})
+        with path.open("ab+") as file:
+            # A process killed while it wrote leaves half a line; ours must not be glued to it.
+            torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+            file.write((("\n" if torn else "") + line + "\n").encode())
+
+
+def _renumbered(table: pd.DataFrame, of_row: pd.Series) -> pd.DataFrame:
+    """Return pairs numbered by row of `prompts.parquet`."""
+    columns = {name: table[name].map(of_row) for name in ("observed", "updated")}
+    return table.assign(**columns)

@@ -1,0 +1,124 @@
+"""From a checkpoint to a model in memory, with one base kept for all adapters of a run."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..checkpoints import (
+    FileStamp,
+    LoadSettings,
+    adapted,
+    base_named_by,
+    identity,
+    load_checkpoint,
+    load_model,
+    load_tokenizer,
+    readiness,
+)
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Models:
+    """Loads the models of one run.
+
+    Args:
+        named: the model that the user named, if any.
+        load: how.
+        merge: whether adapters are folded into the base.
+    """
+
+    def __init__(self, named: str | None, load: LoadSettings, *, merge: bool = True) -> None:
+        self.name = named
+        self.load = load
+        self.merge = merge
+        self._base: PreTrainedModel | None = None
+
+    def learn_base(self, adapter: Path) -> None:
+        """Take the base that an adapter's configuration names, unless the user named one.
+
+        Args:
+            adapter: a checkpoint with `adapter_config.json`.
+
+        Raises:
+            UserError: if it names no local folder: what a checkpoint says is fetched from nowhere.
+        """
+        if self.name is not None:
+            return
+        named = base_named_by(adapter)
+        # A run is often moved together with its base: a relative path may be meant from the run.
+        places = [Path(named), *(parent / named for parent in adapter.resolve().parents[:3])]
+        folders = [place for place in places if named and (place / "config.json").is_file()]
+        if not folders:
+            raise UserError(
+                f"{adapter} was trained on {named or 'a model not named'}, which is no folder here:"
+                f" give it with --model{f' {named}' if named else ''}"
+            )
+        self.name = str(folders[0])
+
+    def base_identity(self) -> tuple[str, str] | None:
+        """Return name and identity of the base, if one is known."""
+        if self.name is None:
+            return None
+        folder = Path(self.name)
+        if not folder.is_dir():
+            return self.name, f"hub:{self.name}"
+        verdict = readiness(folder)
+        return str(folder.resolve()), identity(folder, verdict.weights or _stamps(folder))
+
+    def base(self) -> "PreTrainedModel":
+        """Return the model below the adapters, loaded once.
+
+        Raises:
+            UserError: if no base is known.
+        """
+        if self.name is None:
+            raise UserError("no base model is known: give it with --model")
+        if self._base is None:
+            self._base = load_model(self.name, self.load)
+        return self._base
+
+    @contextmanager
+    def opened(self, pin: Path, kind: str) -> Generator["nn.Module", None, None]:
+        """Load a pinned checkpoint.
+
+        Args:
+            pin: its folder; not needed any more once the block has begun.
+            kind: `full` or `adapter`.
+
+        Yields:
+            The model.
+        """
+        if kind == "full":
+            self._base = None  # a run of full models keeps no second one in memory
+            yield load_checkpoint(pin, self.load)
+        else:
+            with adapted(self.base(), pin, merge=self.merge) as model:
+                yield model
+
+    def tokenizer(self, *folders: Path) -> "PreTrainedTokenizerBase":
+        """Return the tokenizer of the first folder that has one, else that of the named model.
+
+        Raises:
+            UserError: if there is none.
+        """
+        for folder in folders:
+            if (folder / "tokenizer_config.json").is_file():
+                return load_tokenizer(folder)
+        if self.name is None:
+            raise UserError(
+                "the checkpoints hold no tokenizer: name a model that has it with --model"
+            )
+        return load_tokenizer(self.name, local=False)
+
+
+def _stamps(folder: Path) -> tuple[FileStamp, ...]:
+    """Return the weights of a folder that the user named and whose links are therefore followed."""
+    return tuple(
+        FileStamp(path.name, path.stat().st_size, 0, 0)
+        for path in sorted(folder.glob("*.safetensors"))
+    )

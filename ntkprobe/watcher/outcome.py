@@ -1,0 +1,40 @@
+"""What became of a run's checkpoints, for the user's last line."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class Outcome:
+    """What became of a run's checkpoints.
+
+    Attributes:
+        folder: where the tables are.
+        new: steps measured now.
+        known: steps that had been measured before.
+        failed: why, by step, for those that could not be measured.
+        total: how many steps the folder holds now.
+        interrupted: whether the user stopped it.
+    """
+
+    folder: Path
+    new: list[int] = field(default_factory=list)
+    known: list[int] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
+    total: int = 0
+    interrupted: bool = False
+
+    @property
+    def status(self) -> int:
+        """The exit status."""
+        return 130 if self.interrupted else 1 if self.failed else 0
+
+    def closing_line(self) -> str:
+        """Return what there is now, and what to do next."""
+        count = f"{self.total} step{'' if self.total == 1 else 's'} in {self.folder}"
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        if self.interrupted:
+            return f"{count}, {len(self.new)} new{failed}; stopped: run the same command to go on"
+        if not self.total:
+            return f"{count}{failed}"
+        return f"{count}, {len(self.new)} new{failed}: ntkprobe figures {self.folder}"

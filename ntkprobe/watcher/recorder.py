@@ -1,0 +1,203 @@
+"""One model into the folder: what is measured, on which prompts, and what is already there."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pandas as pd
+import torch
+
+from .. import kernel
+from ..errors import UserError
+from ..measurement import (
+    Encoded,
+    KernelMeasurement,
+    encode,
+    evaluating,
+    measure_kernel,
+    measure_refusal,
+)
+from ..prompts import PromptSet
+from .folder import MeasurementFolder
+from .settings import KernelSettings, MeasureSettings, RefusalSettings, insist_on_equal
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+FIRST_BATCH_SIZE = 32
+
+
+class Recorder:
+    """Measures models of one run on one set of prompts, into one folder.
+
+    Args:
+        folder: where to.
+        prompts: all of them; the kernel takes a sample.
+        settings: how.
+        about: what else `run.json` tells, such as the command line.
+    """
+
+    def __init__(
+        self,
+        folder: MeasurementFolder,
+        prompts: PromptSet,
+        settings: MeasureSettings,
+        about: dict[str, Any],
+    ) -> None:
+        self.folder = folder
+        self.prompts = prompts
+        self.settings = settings
+        self.about = about
+        self.rows: list[int] = []
+        if settings.kernel is not None:
+            chosen = prompts.sampled_rows(settings.kernel.per_group, settings.kernel.seed)
+            self.rows = list(chosen)
+        self._batch_size = settings.batch_size or FIRST_BATCH_SIZE
+        self._encoded: Encoded | None = None
+        self._tokenizer: Any = None
+
+    @property
+    def encoded(self) -> Encoded:
+        """The prompts and their tokens, once `prepare` was called."""
+        assert self._encoded is not None
+        return self._encoded
+
+    def check(self) -> None:
+        """Raise if the folder holds something else, as far as this is known without a tokenizer."""
+        told = {"digest": self.prompts.digest, "count": len(self.prompts)}
+        insist_on_equal(self.folder.path, self.folder.record, self.settings.record(told))
+
+    def prepare(self, tokenizer: "PreTrainedTokenizerBase", base: tuple[str, str] | None) -> None:
+        """Encode the prompts and settle with the folder what is measured.
+
+        Args:
+            tokenizer: the run's.
+            base: name and identity of the model of step 0, if known.
+        """
+        encoded = encode(tokenizer, self.prompts, self.settings.template, self.settings.max_length)
+        told = {
+            "digest": self.prompts.digest,
+            "count": len(self.prompts),
+            "template": encoded.template.name,
+            "tokens": encoded.digest,
+        }
+        self.folder.adopt(self.settings.record(told, base), self.about)
+        self.folder.write_prompts(encoded, set(self.rows))
+        self._tokenizer, self._encoded = tokenizer, encoded
+
+    def missing(self, step: int, identity: str) -> list[str]:
+        """Return which of `kernel` and `refusal` are still to be measured on this checkpoint."""
+        asked = {"kernel": self.settings.kernel, "refusal": self.settings.refusal}
+        return [
+            kind
+            for kind, how in asked.items()
+            if how is not None and self.folder.measured(kind, step) != identity
+        ]
+
+    def record(self, model: "nn.Module", step: int, identity: str, kinds: list[str]) -> None:
+        """Measure a model and write its tables.
+
+        Args:
+            model: the model, whole and in memory.
+            step: its step.
+            identity: of the checkpoint it came from.
+            kinds: what to measure, of `kernel` and `refusal`.
+        """
+        if "kernel" in kinds and self.settings.kernel is not None:
+            kernels = self._kernel(model, self.settings.kernel)
+            self.folder.write_kernel(step, identity, kernels, self.rows, self._texts(kernels))
+        if "refusal" in kinds and self.settings.refusal is not None:
+            how = self.settings.refusal
+            refusals = self._in_batches(lambda size: self._refusal(model, how, size))
+            self.folder.write_refusal(step, identity, refusals)
+
+    def _kernel(self, model: "nn.Module", how: KernelSettings) -> KernelMeasurement:
+        """Return the kernel."""
+        tokens = self._fixed_tokens(model, how)
+        return self._in_batches(
+            lambda size: measure_kernel(
+                model,
+                self._tokenizer,
+                self.encoded.take(self.rows),
+                estimator=how.estimator,
+                parameters=how.parameters,
+                top_k=how.top_k,
+                tokens=tokens,
+                by=how.by,
+                keep_blocks=how.keep_blocks,
+                batch_size=size,
+            )
+        )
+
+    def _refusal(self, model: "nn.Module", how: RefusalSettings, batch_size: int) -> Any:
+        """Return the refusals."""
+        return measure_refusal(
+            model,
+            self._tokenizer,
+            self.encoded,
+            phrases=how.phrases,
+            apostrophes=how.apostrophes,
+            generate=how.generate,
+            max_new_tokens=how.max_new_tokens,
+            batch_size=batch_size,
+        )
+
+    def _in_batches(self, measure: Callable[[int], T]) -> T:
+        """Return what `measure` returns for the largest batch size that memory allows.
+
+        Raises:
+            UserError: if memory runs out at the size given, or at 1.
+        """
+        while True:
+            try:
+                return measure(self._batch_size)
+            except torch.OutOfMemoryError as error:
+                if self.settings.batch_size is not None or self._batch_size == 1:
+                    raise UserError(
+                        f"out of memory with {self._batch_size} prompts at a time:"
+                        " try a smaller --batch-size, --per-group or --dtype bfloat16"
+                    ) from error
+                self._batch_size //= 2
+                torch.cuda.empty_cache()
+
+    def _fixed_tokens(self, model: "nn.Module", how: KernelSettings) -> list[Any] | None:
+        """Return the tokens of the blocks, or nothing where each checkpoint takes its own."""
+        if how.tokens is not None:
+            return [self._token_id(token) for token in how.tokens]
+        if how.top_k_at == "each":
+            return None
+        if self.folder.first_tokens(self.rows) is None:  # this is the first
+            ids = [torch.tensor(row) for row in self.encoded.take(self.rows).input_ids]
+            with evaluating(model):
+                found = kernel.top_tokens(model, ids, how.top_k, self._batch_size)
+            self.folder.write_first_tokens(self.rows, torch.stack(found))
+        return self.folder.first_tokens(self.rows)
+
+    def _token_id(self, token: int | str) -> int:
+        """Return the id of a token given as id or text.
+
+        Raises:
+            UserError: if it is no single token.
+        """
+        ids = (
+            [token]
+            if isinstance(token, int)
+            else self._tokenizer(token, add_special_tokens=False)["input_ids"]
+        )
+        if len(ids) != 1 or not 0 <= ids[0] < len(self._tokenizer):
+            raise UserError(f"--tokens: {token!r} is not one token of this model but {list(ids)}")
+        return int(ids[0])
+
+    def _texts(self, measured: KernelMeasurement) -> pd.DataFrame:
+        """Return the block's tokens, a row for each: `prompt, rank, token, text`."""
+        n, k = measured.tokens.shape
+        ids = measured.tokens.reshape(-1).tolist()
+        return pd.DataFrame(
+            {
+                "prompt": [row for row in range(n) for _ in range(k)],
+                "rank": list(range(k)) * n,
+                "token": ids,
+                "text": [self._tokenizer.decode([token]) for token in ids],
+            }
+        )

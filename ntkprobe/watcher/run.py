@@ -1,0 +1,131 @@
+"""`measure_run`: every complete checkpoint of a run once, its tables whole or absent."""
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..parameters import ParameterSelection
+from ..prompts import PromptSet
+from .choices import Choice, Following
+from .folder import MeasurementFolder
+from .models import Models
+from .outcome import Outcome
+from .recorder import Recorder
+from .scout import Scout
+from .session import Session
+from .settings import MeasureSettings
+from .work import Work
+
+
+def measure_run(
+    prompts: PromptSet,
+    output_dir: Path,
+    *,
+    ckpt_dir: Path | None = None,
+    model: str | None = None,
+    settings: MeasureSettings | None = None,
+    choice: Choice | None = None,
+    following: Following | None = None,
+    overwrite: bool = False,
+    about: dict[str, Any] | None = None,
+) -> Outcome:
+    """Measure the checkpoints of a run into a folder; what is there already is not measured again.
+
+    Args:
+        prompts: what to measure on.
+        output_dir: the folder, never inside the run.
+        ckpt_dir: the run, or one checkpoint; without it only `model` is measured, as step 0.
+        model: the base: step 0, and the model below adapters that name none here.
+        settings: how to measure.
+        choice: which checkpoints.
+        following: wait for further checkpoints of a run that still trains.
+        overwrite: forget what the folder holds.
+        about: what else `run.json` is to tell.
+
+    Returns:
+        What became of every checkpoint.
+
+    Raises:
+        UserError: if nothing can be measured as asked.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    how = settings or MeasureSettings()
+    _insist_on_a_place(ckpt_dir, model, output_dir)
+    if ckpt_dir is not None and following is None:
+        _insist_on_checkpoints(ckpt_dir)
+    folder = MeasurementFolder(output_dir, overwrite=overwrite)
+    if how.kernel is not None:
+        ParameterSelection.parse(how.kernel.parameters)
+    told = {"ckpt_dir": str(ckpt_dir) if ckpt_dir else None, **(about or {})}
+    recorder = Recorder(folder, prompts, how, told)
+    recorder.check()
+    models = Models(model, how.load, merge=not _needs_adapter(how))
+    scout = Scout(ckpt_dir, choice or Choice()) if ckpt_dir is not None else None
+    work = Work(recorder, models, copy=following is not None)
+    session = Session(work, scout, following)
+    try:
+        session.run()
+    except KeyboardInterrupt:
+        session.outcome.interrupted = True
+    session.outcome.total = len(folder.steps())
+    return session.outcome
+
+
+def _needs_adapter(how: MeasureSettings) -> bool:
+    """Return whether the kernel is over an adapter's own parameters."""
+    return (
+        how.kernel is not None and "lora" in ParameterSelection.parse(how.kernel.parameters).terms
+    )
+
+
+def _insist_on_a_place(ckpt_dir: Path | None, model: str | None, output_dir: Path) -> None:
+    """Raise unless there is something to measure, and the folder lies outside of it.
+
+    Raises:
+        UserError: if not.
+    """
+    if ckpt_dir is None and model is None:
+        raise UserError("nothing to measure: give --ckpt-dir RUN, or --model MODEL, or both")
+    if ckpt_dir is not None and output_dir.resolve().is_relative_to(ckpt_dir.resolve()):
+        raise UserError(
+            f"--output-dir {output_dir} lies inside the run, which is only read: choose another"
+        )
+
+
+def _insist_on_checkpoints(run: Path) -> None:
+    """Raise unless a folder holds at least one checkpoint, whole or not.
+
+    Raises:
+        UserError: if not.
+    """
+    if not Scout(run).sees_any():
+        raise UserError(
+            f"no checkpoints in {run}: expected folders checkpoint-N, as transformers' Trainer"
+            " writes them, or one saved model or adapter; --follow waits for them"
+        )
+
+
+def plan(
+    output_dir: Path, *, ckpt_dir: Path | None = None, choice: Choice | None = None, **_: Any
+) -> list[str]:
+    """Return what `measure_run` would measure now, a line each; nothing is written or loaded.
+
+    Args:
+        output_dir: as there.
+        ckpt_dir: as there.
+        choice: as there.
+
+    Returns:
+        The state and size of every checkpoint chosen.
+    """
+    if ckpt_dir is None:
+        return ["the model alone, as step 0"]
+    _insist_on_checkpoints(ckpt_dir)
+    lines = []
+    chosen = (s for s in Scout(ckpt_dir, choice or Choice()).look() if s.wanted)
+    for sighting in chosen:
+        verdict = sighting.verdict
+        size = sum(weight.size for weight in verdict.weights)
+        why = f" ({verdict.reason})" if verdict.reason else ""
+        name = sighting.checkpoint.path.name
+        lines.append(f"{name}: {verdict.state}{why}, {verdict.kind}, {size / 1e6:.1f} MB")
+    return lines

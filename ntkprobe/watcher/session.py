@@ -1,0 +1,196 @@
+"""The loop over a run's checkpoints: look, measure what is ready, say what happened, look again."""
+
+import errno
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..checkpoints import Checkpoint, Incomplete
+from ..errors import UserError, one_line
+from .choices import Following
+from .outcome import Outcome
+from .scout import Scout, Sighting
+from .work import BASE_STEP, Work
+
+TRIES = 3
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class Session:
+    """Measures one run, as far as it is there.
+
+    Args:
+        work: what measures.
+        scout: what looks; None where there is only the base to measure.
+        following: how to wait for more; None for a run that has ended.
+    """
+
+    def __init__(self, work: Work, scout: Scout | None, following: Following | None = None) -> None:
+        self.work = work
+        self.scout = scout
+        self.following = following
+        self.folder = work.recorder.folder
+        self.outcome = Outcome(self.folder.path)
+        self._settled: dict[Checkpoint, Any] = {}  # the weights measured, or given up on
+        self._tries: dict[Checkpoint, int] = {}
+        self._told: dict[Checkpoint, str] = {}
+        self._prepared = False
+        self._bar: Any = None
+
+    def run(self) -> None:
+        """Measure everything there is, and with `following` what comes until a rule says stop.
+
+        Raises:
+            UserError: if nothing could be measured, and why.
+        """
+        with tqdm(total=0, desc="measuring", unit="checkpoint", disable=None) as self._bar:
+            if self.scout is None:
+                self._begin(None, None)
+            elif self.following is None:
+                while self._look_once(self.scout):
+                    time.sleep(1)
+            else:
+                self._follow(self.scout, self.following)
+            if self.scout is not None:
+                self._give_up_on_the_rest(self.scout)
+        failed = list(self.outcome.failed.values())
+        if failed and not (self.outcome.new or self.outcome.known):
+            more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+            raise UserError(f"nothing could be measured: {failed[0]}{more}")
+        for step, reason in self.outcome.failed.items():
+            print(f"ntkprobe: step {step} failed: {one_line(reason)}", file=sys.stderr)
+
+    def _follow(self, scout: Scout, following: Following) -> None:
+        """Look again and again until a rule says stop."""
+        last_news = time.monotonic()
+        while True:
+            before = len(self.outcome.new) + len(self.outcome.known)
+            self._look_once(scout)
+            if len(self.outcome.new) + len(self.outcome.known) > before:
+                last_news = time.monotonic()
+            ends = [end for end in (scout.end(), following.until_step) if end is not None]
+            done = [checkpoint.step for checkpoint in self._settled]
+            if ends and done and max(done) >= min(ends):
+                return
+            patience = following.idle_timeout
+            if patience is not None and time.monotonic() - last_news > patience:
+                return
+            time.sleep(following.poll_interval)
+
+    def _look_once(self, scout: Scout) -> bool:
+        """Measure what is ready now.
+
+        Returns:
+            Whether something else may become ready soon by itself.
+        """
+        everything = scout.look()
+        ready = [s for s in everything if s.is_ready]
+        try:
+            self._begin(scout, ready[0] if ready else None)
+        except Incomplete:  # the first checkpoint changed under our hands: judge it again
+            return True
+        sightings = [s for s in everything if s.wanted]
+        todo = [s for s in sightings if s.is_ready and not self._is_settled(s)]
+        for sighting in sightings:
+            if not sighting.is_ready:
+                self._tell(sighting)
+        self._bar.total += len(todo)
+        for sighting in todo:
+            self._bar.set_postfix_str(f"step {sighting.checkpoint.step}")
+            self._attempt(sighting.checkpoint, partial(self.work.of_checkpoint, sighting), sighting)
+            self._bar.update()
+        waiting = [s for s in sightings if s.is_ready and not self._is_settled(s)]
+        return bool(waiting) or any(s.verdict.state == "unmarked" for s in sightings)
+
+    def _begin(self, scout: Scout | None, first: Sighting | None) -> None:
+        """Before the first measurement: settle base, tokenizer and settings; measure the base."""
+        if self._prepared or (scout is not None and first is None):
+            return
+        models = self.work.models
+        if first is not None and first.verdict.kind == "adapter":
+            models.learn_base(first.checkpoint.path)
+        self.work.prepare(first)
+        self._prepared = True
+        if models.name is None or not models.merge or (scout is not None and not scout.wants_base):
+            return
+        self._bar.total += 1
+        self._bar.set_postfix_str("the base, step 0")
+        self._attempt(Checkpoint(BASE_STEP, self.folder.path), self.work.of_base, None)
+        self._bar.update()
+
+    def _attempt(
+        self, checkpoint: Checkpoint, work: Callable[[], list[str]], sighting: Sighting | None
+    ) -> None:
+        """Do one measurement, and note what became of it.
+
+        Raises:
+            OSError: if our own folder can no longer be written to.
+        """  # ruff: ignore[docstring-extraneous-exception]
+        begin, step = time.monotonic(), checkpoint.step
+        try:
+            kinds = work()
+        except Incomplete as why:  # it changed under our hands: judge it again
+            self.folder.note("incomplete", step=step, reason=str(why))
+            self._fail(checkpoint, f"{checkpoint.path.name}: {why}", sighting, tries=TRIES)
+        except UserError as why:
+            self._fail(checkpoint, str(why), sighting)
+        except Exception as why:
+            if isinstance(why, OSError) and self._is_ours(why):
+                raise
+            self.folder.note("error", step=step, traceback=traceback.format_exc())
+            self._fail(checkpoint, f"{type(why).__name__}: {why}", sighting)
+        else:
+            seconds = round(time.monotonic() - begin, 3)
+            self.folder.note("done" if kinds else "known", step=step, kinds=kinds, seconds=seconds)
+            (self.outcome.new if kinds else self.outcome.known).append(step)
+            self.outcome.failed.pop(step, None)
+            self._settle(checkpoint, sighting)
+
+    def _fail(
+        self, checkpoint: Checkpoint, reason: str, sighting: Sighting | None, tries: int = 1
+    ) -> None:
+        """Note a failure; after `tries` of them, wait until the weights change."""
+        self._tries[checkpoint] = self._tries.get(checkpoint, 0) + 1
+        self.folder.note(
+            "failed", step=checkpoint.step, tries=self._tries[checkpoint], reason=reason
+        )
+        if self._tries[checkpoint] >= tries:
+            self.outcome.failed[checkpoint.step] = reason
+            self._settle(checkpoint, sighting)
+
+    def _settle(self, checkpoint: Checkpoint, sighting: Sighting | None) -> None:
+        """Leave these weights alone from now on."""
+        self._tries.pop(checkpoint, None)
+        if sighting is not None:
+            self._settled[checkpoint] = sighting.verdict.weights
+
+    def _is_settled(self, sighting: Sighting) -> bool:
+        """Return whether these very weights were measured, or given up on."""
+        return self._settled.get(sighting.checkpoint) == sighting.verdict.weights
+
+    def _is_ours(self, error: OSError) -> bool:
+        """Return whether it is our own folder that fails, after which going on makes no sense."""
+        named = str(error.filename or "")
+        return error.errno in NO_ROOM or named.startswith(str(self.folder.path))
+
+    def _tell(self, sighting: Sighting) -> None:
+        """Note why a checkpoint is not measured, once for each reason."""
+        state, reason = sighting.verdict.state, sighting.verdict.reason
+        if self._told.get(sighting.checkpoint) != reason:
+            self._told[sighting.checkpoint] = reason
+            self.folder.note(state, step=sighting.checkpoint.step, reason=reason)
+
+    def _give_up_on_the_rest(self, scout: Scout) -> None:
+        """Count what never became ready as failed."""
+        done = max((checkpoint.step for checkpoint in self._settled), default=-1)
+        for sighting in scout.look():
+            late = self.following is not None and sighting.checkpoint.step > done
+            if sighting.wanted and not sighting.is_ready and not late:
+                state, reason = sighting.verdict.state, sighting.verdict.reason
+                name = sighting.checkpoint.path.name
+                self.outcome.failed[sighting.checkpoint.step] = f"{name} is {state}: {reason}"

@@ -1,0 +1,148 @@
+"""Everything that changes a number: kept in `run.json`, and compared before anything is added."""
+
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ..checkpoints import LoadSettings
+from ..errors import UserError
+
+SCHEMA_VERSION = 1
+COMPARED = ("prompts", "model", "kernel", "refusal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelSettings:
+    """How the kernel is measured.
+
+    Attributes:
+        estimator: a module's name in `ntkprobe.estimators`.
+        parameters: in the grammar of `ParameterSelection`.
+        by: `layer` keeps the share of every layer and part.
+        top_k: size of the block.
+        top_k_at: `each` checkpoint's own top tokens (the paper's reading), or the `first` one's.
+        tokens: the block's tokens instead, as ids or texts.
+        keep_blocks: whether to keep the blocks.
+        per_group: prompts of each group at most; None for all.
+        seed: of their choice.
+    """
+
+    estimator: str = "gram"
+    parameters: str = "all"
+    by: str | None = None
+    top_k: int = 10
+    top_k_at: str = "each"
+    tokens: tuple[int | str, ...] | None = None
+    keep_blocks: bool = False
+    per_group: int | None = 25
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.top_k_at not in ("each", "first"):
+            raise UserError(f"no --top-k-at {self.top_k_at!r}: choose each or first")
+        if self.by not in (None, "layer"):
+            raise UserError(f"no --by {self.by!r}: the only one is layer")
+        if self.top_k < 1:
+            raise UserError(f"--top-k {self.top_k}: give 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusalSettings:
+    """How the refusal probability is measured.
+
+    Attributes:
+        phrases: the name of a phrase set.
+        apostrophes: `ascii`, `curly` or `both`.
+        generate: whether the model answers, for the refusal rate.
+        max_new_tokens: of an answer.
+    """
+
+    phrases: str = "paper31"
+    apostrophes: str = "ascii"
+    generate: bool = True
+    max_new_tokens: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureSettings:
+    """How every checkpoint of a run is measured.
+
+    Attributes:
+        kernel: None to leave the kernel out.
+        refusal: None to leave refusals out.
+        template: how prompts become tokens.
+        max_length: longer prompts lose the end of their text.
+        load: how models are loaded.
+        batch_size: prompts at a time, which changes no number; None to find out.
+    """
+
+    kernel: KernelSettings | None = field(default_factory=KernelSettings)
+    refusal: RefusalSettings | None = field(default_factory=RefusalSettings)
+    template: str = "auto"
+    max_length: int | None = None
+    load: LoadSettings = field(default_factory=LoadSettings)
+    batch_size: int | None = None
+
+    def record(
+        self, prompts: Mapping[str, Any], base: tuple[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Return the part of `run.json` that is compared.
+
+        Args:
+            prompts: digests and template, as far as they are known.
+            base: name and identity of the model of step 0, or below the adapters, if known.
+        """
+        name, identity = base or (None, None)
+        return {
+            "prompts": {**prompts, "max_length": self.max_length},
+            "model": {
+                "base": name,
+                "base_identity": identity,
+                "dtype": self.load.dtype,
+                "attn_implementation": self.load.attn_implementation,
+            },
+            "kernel": asdict(self.kernel) if self.kernel else None,
+            "refusal": asdict(self.refusal) if self.refusal else None,
+        }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes the numbers."""
+    found = {"python": platform.python_version()}
+    for name in ("ntkprobe", "torch", "transformers", "peft", "tokenizers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def insist_on_equal(folder: object, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise if a setting of `new` contradicts `old`; what only one of them has is no contradiction.
+
+    Args:
+        folder: for the message.
+        old: what a folder's `run.json` says.
+        new: what is asked for now.
+
+    Raises:
+        UserError: naming the first such setting with both values.
+    """
+    before = dict(_leaves({key: old.get(key) for key in COMPARED}))
+    for name, value in _leaves({key: new.get(key) for key in COMPARED}):
+        if name in before and before[name] != value:
+            raise UserError(
+                f"{folder} was measured with {name} = {before[name]!r}, now it is {value!r}:"
+                " give another --output-dir, or --overwrite"
+            )
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every setting that counts, with its dotted name; a section that is absent has none."""
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _leaves(item, f"{prefix}{key}.")
+        elif prefix and key != "base" and not (item is None and key == "base_identity"):
+            yield f"{prefix}{key}", list(item) if isinstance(item, tuple) else item

@@ -1,0 +1,84 @@
+"""One measurement: from a checkpoint, or the base, to its tables."""
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from ..checkpoints import identity, pinned
+from .models import Models
+from .recorder import Recorder
+from .scout import Sighting
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BASE_STEP = 0
+
+
+class Work:
+    """Measures one model after the other of the same run.
+
+    Args:
+        recorder: what measures and writes.
+        models: what loads.
+        copy: whether checkpoints may be deleted while they are read.
+    """
+
+    def __init__(self, recorder: Recorder, models: Models, *, copy: bool = False) -> None:
+        self.recorder = recorder
+        self.models = models
+        self.copy = copy
+
+    def prepare(self, first: Sighting | None) -> None:
+        """Settle tokenizer and settings.
+
+        Args:
+            first: the first checkpoint there is; its tokenizer, if it has one, is that of the run.
+        """
+        if first is None:
+            tokenizer = self.models.tokenizer()
+        else:
+            with pinned(first.checkpoint, first.verdict, self.recorder.folder.pins) as pin:
+                tokenizer = self.models.tokenizer(pin)
+        self.recorder.prepare(tokenizer, self.models.base_identity())
+
+    def of_base(self) -> list[str]:
+        """Measure the base as step 0.
+
+        Returns:
+            What was measured now: `kernel`, `refusal`; nothing if all was there.
+        """
+        known = self.models.base_identity()
+        assert known is not None
+        kinds = self.recorder.missing(BASE_STEP, known[1])
+        if kinds:
+            self._record(self.models.base(), BASE_STEP, known[1], kinds)
+        return kinds
+
+    def of_checkpoint(self, sighting: Sighting) -> list[str]:
+        """Measure a checkpoint.
+
+        Args:
+            sighting: one that is ready.
+
+        Returns:
+            What was measured now; nothing if all was there.
+        """
+        step, verdict = sighting.checkpoint.step, sighting.verdict
+        with ExitStack() as stack:
+            # Pinned only while it is read: from then on the model is in memory.
+            with pinned(
+                sighting.checkpoint, verdict, self.recorder.folder.pins, copy=self.copy
+            ) as pin:
+                which = identity(pin, verdict.weights)
+                kinds = self.recorder.missing(step, which)
+                if not kinds:
+                    return []
+                model = stack.enter_context(self.models.opened(pin, verdict.kind))
+            self._record(model, step, which, kinds)
+        return kinds
+
+    def _record(self, model: "nn.Module", step: int, which: str, kinds: list[str]) -> None:
+        """Measure a model, and drop what an earlier checkpoint of that step left behind."""
+        self.recorder.record(model, step, which, kinds)
+        for kind in self.recorder.folder.discard_other(step, which):
+            self.recorder.folder.note("replaced", step=step, table=kind, identity=which)

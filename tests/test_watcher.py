@@ -1,0 +1,371 @@
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_runs import (
+    TEXTS,
+    contents,
+    events,
+    finish,
+    full_run,
+    lora_run,
+    save_base,
+    tiny_adapter,
+    tiny_model,
+    tiny_tokenizer,
+)
+
+from ntkprobe import PromptSet, Trajectory, UserError, measure_kernel
+from ntkprobe.checkpoints import LoadSettings
+from ntkprobe.watcher import (
+    Choice,
+    KernelSettings,
+    MeasureSettings,
+    measure_run,
+    parse_shard,
+    parse_steps,
+)
+
+PROMPTS = PromptSet.from_texts(TEXTS)
+KERNEL = KernelSettings(estimator="dense", top_k=2)
+SETTINGS = MeasureSettings(kernel=KERNEL, refusal=None, load=LoadSettings(device="cpu"))
+
+
+def with_kernel(**changes):
+    return replace(SETTINGS, kernel=replace(KERNEL, **changes))
+
+
+def measure(run, out, settings=SETTINGS, **options):
+    return measure_run(PROMPTS, out, ckpt_dir=run, settings=settings, **options)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    root = tmp_path_factory.mktemp("source")
+    lora_run(root, steps=(10, 20))
+    full_run(root / "full", steps=(10, 20))
+    return root
+
+
+@pytest.fixture
+def run(source, tmp_path):
+    shutil.copytree(source / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def measured_once(source):
+    measure(source / "run", source / "measured")
+    return source / "measured"
+
+
+@pytest.fixture
+def measured(measured_once, tmp_path):
+    return shutil.copytree(measured_once, tmp_path / "out")
+
+
+def kernel_at(out, step):
+    table = Trajectory(out).kernel()
+    rows = table[table["step"] == step]
+    return rows.pivot(index="observed", columns="updated", values="norm").to_numpy()
+
+
+def directly(model, **options):
+    options = {"estimator": "dense", "top_k": 2, **options}
+    return measure_kernel(model, tiny_tokenizer(), PROMPTS, **options).norms.numpy()
+
+
+# --- what is measured ---
+
+
+def test_a_lora_run_gives_the_base_and_every_checkpoint_at_merged_weights(measured):
+    assert Trajectory(measured).steps == [0, 10, 20]
+    np.testing.assert_allclose(kernel_at(measured, 0), directly(tiny_model()), rtol=1e-5)
+    merged = tiny_adapter(tiny_model(), seed=20).merge_and_unload()
+    np.testing.assert_allclose(kernel_at(measured, 20), directly(merged), rtol=1e-5)
+
+
+def test_an_adapters_own_parameters_are_another_kernel_and_the_base_has_none(run, tmp_path):
+    measure(run, tmp_path / "lora", with_kernel(parameters="lora"))
+    assert Trajectory(tmp_path / "lora").steps == [10, 20]
+    wanted = directly(tiny_adapter(tiny_model(), seed=10), parameters="lora")
+    np.testing.assert_allclose(kernel_at(tmp_path / "lora", 10), wanted, rtol=1e-4)
+
+
+def test_a_full_run_has_step_0_only_where_the_base_is_named(source, tmp_path):
+    measure(source / "full", tmp_path / "without")
+    measure(source / "full", tmp_path / "with", model=str(source / "base"))
+    assert Trajectory(tmp_path / "without").steps == [10, 20]
+    assert Trajectory(tmp_path / "with").steps == [0, 10, 20]
+    np.testing.assert_allclose(
+        kernel_at(tmp_path / "with", 10), directly(tiny_model(10)), rtol=1e-5
+    )
+
+
+def test_a_model_alone_is_step_0(source, tmp_path):
+    measure(None, tmp_path / "out", model=str(source / "base"))
+    np.testing.assert_allclose(kernel_at(tmp_path / "out", 0), directly(tiny_model()), rtol=1e-5)
+
+
+def test_one_checkpoint_alone_is_measured_without_its_base(run, tmp_path):
+    measure(run / "checkpoint-20", tmp_path / "out")
+    assert Trajectory(tmp_path / "out").steps == [20]
+
+
+def test_a_checkpoint_folder_is_never_written_to(run, tmp_path):
+    before = contents(run)
+    measure(run, tmp_path / "out")
+    assert contents(run) == before and not list(run.parent.rglob(".pins/*/*"))
+
+
+def test_prompts_and_tokens_are_told_by_row(run, tmp_path):
+    measure(run, tmp_path / "out", with_kernel(per_group=1))
+    run = Trajectory(tmp_path / "out")
+    chosen = run.prompts[run.prompts["in_kernel"]]
+    assert len(run.prompts) == 6 and len(chosen) == 3
+    assert set(run.kernel()["observed"]) == set(run.tokens()["prompt"]) == set(chosen["prompt"])
+    assert (run.prompts["n_tokens"] == [len(t.split()) for ts in TEXTS.values() for t in ts]).all()
+
+
+def test_fixed_top_tokens_are_those_of_the_first_step(run, tmp_path):
+    def tokens_of(out):
+        table = Trajectory(out).tokens()
+        return [list(rows["token"]) for _, rows in table.groupby("step")]
+
+    measure(run, tmp_path / "first", with_kernel(top_k_at="first"))
+    measure(run, tmp_path / "each")
+    first, each = tokens_of(tmp_path / "first"), tokens_of(tmp_path / "each")
+    assert first[0] == first[1] == first[2] == each[0] and each[0] != each[1]
+
+
+def test_tokens_given_as_texts_are_the_tokens_of_every_block(run, tmp_path):
+    measure(run, tmp_path / "out", with_kernel(tokens=("sorry", 7)))
+    table = Trajectory(tmp_path / "out").tokens()
+    assert set(table["token"]) == {tiny_tokenizer().convert_tokens_to_ids("sorry"), 7}
+
+
+def test_layers_and_blocks_are_kept_on_demand(run, tmp_path):
+    out = tmp_path / "out"
+    measure(
+        run, out, with_kernel(by="layer", keep_blocks=True), choice=Choice(steps=parse_steps("10"))
+    )
+    parts = Trajectory(out).parts().groupby(["observed", "updated"])["share"].sum()
+    np.testing.assert_allclose(parts, 1, rtol=1e-6)
+    blocks = load_file(out / "blocks" / "step-00000010.safetensors")["blocks"]
+    norms = torch.linalg.matrix_norm(blocks.transpose(1, 2)).numpy()
+    np.testing.assert_allclose(norms, kernel_at(out, 10), rtol=1e-5)
+
+
+# --- resuming ---
+
+
+def test_a_second_run_measures_nothing_and_changes_no_table(run, measured):
+    before = contents(measured / "kernel")
+    outcome = measure(run, measured)
+    assert (outcome.new, outcome.known, outcome.status) == ([], [0, 10, 20], 0)
+    assert contents(measured / "kernel") == before
+
+
+def test_a_lost_table_alone_is_measured_again_and_is_the_same(run, measured):
+    path = measured / "kernel" / "step-00000010.parquet"
+    before = path.read_bytes()
+    path.unlink()
+    assert measure(run, measured).new == [10]
+    assert path.read_bytes() == before
+
+
+def test_a_torn_table_is_measured_again(run, measured):
+    path = measured / "kernel" / "step-00000010.parquet"
+    before = path.read_bytes()
+    path.write_bytes(before[:100])
+    assert measure(run, measured).new == [10] and path.read_bytes() == before
+
+
+def test_a_checkpoint_written_anew_is_measured_anew_with_an_event(run, measured):
+    tiny_adapter(tiny_model(), seed=99).save_pretrained(run / "checkpoint-20")
+    finish(run / "checkpoint-20", 20, 20)
+    before = kernel_at(measured, 20)
+    assert measure(run, measured).new == [20]
+    assert not np.allclose(kernel_at(measured, 20), before)
+    assert "replaced" not in [
+        event["state"] for event in events(measured)
+    ]  # the kernel replaced itself
+    assert [event["step"] for event in events(measured) if event["state"] == "done"][-1] == 20
+
+
+def test_rows_of_another_checkpoint_of_that_step_do_not_stay(run, measured):
+    shutil.copytree(
+        measured / "kernel", measured / "refusal"
+    )  # as if measured, on the old checkpoint
+    tiny_adapter(tiny_model(), seed=99).save_pretrained(run / "checkpoint-20")
+    finish(run / "checkpoint-20", 20, 20)
+    measure(run, measured)
+    assert not (measured / "refusal" / "step-00000020.parquet").exists()
+    assert (measured / "refusal" / "step-00000010.parquet").exists()
+    assert [e["table"] for e in events(measured) if e["state"] == "replaced"] == ["refusal"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (with_kernel(parameters="last:1"), ["kernel.parameters", "'all'", "'last:1'"]),
+        (with_kernel(top_k=3), ["kernel.top_k", "2", "3"]),
+        (replace(SETTINGS, template="raw", max_length=3), ["prompts.max_length", "None", "3"]),
+        (replace(SETTINGS, load=LoadSettings(dtype="float64")), ["dtype", "float32", "float64"]),
+    ],
+)
+def test_another_setting_into_the_same_folder_names_both_values(settings, words, run, measured):
+    before = contents(measured)
+    with pytest.raises(UserError) as caught:
+        measure(run, measured, settings)
+    assert all(word in str(caught.value) for word in words)
+    assert contents(measured) == before
+
+
+def test_other_prompts_or_another_base_into_the_same_folder_are_refused(run, measured, tmp_path):
+    with pytest.raises(UserError, match=r"prompts\.digest"):
+        measure_run(PROMPTS[:3], measured, ckpt_dir=run, settings=SETTINGS)
+    other = save_base(tmp_path / "other", seed=5)
+    with pytest.raises(UserError, match="base_identity"):
+        measure(run, measured, model=str(other))
+
+
+def test_overwriting_forgets_what_was_measured_and_nothing_else(run, measured):
+    (measured / "notes.txt").write_text("mine")
+    assert measure(run, measured, with_kernel(top_k=3), overwrite=True).new == [0, 10, 20]
+    assert (measured / "notes.txt").read_text() == "mine"
+
+
+# --- what goes wrong ---
+
+
+def test_one_bad_checkpoint_does_not_stop_the_others(run, tmp_path):
+    weights = run / "checkpoint-10" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    tensors[sorted(tensors)[0]][0, 0] = float("nan")
+    save_file(tensors, weights)
+    finish(run / "checkpoint-10", 10, 20)
+    outcome = measure(run, tmp_path / "out")
+    assert outcome.new == [0, 20] and outcome.status == 1
+    assert "NaN" in outcome.failed[10] or "broken" in outcome.failed[10]
+
+
+def test_an_incomplete_checkpoint_is_named_and_measured_once_it_is_whole(run, tmp_path):
+    hidden = (run / "checkpoint-10" / "adapter_config.json").rename(tmp_path / "config")
+    outcome = measure(run, tmp_path / "out")
+    assert outcome.status == 1 and "adapter_config.json" in outcome.failed[10]
+    hidden.rename(run / "checkpoint-10" / "adapter_config.json")
+    assert measure(run, tmp_path / "out").new == [10]
+
+
+def test_where_nothing_can_be_measured_the_reason_is_the_one_line(run, tmp_path):
+    shutil.rmtree(run / "checkpoint-20")
+    (run / "checkpoint-10" / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors"):
+        measure(run, tmp_path / "out")
+
+
+def test_a_mistake_in_the_settings_is_told_before_anything_is_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("ntkprobe.watcher.models.load_model", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(UserError, match="no term"):
+        measure(run, tmp_path / "out", with_kernel(parameters="everything"))
+
+
+def test_an_adapter_whose_base_is_not_here_asks_for_it_by_name(run, tmp_path):
+    for folder in run.iterdir():
+        config = json.loads((folder / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = "some-owner/some-model"
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="--model some-owner/some-model"):
+        measure(run, tmp_path / "out")
+
+
+def test_no_network_is_used_for_local_checkpoints(run, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("network"))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("network"))
+    assert measure(run, tmp_path / "lora").new == [0, 10, 20]
+    assert measure(source / "full", tmp_path / "full").new == [10, 20]
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
+    from ntkprobe.watcher.work import Work
+
+    original = Work.of_checkpoint
+
+    def stop_at_20(self, sighting):
+        if sighting.checkpoint.step == 20:
+            raise KeyboardInterrupt
+        return original(self, sighting)
+
+    monkeypatch.setattr(Work, "of_checkpoint", stop_at_20)
+    outcome = measure(run, tmp_path / "out")
+    assert outcome.status == 130 and Trajectory(tmp_path / "out").steps == [0, 10]
+    monkeypatch.undo()
+    outcome = measure(run, tmp_path / "out")
+    assert (outcome.new, outcome.known) == ([20], [0, 10])
+
+
+# --- choosing ---
+
+
+@pytest.mark.parametrize(
+    ("spec", "wanted"),
+    [
+        ("0:2000:100", {0, 100, 2000}),
+        ("100:", {100, 150, 2000}),
+        (":100", {0, 50, 100}),
+        ("50,2000", {50, 2000}),
+        ("::50", {0, 50, 100, 150, 2000}),
+    ],
+)
+def test_steps_are_chosen_by_ranges_with_both_ends(spec, wanted):
+    ranges = parse_steps(spec)
+    assert {s for s in (0, 50, 100, 150, 2000) if any(s in r for r in ranges)} == wanted
+
+
+@pytest.mark.parametrize("spec", ["", "a:b", "1:2:0", "1:2:3:4", "-5"])
+def test_anything_else_is_no_range_of_steps(spec):
+    with pytest.raises(UserError, match="--steps"):
+        parse_steps(spec)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_shards_are_disjoint_and_together_everything(workers, run, tmp_path):
+    steps = [
+        measure(run, tmp_path / "out", choice=Choice(shard=(i, workers))).new
+        for i in range(workers)
+    ]
+    assert sorted(step for part in steps for step in part) == [0, 10, 20]
+    assert max(map(len, steps)) - min(map(len, steps)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "environment", "wanted"),
+    [
+        ("2/4", {"RANK": "0", "WORLD_SIZE": "8"}, (2, 4)),
+        (None, {}, (0, 1)),
+        (None, {"RANK": "3", "WORLD_SIZE": "8"}, (3, 8)),
+        (
+            None,
+            {
+                "SLURM_ARRAY_TASK_ID": "14",
+                "SLURM_ARRAY_TASK_MIN": "10",
+                "SLURM_ARRAY_TASK_STEP": "2",
+                "SLURM_ARRAY_TASK_COUNT": "5",
+            },
+            (2, 5),
+        ),
+    ],
+)
+def test_a_worker_learns_its_number_from_the_flag_torchrun_or_slurm(spec, environment, wanted):
+    assert parse_shard(spec, environment) == wanted
+
+
+@pytest.mark.parametrize("spec", ["4/4", "1", "a/b", "-1/2"])
+def test_anything_else_is_no_shard(spec):
+    with pytest.raises(UserError, match="--shard"):
+        parse_shard(spec, {})
