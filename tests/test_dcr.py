@@ -274,7 +274,7 @@ def test_a_finished_run_is_not_repeated(tmp_path, base):
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"layer": 3}, ["layer=2", "3"]), ({"learning_rate": 0.5}, ["learning_rate=0.01", "0.5"])],
+    [({"layer": 3}, ["layer = 2", "3"]), ({"learning_rate": 0.5}, ["learning_rate = 0.01", "0.5"])],
 )
 def test_another_setting_in_the_same_folder_is_refused_with_both_values(
     tmp_path, base, changes, words
@@ -287,7 +287,7 @@ def test_another_setting_in_the_same_folder_is_refused_with_both_values(
 
 def test_other_prompts_in_the_same_folder_are_refused(tmp_path, base):
     train_dcr(base, world.prompts(), config(tmp_path))
-    with pytest.raises(UserError, match="digests"):
+    with pytest.raises(UserError, match="the content of prompts"):
         train_dcr(base, world.prompts()[1:], config(tmp_path))
 
 

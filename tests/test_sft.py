@@ -321,5 +321,5 @@ def test_a_finished_run_is_not_repeated_and_another_is_refused(tmp_path, base):
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     assert train(base, tmp_path) == final
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    with pytest.raises(UserError, match=r"lora_rank=8.*4"):
+    with pytest.raises(UserError, match=r"lora_rank = 8.*4"):
         train(base, tmp_path, lora_rank=4)

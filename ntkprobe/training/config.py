@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from ..checkpoints import LoadSettings
 from ..errors import UserError
 
-PLACES = ("output_dir", "logging_dir", "local_rank", "resume_from_checkpoint")
+PLACES = ("output_dir", "overwrite", "logging_dir", "local_rank", "resume_from_checkpoint")
 """Where a run is, which is no setting of it."""
 
 
@@ -29,6 +29,7 @@ class StageConfig(TrainingArguments):
         dtype: precision of the weights in memory; `bf16=True` computes in bfloat16 on top of it.
         attn_implementation: as in transformers.
         save_at: save after these steps (0: before training) instead of every `save_steps`.
+        overwrite: begin anew, removing what an earlier run left in the folder.
         strict: prompts shared with another stage or an evaluation are a mistake, not a remark.
     """
 
@@ -43,6 +44,7 @@ class StageConfig(TrainingArguments):
     dtype: str = "float32"
     attn_implementation: str = "sdpa"
     save_at: list[int] | None = None
+    overwrite: bool = False
     strict: bool = False
 
     # May differ between a run and its continuation: none of them changes the trained weights.

@@ -57,6 +57,19 @@ def read_pairs(path: str | Path) -> list[Pair]:
     return [_pair(row, f"{path}, record {number}") for number, row in enumerate(rows, start=1)]
 
 
+def read_texts(path: str | Path) -> list[str]:
+    """Return the prompts of a file, of whatever group, to compare others with.
+
+    Args:
+        path: a file with one field of `PROMPT_FIELDS`.
+
+    Returns:
+        One text for each record.
+    """
+    rows = enumerate(read_rows(Path(path)), start=1)
+    return [_field(row, PROMPT_FIELDS, f"{path}, record {number}") for number, row in rows]
+
+
 def _pair(row: Mapping[str, Any], where: str) -> Pair:
     """Return one record as a pair."""
     prompt, response = _field(row, PROMPT_FIELDS, where), _field(row, RESPONSE_FIELDS, where)

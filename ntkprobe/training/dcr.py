@@ -29,7 +29,7 @@ from .contrast_data import SIDES, PromptRows, collate, encode_prompts
 from .data import IGNORED, Pair, digest
 from .features import freeze_above, gathered, pool, without_blocks_above
 from .guards import check_overlaps
-from .runs import Run, save_model
+from .runs import Run, located, model_digest, save_model
 from .sampler import EpochSampler
 
 CHOICES = {
@@ -280,20 +280,21 @@ def train_dcr(
     Raises:
         UserError: for a mistake in the settings or data, or a folder that holds another run.
     """  # ruff: ignore[docstring-extraneous-exception]
-    digests = {"prompts": prompts.digest} | ({"corpus": digest(corpus)} if corpus else {})
+    digests = {"prompts": prompts.digest} | model_digest(model)
+    digests |= {"corpus": digest(corpus)} if corpus else {}
     inputs = {"stage": "dcr", "model": model, **(sources or {}), "digests": digests}
     run = Run(config, inputs)
     if run.finished:
         return run.final
     chosen = prompts.in_group(*SIDES)
     check_overlaps(run, {"dcr": [p.text for p in chosen], **(held_out or {})}, strict=config.strict)
-    run.write_data(chosen.frame().rename(columns={"prompt": "row", "text": "prompt"}))
     with quiet(), run.stage("load"):
-        network = load_model(model, config.loading())
-        tokenizer = load_tokenizer(model, local=False)
+        network = load_model(located(model), config.loading())
+        tokenizer = load_tokenizer(located(model), local=False)
     with quiet(), run.stage("encode"):
         trainer = DCRTrainer(network, config, prompts, tokenizer, corpus=corpus)
-    run.write_report(data=trainer.data_report, parameters=trainer.parameter_report)
+    table = chosen.frame().rename(columns={"prompt": "row", "text": "prompt"})
+    run.begin(table, data=trainer.data_report, parameters=trainer.parameter_report)
     run.train(trainer)
     run.finish(lambda folder: save_model(trainer.finished_model(), tokenizer, folder))
     return run.final

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ import torch
 import yaml
 from transformers import Trainer
 
-from ..checkpoints import Checkpoint, find_checkpoints, readiness
+from ..checkpoints import Checkpoint, find_checkpoints, identity, readiness
 from ..checkpoints.headers import read_json
 from ..errors import UserError
 from ..storage import replacing, write_json, write_table
@@ -44,33 +45,48 @@ class Run:
             inputs: what the settings are applied to: the model's name, files, digests.
         """
         self.folder = Path(str(config.output_dir))
+        if config.overwrite and config.process_index == 0:
+            _clear(self.folder)
         self.config = config
         # Through YAML, so that what is compared is what is read back.
         self.settings = yaml.safe_load(yaml.safe_dump({**inputs, **config.settings()}))
         self.report: dict[str, Any] = {}
-        self._claim()
+        self._look()
 
-    def _claim(self) -> None:
-        """Compare the folder's settings with ours, or write ours.
+    def _look(self) -> None:
+        """Compare the settings of what the folder holds with ours.
 
         Raises:
             UserError: if the folder belongs to another run, or cannot be written.
         """
         path = self.folder / SETTINGS
-        if path.is_file():
-            _insist_on_equal(yaml.safe_load(path.read_text()), self.settings, self)
-            if (self.folder / REPORT).is_file():
-                self.report = read_json(self.folder / REPORT)
-        elif self.folder.is_dir() and find_checkpoints(self.folder):
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder}: {error.strerror}") from error
+        begun = self.finished or any(self.folder.glob("checkpoint-*"))
+        if begun and not path.is_file():
             raise UserError(
                 f"{self.folder} holds checkpoints of something else: give another --output-dir"
             )
-        elif self.writes:
-            try:
-                with replacing(path) as hidden:
-                    hidden.write_text(yaml.safe_dump(self.settings, sort_keys=False))
-            except OSError as error:
-                raise UserError(f"cannot write to {self.folder}: {error.strerror}") from error
+        if begun:
+            _insist_on_equal(yaml.safe_load(path.read_text("utf-8")), self.settings, self)
+            self.report = (
+                read_json(self.folder / REPORT) if (self.folder / REPORT).is_file() else {}
+            )
+
+    def begin(self, trained_on: "pd.DataFrame", **facts: Any) -> None:
+        """Take the folder: write the settings, the data and the report so far.
+
+        Args:
+            trained_on: the prompts, in a column `prompt`, for the next stage to compare with.
+            **facts: for the report.
+        """
+        if self.writes:
+            with replacing(self.folder / SETTINGS) as hidden:
+                hidden.write_text(yaml.safe_dump(self.settings, sort_keys=False), "utf-8")
+            write_table(self.folder / DATA, trained_on)
+        self.write_report(**facts)
 
     @property
     def writes(self) -> bool:
@@ -121,11 +137,6 @@ class Run:
         if self.writes:
             print(text, file=sys.stderr)
 
-    def write_data(self, table: "pd.DataFrame") -> None:
-        """Keep the prompts trained on, for the next stage to compare its own with."""
-        if self.writes:
-            write_table(self.folder / DATA, table)
-
     def write_report(self, **facts: Any) -> None:
         """Add facts to the report and write it."""
         self.report |= facts
@@ -162,6 +173,15 @@ class Run:
         os.replace(hidden, self.final)
 
 
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run wrote, and nothing else."""
+    if (folder / SETTINGS).is_file():
+        for path in (folder / SETTINGS, folder / REPORT, folder / DATA):
+            path.unlink(missing_ok=True)
+        for path in (folder / FINAL, *(c.path for c in find_checkpoints(folder))):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model and its tokenizer as an ordinary Hugging Face checkpoint."""
     model.save_pretrained(folder)
@@ -178,8 +198,25 @@ def _whole(folder: Path) -> bool:
     return readiness(folder).state == "ready"
 
 
+def located(model: str) -> str:
+    """Return where a model is: `package:NAME/FOLDER` lies in an installed package."""
+    if not model.startswith("package:"):
+        return model
+    package, _, folder = model.removeprefix("package:").partition("/")
+    return str(files(package) / folder)
+
+
+def model_digest(model: str) -> dict[str, str]:
+    """Return the digest of a model's weights under `model`, if it is a folder."""
+    folder = Path(located(model))
+    weights = readiness(folder).weights if folder.is_dir() else ()
+    return {"model": identity(folder, weights)} if weights else {}
+
+
 def _insist_on_equal(recorded: dict[str, Any], asked: dict[str, Any], run: Run) -> None:
     """Refuse another setting of anything that changes the numbers.
+
+    Files and models are compared by their digests, since the same may be at another path.
 
     Args:
         recorded: the settings in the folder.
@@ -189,13 +226,17 @@ def _insist_on_equal(recorded: dict[str, Any], asked: dict[str, Any], run: Run) 
     Raises:
         UserError: with both values of the first that differs.
     """
-    for key in [*recorded, *asked]:
-        old, new = recorded.get(key), asked.get(key)
-        if old != new and key not in run.config.HARMLESS:
-            raise UserError(
-                f"{run.folder} was trained with {key}={old!r}, now asked for is {new!r}: "
-                "give another --output-dir, or remove that folder"
-            )
+    old, new = ({**s, **s.get("digests", {})} for s in (recorded, asked))
+    for key in [*new, *old]:
+        before, now = old.get(key), new.get(key)
+        if key in ("digests", *run.config.HARMLESS) or before == now:
+            continue
+        content = key in asked["digests"] and key in recorded.get("digests", {})
+        what = f"the content of {key}" if content else key
+        raise UserError(
+            f"{run.folder} was trained with {what} = {before!r}, now asked for is {now!r}: "
+            "give another --output-dir, or --overwrite"
+        )
 
 
 def _peak_on_cuda() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from .callbacks import install, quiet
 from .config import StageConfig
 from .data import IGNORED, Pair, digest, pad_token, padded
 from .guards import check_overlaps, prompts_of_stage_before
-from .runs import Run, save_model
+from .runs import Run, located, model_digest, save_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -204,7 +204,7 @@ def train_sft(
         UserError: for a mistake in the settings or data, or a folder that holds another run.
     """  # ruff: ignore[docstring-extraneous-exception]
     given = {"general": general, "safe": safe, "seemingly": seemingly}
-    digests = {name: digest(pairs) for name, pairs in given.items() if pairs}
+    digests = {name: digest(pairs) for name, pairs in given.items() if pairs} | model_digest(model)
     run = Run(config, {"stage": "sft", "model": model, **(sources or {}), "digests": digests})
     if run.finished:
         return run.final
@@ -215,15 +215,14 @@ def train_sft(
         if number["drawn"] < number["asked"]:
             run.note(f"{name}: {number['drawn']} of the {number['asked']} pairs asked for")
     check_overlaps(run, {**asked, **(held_out or {})}, strict=config.strict)
-    run.write_data(_table(drawn))
     with quiet(), run.stage("load"):
-        network = load_model(model, config.loading())
-        tokenizer = load_tokenizer(model, local=False)
+        network = load_model(located(model), config.loading())
+        tokenizer = load_tokenizer(located(model), local=False)
     with run.stage("encode"):
         rows, report = encode_pairs([p for ps in drawn.values() for p in ps], tokenizer, config)
-    run.write_report(data={"sources": counts, **report})
     with quiet():
         trainer = make_trainer(network, tokenizer, rows, config)
+    run.begin(_table(drawn), data={"sources": counts, **report})
     run.train(trainer)
     run.finish(lambda folder: save_model(trainer.model, tokenizer, folder))
     return run.final

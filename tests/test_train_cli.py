@@ -1,0 +1,242 @@
+"""`ntkprobe train`: what is typed, what is read from files, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import training_world as world
+import yaml
+from safetensors.torch import load_file
+
+from ntkprobe.cli import main
+from ntkprobe.cli._train_settings import configured, resolved
+from ntkprobe.errors import UserError
+from ntkprobe.presets.settings import preset_names, preset_settings
+from ntkprobe.training.dcr import DCRConfig
+from ntkprobe.training.sft import SFTConfig
+
+PAPER = ("qwen2.5-1.5b", "qwen2.5-7b", "llama-3-8b")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    world.saved(folder / "base")
+    world.prompts().frame().to_csv(folder / "prompts.csv", index=False)
+    for name, pairs in (("general", world.general()), ("safe", world.safe())):
+        rows = [{"instruction": p.prompt, "input": "", "output": p.response} for p in pairs]
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    return folder
+
+
+def dcr(files: Path, output: Path, *more: str) -> int:
+    words = ["train", "dcr", "--model", files / "base", "--prompts", files / "prompts.csv"]
+    words += ["--layer", "2", "--max-steps", "2", "--batch-size", "8", "--device", "cpu"]
+    return main([str(word) for word in (*words, "--output-dir", output, *more)])
+
+
+def sft(files: Path, output: Path, *more: str) -> int:
+    words = ["train", "sft", "--model", files / "base", "--general", files / "general.json"]
+    words += ["--safe", files / "safe.json", "--accumulate", "2", "--max-steps", "2"]
+    words += ["--n-general", "8", "--n-safe", "4", "--device", "cpu"]
+    return main([str(word) for word in (*words, "--output-dir", output, *more)])
+
+
+def weights(folder: Path):
+    return load_file(next((folder / "final").glob("*model.safetensors")))
+
+
+def same(a, b) -> bool:
+    return all(a[name].equal(b[name]) for name in a) and a.keys() == b.keys()
+
+
+# Runs
+
+
+def test_one_command_trains_each_stage_and_ends_with_what_to_do_next(files, tmp_path, capsys):
+    assert dcr(files, tmp_path / "dcr") == 0
+    assert capsys.readouterr().out.endswith(
+        f"next: ntkprobe train sft --model {tmp_path}/dcr/final --general FILE --safe FILE\n"
+    )
+    assert sft(files, tmp_path / "stl", "--model", str(tmp_path / "dcr/final")) == 0
+    seen = capsys.readouterr()
+    assert seen.out == (
+        f"trained: {tmp_path}/stl/final; "
+        f"next: ntkprobe measure --ckpt-dir {tmp_path}/stl --prompts FILE\n"
+    )
+    assert "load" in seen.err and "GiB" in seen.err
+
+
+@pytest.mark.parametrize("command", [dcr, sft])
+def test_the_record_of_a_run_replays_it(files, tmp_path, command):
+    stage = command.__name__
+    assert command(files, tmp_path / "a", "--lr", "3e-3", "--set", "weight_decay=0.1") == 0
+    words = ["train", stage, "--config", tmp_path / "a/training.yaml", "--output-dir"]
+    assert main([str(word) for word in (*words, tmp_path / "b")]) == 0
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    a, b = (yaml.safe_load((tmp_path / n / "training.yaml").read_text()) for n in "ab")
+    assert a == b
+    assert [a["weight_decay"], a["learning_rate"]] == pytest.approx([0.1, 3e-3])
+
+
+def test_typed_options_beat_the_record(files, tmp_path):
+    assert dcr(files, tmp_path / "a") == 0
+    words = ["train", "dcr", "--config", tmp_path / "a/training.yaml", "--seed", "1"]
+    assert main([str(word) for word in (*words, "--output-dir", tmp_path / "b")]) == 0
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_underscores_will_do(files, tmp_path):
+    assert dcr(files, tmp_path, "--nll_weight", "0", "--save_at", "1") == 0
+    assert (tmp_path / "checkpoint-1").is_dir() and (tmp_path / "checkpoint-2").is_dir()
+
+
+def test_a_finished_run_is_told_and_can_be_begun_anew(files, tmp_path, capsys):
+    assert dcr(files, tmp_path) == 0
+    first = weights(tmp_path)
+    assert dcr(files, tmp_path) == 0
+    assert "already trained: " in capsys.readouterr().out
+    assert dcr(files, tmp_path, "--seed", "1", "--overwrite") == 0
+    assert not same(first, weights(tmp_path))
+
+
+def test_overwriting_leaves_alone_what_is_not_a_run(files, tmp_path):
+    (tmp_path / "checkpoint-7").mkdir()
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert dcr(files, tmp_path, "--overwrite") == 2
+    assert (tmp_path / "checkpoint-7").is_dir() and (tmp_path / "thesis.txt").exists()
+
+
+def test_the_same_files_elsewhere_are_the_same_run_and_changed_ones_are_not(
+    files, tmp_path, capsys
+):
+    assert dcr(files, tmp_path / "run") == 0
+    rows = pd.read_csv(files / "prompts.csv")
+    rows.to_csv(tmp_path / "moved.csv", index=False)
+    moved = ["train", "dcr", "--config", tmp_path / "run/training.yaml"]
+    moved += ["--output-dir", tmp_path / "run", "--prompts", tmp_path / "moved.csv"]
+    assert main([str(word) for word in moved]) == 0
+    rows[1:].to_csv(tmp_path / "moved.csv", index=False)
+    assert main([str(word) for word in moved]) == 2
+    assert "the content of prompts" in capsys.readouterr().err
+
+
+def test_prompts_of_an_evaluation_are_compared(files, tmp_path, capsys):
+    held_out = ["--held-out", str(files / "prompts.csv")]
+    assert dcr(files, tmp_path / "a", *held_out) == 0
+    assert "40 prompts are in dcr and prompts.csv" in capsys.readouterr().err
+    assert dcr(files, tmp_path / "b", *held_out, "--strict") == 2
+    assert not (tmp_path / "b/final").exists()
+
+
+def test_an_interrupted_run_exits_130_and_goes_on(files, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("ntkprobe.training.callbacks.Progress.on_step_end", _interrupt)
+        assert dcr(files, tmp_path, "--save-steps", "1") == 130
+    assert not (tmp_path / "final").exists()
+    assert dcr(files, tmp_path, "--save-steps", "1") == 0
+
+
+def _interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+# Settings
+
+
+def test_a_file_beats_the_preset_and_typed_options_beat_both(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text("layer: 5\nmargin: 0.4\nlearning-rate: 1e-3\n")
+    made = resolved("dcr", {"preset": "qwen2.5-1.5b", "config": path, "layer": 7, "set": None})
+    assert (made["layer"], made["margin"], made["scale"]) == (7, 0.4, 16)
+    assert made["learning_rate"] == pytest.approx(1e-3)
+
+
+def test_a_way_of_saving_replaces_the_presets():
+    assert preset_settings("tiny", "sft")["save_at"]
+    config, _ = configured(
+        SFTConfig, {**resolved("sft", {"preset": "tiny", "save_steps": 7}), "output_dir": "unused"}
+    )
+    assert config.save_at is None and config.save_steps == 7
+    assert config.save_strategy.value == "steps"
+    typed = resolved("sft", {"preset": "tiny", "save_at": "0,1, 2"})
+    assert typed["save_at"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", [*PAPER, "tiny"])
+@pytest.mark.parametrize(("stage", "kind"), [("dcr", DCRConfig), ("sft", SFTConfig)])
+def test_every_preset_is_a_configuration(name, stage, kind):
+    settings = {**resolved(stage, {"preset": name}), "output_dir": "unused"}
+    config, inputs = configured(kind, settings)
+    assert inputs["model"] and config.template in ("chat", "qwen2.5", "llama-3")
+    assert name in preset_names()
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "epochs"),
+    [("qwen2.5-1.5b", 13, (3, 3)), ("qwen2.5-7b", 13, (2, 4)), ("llama-3-8b", 15, (3, 4))],
+)
+def test_presets_have_the_papers_numbers(name, layer, epochs):
+    contrast, align = (preset_settings(name, stage) for stage in ("dcr", "sft"))
+    assert contrast["layer"] == layer
+    assert (contrast["num_train_epochs"], align["num_train_epochs"]) == epochs
+    keys = ("margin", "scale", "nll_weight", "per_device_train_batch_size", "learning_rate")
+    assert [contrast[key] for key in keys] == [0.25, 16, 0.001, 32, 1e-4]
+    keys = ("lora_rank", "lora_alpha", "lora_dropout", "learning_rate", "warmup_steps")
+    assert [align[key] for key in keys] == [8, 32, 0.05, 1e-4, 0.03]
+    assert align["per_device_train_batch_size"] * align["gradient_accumulation_steps"] == 128
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--layer", "9"], "layer 9 does not exist: Qwen2ForCausalLM has blocks 1 to 4"),
+        (["--model", "/nowhere"], "no model at"),
+        (["--prompts", "none.csv"], "none.csv"),
+        (["--pooling", "max"], "pooling is 'max': choose from ['last', 'mean']"),
+        (["--preset", "gpt-5"], "no preset 'gpt-5': choose from"),
+        (["--preset", "paper"], "the preset 'paper' says nothing about dcr"),
+        (["--config", "none.yaml"], "--config none.yaml cannot be read"),
+        (["--set", "weight_decay"], "write NAME=VALUE"),
+        (["--set", "wait_decay=1"], "no setting 'wait_decay': did you mean 'weight_decay'?"),
+        (["--set", "weight_decay=much"], "weight_decay is 'much': give float"),
+        (["--set", "optim=adam9"], "adam9"),
+        (["--save-at", "soon"], "give steps joined by commas"),
+        (["--template", "chaat"], "chaat"),
+        (["--device", "cuda:1"], "CUDA_VISIBLE_DEVICES"),
+        (["--nll-on", "corpus"], "give a corpus"),
+        (["--toxic-ratio", "9"], "needs 180 toxic prompts: there are 20"),
+        (["--max-length", "3"], "longer than max_length=3"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_2(files, tmp_path, capsys, words, message):
+    assert dcr(files, tmp_path, *words) == 2
+    seen = capsys.readouterr()
+    assert message in seen.err.splitlines()[-1] and seen.out == ""
+    assert not (tmp_path / "final").exists()
+
+
+@pytest.mark.parametrize("name", ["model", "general", "safe"])
+def test_what_is_missing_is_named(files, tmp_path, capsys, name):
+    given = {n: str(files / f) for n, f in FILES.items() if n != name}
+    words = [word for n, value in given.items() for word in (f"--{n}", value)]
+    assert main(["train", "sft", *words, "--output-dir", str(tmp_path)]) == 2
+    assert f"no {name}: give --{name}" in capsys.readouterr().err
+
+
+FILES = {"model": "base", "general": "general.json", "safe": "safe.json"}
+
+
+def test_a_record_of_the_other_stage_is_refused(files, tmp_path):
+    assert dcr(files, tmp_path) == 0
+    with pytest.raises(UserError, match="is of the stage dcr, not sft"):
+        resolved("sft", {"config": tmp_path / "training.yaml"})
+
+
+def test_a_wrong_setting_takes_no_folder(files, tmp_path):
+    assert dcr(files, tmp_path / "run", "--layer", "9") == 2
+    assert dcr(files, tmp_path / "run") == 0
