@@ -304,6 +304,42 @@ def test_the_final_model_is_an_ordinary_checkpoint_with_its_tokenizer(tmp_path, 
     assert AutoTokenizer.from_pretrained(final)("a b")["input_ids"] == TOKENIZER("a b")["input_ids"]
 
 
+def test_the_final_configuration_is_the_bases(tmp_path, base):
+    final = train_dcr(base, world.prompts(), config(tmp_path))
+    old, new = (json.loads((Path(p) / "config.json").read_text()) for p in (base, final))
+    tokens = {"eos_token_id", "pad_token_id"}  # transformers takes them from the tokenizer
+    assert {k for k in old if old[k] != new[k]} <= tokens and old.keys() == new.keys()
+
+
+def test_callbacks_reach_the_trainer(tmp_path, base):
+    class Count(TrainerCallback):
+        steps = 0
+
+        def on_step_end(self, args, state, control, **_):
+            self.steps += 1
+
+    count = Count()
+    train_dcr(base, world.prompts(), config(tmp_path), callbacks=[count])
+    assert count.steps == 4
+
+
+def test_save_steps_replace_saving_each_epoch():
+    assert config("unused").save_strategy.value == "epoch"
+    assert config("unused", save_steps=7).save_strategy.value == "steps"
+    assert config("unused", save_steps=7, save_at=[1]).save_strategy.value == "no"
+
+
+def test_what_is_trained_is_told_and_what_is_left_out_noted(tmp_path, base, capsys):
+    long = PromptSet.from_texts({"toxic": ["How " * 100]})
+    given = PromptSet(world.prompts().prompts + long.prompts)
+    train_dcr(base, given, config(tmp_path, max_length=99))
+    seen = capsys.readouterr().err
+    assert "20 seemingly toxic and 20 toxic prompts of 40 to 49 tokens, template chat" in seen
+    assert "1 prompts longer than 99 tokens left out" in seen
+    notes = json.loads((tmp_path / "training.json").read_text())["notes"]
+    assert notes == ["1 prompts longer than 99 tokens left out"]
+
+
 def test_stages_are_timed_and_the_data_counted(tmp_path, base):
     normal = PromptSet.from_texts({"normal": ["Name a colour."]})
     given = PromptSet(world.prompts().prompts + normal.prompts)

@@ -1,10 +1,14 @@
 """`ntkprobe train`: what is typed, what is read from files, and what is refused."""
 
 import json
+import resource
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import training_world as world
 import yaml
 from safetensors.torch import load_file
@@ -140,6 +144,42 @@ def test_an_interrupted_run_exits_130_and_goes_on(files, tmp_path, monkeypatch):
 
 def _interrupt(*_, **__):
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("limit", [100_000, 230_000], ids=["weights", "optimizer"])
+def test_a_disk_that_fills_up_is_told_and_the_run_goes_on_later(files, tmp_path, capsys, limit):
+    with _files_up_to(limit):
+        assert dcr(files, tmp_path, "--save-steps", "2") == 1
+    assert "cannot write a checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "final").exists()
+    assert dcr(files, tmp_path, "--save-steps", "2") == 0
+
+
+@contextmanager
+def _files_up_to(size: int):
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_too_little_gpu_memory_is_told(files, tmp_path, capsys, monkeypatch):
+    def exhaust(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr("ntkprobe.training.dcr.DCRTrainer.compute_loss", exhaust)
+    assert dcr(files, tmp_path) == 2
+    assert "use a smaller --batch-size" in capsys.readouterr().err
+
+
+def test_a_training_that_diverged_makes_no_final_model(files, tmp_path, capsys):
+    assert dcr(files, tmp_path, "--lr", "1e30", "--set", "max_grad_norm=0") == 2
+    assert "NaN or infinity" in capsys.readouterr().err
+    assert not (tmp_path / "final").exists()
 
 
 # Settings

@@ -18,7 +18,7 @@ Stage = TypeVar("Stage", bound=StageConfig)
 INPUTS = ("model", "prompts", "corpus", "general", "safe", "seemingly", "held_out")
 """What settings are applied to; every other name is a field of the configuration."""
 
-RECORDED = ("stage", "digests")
+RECORDED = ("stage", "digests", "processes")
 """What a recorded run says besides its settings."""
 
 SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")

@@ -1,5 +1,6 @@
 """`ntkprobe train`: train DCR and safety SFT, the paper's two stages, into ordinary checkpoints."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -256,6 +257,8 @@ def _close(done: bool, final: Path, following: str) -> None:
     """Show what the stages took, and end with what can be done next."""
     import json
 
+    if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks
+        return
     report = json.loads((final.parent / "training.json").read_text("utf-8"))
     for row in report.get("stages", []):
         memory = f"  {row['peak_gib']:8.2f} GiB at most" if "peak_gib" in row else ""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from ..checkpoints import load_model, load_tokenizer
 from ..errors import UserError
@@ -29,7 +29,7 @@ from .contrast_data import SIDES, PromptRows, collate, encode_prompts
 from .data import IGNORED, Pair, digest
 from .features import freeze_above, gathered, pool, without_blocks_above
 from .guards import check_overlaps
-from .runs import Run, located, model_digest, save_model
+from .runs import Run, located, model_digest
 from .sampler import EpochSampler
 
 CHOICES = {
@@ -38,6 +38,9 @@ CHOICES = {
     "nll_on": ("prompt", "response", "corpus"),
     "sampling": ("balanced", "natural"),
 }
+
+SAVE_STEPS = StageConfig.save_steps
+"""transformers' default, which stands for: save after every epoch."""
 
 
 @dataclass
@@ -86,6 +89,8 @@ class DCRConfig(StageConfig):
                 raise UserError(f"{name} is {getattr(self, name)!r}: choose from {list(allowed)}")
         if not 0 < self.margin < 1 or self.scale <= 0 or self.nll_weight < 0:
             raise UserError("circle loss needs 0 < margin < 1, scale > 0 and nll_weight >= 0")
+        if self.save_steps != SAVE_STEPS and self.save_strategy == "epoch":
+            self.save_strategy = "steps"
         super().__post_init__()
 
 
@@ -263,6 +268,7 @@ def train_dcr(
     corpus: Sequence[Pair] | None = None,
     held_out: Mapping[str, Iterable[str]] | None = None,
     sources: dict[str, Any] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Path:
     """Run the contrastive stage in `config.output_dir`, going on where an earlier call stopped.
 
@@ -273,6 +279,7 @@ def train_dcr(
         corpus: question-answer pairs for `nll_on="corpus"`.
         held_out: prompts of later stages and evaluations by name, compared with these.
         sources: where the data came from, for the record.
+        callbacks: for the Trainer, such as `ntkprobe.TrajectoryCallback`.
 
     Returns:
         The folder `final` with the trained model, an ordinary Hugging Face checkpoint.
@@ -292,9 +299,26 @@ def train_dcr(
         network = load_model(located(model), config.loading())
         tokenizer = load_tokenizer(located(model), local=False)
     with quiet(), run.stage("encode"):
-        trainer = DCRTrainer(network, config, prompts, tokenizer, corpus=corpus)
+        trainer = DCRTrainer(
+            network, config, prompts, tokenizer, corpus=corpus, callbacks=list(callbacks)
+        )
+    _describe(run, trainer)
     table = chosen.frame().rename(columns={"prompt": "row", "text": "prompt"})
     run.begin(table, data=trainer.data_report, parameters=trainer.parameter_report)
     run.train(trainer)
-    run.finish(lambda folder: save_model(trainer.finished_model(), tokenizer, folder))
+    run.finish(trainer.finished_model(), tokenizer)
     return run.final
+
+
+def _describe(run: Run, trainer: DCRTrainer) -> None:
+    """Say what will be trained, on what."""
+    data, sizes = trainer.data_report, trainer.parameter_report
+    tied = "; the embedding is tied to the head and frozen with it"
+    run.tell(
+        f"dcr: {data['seemingly_toxic']} seemingly toxic and {data['toxic']} toxic prompts of "
+        f"{data['prompt_tokens'][0]} to {data['prompt_tokens'][1]} tokens, template "
+        f"{data['template']}; {sizes['trained']:,} parameters trained, {sizes['frozen']:,} frozen"
+        + (tied if sizes["tied_embedding"] else "")
+    )
+    if data["too_long"]:
+        run.note(f"{data['too_long']} prompts longer than {run.config.max_length} tokens left out")

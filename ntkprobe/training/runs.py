@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from transformers import Trainer
 
 from ..checkpoints import Checkpoint, find_checkpoints, identity, readiness
 from ..checkpoints.headers import read_json
-from ..errors import UserError
+from ..checkpoints.loading import insist_on_finite_weights
+from ..errors import UserError, one_line
 from ..storage import replacing, write_json, write_table
 from .callbacks import quiet
 from .config import StageConfig
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SETTINGS, REPORT, DATA, FINAL = "training.yaml", "training.json", "data.parquet", "final"
+
+WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "iostream error")
+"""What torch.save says, as a RuntimeError, when a disk is full."""
 
 
 class Run:
@@ -45,13 +50,15 @@ class Run:
             inputs: what the settings are applied to: the model's name, files, digests.
         """
         self.folder = Path(str(config.output_dir))
-        if config.overwrite and config.process_index == 0:
-            _clear(self.folder)
         self.config = config
-        # Through YAML, so that what is compared is what is read back.
-        self.settings = yaml.safe_load(yaml.safe_dump({**inputs, **config.settings()}))
+        # Another number of processes is another batch; through YAML, to compare what is read back.
+        given = {**inputs, "processes": config.world_size, **config.settings()}
+        self.settings = yaml.safe_load(yaml.safe_dump(given))
         self.report: dict[str, Any] = {}
-        self._look()
+        with config.main_process_first(local=False):
+            if config.overwrite and self.writes:
+                _clear(self.folder)
+            self._look()
 
     def _look(self) -> None:
         """Compare the settings of what the folder holds with ours.
@@ -131,11 +138,16 @@ class Run:
             row |= _peak_on_cuda() if cuda else _peak_of_process()
             self.report.setdefault("stages", []).append(row)
 
+    def tell(self, text: str) -> None:
+        """Tell the user something, once for all processes."""
+        if self.writes:
+            print(one_line(text), file=sys.stderr)
+
     def note(self, text: str) -> None:
         """Tell the user something, and keep it in the report."""
-        self.report.setdefault("notes", []).append(text)
-        if self.writes:
-            print(text, file=sys.stderr)
+        if text not in self.report.setdefault("notes", []):
+            self.report["notes"].append(text)
+        self.tell(text)
 
     def write_report(self, **facts: Any) -> None:
         """Add facts to the report and write it."""
@@ -150,7 +162,7 @@ class Run:
             trainer: made with this run's settings.
         """
         last = self.last_checkpoint()
-        with quiet(), self.stage("train"):
+        with quiet(), failures_told(), self.stage("train"):
             if last is None or last.step < _steps_of(last.path):
                 trainer.train(resume_from_checkpoint=str(last.path) if last else None)
             else:  # stopped between the last step and the final model
@@ -158,18 +170,22 @@ class Run:
         self.report["stages"][-1] |= {"from_step": last.step if last else 0}
         self.write_report(steps=trainer.state.global_step or (last.step if last else 0))
 
-    def finish(self, save: Callable[[Path], None]) -> None:
-        """Write the final model, whole or not at all.
+    def finish(self, model: Any, tokenizer: Any) -> None:
+        """Write the final model and its tokenizer as an ordinary checkpoint, whole or not at all.
 
         Args:
-            save: writes a model and its tokenizer into the folder given.
+            model: a model or adapter in training's last state.
+            tokenizer: its tokenizer.
         """
+        insist_on_finite_weights(model, "the trained model")
         if not self.writes:
             return
         hidden = self.folder / f".{FINAL}.tmp"
         shutil.rmtree(hidden, ignore_errors=True)
-        with quiet():
-            save(hidden)
+        model.config.use_cache = True  # the Trainer switched it off
+        with quiet(), failures_told():
+            model.save_pretrained(hidden)
+            tokenizer.save_pretrained(hidden)
         os.replace(hidden, self.final)
 
 
@@ -182,10 +198,30 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model and its tokenizer as an ordinary Hugging Face checkpoint."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+@contextmanager
+def failures_told() -> Generator[None]:
+    """Say in one line what libraries say in many: no memory, or no room on the disk.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: when the GPU's memory is too small for the settings.
+        OSError: when a checkpoint cannot be written.
+        RuntimeError: any other, unchanged.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "out of GPU memory: use a smaller --batch-size, --gradient-checkpointing, or LoRA"
+        ) from error
+    except SafetensorError as error:
+        raise OSError(f"cannot write a checkpoint: {error}") from error
+    except RuntimeError as error:
+        if any(words in str(error) for words in WRITE_FAILURES):
+            raise OSError(f"cannot write a checkpoint: {error}") from error
+        raise
 
 
 def _steps_of(checkpoint: Path) -> int:

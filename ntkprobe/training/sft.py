@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from ..chat import resolve_template
 from ..checkpoints import load_model, load_tokenizer
@@ -17,7 +17,7 @@ from .callbacks import install, quiet
 from .config import StageConfig
 from .data import IGNORED, Pair, digest, pad_token, padded
 from .guards import check_overlaps, prompts_of_stage_before
-from .runs import Run, located, model_digest, save_model
+from .runs import Run, located, model_digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,6 +111,7 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, list[int]]],
     config: SFTConfig,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Trainer:
     """Return transformers' Trainer on a model that got its LoRA adapter.
 
@@ -119,6 +120,7 @@ def make_trainer(
         tokenizer: the model's, saved with each checkpoint.
         rows: of `encode_pairs`.
         config: the settings.
+        callbacks: for the Trainer.
 
     Returns:
         A trainer, ready to train.
@@ -138,6 +140,7 @@ def make_trainer(
         train_dataset=rows,
         data_collator=lambda batch: padded(batch, filler),
         processing_class=tokenizer,
+        callbacks=list(callbacks),
     )
     install(trainer, "sft", config.save_at)
     return trainer
@@ -185,6 +188,7 @@ def train_sft(
     seemingly: Sequence[Pair] = (),
     held_out: Mapping[str, Iterable[str]] | None = None,
     sources: dict[str, Any] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Path:
     """Run the alignment stage in `config.output_dir`, going on where an earlier call stopped.
 
@@ -196,6 +200,7 @@ def train_sft(
         seemingly: seemingly toxic requests and compliant answers, for the recipe `stl_aug`.
         held_out: prompts of evaluations by name, compared with these.
         sources: where the data came from, for the record.
+        callbacks: for the Trainer, such as `ntkprobe.TrajectoryCallback`.
 
     Returns:
         The folder `final` with the trained adapter and the tokenizer.
@@ -211,21 +216,42 @@ def train_sft(
     drawn, counts = mix(config, given)
     asked = {name: [p.prompt for p in pairs] for name, pairs in drawn.items()}
     asked |= prompts_of_stage_before(model)
-    for name, number in counts.items():
-        if number["drawn"] < number["asked"]:
-            run.note(f"{name}: {number['drawn']} of the {number['asked']} pairs asked for")
     check_overlaps(run, {**asked, **(held_out or {})}, strict=config.strict)
     with quiet(), run.stage("load"):
         network = load_model(located(model), config.loading())
         tokenizer = load_tokenizer(located(model), local=False)
     with run.stage("encode"):
         rows, report = encode_pairs([p for ps in drawn.values() for p in ps], tokenizer, config)
+    _describe(run, counts, report)
     with quiet():
-        trainer = make_trainer(network, tokenizer, rows, config)
+        trainer = make_trainer(network, tokenizer, rows, config, callbacks)
     run.begin(_table(drawn), data={"sources": counts, **report})
     run.train(trainer)
-    run.finish(lambda folder: save_model(trainer.model, tokenizer, folder))
+    run.finish(trainer.model, tokenizer)
     return run.final
+
+
+def _describe(run: Run, counts: dict[str, dict[str, int]], report: dict[str, Any]) -> None:
+    """Say what will be trained on, and what will not."""
+    sizes, tokens = (
+        ", ".join(f"{n['drawn']} {name}" for name, n in counts.items()),
+        report["tokens"],
+    )
+    run.tell(
+        f"sft: {sizes} pairs of {tokens['least']} to {tokens['most']} tokens (median "
+        f"{tokens['median']}), template {report['template']}; the loss counts "
+        f"{tokens['with_loss']:,} of {tokens['total']:,} tokens"
+    )
+    for name, number in counts.items():
+        if number["empty"]:
+            run.note(f"{name}: {number['empty']} pairs without prompt or answer left out")
+        if number["drawn"] < number["asked"]:
+            run.note(f"{name}: {number['drawn']} of the {number['asked']} pairs asked for")
+    limit = run.config.max_length
+    if report["too_long"]:
+        run.note(f"{report['too_long']} pairs whose prompt fills {limit} tokens left out")
+    if report["cut"]:
+        run.note(f"{report['cut']} answers cut at {limit} tokens")
 
 
 def _table(drawn: Mapping[str, Sequence[Pair]]) -> "pd.DataFrame":
