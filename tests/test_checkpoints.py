@@ -2,6 +2,8 @@ import json
 import os
 import shutil
 import struct
+import tempfile
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +62,18 @@ def copied(finished, tmp_path):
         return Path(shutil.copytree(source, tmp_path / kind / "checkpoint-10"))
 
     return copy
+
+
+@contextmanager
+def another_account():
+    """Root may read everything, so that it becomes somebody else for a while."""
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(was)
 
 
 def same_function(a, b):
@@ -182,12 +196,13 @@ def test_a_checkpoint_deleted_while_judged_is_incomplete(tmp_path):
     assert readiness(tmp_path / "checkpoint-5").state == "incomplete"
 
 
-def test_a_file_of_another_account_is_reported_as_such(copied, monkeypatch):
-    folder = copied("full")
-    monkeypatch.setattr(
-        os, "access", lambda path, mode: not str(path).endswith("model.safetensors")
-    )
-    verdict = readiness(folder)
+def test_a_file_of_another_account_is_reported_as_such(copied):
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders let nobody else in
+        folder = shutil.copytree(copied("full"), Path(place) / "checkpoint-10")
+        os.chmod(place, 0o755)
+        (folder / "model.safetensors").chmod(0o600 if os.geteuid() == 0 else 0)
+        with another_account():
+            verdict = readiness(folder)
     assert verdict.state == "refused" and "chmod g+r" in verdict.reason
 
 

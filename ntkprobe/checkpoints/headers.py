@@ -56,11 +56,15 @@ def regular_file(path: Path) -> os.stat_result:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not stat.S_ISREG(info.st_mode):
         raise UserError(f"{path} is not a regular file: refused")
-    if not os.access(path, os.R_OK):
+    try:
+        os.close(os.open(path, os.O_RDONLY))
+    except FileNotFoundError as error:
+        raise Incomplete(f"no {path.name}") from error
+    except PermissionError as error:
         raise UserError(
             f"{path} may not be read by this account (safetensors writes mode 0600):"
             " its owner must run chmod g+r on it"
-        )
+        ) from error
     return info
 
 

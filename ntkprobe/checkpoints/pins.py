@@ -11,6 +11,7 @@ import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from .completeness import SHARDED, Readiness, stamp
 from .folders import Checkpoint
@@ -58,8 +59,8 @@ def pinned(
         Incomplete: if the checkpoint was changed or deleted meanwhile, or while the caller read it.
         FileNotFoundError: if the caller missed some other file.
     """
-    pin = pins / f"{socket.gethostname()}-{os.getpid()}" / checkpoint.path.resolve().name
-    shutil.rmtree(pin, ignore_errors=True)
+    own = pins / f"{socket.gethostname()}-{os.getpid()}" / uuid4().hex[:8]
+    pin = own / checkpoint.path.resolve().name
     pin.mkdir(parents=True)
     try:
         for weight in verdict.weights:
@@ -73,7 +74,7 @@ def pinned(
             raise Incomplete("deleted while it was read") from error
         raise
     finally:
-        shutil.rmtree(pin, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def remove_stale_pins(pins: Path) -> None:

@@ -66,6 +66,11 @@ class Following:
     idle_timeout: float | None = None
     until_step: int | None = None
 
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for a new checkpoint."""
+        return float("inf") if self.idle_timeout is None else self.idle_timeout
+
 
 def parse_steps(spec: str) -> tuple[StepRange, ...]:
     """Return the ranges in `A:B:C`, several joined by commas.

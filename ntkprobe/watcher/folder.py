@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ class MeasurementFolder:
         if overwrite:
             self._forget()
         remove_stale_pins(self.pins)
+
+    def close(self) -> None:
+        """Leave no empty folders of pins behind."""
+        for folder in (self.pins / f"{socket.gethostname()}-{os.getpid()}", self.pins):
+            with suppress(OSError):
+                folder.rmdir()
 
     def _forget(self) -> None:
         """Remove what we wrote, and nothing else."""

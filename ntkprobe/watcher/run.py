@@ -60,12 +60,14 @@ def measure_run(
     recorder.check()
     models = Models(model, how.load, merge=not _needs_adapter(how))
     scout = Scout(ckpt_dir, choice or Choice()) if ckpt_dir is not None else None
-    work = Work(recorder, models, copy=following is not None)
+    work = Work(recorder, models)
     session = Session(work, scout, following)
     try:
         session.run()
     except KeyboardInterrupt:
         session.outcome.interrupted = True
+    finally:
+        folder.close()
     session.outcome.total = len(folder.steps())
     return session.outcome
 

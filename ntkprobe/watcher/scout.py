@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ..checkpoints import (
     Checkpoint,
@@ -24,11 +25,19 @@ LONG_AGO = 3600.0  # more than file servers' clocks differ
 
 @dataclass(frozen=True)
 class Sighting:
-    """A checkpoint, the verdict on it, and whether this worker is to measure it."""
+    """A checkpoint and the verdict on it.
+
+    Attributes:
+        checkpoint: its step and folder.
+        verdict: whether it is whole.
+        wanted: whether this worker is to measure it.
+        hold: a pin that somebody holds already, with `path` and `release()`.
+    """
 
     checkpoint: Checkpoint
     verdict: Readiness
     wanted: bool = True
+    hold: Any = None
 
     @property
     def is_ready(self) -> bool:

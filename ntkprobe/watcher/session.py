@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ..checkpoints import Checkpoint, Incomplete
 from ..errors import UserError, one_line
 from .choices import Following
+from .keeper import Keeper
 from .outcome import Outcome
 from .scout import Scout, Sighting
 from .work import BASE_STEP, Work
@@ -52,7 +53,7 @@ class Session:
             if self.scout is None:
                 self._begin(None, None)
             elif self.following is None:
-                while self._look_once(self.scout):
+                while self._look_once(self.scout, self.scout.look()):
                     time.sleep(1)
             else:
                 self._follow(self.scout, self.following)
@@ -66,29 +67,40 @@ class Session:
             print(f"ntkprobe: step {step} failed: {one_line(reason)}", file=sys.stderr)
 
     def _follow(self, scout: Scout, following: Following) -> None:
-        """Look again and again until a rule says stop."""
+        """Measure what becomes ready until a rule says stop."""
         last_news = time.monotonic()
-        while True:
-            before = len(self.outcome.new) + len(self.outcome.known)
-            self._look_once(scout)
-            if len(self.outcome.new) + len(self.outcome.known) > before:
-                last_news = time.monotonic()
-            ends = [end for end in (scout.end(), following.until_step) if end is not None]
-            done = [checkpoint.step for checkpoint in self._settled]
-            if ends and done and max(done) >= min(ends):
-                return
-            patience = following.idle_timeout
-            if patience is not None and time.monotonic() - last_news > patience:
-                return
-            time.sleep(following.poll_interval)
+        interval = following.poll_interval
+        with Keeper(scout, self.folder.pins, interval, self._is_settled) as keeper:
+            while True:
+                before = len(self.outcome.new) + len(self.outcome.known)
+                self._look_once(scout, keeper.look())
+                if len(self.outcome.new) + len(self.outcome.known) > before:
+                    last_news = time.monotonic()
+                    continue  # measuring takes long: look again at once
+                idle = time.monotonic() - last_news
+                if self._is_over(scout, following) or idle > following.patience:
+                    break
+                time.sleep(interval)
+            for checkpoint in sorted(keeper.missed - set(self._settled)):
+                self.folder.note("missed", step=checkpoint.step)
+                self.outcome.failed[checkpoint.step] = "deleted before it could be pinned"
 
-    def _look_once(self, scout: Scout) -> bool:
+    def _is_over(self, scout: Scout, following: Following) -> bool:
+        """Return whether the step was measured after which nothing is to come."""
+        ends = [end for end in (scout.end(), following.until_step) if end is not None]
+        done = [checkpoint.step for checkpoint in self._settled]
+        return bool(ends) and bool(done) and max(done) >= min(ends)
+
+    def _look_once(self, scout: Scout, everything: list[Sighting]) -> bool:
         """Measure what is ready now.
+
+        Args:
+            scout: what looked.
+            everything: what it saw.
 
         Returns:
             Whether something else may become ready soon by itself.
         """
-        everything = scout.look()
         ready = [s for s in everything if s.is_ready]
         try:
             self._begin(scout, ready[0] if ready else None)

@@ -1,9 +1,11 @@
 """One measurement: from a checkpoint, or the base, to its tables."""
 
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoints import identity, pinned
+from ..checkpoints import Incomplete, identity, pinned
 from .models import Models
 from .recorder import Recorder
 from .scout import Sighting
@@ -20,13 +22,11 @@ class Work:
     Args:
         recorder: what measures and writes.
         models: what loads.
-        copy: whether checkpoints may be deleted while they are read.
     """
 
-    def __init__(self, recorder: Recorder, models: Models, *, copy: bool = False) -> None:
+    def __init__(self, recorder: Recorder, models: Models) -> None:
         self.recorder = recorder
         self.models = models
-        self.copy = copy
 
     def prepare(self, first: Sighting | None) -> None:
         """Settle tokenizer and settings.
@@ -36,8 +36,10 @@ class Work:
         """
         if first is None:
             tokenizer = self.models.tokenizer()
+        elif first.hold is not None:
+            tokenizer = self.models.tokenizer(first.hold.path)
         else:
-            with pinned(first.checkpoint, first.verdict, self.recorder.folder.pins) as pin:
+            with self._held(first) as pin:
                 tokenizer = self.models.tokenizer(pin)
         self.recorder.prepare(tokenizer, self.models.base_identity())
 
@@ -66,9 +68,7 @@ class Work:
         step, verdict = sighting.checkpoint.step, sighting.verdict
         with ExitStack() as stack:
             # Pinned only while it is read: from then on the model is in memory.
-            with pinned(
-                sighting.checkpoint, verdict, self.recorder.folder.pins, copy=self.copy
-            ) as pin:
+            with self._held(sighting) as pin:
                 which = identity(pin, verdict.weights)
                 kinds = self.recorder.missing(step, which)
                 if not kinds:
@@ -76,6 +76,21 @@ class Work:
                 model = stack.enter_context(self.models.opened(pin, verdict.kind))
             self._record(model, step, which, kinds)
         return kinds
+
+    @contextmanager
+    def _held(self, sighting: Sighting) -> Generator[Path, None, None]:
+        """Yield a pin of a checkpoint, taken now unless somebody holds one; then let go of it."""
+        if sighting.hold is None:
+            with pinned(sighting.checkpoint, sighting.verdict, self.recorder.folder.pins) as pin:
+                yield pin
+            return
+        try:
+            yield sighting.hold.path
+        except BaseException:
+            with suppress(Incomplete):
+                sighting.hold.release()
+            raise
+        sighting.hold.release()
 
     def _record(self, model: "nn.Module", step: int, which: str, kinds: list[str]) -> None:
         """Measure a model, and drop what an earlier checkpoint of that step left behind."""
