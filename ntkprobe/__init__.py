@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from .measurement import measure_refusal as measure_refusal
     from .prompts import Prompt as Prompt
     from .prompts import PromptSet as PromptSet
+    from .random_probes import random_probe_norms as random_probe_norms
     from .training.dcr import DCRConfig as DCRConfig
     from .training.dcr import DCRTrainer as DCRTrainer
     from .trajectory import Trajectory as Trajectory
+    from .watcher.callback import TrajectoryCallback as TrajectoryCallback
+    from .verification import verify as verify
+    from .vocabulary import full_vocabulary_norms as full_vocabulary_norms
 
 _HOMES = {
     "DCRConfig": "training.dcr",
@@ -28,9 +32,13 @@ _HOMES = {
     "PromptSet": "prompts",
     "RefusalMeasurement": "measurement",
     "Trajectory": "trajectory",
+    "TrajectoryCallback": "watcher.callback",
     "UserError": "errors",
+    "full_vocabulary_norms": "vocabulary",
     "measure_kernel": "measurement",
     "measure_refusal": "measurement",
+    "random_probe_norms": "random_probes",
+    "verify": "verification",
 }
 __all__ = sorted([*_HOMES, "__version__"])
 

@@ -1,0 +1,95 @@
+import pytest
+import torch
+from fault_workers import SETTINGS
+from tiny_runs import TEXTS, events, tiny_adapter, tiny_model, tiny_tokenizer
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+from ntkprobe import PromptSet, Trajectory
+from ntkprobe.checkpoints import find_checkpoints
+from ntkprobe.watcher import measure_run
+from ntkprobe.watcher.callback import TrajectoryCallback
+
+PROMPTS = PromptSet.from_texts(TEXTS)
+
+
+def train(folder, model, *callbacks, resume=False, **changes):
+    """Four steps, saved twice, one checkpoint kept; return the weights."""
+    tokenizer = tiny_tokenizer()
+    rows = [tokenizer(text) for texts in TEXTS.values() for text in texts]
+    data = [{**row, "labels": row["input_ids"]} for row in rows]
+    arguments = {
+        "output_dir": str(folder),
+        "max_steps": 4,
+        "save_steps": 2,
+        "save_total_limit": 1,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 0.05,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **changes,
+    }
+    Trainer(
+        model=model.train(),
+        args=TrainingArguments(**arguments),
+        train_dataset=data,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+    ).train(resume_from_checkpoint=resume)
+    return {name: value.clone() for name, value in model.named_parameters()}
+
+
+def adapter():
+    return tiny_adapter(tiny_model(), seed=1, lora_dropout=0.3)
+
+
+def test_a_callback_misses_nothing_where_only_one_checkpoint_is_kept(tmp_path):
+    train(tmp_path / "run", adapter(), TrajectoryCallback(PROMPTS, settings=SETTINGS))
+    assert Trajectory(tmp_path / "run-ntk").steps == [0, 2, 4]
+    assert [c.step for c in find_checkpoints(tmp_path / "run")] == [4]
+
+
+@pytest.mark.parametrize("make", [adapter, tiny_model])
+def test_measuring_does_not_change_training(make, tmp_path):
+    alone = train(tmp_path / "alone", make())
+    watched = train(tmp_path / "run", make(), TrajectoryCallback(PROMPTS, settings=SETTINGS))
+    assert all(torch.equal(alone[name], watched[name]) for name in alone)
+
+
+@pytest.mark.parametrize("make", [adapter, tiny_model])
+def test_the_model_in_memory_and_its_checkpoint_are_the_same_measurement(make, tmp_path):
+    model = make()
+    if make is adapter:
+        tiny_model().save_pretrained(tmp_path / "base")
+    train(tmp_path / "run", model, TrajectoryCallback(PROMPTS, settings=SETTINGS))
+    options = {"model": str(tmp_path / "base")} if make is adapter else {}
+    again = measure_run(
+        PROMPTS, tmp_path / "disk", ckpt_dir=tmp_path / "run", settings=SETTINGS, **options
+    )
+    assert 4 in again.new
+    memory, disk = (
+        Trajectory(tmp_path / name).kernel().query("step == 4")["norm"].to_numpy()
+        for name in ("run-ntk", "disk")
+    )
+    assert abs(memory / disk - 1).max() < 1e-4
+
+
+def test_a_failure_to_measure_does_not_end_the_training(tmp_path, monkeypatch):
+    callback = TrajectoryCallback(PROMPTS, settings=SETTINGS)
+    monkeypatch.setattr("ntkprobe.watcher.recorder.measure_kernel", lambda *_, **__: 1 / 0)
+    train(tmp_path / "run", adapter(), callback)
+    assert [e["state"] for e in events(tmp_path / "run-ntk")] == ["failed"] * 3
+
+
+def test_a_run_that_goes_on_is_measured_from_there(tmp_path):
+    for steps, resume in [(2, False), (4, True)]:
+        callback = TrajectoryCallback(PROMPTS, settings=SETTINGS)
+        train(tmp_path / "run", adapter(), callback, max_steps=steps, resume=resume)
+    assert [e["step"] for e in events(tmp_path / "run-ntk")] == [0, 2, 4]
+
+
+def test_gradient_checkpointing_is_no_obstacle(tmp_path):
+    callback = TrajectoryCallback(PROMPTS, settings=SETTINGS)
+    train(tmp_path / "run", adapter(), callback, gradient_checkpointing=True)
+    assert Trajectory(tmp_path / "run-ntk").steps == [0, 2, 4]
