@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from .training.dcr import DCRConfig as DCRConfig
     from .training.dcr import DCRTrainer as DCRTrainer
     from .trajectory import Trajectory as Trajectory
-    from .watcher.callback import TrajectoryCallback as TrajectoryCallback
     from .verification import verify as verify
     from .vocabulary import full_vocabulary_norms as full_vocabulary_norms
+    from .watcher.callback import TrajectoryCallback as TrajectoryCallback
 
 _HOMES = {
     "DCRConfig": "training.dcr",
