@@ -128,6 +128,7 @@ class Session:
             models.learn_base(first.checkpoint.path)
         self.work.prepare(first)
         self._prepared = True
+        print(one_line(self.work.describe()), file=sys.stderr)
         if models.name is None or not models.merge or (scout is not None and not scout.wants_base):
             return
         self._bar.total += 1

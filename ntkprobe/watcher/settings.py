@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from .. import estimators, plugins
 from ..checkpoints import LoadSettings
 from ..errors import UserError
 
@@ -38,6 +39,10 @@ class KernelSettings:
     keep_blocks: bool = False
     per_group: int | None = 25
     seed: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """Return the settings, with those of the estimator written out."""
+        return {**asdict(self), "method": repr(plugins.load(estimators, self.estimator)())}
 
     def __post_init__(self) -> None:
         if self.top_k_at not in ("each", "first"):
@@ -103,7 +108,7 @@ class MeasureSettings:
                 "dtype": self.load.dtype,
                 "attn_implementation": self.load.attn_implementation,
             },
-            "kernel": asdict(self.kernel) if self.kernel else None,
+            "kernel": self.kernel.record() if self.kernel else None,
             "refusal": asdict(self.refusal) if self.refusal else None,
         }
 
@@ -144,5 +149,9 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
     for key, item in value.items():
         if isinstance(item, Mapping):
             yield from _leaves(item, f"{prefix}{key}.")
-        elif prefix and key != "base" and not (item is None and key == "base_identity"):
+        elif (
+            prefix
+            and key not in ("base", "method")
+            and not (item is None and key == "base_identity")
+        ):
             yield f"{prefix}{key}", list(item) if isinstance(item, tuple) else item

@@ -43,6 +43,15 @@ class Work:
                 tokenizer = self.models.tokenizer(pin)
         self.recorder.prepare(tokenizer, self.models.base_identity())
 
+    def describe(self) -> str:
+        """Return one line about what is measured on what."""
+        recorder, base = self.recorder, self.models.name
+        kernel = f"kernel of {len(recorder.rows)}" if recorder.rows else ""
+        refusal = f"refusal of {len(recorder.prompts)}" if recorder.settings.refusal else ""
+        what = " and ".join(filter(None, [kernel, refusal]))
+        below = f", base {base}" if base else ", no base known (step 0 needs --model)"
+        return f"{what} prompts, template {recorder.encoded.template.name}{below}"
+
     def of_base(self) -> list[str]:
         """Measure the base as step 0.
 

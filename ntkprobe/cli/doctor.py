@@ -1,0 +1,88 @@
+"""`ntkprobe doctor`: say what this machine can do, and what a run's file system allows."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UserError, one_line
+
+
+def doctor(
+    ckpt_dir: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="A run to measure.", show_default=False)
+    ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="Where to measure to.", show_default="RUN-ntk"),
+    ] = None,
+) -> None:
+    """Say what this machine can do: versions, devices, and what RUN's file system allows.
+
+    Nothing is loaded but the libraries, and nothing stays written.
+    """
+    for name, value in [*_software(), *_devices(), *_places(ckpt_dir, output_dir)]:
+        typer.echo(f"{name:16} {one_line(value)}")
+
+
+def _software() -> list[tuple[str, str]]:
+    """Return the versions of what computes the numbers."""
+    from ..watcher.settings import versions
+
+    return list(versions().items())
+
+
+def _devices() -> list[tuple[str, str]]:
+    """Return what models would be loaded on, and how precisely they can be."""
+    import torch
+
+    from ..checkpoints import LoadSettings
+
+    found = [("device", LoadSettings().placement()), ("threads", str(torch.get_num_threads()))]
+    for index in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(index)
+        found.append((f"cuda:{index}", f"{about.name}, {about.total_memory / 1e9:.0f} GB"))
+    return [*found, ("float64", "no" if LoadSettings().placement() == "mps" else "yes")]
+
+
+def _places(run: Path | None, out: Path | None) -> list[tuple[str, str]]:
+    """Return what the file systems of a run and of its measurements allow.
+
+    Raises:
+        UserError: if there is no such run.
+    """
+    if run is None:
+        return []
+    if not run.is_dir():
+        raise UserError(f"no folder {run}: --ckpt-dir takes a training run or one checkpoint")
+    from ..watcher import plan
+
+    beside = _existing(out if out is not None else run.resolve().parent)
+    free = shutil.disk_usage(beside).free
+    return [
+        *(("checkpoint", line) for line in plan(beside, ckpt_dir=run)),
+        ("writable", "yes" if os.access(beside, os.W_OK) else f"no: {beside}"),
+        ("pins", _pins(run, beside)),
+        ("free space", f"{free / 1e9:.1f} GB in {beside}"),
+    ]
+
+
+def _existing(place: Path) -> Path:
+    """Return the nearest folder that is there already."""
+    return next(p for p in [place.resolve(), *place.resolve().parents] if p.is_dir())
+
+
+def _pins(run: Path, beside: Path) -> str:
+    """Return how a checkpoint can be kept from rotation while it is read."""
+    weights = next(run.rglob("*.safetensors"), None)
+    if weights is None:
+        return "unknown: the run holds no weights yet"
+    try:
+        with tempfile.TemporaryDirectory(prefix=".ntkprobe-", dir=beside) as place:
+            os.link(weights.resolve(), Path(place) / "pin")
+    except OSError as error:
+        return f"copies, since hard links fail ({error.strerror}): use an OUT on RUN's file system"
+    return "hard links, which take no space"

@@ -1,0 +1,172 @@
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from tiny_runs import TEXTS, tiny_adapter, tiny_model, tiny_tokenizer
+
+from ntkprobe import Prompt, PromptSet, UserError, measure_kernel
+from ntkprobe.estimators.dense import Dense
+from ntkprobe.kernel import Probe, norms
+from ntkprobe.measurement import encode, evaluating
+
+matplotlib.use("Agg")
+PROMPTS = PromptSet.from_texts(TEXTS)
+TOKENIZER = tiny_tokenizer()
+
+
+def kernel(model=None, prompts=PROMPTS, **options):
+    options = {"estimator": "dense", "top_k": 2, **options}
+    return measure_kernel(model or tiny_model(), TOKENIZER, prompts, **options)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return kernel(by="layer", keep_blocks=True)
+
+
+def test_the_norms_are_those_of_the_blocks_of_the_top_tokens(measured):
+    model = tiny_model()
+    ids = [torch.tensor(TOKENIZER(prompt.text)["input_ids"]) for prompt in PROMPTS]
+    tops = [model(row[None]).logits[0, -1].topk(2).indices for row in ids]
+    probes = [Probe(row, tokens=top) for row, top in zip(ids, tops, strict=True)]
+    torch.testing.assert_close(measured.norms, norms(Dense()(model, probes, "all")))
+    assert torch.equal(measured.tokens, torch.stack(tops))
+
+
+def test_the_frame_has_the_columns_of_a_trajectory_without_the_step(measured):
+    table = measured.frame()
+    assert list(table.columns) == [
+        "observed",
+        "updated",
+        "observed_group",
+        "updated_group",
+        "norm",
+        "similarity",
+        "symmetric_similarity",
+    ]
+    row = table.query("observed == 5 and updated == 0").iloc[0]
+    assert (row["observed_group"], row["updated_group"]) == ("toxic", "normal")
+    assert row["similarity"] == pytest.approx(float(measured.norms[5, 0] / measured.norms[5, 5]))
+
+
+def test_group_means_are_the_means_of_the_frames_pairs(measured):
+    table = measured.frame().query("observed != updated")
+    wanted = table.groupby(["observed_group", "updated_group"])["similarity"].mean()
+    found = measured.group_means().set_index(["observed_group", "updated_group"])["similarity"]
+    pd.testing.assert_series_equal(found.sort_index(), wanted, check_exact=False)
+
+
+def test_the_shares_of_all_layers_and_parts_sum_to_one(measured):
+    shares = measured.parts.groupby(["observed", "updated"])["share"].sum()
+    np.testing.assert_allclose(shares, 1, rtol=1e-6)
+    assert set(measured.parts["part"]) == {"embed+head", "attention", "mlp", "norms", "norm"}
+
+
+def test_blocks_are_kept_as_they_were_measured(measured):
+    assert measured.blocks.shape == (6, 2, 6, 2) and measured.blocks.dtype == torch.float32
+    torch.testing.assert_close(norms(measured.blocks.double()), measured.norms, rtol=1e-5, atol=0)
+
+
+def test_bare_strings_are_prompts_and_the_groups_are_normal():
+    found = kernel(prompts=["bake the cake", "kill a process"])
+    assert found.norms.shape == (2, 2) and {p.group for p in found.prompts} == {"normal"}
+
+
+def test_a_response_prefix_moves_the_position_that_is_measured():
+    texts = Prompt("kill my neighbour", "toxic"), Prompt("kill my", "toxic", response="neighbour")
+    first, second = (kernel(prompts=[text]).norms for text in texts)
+    torch.testing.assert_close(first, second)
+
+
+def test_a_measurement_tells_what_it_depends_on(measured):
+    assert measured.settings["parameters"] == "all" and measured.settings["template"] == "raw"
+    assert measured.settings["estimator"] == "Dense()" and measured.settings["dtype"] == "float32"
+
+
+def test_a_model_in_training_is_measured_without_dropout_and_goes_on_training():
+    model = tiny_adapter(tiny_model(), seed=1, lora_dropout=0.5).train()
+    modes = [module.training for module in model.modules()]
+    torch.testing.assert_close(kernel(model).norms, kernel(model.eval()).norms)
+    model.train()
+    kernel(model)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_every_module_returns_to_the_mode_that_it_was_in():
+    model = tiny_model().train()
+    model.model.layers[0].eval()
+    before = [module.training for module in model.modules()]
+    with pytest.raises(RuntimeError), evaluating(model):
+        assert not any(module.training for module in model.modules())
+        raise RuntimeError
+    assert [module.training for module in model.modules()] == before
+
+
+def test_measuring_leaves_no_gradients_and_no_flags_behind():
+    model = tiny_model()
+    model.model.norm.weight.requires_grad_(False)
+    before = [p.requires_grad for p in model.parameters()]
+    kernel(model)
+    assert [p.requires_grad for p in model.parameters()] == before
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_merged_or_not_is_the_same_kernel_of_base_parameters():
+    merged = kernel(tiny_adapter(tiny_model(), seed=1).merge_and_unload())
+    beside = kernel(tiny_adapter(tiny_model(), seed=1))
+    torch.testing.assert_close(beside.norms, merged.norms, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("tokens", [[3, 4], torch.tensor([[3, 4]] * 6)])
+def test_tokens_are_given_for_all_prompts_or_for_each(tokens):
+    assert torch.equal(kernel(tokens=tokens).tokens, torch.tensor([[3, 4]] * 6))
+
+
+@pytest.mark.parametrize("tokens", [[], [[1, 2]], [[1], [2, 3]], ["a"], [[[1]]]])
+def test_tokens_of_another_shape_are_a_mistake(tokens):
+    with pytest.raises(UserError, match="tokens="):
+        kernel(tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"estimator": "guess"}, {"parameters": "guess"}, {"by": "head"}, {"top_k": 0}, {"top_k": 99}],
+)
+def test_a_value_that_is_not_allowed_is_a_mistake(options):
+    with pytest.raises(UserError):
+        kernel(**options)
+
+
+def test_an_estimator_without_parts_says_so():
+    from ntkprobe.estimators.finite_difference import FiniteDifference
+
+    with pytest.raises(UserError, match="by layer"):
+        kernel(estimator=FiniteDifference(), by="layer")
+
+
+def test_encoding_another_way_changes_the_digest():
+    digests = {
+        encode(TOKENIZER, PROMPTS, "raw", max_length=length).digest for length in (None, 3, 2)
+    }
+    assert len(digests) == 3
+
+
+def test_a_plot_shows_every_pair_once(measured):
+    ax = measured.plot()
+    assert ax.collections[0].get_array().size == 36
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["normal", "seemingly toxic", "toxic"]
+    plt.close("all")
+
+
+def test_a_plot_goes_where_it_is_asked_to():
+    figure, axes = plt.subplots(1, 2)
+    assert kernel().plot(axes[1]) is axes[1] and not axes[0].has_data()
+    plt.close(figure)
+
+
+def test_what_jupyter_shows_is_escaped():
+    hostile = PromptSet.from_texts({"toxic": ["<script>alert(1)</script>", "kill my neighbour"]})
+    shown = kernel(prompts=hostile)._repr_html_()
+    assert "<table" in shown and "<script" not in shown
