@@ -124,6 +124,21 @@ def reading_last_positions(
         yield lambda logits: (gather(logits) if output is None else logits)[:, 0]
 
 
+@contextmanager
+def experts_one_by_one(model: nn.Module) -> Generator[None]:
+    """Run a mixture's experts each on its own tokens, in every dtype: transformers' eager loop."""
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    before = [(c, getattr(c, "_experts_implementation", None)) for c in configs.values()]
+    mixtures = [(config, name) for config, name in before if name is not None]
+    try:
+        for config, _ in mixtures:
+            config._experts_implementation = "eager"
+        yield
+    finally:
+        for config, name in mixtures:
+            config._experts_implementation = name
+
+
 class Float64Throughout(TorchFunctionMode):
     """Computes in float64 where transformers pins float32: norms, softmax, rotary angles.
 

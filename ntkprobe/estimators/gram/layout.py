@@ -31,10 +31,6 @@ class Batch:
             return x.reshape(n, self.seq, x.shape[-1])
         raise NoRule(f"rows {tuple(x.shape)} of a batch of {n} prompts")
 
-    def lay_gradient(self, g: Float[Tensor, "k *rows width"]) -> Float[Tensor, "k n seq width"]:
-        """Return the gradients with respect to such rows, by prompt."""
-        return g.reshape(g.shape[0], len(self.lengths), -1, g.shape[-1])
-
     def used(self, x: Float[Tensor, "*rows width"]) -> tuple[int, ...]:
         """Return how many of each prompt's rows are not padding."""
         rows = self.lay(x).shape[1]
@@ -64,12 +60,6 @@ class Gathered:
         """Return the rows by prompt, those that it has fewer of zero."""
         out = x.new_zeros(len(self.lengths), max(self.lengths), x.shape[-1])
         out[self.prompt, self.slot] = x
-        return out
-
-    def lay_gradient(self, g: Float[Tensor, "k rows width"]) -> Float[Tensor, "k n seq width"]:
-        """Return the gradients with respect to such rows, by prompt."""
-        out = g.new_zeros(g.shape[0], len(self.lengths), max(self.lengths), g.shape[-1])
-        out[:, self.prompt, self.slot] = g
         return out
 
     def used(self, x: Float[Tensor, "rows width"]) -> tuple[int, ...]:

@@ -5,110 +5,115 @@ A stage is what follows the last block, each block, or what comes before the fir
 at hand has activations and gradients in memory, so that nothing grows with depth times prompts.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 
 from ...checks import finite
 from ...hooks import hidden_state
-from ...kernel import Probe, last_logits
+from ...kernel import last_logits
 from ...parameters import requiring_grad
-from .factors import Direct, Factor
+from .factors import Factor, Outer, narrowed, trimmed
 from .layout import Batch
+from .precision import computing_in
 from .recording import Recorder
-from .rules import Key, Use
+from .rules import Key
+from .standing import standing_in
 
 Factors = dict[Key, list[Factor]]
-BEFORE = -1  # the stage of the embeddings; blocks are 0 to depth - 1, what follows them is depth
 
 
-class StandIn(nn.Module):
-    """Stands in a block's place in the model's list, with its attributes and another forward."""
-
-    def __init__(self, block: nn.Module, forward: Callable[..., Any]) -> None:
-        super().__init__()
-        self._instead = (block, forward)  # in a tuple, so as not to be registered as a child
-        self.training = block.training
-
-    def __getattr__(self, name: str) -> Any:
-        """Return the block's own attribute."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["_instead"][0], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what stands for the block's output."""
-        return self._instead[1](*args, **kwargs)
+VALUES_AT_A_TIME = {"cpu": 2**18, "cuda": 2**26}  # of a stage's output, times cotangents
 
 
-@contextmanager
-def standing_in(
-    blocks: nn.ModuleList, forward: Callable[[int], Callable[..., Any]]
-) -> Generator[None]:
-    """Replace block ℓ of the list by `forward(ℓ)` inside the `with` block."""
-    originals = list(blocks)
-    try:
-        for index, block in enumerate(originals):
-            blocks[index] = StandIn(block, forward(index))
-        yield
-    finally:
-        for index, block in enumerate(originals):
-            blocks[index] = block
+class Reading(Protocol):
+    """A prompt, and the values that are read of its logits."""
+
+    input_ids: Tensor
+
+    def read(self, logits: Float[Tensor, " vocab"]) -> Float[Tensor, " k"]:
+        """Return the values."""
+        ...
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a model is gone down.
+
+    Attributes:
+        model: the model, in evaluation mode.
+        blocks: the list of its blocks, a stage each; `None` makes the whole model one stage.
+        dtype: what to compute in.
+        columns: the vocabulary ids that any prompt reads, sorted; `None` where all may be.
+    """
+
+    model: nn.Module
+    blocks: nn.ModuleList | None
+    dtype: torch.dtype
+    columns: Int[Tensor, " some"] | None = None
 
 
 class Pass:
     """One model and a tile of prompts, going down by stages.
 
-    Args:
-        model: the model, in evaluation mode.
-        blocks: its list of blocks; `None` makes the whole model one stage.
-        probes: the tile's prompts.
-        watched: the parameters whose factors are wanted, by name.
-        formed: whether to have autograd form the gradients, of one prompt alone, not the rules.
+    Stages are numbered as the blocks that they are, from 0; what follows the last block is `depth`,
+    what comes before the first -1. Without `blocks`, the whole model is one stage.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        blocks: nn.ModuleList | None,
-        probes: Sequence[Probe],
-        watched: dict[str, nn.Parameter],
-        formed: bool = False,
+        self, route: Route, probes: Sequence[Reading], watched: dict[str, nn.Parameter]
     ) -> None:
         self.unruled: set[str] = set()
-        self._model, self._blocks, self._probes = model, blocks, probes
-        self._watched, self._formed = watched, formed
+        self._route, self._probes, self._watched = route, probes, watched
+        self._model, self._blocks, self._dtype = route.model, route.blocks, route.dtype
+        self._prompts = [probe.input_ids for probe in probes]
+        self._vocabulary = 0
         self._streams: list[Tensor] = []
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
         self._cotangents: Tensor | None = None
         self._below: Tensor | None = None
-        if blocks is not None:
-            self._remember(blocks)
+        if route.blocks is not None:
+            self._remember(route.blocks)
 
     @property
-    def stages(self) -> range:
+    def stages(self) -> list[int]:
         """Return the stages from the top down."""
-        return range(len(self._streams) - 1, BEFORE - 1, -1) if self._streams else range(1)
+        return list(range(len(self._calls), -2, -1)) if self._blocks is not None else [0]
 
     def run(self, stage: int) -> Factors:
-        """Return the factors of the watched parameters used in a stage."""
-        lengths = tuple(len(p.input_ids) for p in self._probes)
-        recorder = Recorder({} if self._formed else self._watched, Batch(lengths, max(lengths)))
-        chosen = self._watched if self._formed else {}
-        with requiring_grad(self._model, chosen), torch.enable_grad():
+        """Return the factors of the watched parameters that a stage uses."""
+        lengths = tuple(map(len, self._prompts))
+        recorder = Recorder(self._watched, Batch(lengths, max(lengths)))
+        with requiring_grad(self._model, {}), torch.enable_grad(), self._at_hand(stage):
             with recorder:
                 source, output = self._stage(stage)
-            return self._differentiated(source, output, recorder)
+            self.unruled |= recorder.unruled
+            ends = [edge for edge, _ in recorder.uses]
+            gradients = self._gradients(source, output, ends)
+        found: Factors = {}
+        for (_, use), g in zip(recorder.uses, gradients, strict=True):
+            if g is not None and use.key[0] not in self.unruled:
+                found.setdefault(use.key, []).append(self._smallest(use.factor(g), stage))
+        return found
 
     def descend(self) -> None:
         """Take the cotangents from the stage last run to the one below it."""
         self._cotangents, self._below = self._below, None
+
+    def _at_hand(self, stage: int) -> ExitStack:
+        """Return the context in which a stage's parameters are in the dtype computed in."""
+        stack = ExitStack()
+        inside = self._blocks is not None and 0 <= stage < len(self._blocks)
+        if inside:
+            stack.enter_context(computing_in(self._dtype, [self._blocks[stage]]))  # type: ignore[index]
+        else:
+            stack.enter_context(computing_in(self._dtype, [self._model], apart=self._blocks))
+        return stack
 
     def _remember(self, blocks: nn.ModuleList) -> None:
         """Run the model forward, keeping what enters each block and leaves the last."""
@@ -118,24 +123,24 @@ class Pass:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 hidden, *rest = args or (kwargs.pop("hidden_states"),)
                 self._streams.append(hidden.detach().clone())
-                output = originals[index](hidden, *rest, **kwargs)
-                self._calls.append(
-                    (tuple(rest), kwargs, output if isinstance(output, tuple) else None)
-                )
+                with computing_in(self._dtype, [originals[index]]):
+                    output = originals[index](hidden, *rest, **kwargs)
+                wrapped = output if isinstance(output, tuple) else None
+                self._calls.append((tuple(rest), kwargs, wrapped))
                 if index == len(originals) - 1:
                     self._streams.append(hidden_state(output).detach())
                 return output
 
             return forward
 
-        with torch.no_grad(), standing_in(blocks, kept):
-            last_logits(self._model, [p.input_ids for p in self._probes])
+        with torch.no_grad(), self._at_hand(-1), standing_in(blocks, kept):
+            last_logits(self._model, self._prompts)
 
     def _stage(self, stage: int) -> tuple[Tensor | None, Tensor]:
         """Run one stage; return what enters it, if a residual stream, and what leaves it."""
         if self._blocks is None:
             return None, self._read()
-        if stage == BEFORE:
+        if stage < 0:
             return None, self._embedded(self._blocks)
         source = self._streams[stage].detach().requires_grad_()
         if stage == len(self._blocks):
@@ -155,59 +160,72 @@ class Pass:
 
         def passing(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                hidden = args[0] if args else kwargs["hidden_states"]
-                if index == 0:
-                    found.append(hidden)
-                return self._constant(index, hidden)()
+                found.append(args[0] if args else kwargs["hidden_states"])
+                return self._constant(index, found[0].detach())()
 
             return forward
 
         with standing_in(blocks, passing):
-            last_logits(self._model, [p.input_ids for p in self._probes])
+            last_logits(self._model, self._prompts)
         return found[0]
 
     def _read(self) -> Float[Tensor, "n k"]:
         """Return the values that the probes read."""
-        logits = finite(last_logits(self._model, [p.input_ids for p in self._probes]))
+        logits = finite(last_logits(self._model, self._prompts))
+        self._vocabulary = logits.shape[1]
         return torch.stack([probe.read(z) for probe, z in zip(self._probes, logits, strict=True)])
 
-    def _differentiated(self, source: Tensor | None, output: Tensor, recorder: Recorder) -> Factors:
-        """Return the factors of a stage that has been run, and keep the cotangents below it."""
-        self.unruled |= recorder.unruled
-        found: Factors = {}
-        if not output.requires_grad:
-            return found
-        if self._formed:
-            ends: list[Any] = list(self._watched.values())
-        else:
-            ends = [edge for edge, _ in recorder.uses]
-        inputs = ends if source is None else [source, *ends]
-        gradients = list(self._gradients(output, inputs))
-        self._below = None if source is None else gradients.pop(0)
-        if self._formed:
-            for name, g in zip(self._watched, gradients, strict=True):
-                if g is not None:
-                    found[name, None] = [Direct(g.reshape(len(g), 1, -1))]
-            return found
-        for (_, use), g in zip(recorder.uses, gradients, strict=True):
-            if g is not None and use.key[0] not in self.unruled:
-                found.setdefault(use.key, []).append(use.factor(g))
-        return found
-
     def _gradients(
-        self, output: Tensor, inputs: Sequence[Tensor | GradientEdge]
-    ) -> Sequence[Tensor | None]:
-        """Return the gradients of the k values with respect to `inputs`, k first."""
+        self, source: Tensor | None, output: Tensor, ends: Sequence[Any]
+    ) -> Sequence[Sequence[Tensor] | None]:
+        """Return the gradients of the k values at each of `ends`, and keep those at the source."""
         cotangents = self._cotangents
         if cotangents is None:  # the top: the values themselves
             n, k = output.shape
-            cotangents = torch.eye(k, dtype=output.dtype, device=output.device)[:, None].expand(
-                k, n, k
-            )
-        return torch.autograd.grad(
+            eye = torch.eye(k, dtype=output.dtype, device=output.device)
+            cotangents = eye[:, None].expand(k, n, k)
+        inputs = list(ends) if source is None else [source, *ends]
+        if not inputs or not output.requires_grad:
+            return [None] * len(ends)
+        found = vjps(output, inputs, cotangents)
+        if source is not None:
+            self._below = torch.stack(tuple(found[0])) if found[0] is not None else None
+        return found if source is None else found[1:]
+
+    def _smallest(self, factor: Factor, stage: int) -> Factor:
+        """Return a factor without what the last position alone being read makes zero."""
+        depth = len(self._blocks) if self._blocks is not None else 0
+        if stage < depth - 1:
+            return factor
+        columns = self._route.columns
+        if stage == depth and columns is not None and isinstance(factor, Outer):
+            if factor.g.shape[3] == self._vocabulary:
+                factor = narrowed(factor, columns.to(factor.g.device))
+        return trimmed(factor)
+
+
+def vjps(
+    output: Float[Tensor, "*out"], inputs: Sequence[Any], cotangents: Float[Tensor, "k *out"]
+) -> list[Sequence[Tensor] | None]:
+    """Return the k gradients at each input, `None` where the output does not depend on it.
+
+    Several at a time where that is little work each, and one by one where it is much: batched,
+    large tensors take longer to move than they save.
+    """
+    room = VALUES_AT_A_TIME.get(output.device.type, VALUES_AT_A_TIME["cpu"])
+    step = max(1, room // output.numel())
+    found: list[Sequence[Tensor | None]] = []
+    for i in range(0, len(cotangents), step):
+        some = cotangents[i : i + step]
+        batched = len(some) > 1
+        gradients = torch.autograd.grad(
             output,
             inputs,
-            cotangents,
-            is_grads_batched=True,
-            allow_unused=True,  # type: ignore[arg-type]
+            some if batched else some[0],
+            retain_graph=i + step < len(cotangents),
+            is_grads_batched=batched,
+            allow_unused=True,
         )
+        chunks = [g.unbind() if batched and g is not None else [g] for g in gradients]
+        found = [[*f, *c] for f, c in zip(found, chunks, strict=True)] if found else chunks
+    return [None if f[0] is None else f for f in found]  # type: ignore[misc]

@@ -4,7 +4,7 @@ A rule is found by the operation's name and sees the operation, not the module: 
 used twice, outside its module, or in a module of another name needs no rule of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,10 +32,10 @@ class Weight:
 
 @dataclass(frozen=True)
 class Use:
-    """One use of a parameter; `factor` takes the gradient of what it gave out to its factor."""
+    """One use of a parameter; `factor` takes the k gradients of what it gave out to its factor."""
 
     key: Key
-    factor: Callable[[Float[Tensor, "k *out"]], Factor]
+    factor: Callable[[Sequence[Float[Tensor, "*out"]]], Factor]
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,17 @@ class Call:
         return self.args[at] if len(self.args) > at else self.kwargs.get(name, default)
 
 
+def _stacked(gradients: Iterable[Float[Tensor, "n *rest"]]) -> Float[Tensor, "n k *rest"]:
+    """Return the gradients of the k values, prompts first."""
+    return torch.stack(list(gradients), 1)
+
+
 def _multiplied(weight: Weight | None, x: Tensor) -> list[Use]:
     """Return the use of a matrix that multiplies the rows x."""
     if weight is None:
         return []
     layout, a, lengths = weight.layout, weight.layout.lay(x.detach()), weight.layout.used(x)
-    return [Use(weight.key, lambda g: Outer(a, layout.lay_gradient(g), lengths))]
+    return [Use(weight.key, lambda gs: Outer(a, _stacked(map(layout.lay, gs)), lengths))]
 
 
 def _added(weight: Weight | None, out: Tensor) -> list[Use]:
@@ -70,7 +75,7 @@ def _added(weight: Weight | None, out: Tensor) -> list[Use]:
         return []
     layout = weight.layout
     layout.lay(out.detach())
-    return [Use(weight.key, lambda g: Direct(layout.lay_gradient(g).sum(2)))]
+    return [Use(weight.key, lambda gs: Direct(_stacked(layout.lay(g).sum(1) for g in gs)))]
 
 
 def _scaled(weight: Weight | None, x: Tensor) -> list[Use]:
@@ -78,11 +83,7 @@ def _scaled(weight: Weight | None, x: Tensor) -> list[Use]:
     if weight is None:
         return []
     layout, a = weight.layout, weight.layout.lay(x.detach())
-
-    def factor(g: Tensor) -> Factor:
-        return Direct(torch.einsum("ntd,kntd->knd", a, layout.lay_gradient(g)))
-
-    return [Use(weight.key, factor)]
+    return [Use(weight.key, lambda gs: Direct(_stacked((a * layout.lay(g)).sum(1) for g in gs)))]
 
 
 def _linear(call: Call) -> list[Use]:
@@ -122,11 +123,11 @@ def _embedding(call: Call) -> list[Use]:
     ids = layout.lay(call.argument(0, "input").expand(call.out.shape[:-1]).unsqueeze(-1))[..., 0]
     lengths = layout.used(call.out)
 
-    def factor(g: Tensor) -> Factor:
-        laid = layout.lay_gradient(g)
-        return Lookup(
-            ids, laid if padding is None else laid * (ids != padding).unsqueeze(-1), lengths
-        )
+    live = None if padding is None else (ids != padding)[:, None, :, None]
+
+    def factor(gs: Sequence[Tensor]) -> Factor:
+        g = _stacked(map(layout.lay, gs))
+        return Lookup(ids, g if live is None else g * live, lengths)
 
     return [Use(weight.key, factor)]
 
@@ -178,10 +179,10 @@ def _expand(call: Call) -> list[Use]:
     spread = [d for d, size in enumerate(shape) if size == 1]
     if weight is None or call.out.dim() != len(shape) or call.out.shape[0] != n or 0 not in spread:
         raise NoRule("a tensor not spread over the batch")
-    summed = [d + 1 for d in spread if d]
+    over = [d for d in spread if d]
 
-    def factor(g: Tensor) -> Factor:
-        return Direct(g.sum(summed).flatten(2) if summed else g.flatten(2))
+    def factor(gs: Sequence[Tensor]) -> Factor:
+        return Direct(_stacked((g.sum(over) if over else g).flatten(1) for g in gs))
 
     return [Use(weight.key, factor)]
 

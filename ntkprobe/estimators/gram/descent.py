@@ -1,0 +1,134 @@
+"""All prompts of a model going down together, tile by tile, and the kernel added up on the way."""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from ...kernel import Blocks, Probe
+from .factors import Factor, summed
+from .formed import Formed
+from .memory import fits
+from .passes import Factors, Pass
+from .products import product
+from .rules import Key
+from .trial import Plan
+
+Group = Callable[[str], Hashable]
+Sums = dict[Hashable, Blocks]
+
+
+class Tile:
+    """Some of the prompts, of about one length, and the rows of the kernel that are theirs."""
+
+    def __init__(
+        self, plan: Plan, probes: Sequence[Probe], watched: dict[str, nn.Parameter], start: int
+    ) -> None:
+        self.rows = slice(start, start + len(probes))
+        alone = {n: p for n, p in watched.items() if plan.handled[n] == "autograd"}
+        ruled = {n: p for n, p in watched.items() if n not in alone}
+        self._passes: list[Pass | Formed] = [Pass(plan.route, probes, ruled)] if ruled else []
+        self._passes += [Formed(plan.route, probes, alone)] if alone else []
+        self._last = {name: stages[-1] for name, stages in plan.stages.items() if stages}
+        self._kept: dict[tuple[Key, int], list[Factor]] = {}
+
+    def factors(self, stage: int) -> Factors:
+        """Return the factors of the parameters that no stage below uses, all their uses summed.
+
+        May be called again for the same stage: what a tied parameter has so far is kept by stage.
+        """
+        done: dict[Key, list[Factor]] = {}
+        for part in self._passes:
+            for key, uses in part.run(stage).items():
+                self._kept[key, stage] = uses
+        for (key, used), uses in self._kept.items():
+            if self._last.get(key[0], stage) >= stage and used >= stage:
+                done.setdefault(key, []).extend(uses)
+        return {key: summed(uses) for key, uses in done.items()}
+
+    def descend(self, stage: int) -> None:
+        """Leave a stage for the one below, forgetting the factors that are done with."""
+        for part in self._passes:
+            part.descend()
+        self._kept = {
+            at: uses for at, uses in self._kept.items() if self._last.get(at[0][0], stage) < stage
+        }
+
+
+class Descent:
+    """All prompts of one model, shortest first, in tiles."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        probes: Sequence[Probe],
+        watched: dict[str, nn.Parameter],
+        batch_size: int,
+    ) -> None:
+        self.order = sorted(range(len(probes)), key=lambda row: len(probes[row].input_ids))
+        self.size = len(probes[0])
+        inside = [probes[row] for row in self.order]
+        self.tiles = [
+            Tile(plan, inside[start : start + batch_size], watched, start)
+            for start in range(0, len(inside), batch_size)
+        ]
+        used = [stages for stages in plan.stages.values() if stages]
+        top = used and max(len(plan.route.blocks) if plan.route.blocks is not None else 0, 0)
+        lowest = min((stages[-1] for stages in used), default=0)
+        self.stages = list(range(top, lowest - 1, -1)) if used else []
+
+    def restored(self, blocks: Blocks, columns: "Descent") -> Blocks:
+        """Return a kernel with the prompts in the order they were given in."""
+        rows = torch.tensor(self.order).argsort()
+        return blocks[rows][:, :, torch.tensor(columns.order).argsort()]
+
+
+def kernels(observed: Descent, updated: Descent, names: Sequence[str], group: Group) -> Sums:
+    """Return K as a sum over groups of parameters.
+
+    Args:
+        observed: the prompts of the rows.
+        updated: those of the columns: the same object, for the kernel of one model.
+        names: the parameters.
+        group: the group of a parameter.
+    """
+    n, m = len(observed.order), len(updated.order)
+    shape = (n, observed.size, m, updated.size)
+    sums: Sums = {group(name): torch.zeros(shape, dtype=torch.float64) for name in names}
+    same = observed is updated
+    for stage in tqdm(observed.stages, desc="kernel", unit="stage", leave=False, disable=None):
+        for left, right, blocks in _stage(observed, updated, stage, group):
+            for key, block in blocks.items():
+                sums[key][left, :, right] += block.cpu()
+                if same and left != right:
+                    sums[key][right, :, left] += block.cpu().permute(2, 3, 0, 1)
+        for tile in observed.tiles if same else [*observed.tiles, *updated.tiles]:
+            tile.descend(stage)
+    return {key: observed.restored(blocks, updated) for key, blocks in sums.items()}
+
+
+def _stage(
+    observed: Descent, updated: Descent, stage: int, group: Group
+) -> Iterator[tuple[slice, slice, Sums]]:
+    """Yield the rows, columns and blocks that a stage adds to each group, tile by tile."""
+    same = observed is updated
+    kept: dict[int, Factors] = {}
+    for j, right in enumerate(updated.tiles):
+        above = right.factors(stage)
+        for i, left in enumerate(observed.tiles[: j + 1] if same else observed.tiles):
+            beside = above if same and i == j else kept.get(i) or left.factors(stage)
+            if fits(beside, len(observed.tiles)):
+                kept[i] = beside
+            yield left.rows, right.rows, _blocks(beside, above, group)
+
+
+def _blocks(left: Factors, right: Factors, group: Group) -> Sums:
+    """Return the products of two tiles' factors, added up by group."""
+    sums: Sums = {}
+    for key in left.keys() & right.keys():
+        for p in left[key]:
+            for q in right[key]:
+                found, block = group(key[0]), product(p, q)
+                sums[found] = sums[found] + block if found in sums else block
+    return sums

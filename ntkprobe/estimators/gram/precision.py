@@ -1,0 +1,50 @@
+"""Parameters in another dtype for the while that they are computed with."""
+
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+_LOW = (torch.bfloat16, torch.float16)
+
+
+@contextmanager
+def computing_in(
+    dtype: torch.dtype, modules: Iterable[nn.Module], apart: nn.Module | None = None
+) -> Generator[None]:
+    """Hold the parameters and low-precision buffers of `modules` in `dtype`, and put them back.
+
+    Args:
+        dtype: the dtype to compute in.
+        modules: whose parameters.
+        apart: a module within these whose own are left as they are.
+    """
+    left = {id(x) for x in (*apart.parameters(), *apart.buffers())} if apart is not None else set()
+    tensors = {id(x): x for m in modules for x in (*m.parameters(), *m.buffers())}
+    held = [
+        (x, x.data)
+        for key, x in tensors.items()
+        if key not in left
+        and x.dtype != dtype
+        and (isinstance(x, nn.Parameter) or x.dtype in _LOW)
+        and x.is_floating_point()
+    ]
+    try:
+        for tensor, data in held:
+            tensor.data = data.to(dtype)
+        yield
+    finally:
+        for tensor, data in held:
+            tensor.data = data
+
+
+@contextmanager
+def full_float32() -> Generator[None]:
+    """Multiply float32 matrices in float32: no TF32 on a GPU, no bfloat16 on a CPU."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,181 @@
+"""Two short prompts through the rules and through autograd: the test that every rule must pass.
+
+A parameter whose two kernels disagree, or that goes into an operation without a rule, is left to
+autograd for all prompts. So none is left out, or wrong, unseen: on no architecture.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ...hooks import hidden_state
+from ...kernel import Probe, last_logits
+from ...parameters import requiring_grad
+from .factors import Factor, Lookup, Outer, summed
+from .formed import Formed
+from .passes import Factors, Pass, Route
+from .products import product
+from .standing import standing_in
+
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.1}
+_NOISE = 1e-9  # of the whole kernel: below it, a gradient is zero but for rounding
+
+ByName = dict[str, list[list[Factor]]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is gone down, and each of its parameters handled.
+
+    Attributes:
+        route: the model and its stages.
+        handled: by parameter, `matrix`, `table`, `vector`, or `autograd` where no rule holds.
+        stages: by parameter, the stages that use it, from the top down.
+    """
+
+    route: Route
+    handled: dict[str, str]
+    stages: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A prompt read as one value, a mixture of those of its probe."""
+
+    probe: Probe
+    weights: Float[Tensor, " k"]
+
+    @property
+    def input_ids(self) -> Tensor:
+        """Return the prompt."""
+        return self.probe.input_ids
+
+    def read(self, logits: Float[Tensor, " vocab"]) -> Float[Tensor, " one"]:
+        """Return the mixture."""
+        return (self.probe.read(logits) @ self.weights.to(logits))[None]
+
+
+def plan(route: Route, probes: Sequence[Probe], watched: dict[str, nn.Parameter]) -> Plan:
+    """Return the plan that two of the shortest prompts show to be right."""
+    generator = torch.Generator().manual_seed(0)
+    by_length = sorted(probes, key=lambda p: (len(p.input_ids) < 3, len(p.input_ids)))
+    few = [Mixture(p, torch.randn(len(p), generator=generator)) for p in by_length[:2]]
+    if not streamable(route, [p.input_ids for p in few]):
+        route = replace(route, blocks=None)
+    ruled, formed = Pass(route, few, watched), Formed(route, few, watched)
+    trial = _Trial(_shared(route.model, watched))
+    for stage in ruled.stages:
+        trial.enter(stage, _by_name(ruled.run(stage)), _by_name(formed.run(stage)))
+        ruled.descend()
+        formed.descend()
+    handled = trial.judged(list(watched), _TOLERANCE[route.dtype])
+    stages = {name: trial.stages.get(name, []) for name in watched}
+    return Plan(route, handled | dict.fromkeys(ruled.unruled, "autograd"), stages)
+
+
+class _Trial:
+    """The kernels of each parameter by rule and by autograd, gathered stage by stage."""
+
+    def __init__(self, shared: set[str]) -> None:
+        self.stages: dict[str, list[int]] = {}
+        self._kinds: dict[str, str] = {}
+        self._kernels: dict[str, tuple[Tensor, Tensor]] = {}
+        self._kept: dict[str, tuple[list[list[Factor]], list[list[Factor]]]] = {
+            name: ([], []) for name in shared
+        }
+
+    def enter(self, stage: int, by_rule: ByName, by_autograd: ByName) -> None:
+        """Enter what one stage gives; a tied parameter's is kept, to be multiplied at the end."""
+        for name in by_rule.keys() | by_autograd.keys():
+            ruled, formed = by_rule.get(name, []), by_autograd.get(name, [])
+            self.stages.setdefault(name, []).append(stage)
+            for factor in (f for uses in ruled for f in uses):
+                self._kinds[name] = _kind(factor)
+            if name in self._kept:
+                self._kept[name][0].extend(ruled)
+                self._kept[name][1].extend(formed)
+            else:
+                self._multiply(name, ruled, formed)
+
+    def judged(self, names: list[str], tolerance: float) -> dict[str, str]:
+        """Return how each parameter is to be handled."""
+        for name, (ruled, formed) in self._kept.items():
+            merged = ([[f for uses in ruled for f in uses]], [[f for uses in formed for f in uses]])
+            self._multiply(name, *merged)
+        whole = sum(float(formed.norm()) for _, formed in self._kernels.values())
+        handled = {name: self._kinds.get(name, "unused") for name in names}
+        for name, (ruled, formed) in self._kernels.items():
+            allowed = tolerance * float(formed.norm()) + _NOISE * whole
+            if not float((ruled - formed).norm()) <= allowed:
+                handled[name] = "autograd"
+        return handled
+
+    def _multiply(self, name: str, ruled: list[list[Factor]], formed: list[list[Factor]]) -> None:
+        """Add a parameter's two kernels to those that it has."""
+        pair = [_kernel(ruled), _kernel(formed)]
+        before = self._kernels.get(name, (torch.zeros(()), torch.zeros(())))
+        self._kernels[name] = (before[0] + pair[0], before[1] + pair[1])
+
+
+def _by_name(factors: Factors) -> ByName:
+    """Return the factors of each parameter, slice by slice."""
+    found: ByName = {}
+    for (name, _), uses in factors.items():
+        found.setdefault(name, []).append(uses)
+    return found
+
+
+def _kernel(slices: list[list[Factor]]) -> Tensor:
+    """Return the kernel of one parameter, slice by slice."""
+    found = torch.zeros((), dtype=torch.float64)
+    for uses in slices:
+        whole = summed(uses)
+        for p in whole:
+            for q in whole:
+                found = found + product(p, q).cpu()
+    return found
+
+
+def _kind(factor: Factor) -> str:
+    """Return what a kind of factor is called in the account of coverage."""
+    return {Outer: "matrix", Lookup: "table"}.get(type(factor), "vector")
+
+
+def _shared(model: nn.Module, watched: dict[str, nn.Parameter]) -> set[str]:
+    """Return the parameters that several modules hold: tied ones."""
+    holders: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        holders[id(parameter)] = holders.get(id(parameter), 0) + 1
+    return {name for name, parameter in watched.items() if holders.get(id(parameter), 0) > 1}
+
+
+def streamable(route: Route, prompts: Sequence[Tensor]) -> bool:
+    """Return whether the blocks are joined by the residual stream alone, and may be run apart."""
+    blocks = route.blocks
+    if blocks is None:
+        return False
+    originals, joined, leaving = list(blocks), [], [None]
+
+    def watching(index: int):  # type: ignore[no-untyped-def]
+        def forward(*args, **kwargs):  # type: ignore[no-untyped-def]
+            hidden, *rest = args or (kwargs["hidden_states"],)
+            others = [x for x in tree_leaves((rest, kwargs)) if isinstance(x, Tensor)]
+            previous = leaving[0]
+            joined.append(
+                not any(x.requires_grad for x in others if x is not hidden)
+                and (previous is None or torch.equal(previous, hidden))
+            )
+            output = originals[index](*args, **kwargs)
+            leaving[0] = hidden_state(output)
+            return output
+
+        return forward
+
+    every = dict(route.model.named_parameters())
+    with requiring_grad(route.model, every), torch.enable_grad(), standing_in(blocks, watching):
+        last_logits(route.model, prompts)
+    return len(joined) == len(originals) and all(joined)
