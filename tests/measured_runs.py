@@ -27,10 +27,13 @@ def write_run(
     prompts = _prompts(texts or {})
     (folder / "kernel").mkdir(parents=True)
     (folder / "refusal").mkdir()
+    (folder / "parts").mkdir()
     (folder / "run.json").write_text(json.dumps({"schema_version": 1}))
     prompts.to_parquet(folder / "prompts.parquet", index=False)
     for step in STEPS:
-        _kernel(prompts, step, cross).to_parquet(folder / f"kernel/step-{step:08d}.parquet")
+        kernel = _kernel(prompts, step, cross)
+        kernel.to_parquet(folder / f"kernel/step-{step:08d}.parquet")
+        _parts(kernel).to_parquet(folder / f"parts/step-{step:08d}.parquet")
         rows = _refusal(prompts, step, final)
         if not answers:
             rows["refuses"] = rows["refuses"].mask(rows["refuses"].notna())
@@ -64,6 +67,16 @@ def _kernel(prompts: pd.DataFrame, step: int, cross: float) -> pd.DataFrame:
     ratio[(table["prompt_o"] == table["prompt_u"]).to_numpy()] = 1.0
     columns = {"observed": table["prompt_o"], "updated": table["prompt_u"]}
     return pd.DataFrame({"step": step, **columns, "norm": 2 * ratio})
+
+
+def _parts(kernel: pd.DataFrame) -> pd.DataFrame:
+    """Half of every kernel in the attention of layer 1, the rest in two other parts."""
+    parts = [(None, "embed+head", 0.3), (1, "attention", 0.5), (1, "mlp", 0.2)]
+    tables = [
+        kernel.assign(layer=layer, part=part, norm=kernel["norm"] * share, share=share)
+        for layer, part, share in parts
+    ]
+    return pd.concat(tables, ignore_index=True).astype({"layer": "Int64"})
 
 
 def _refusal(prompts: pd.DataFrame, step: int, final: float) -> pd.DataFrame:

@@ -30,7 +30,7 @@ def refusal_rows(runs: dict[str, Trajectory]) -> pd.DataFrame:
 def _paper_rows(run: Trajectory) -> pd.DataFrame:
     table = run.refusal()
     if table.empty:
-        raise UserError(missing(run, "refusal"))
+        raise UserError(missing(run, "refusal probabilities", "--only refusal"))
     kinds = list(
         table[["phrase_set", "reduction"]].drop_duplicates().itertuples(index=False, name=None)
     )
@@ -52,14 +52,29 @@ def kernel_means(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """
     for run in runs.values():
         if run.kernel().empty:
-            raise UserError(missing(run, "kernel"))
+            raise UserError(missing(run, "kernel", "--only kernel"))
     return pd.concat([run.group_means().assign(run=name) for name, run in runs.items()])
 
 
-def missing(run: Trajectory, table: str) -> str:
-    """Return one line: which table `run` lacks, and the command that makes it."""
-    command = f"ntkprobe measure --ckpt-dir RUN --prompts FILE --output-dir {run.folder}"
-    return f"{run.folder} has no {table} measurements; make them with `{command} --only {table}`"
+def missing(run: Trajectory, what: str, option: str) -> str:
+    """Return one line: what `run` lacks, and the command that makes it.
+
+    Args:
+        run: a measured run.
+        what: is missing.
+        option: of `ntkprobe measure`, that asks for it.
+
+    Returns:
+        The line.
+    """
+    try:
+        measured = run.settings.get("ckpt_dir") or "RUN"
+    except OSError:  # a folder without its run.json
+        measured = "RUN"
+    return (
+        f"{run.folder} has no {what}: make it with `ntkprobe measure --ckpt-dir {measured} "
+        f"--prompts FILE {option} --output-dir NEW`"
+    )
 
 
 def refusal_rates(rows: pd.DataFrame) -> pd.DataFrame:

@@ -80,7 +80,7 @@ def _footnote(numbers: pd.DataFrame) -> str:
     sizes = rates.groupby("group")["prompts"].max()
     counts = ", ".join(f"{sizes[g]} {style.look(g).label}" for g in style.in_order(sizes.index))
     firsts = examples.drop_duplicates(["run", "group"])
-    ours = sum(not _is_papers(row.group, row.text) for row in firsts.itertuples())
+    ours = sum(not _is_papers(str(row.group), str(row.text)) for row in firsts.itertuples())
     note = f"Rates: {counts} prompts, bands are 95 % intervals (Wilson)."
     return note + (
         "  A prompt that is not the paper's is the first prompt of its group." * bool(ours)

@@ -1,0 +1,98 @@
+"""Which layers tie seemingly toxic prompts to toxic ones: the similarity as a sum over parts."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..errors import UserError
+from ..plots import style
+from ..plots.bars import stacked_bars
+from ..trajectory import Trajectory
+from ._means import missing
+
+PARTS = {
+    "embed": "#CCBB44",
+    "embed+head": "#CCBB44",
+    "attention": "#332288",
+    "mlp": "#88CCEE",
+    "norms": "#999999",
+    "norm": "#999999",
+    "head": "#117733",
+}
+"""Colours of the parts of a model, none of them a group's."""
+
+
+def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
+    """Return what every part contributes to the mean seemingly-toxic↔toxic similarity.
+
+    K is the sum of its parts' K, and `share` = ⟨K_part, K⟩_F / ‖K‖²_F sums to 1 over them; so
+    share × similarity, averaged over pairs, sums to the mean similarity of figure 6. Taken at each
+    run's first step, over both directions.
+
+    Args:
+        runs: the measured runs, by name.
+
+    Returns:
+        `run, step, place, part, contribution`; `place` is a layer's number or the part's name.
+    """
+    tables = [_contributions(run).assign(run=name) for name, run in runs.items()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _contributions(run: Trajectory) -> pd.DataFrame:
+    """Return the mean contribution of every part at the first step.
+
+    Args:
+        run: a measured run.
+
+    Returns:
+        `step, place, part, contribution`.
+
+    Raises:
+        UserError: if it was not measured by layer.
+    """
+    parts, kernel = run.parts(), run.kernel()
+    if parts.empty:
+        raise UserError(missing(run, "kernel by layer", "--by layer --only kernel"))
+    first = kernel[kernel["step"] == parts["step"].min()]
+    across = first["observed_group"] + first["updated_group"]
+    pairs = first[across.isin(["seemingly_toxictoxic", "toxicseemingly_toxic"])]
+    keys = ["step", "observed", "updated"]
+    rows = parts.merge(pairs[[*keys, "similarity"]], on=keys)
+    place = rows["layer"].astype("Int64").astype("string").fillna(rows["part"])
+    table = rows.assign(place=place, contribution=rows["share"] * rows["similarity"])
+    sums = table.groupby(["step", "place", "part"], sort=False)["contribution"].sum() / len(pairs)
+    return sums.reset_index()
+
+
+@style.in_print
+def draw(numbers: pd.DataFrame) -> Figure:
+    """Return the figure: a panel per run on one scale, embedding left, head right."""
+    names = list(numbers["run"].unique())
+    figure, axes = style.panels(1, len(names), width=style.COLUMN * len(names), height=2.4)
+    for name, ax in zip(names, axes.flat, strict=True):
+        rows = numbers[numbers["run"] == name]
+        order = sorted(rows["place"].astype(str).unique(), key=_depth)
+        stacked_bars(
+            rows.assign(place=rows["place"].astype(str)),
+            ax,
+            x="place",
+            y="contribution",
+            by="part",
+            order=order,
+            colours=PARTS,
+        )
+        ax.set_title(f"{style.run_label(name)}, step {rows['step'].iloc[0]}", loc="left")
+        ax.set_xlabel("layer")
+    top = max(ax.get_ylim()[1] for ax in axes.flat)
+    for ax in axes.flat:
+        ax.set_ylim(min(ax.get_ylim()[0] for ax in axes.flat), top)
+    axes.flat[0].set_ylabel("contribution to the mean similarity\nseemingly toxic ↔ toxic")
+    axes.flat[-1].legend(frameon=False)
+    style.letter(list(axes.flat))
+    return figure
+
+
+def _depth(place: str) -> tuple[int, int]:
+    """Return the position of a part from input to output."""
+    ends = {"embed": -2, "embed+head": -1, "norm": 1, "head": 2}
+    return (0, int(place)) if place.isdigit() else (ends.get(place, 3), 0)

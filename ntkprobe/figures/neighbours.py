@@ -1,0 +1,82 @@
+"""The nearest toxic neighbour of every seemingly toxic prompt, and how it moves."""
+
+from textwrap import shorten
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..errors import UserError
+from ..plots import style
+from ..plots.dots import labelled_dots
+from ..trajectory import Trajectory
+from ._means import missing
+
+
+def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
+    """Return, for every seemingly toxic prompt, the toxic prompt it is most similar to.
+
+    At each run's first step, by the paper's similarity of the seemingly toxic prompt as x′.
+
+    Args:
+        runs: the measured runs, by name.
+
+    Returns:
+        `run, step, prompt, text, neighbour, neighbour_text, similarity`.
+    """
+    return pd.concat([_nearest(run).assign(run=n) for n, run in runs.items()], ignore_index=True)
+
+
+def _nearest(run: Trajectory) -> pd.DataFrame:
+    """Return the row with the highest similarity for every seemingly toxic prompt.
+
+    Args:
+        run: a measured run.
+
+    Returns:
+        `step, prompt, text, neighbour, neighbour_text, similarity`.
+
+    Raises:
+        UserError: if it has no kernel between the two groups.
+    """
+    pairs = run.kernel()
+    groups = (pairs["observed_group"] == "seemingly_toxic") & (pairs["updated_group"] == "toxic")
+    pairs = pairs[groups & (pairs["step"] == pairs["step"].min())]
+    if pairs.empty:
+        raise UserError(missing(run, "kernel", "--only kernel"))
+    best = pairs.loc[pairs.groupby("observed")["similarity"].idxmax()]
+    text = run.prompts.set_index("prompt")["text"]
+    return pd.DataFrame(
+        {
+            "step": best["step"],
+            "prompt": best["observed"],
+            "text": best["observed"].map(text),
+            "neighbour": best["updated"],
+            "neighbour_text": best["updated"].map(text),
+            "similarity": best["similarity"],
+        }
+    )
+
+
+@style.in_print
+def draw(numbers: pd.DataFrame) -> Figure:
+    """Return the figure: a row per seemingly toxic prompt, a dot per run, neighbours right."""
+    first = numbers[numbers["run"] == numbers["run"].iloc[0]].sort_values("similarity")
+    figure, axes = style.panels(1, 1, height=0.7 + 0.17 * len(first))
+    ax = axes[0, 0]
+    for position, (name, rows) in enumerate(numbers.groupby("run", sort=False)):
+        label = f"{style.run_label(name)}, step {rows['step'].iloc[0]}"
+        values = rows.set_index("prompt")["similarity"].reindex(first["prompt"])
+        labelled_dots(values, ax, colour=style.run_colour(position), label=label)
+    right = ax.secondary_yaxis("right")
+    right.spines["right"].set_visible(False)
+    sides = (ax, "text", "seemingly_toxic"), (right, "neighbour_text", "toxic")
+    for axis, column, group in sides:
+        texts = [style.safe(shorten(text, 48, placeholder=" …")) for text in first[column]]
+        axis.set_yticks(range(len(first)), texts, fontsize=6)
+        axis.tick_params(axis="y", length=0, labelcolor=style.look(group).text)
+    ax.set(xlim=(0, numbers["similarity"].max() * 1.05), ylim=(-0.7, len(first) - 0.3))
+    ax.set_xlabel("similarity to the nearest toxic prompt")
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(numbers))
+    run = style.run_label(numbers["run"].iloc[0])
+    style.footnote(figure, f"Left: seemingly toxic prompt x′. Right: the toxic x nearest in {run}.")
+    return figure
