@@ -1,0 +1,193 @@
+"""Greedy answers in batches, and the padding that every batch of ragged prompts needs."""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import LongTensor, Tensor, nn
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Ids = Sequence[int] | Tensor
+"""Token ids of one text, a tensor or not."""
+
+
+def generate_answers(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    input_ids: Sequence[Ids],
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 16,
+    stop_ids: Sequence[int] = (),
+    progress: bool = False,
+) -> list[str]:
+    """Return the model's greedy answers, the same for every batch size (in float32).
+
+    Nothing but the arg max decides: a checkpoint's own generation settings (sampling, repetition
+    penalty, suppressed tokens) are set aside, and stop tokens alone are taken from them.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        tokenizer: decodes; its padding side plays no part and is left alone.
+        input_ids: encoded prompts, of any lengths.
+        max_new_tokens: an answer's length at most, in tokens.
+        batch_size: prompts at a time; prompts of similar length go together.
+        stop_ids: tokens that end an answer besides EOS, such as `template.end_of_turn(tokenizer)`.
+        progress: show a bar on stderr.
+
+    Returns:
+        Texts without special tokens, in the order of the prompts. What cannot be measured (see
+        `require_measurable`) and NaN logits are a `UserError`.
+    """
+    require_measurable(model, input_ids, room=max_new_tokens)
+    stops = sorted({*_stop_ids(model), *stop_ids} | ({tokenizer.eos_token_id} - {None}))
+    padding = next(t for t in (tokenizer.pad_token_id, *stops, 0) if t is not None)
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stops or None,
+        pad_token_id=padding,
+    )
+    answers = [""] * len(input_ids)
+    with _own_settings_aside(model), tqdm(total=len(answers), disable=not progress) as bar:
+        for rows in length_batches(input_ids, batch_size):
+            new = _generate(model, [input_ids[row] for row in rows], settings, rows)
+            for row, ids in zip(rows, new, strict=True):
+                ended = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+                answers[row] = str(tokenizer.decode(ids[:ended], skip_special_tokens=True))
+            bar.update(len(rows))
+    return answers
+
+
+def length_batches(input_ids: Sequence[Ids], batch_size: int) -> Iterator[list[int]]:
+    """Yield batches of row numbers, the longest prompts first, so that little is padded.
+
+    Args:
+        input_ids: encoded prompts.
+        batch_size: rows in a batch at most.
+
+    Yields:
+        Row numbers; each occurs once.
+
+    Raises:
+        UserError: if the batch size is less than 1.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}: give 1 or more")
+    order = sorted(range(len(input_ids)), key=lambda row: -len(input_ids[row]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def left_padded(
+    input_ids: Sequence[Ids], padding: int = 0, device: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Return prompts as one batch, padded on the left: ids and mask, both [batch, longest]."""
+    longest = max(len(ids) for ids in input_ids)
+    gaps = [longest - len(ids) for ids in input_ids]
+    ids = [[padding] * gap + list(map(int, ids)) for gap, ids in zip(gaps, input_ids, strict=True)]
+    mask = [[0] * gap + [1] * (longest - gap) for gap in gaps]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def input_device(model: Any) -> torch.device:
+    """Return the device that token ids go to, where a model lies on several."""
+    return model.get_input_embeddings().weight.device
+
+
+def require_measurable(model: nn.Module, input_ids: Sequence[Ids], room: int = 0) -> None:
+    """Refuse what would give a wrong number rather than an error.
+
+    Args:
+        model: must be in evaluation mode, with all of its weights present.
+        input_ids: must be neither empty nor, with `room`, longer than the model's context.
+        room: tokens that come behind each prompt.
+
+    Raises:
+        UserError: naming the prompt, or what to do to the model.
+    """
+    if model.training:
+        raise UserError("the model is in training mode, where dropout is random: call model.eval()")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UserError("some weights are offloaded (meta tensors): load the model without offload")
+    if not len(input_ids):
+        raise UserError("no prompts: give at least one")
+    context = getattr(text_config(model), "max_position_embeddings", None)
+    for number, ids in enumerate(input_ids):
+        if not len(ids):
+            raise UserError(f"prompt {number} is empty: every prompt needs a token")
+        if context is not None and len(ids) + room > context:
+            raise UserError(
+                f"prompt {number} has {len(ids)} tokens, and with {room} more to come it exceeds "
+                f"the model's context of {context}: shorten it, or set a max_length"
+            )
+
+
+def text_config(model: Any) -> Any:
+    """Return the configuration of the language model, also of a multimodal one."""
+    return model.config.get_text_config()
+
+
+def _stop_ids(model: Any) -> list[int]:
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return [] if own is None else own if isinstance(own, list) else [own]
+
+
+@contextmanager
+def _own_settings_aside(model: Any) -> Generator[None]:
+    # generate() fills whatever a call leaves open from the checkpoint's generation_config.json.
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = owner.generation_config
+    owner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        owner.generation_config = own
+
+
+class _RefuseNan(LogitsProcessor):
+    def __init__(self, rows: list[int]) -> None:
+        self.rows = rows
+
+    def __call__(self, input_ids: LongTensor, scores: Any) -> Any:
+        require_numbers(scores.isnan().any(-1), self.rows)
+        return scores
+
+
+def require_numbers(broken: Tensor, rows: Sequence[int]) -> None:
+    """Refuse NaN logits.
+
+    Args:
+        broken: [batch] bool, whose logits are no numbers.
+        rows: the row numbers of the batch's prompts.
+
+    Raises:
+        UserError: naming the first such prompt.
+    """
+    if broken.any():
+        row = rows[int(broken.nonzero()[0, 0])]
+        raise UserError(
+            f"the model's logits for prompt {row} are NaN or infinite: its weights are broken, or "
+            "its precision is too low (try --dtype float32)"
+        )
+
+
+@torch.no_grad()
+def _generate(
+    model: Any, prompts: list[Ids], settings: GenerationConfig, rows: list[int]
+) -> list[list[int]]:
+    ids, mask = left_padded(prompts, settings.pad_token_id, input_device(model))
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=mask,  # from which generate() derives the position ids
+        generation_config=settings,
+        logits_processor=LogitsProcessorList([_RefuseNan(rows)]),
+    )
+    return out[:, ids.shape[1] :].tolist()

@@ -1,0 +1,21 @@
+"""The refusal probability of A.5: P_refuse(x) = Σ_{y∈S} Π_t p(y_t | x, y_<t), in log space.
+
+`trie` scores all phrases in one pass over each prompt, `rows` scores them one by one and is the
+oracle; `probability` says what is summed.
+"""
+
+from .probability import (
+    REDUCTIONS,
+    phrase_ids,
+    reduce_phrases,
+    refusal_log_probabilities,
+    score_phrases,
+)
+
+__all__ = [
+    "REDUCTIONS",
+    "phrase_ids",
+    "reduce_phrases",
+    "refusal_log_probabilities",
+    "score_phrases",
+]

@@ -1,0 +1,203 @@
+"""log P_refuse: which phrases count, how they are scored, and what is summed."""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float64
+from torch import OutOfMemoryError, Tensor
+from tqdm.auto import tqdm
+
+from ..chat import RAW, Template
+from ..errors import UserError
+from ..generation import Ids, length_batches, require_measurable
+from .rows import score_by_rows
+from .trie import PhraseTrie, score_by_trie
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+REDUCTIONS = ("literal", "prefix_free")
+"""`literal` is the paper's sum, which counts both "I cannot" and "I cannot fulfill …";
+`prefix_free` leaves out whatever extends another phrase: disjoint events, hence a probability."""
+
+_AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-3}
+_AGREEMENT_LOW_PRECISION = 0.5  # of a sum over some 20 tokens, each off by a few hundredths
+
+_log = logging.getLogger(__name__)
+
+
+def refusal_log_probabilities(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    input_ids: Sequence[Ids],
+    phrases: Sequence[str] | Sequence[Sequence[int]],
+    *,
+    reduction: str = "literal",
+    template: Template = RAW,
+    batch_size: int = 8,
+) -> Float64[Tensor, " prompts"]:
+    """Return log P_refuse of each prompt (natural logarithm; `literal` may exceed 0).
+
+    For both reductions, or several sets of phrases, from one pass: `phrase_ids`, then
+    `score_phrases`, then `reduce_phrases` for each.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        tokenizer: the model's.
+        input_ids: encoded prompts, of any lengths.
+        phrases: such as `phrases.phrase_set()`, or token ids of phrases.
+        reduction: one of `REDUCTIONS`.
+        template: what the prompts were encoded with; it decides how a phrase begins.
+        batch_size: prompts at a time.
+
+    Returns:
+        One float64 number for each prompt.
+    """
+    ids = phrase_ids(tokenizer, phrases, template)
+    scores = score_phrases(model, input_ids, ids, batch_size=batch_size)
+    return reduce_phrases(scores, ids, reduction)
+
+
+def phrase_ids(
+    tokenizer: "PreTrainedTokenizerBase",
+    phrases: Sequence[str] | Sequence[Sequence[int]],
+    template: Template = RAW,
+) -> list[tuple[int, ...]]:
+    """Return the token ids of phrases; none for a phrase that the vocabulary cannot write.
+
+    A phrase with an unknown token would stand for every text with any word in its place, so it is
+    no refusal: its probability counts as 0. Byte-level vocabularies can write everything.
+
+    Args:
+        tokenizer: the model's.
+        phrases: texts, or their ids.
+        template: decides how an answer begins.
+
+    Returns:
+        Ids by phrase, `()` where it cannot be written.
+
+    Raises:
+        UserError: if there is no phrase, or none that can be written.
+    """
+    ids = [
+        template.encode_phrases(tokenizer, [each])[0] if isinstance(each, str) else tuple(each)
+        for each in phrases
+    ]
+    unknown = tokenizer.unk_token_id
+    written = [() if unknown is not None and unknown in each else each for each in ids]
+    if not any(written):
+        raise UserError(f"none of {len(ids)} refusal phrases can be written in this vocabulary")
+    return written
+
+
+def score_phrases(
+    model: Any,
+    input_ids: Sequence[Ids],
+    phrase_ids: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> Float64[Tensor, "prompts phrases"]:
+    """Return log P(phrase | prompt) of every phrase after every prompt, in one pass per prompt.
+
+    The pass needs a model that obeys a 4-D attention mask and position ids. That is tried first,
+    on the longest prompt and phrase, against a plain forward pass; a model that does not (ALiBi,
+    state spaces, flash attention) is scored phrase by phrase, and the log says so.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        input_ids: encoded prompts, of any lengths.
+        phrase_ids: the phrases' ids; `()` gets −∞.
+        batch_size: prompts at a time.
+        progress: show a bar on stderr.
+
+    Returns:
+        Natural logarithms, float64. A prompt that is empty or too long, a model in training mode
+        and NaN logits are each a `UserError`.
+    """
+    # The last token of a phrase is read and never run.
+    require_measurable(model, input_ids, room=max(map(len, phrase_ids)) - 1)
+    written = [column for column, ids in enumerate(phrase_ids) if ids]
+    ids = [phrase_ids[column] for column in written]
+    trie = PhraseTrie.of(ids)
+    shared = _obeys_masks(model, max(input_ids, key=len), trie, max(ids, key=len))
+    scores = torch.full((len(input_ids), len(phrase_ids)), -torch.inf, dtype=torch.float64)
+    with tqdm(total=len(input_ids), disable=not progress) as bar:
+        for rows in length_batches(input_ids, batch_size):
+            batch = [input_ids[row] for row in rows]
+            scores[torch.tensor(rows)[:, None], torch.tensor(written)] = (
+                score_by_trie(model, batch, trie, rows)
+                if shared
+                else score_by_rows(model, batch, ids, rows)
+            )
+            bar.update(len(rows))
+    return scores
+
+
+def reduce_phrases(
+    log_probabilities: Float64[Tensor, "prompts phrases"],
+    phrase_ids: Sequence[Sequence[int]],
+    reduction: str = "literal",
+) -> Float64[Tensor, " prompts"]:
+    """Return log Σ P over phrases.
+
+    Args:
+        log_probabilities: of each phrase after each prompt, as `score_phrases` gives them.
+        phrase_ids: the phrases' token ids.
+        reduction: one of `REDUCTIONS`; what extends what is judged by tokens, so that the events
+            of `prefix_free` are disjoint for any vocabulary.
+
+    Returns:
+        One float64 number for each prompt.
+
+    Raises:
+        UserError: for an unknown reduction.
+    """
+    if reduction not in REDUCTIONS:
+        raise UserError(f"no reduction {reduction!r}: choose from {list(REDUCTIONS)}")
+    columns = range(len(phrase_ids)) if reduction == "literal" else _disjoint(phrase_ids)
+    return log_probabilities[:, list(columns)].logsumexp(-1)
+
+
+def _disjoint(phrase_ids: Sequence[Sequence[int]]) -> list[int]:
+    """Return the columns of phrases that neither repeat nor extend another one."""
+    written = {tuple(ids): column for column, ids in reversed(list(enumerate(phrase_ids))) if ids}
+    return sorted(
+        column
+        for ids, column in written.items()
+        if not any(ids[:length] in written for length in range(1, len(ids)))
+    )
+
+
+def _obeys_masks(model: Any, prompt: Ids, trie: PhraseTrie, phrase: Sequence[int]) -> bool:
+    """Return whether one phrase, with the whole trie beside it, scores as it does on its own.
+
+    Args:
+        model: any causal language model.
+        prompt: one encoded prompt.
+        trie: of all phrases.
+        phrase: one of them.
+
+    Returns:
+        False also if the model refuses the mask; the log says why.
+
+    Raises:
+        OutOfMemoryError: it is the batch that is too large, not the model that is odd.
+    """
+    steps = next(each for each in trie.steps if [token for _, token in each] == list(phrase))
+    expected = score_by_rows(model, [prompt], [phrase])
+    try:
+        shared = score_by_trie(model, [prompt], PhraseTrie(trie.nodes, (steps,)))
+    except OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model makes of a mask that it does not know
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    else:
+        difference = float((shared - expected).abs())
+        reason = f"log P of a phrase is off by {difference:.2g}"
+        if difference <= _AGREEMENT.get(model.dtype, _AGREEMENT_LOW_PRECISION):
+            return True
+    _log.warning("refusal phrases are scored one by one: no tree of them in one pass (%s)", reason)
+    return False

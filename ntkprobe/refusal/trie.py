@@ -1,0 +1,155 @@
+"""All phrases after a prompt in one forward pass: the prompt, then the trie of the phrases.
+
+The phrases share the prompt and many of their beginnings. A node of the trie is such a beginning;
+it attends to the prompt and to its own ancestors only, at the position that it would have in the
+text. The distribution at a node gives the probabilities of all phrases' next tokens there, so that
+the last token of a phrase is read and never run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+from ..generation import Ids, input_device, left_padded, require_numbers, text_config
+
+
+@dataclass(frozen=True)
+class PhraseTrie:
+    """The beginnings of phrases, each once; node 0 is the empty one, the end of the prompt.
+
+    Attributes:
+        nodes: token ids from the first on; parents stand before their children.
+        steps: for each phrase, the (node, next token) pairs whose probabilities it is made of.
+    """
+
+    nodes: tuple[tuple[int, ...], ...]
+    steps: tuple[tuple[tuple[int, int], ...], ...]
+
+    @classmethod
+    def of(cls, phrase_ids: Sequence[Sequence[int]]) -> "PhraseTrie":
+        """Return the trie of phrases."""
+        numbers: dict[tuple[int, ...], int] = {(): 0}
+        steps = []
+        for ids in map(tuple, phrase_ids):
+            beginnings = [ids[:t] for t in range(len(ids))]
+            nodes = [numbers.setdefault(each, len(numbers)) for each in beginnings]
+            steps.append(tuple(zip(nodes, ids, strict=True)))
+        return cls(tuple(numbers), tuple(steps))
+
+    @property
+    def descent(self) -> Bool[Tensor, "nodes nodes"]:
+        """Whether each node (row) is, or descends from, each node (column); the root left out."""
+        nodes = self.nodes[1:]
+        rows = [[node[: len(other)] == other for other in nodes] for node in nodes]
+        return torch.tensor(rows, dtype=torch.bool).reshape(len(nodes), len(nodes))
+
+
+@torch.no_grad()
+def score_by_trie(
+    model: Any,
+    input_ids: Sequence[Ids],
+    trie: PhraseTrie,
+    rows: Sequence[int] | None = None,
+) -> Float64[Tensor, "prompts phrases"]:
+    """Return log P(phrase | prompt) from one forward pass over a batch of prompts.
+
+    Args:
+        model: a causal language model in evaluation mode that obeys a 4-D mask and position ids.
+        input_ids: encoded prompts, of any lengths.
+        trie: of the phrases.
+        rows: the prompts' numbers, for messages.
+
+    Returns:
+        Natural logarithms, float64.
+    """
+    device = input_device(model)
+    prompts, real = left_padded(input_ids, device=device)
+    branches = torch.tensor([node[-1] for node in trie.nodes[1:]], dtype=torch.long, device=device)
+    depths = torch.tensor([len(node) for node in trie.nodes[1:]], dtype=torch.long, device=device)
+    positions = torch.cat([real.cumsum(-1) - 1, real.sum(-1, keepdim=True) - 1 + depths], 1)
+    logits = model(
+        input_ids=torch.cat([prompts, branches.expand(len(prompts), -1)], 1),
+        attention_mask=_masks(model, _allowed(real.bool(), trie.descent.to(device)), positions),
+        position_ids=positions.clamp(min=0),
+        use_cache=False,
+        logits_to_keep=len(trie.nodes),
+    ).logits
+    numbers = range(len(input_ids)) if rows is None else rows
+    return _read(logits[:, -len(trie.nodes) :], trie, numbers)
+
+
+def _allowed(
+    real: Bool[Tensor, "batch prompt"], descent: Bool[Tensor, "nodes nodes"]
+) -> Bool[Tensor, "batch seq seq"]:
+    """Return who attends to whom: prompts causally, nodes to the prompt and their ancestors.
+
+    Args:
+        real: which of the prompts' tokens are no padding.
+        descent: the trie's.
+
+    Returns:
+        Rows attend to columns; everyone attends to itself, padding to nothing else.
+    """
+    batch, prompt = real.shape
+    causal = torch.ones(prompt, prompt, dtype=torch.bool, device=real.device).tril()
+    nothing = torch.zeros(batch, prompt, len(descent), dtype=torch.bool, device=real.device)
+    above = torch.cat([causal & real[:, None], nothing], 2)
+    below = torch.cat(
+        [real[:, None].expand(-1, len(descent), -1), descent.expand(batch, -1, -1)], 2
+    )
+    itself = torch.eye(prompt + len(descent), dtype=torch.bool, device=real.device)
+    return torch.cat([above, below], 1) | itself
+
+
+def _masks(
+    model: Any, allowed: Bool[Tensor, "batch seq seq"], positions: Int[Tensor, "batch seq"]
+) -> Tensor | dict[str, Tensor]:
+    """Return the additive 4-D mask, or one for each kind of layer where a sliding window bites.
+
+    Args:
+        model: says its window, and which layers slide.
+        allowed: who attends to whom.
+        positions: in the text, by which a window counts.
+
+    Returns:
+        What transformers' models take as `attention_mask`.
+    """
+    config = text_config(model)
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    near = allowed & (positions[:, :, None] - positions[:, None, :] < (window or torch.inf))
+    everywhere = _additive(allowed, model.dtype)
+    if "sliding_attention" not in kinds or bool((near == allowed).all()):
+        return everywhere
+    sliding = _additive(near, model.dtype)
+    if kinds == {"sliding_attention"}:
+        return sliding
+    return {"full_attention": everywhere, "sliding_attention": sliding}
+
+
+def _additive(
+    allowed: Bool[Tensor, "batch seq seq"], dtype: torch.dtype
+) -> Float[Tensor, "batch 1 seq seq"]:
+    # float32's minimum also in float64: models whose softmax is float32 would make -inf of more.
+    lowest = torch.finfo(torch.float32 if dtype == torch.float64 else dtype).min
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
+        ~allowed, lowest
+    )[:, None]
+
+
+def _read(
+    logits: Float[Tensor, "batch nodes vocab"], trie: PhraseTrie, rows: Sequence[int]
+) -> Float64[Tensor, "batch phrases"]:
+    # Row by row, so that no float64 copy of a whole batch's logits is held.
+    total = torch.stack([row.double().logsumexp(-1) for row in logits])
+    require_numbers(~total.isfinite().all(-1), rows)
+    scores = torch.full((len(logits), len(trie.steps)), -torch.inf, dtype=torch.float64)
+    for column, steps in enumerate(trie.steps):
+        if steps:
+            nodes, tokens = (list(each) for each in zip(*steps, strict=True))
+            scores[:, column] = (logits[:, nodes, tokens].double() - total[:, nodes]).sum(-1).cpu()
+    return scores
