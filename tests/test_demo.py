@@ -1,0 +1,107 @@
+"""The demo: the effect on the shipped world, and nothing done twice."""
+
+import pandas as pd
+import pytest
+
+from ntkprobe import demo
+from ntkprobe.cli import main
+from ntkprobe.errors import UserError
+from ntkprobe.prompts import PromptSet
+from ntkprobe.tiny import files
+
+
+@pytest.fixture(scope="module")
+def shortened(tmp_path_factory):
+    """The demo with two steps of training and two prompts of each group."""
+    folder = tmp_path_factory.mktemp("short")
+    prompts = PromptSet.from_file(files.measure_path()).frame()
+    few = folder / "measure.csv"
+    prompts.groupby("group").head(2)[["group", "text"]].to_csv(few, index=False)
+    original = demo.preset_settings
+
+    def two_steps(name, stage):
+        saving = {"save_at": [0, 2]} if stage == "sft" else {"save_at": [2]}
+        return original(name, stage) | {"max_steps": 2, **saving}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "preset_settings", two_steps)
+        patch.setattr(demo.embedded, "measure_path", lambda: few)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def done(shortened):
+    folder = shortened / "demo"
+    demo.run_demo(folder, tell=lambda line: None)
+    return folder
+
+
+def written(folder):
+    """When each file of training and measuring was written."""
+    kept = (p for p in folder.rglob("*") if p.is_file() and p.parent.name != "figures")
+    return {p.relative_to(folder): p.stat().st_mtime_ns for p in kept}
+
+
+def test_the_demo_leaves_both_runs_measured_and_every_figure(done):
+    for run in ("stl", "dcr-stl"):
+        for kind in ("kernel", "refusal"):
+            assert len(list((done / f"{run}-ntk" / kind).glob("*.parquet"))) == 2
+    pictures = {path.name for path in (done / "figures").iterdir()}
+    assert {f"fig{n}.{kind}" for n in (1, 3, 5, 6) for kind in ("png", "pdf", "csv")} <= pictures
+
+
+def test_a_second_run_writes_nothing_but_figures(done):
+    before = written(done)
+    demo.run_demo(done, tell=lambda line: None)
+    assert written(done) == before
+
+
+def test_an_interrupted_demo_goes_on_without_repeating(shortened, done, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    folder = shortened / "interrupted"
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "measure_run", stop)
+        with pytest.raises(KeyboardInterrupt):
+            demo.run_demo(folder, tell=lambda line: None)
+    before = written(folder)
+    demo.run_demo(folder, tell=lambda line: None)
+    after = written(folder)
+    assert {path: after[path] for path in before} == before
+    assert after.keys() >= {path for path in written(done) if path.suffix == ".parquet"}
+
+
+def test_another_seed_in_the_same_folder_is_refused(done):
+    with pytest.raises(UserError, match="seed = 0, now asked for is 1"):
+        demo.run_demo(done, seed=1, tell=lambda line: None)
+
+
+def test_the_demo_ends_with_a_table_and_what_to_do_next(done, capsys):
+    assert main(["demo", "--output-dir", str(done)]) == 0
+    out = capsys.readouterr().out
+    assert "seemingly toxic ↔ toxic" in out
+    assert "constructed world" in out
+    assert "ntkprobe measure --ckpt-dir RUN" in out.splitlines()[-1]
+
+
+def test_prompts_that_are_measured_are_in_no_training(done):
+    tables = [pd.read_parquet(done / run / "data.parquet") for run in ("stl", "dcr", "dcr-stl")]
+    trained = {text for table in tables for text in table["prompt"]}
+    measured = {prompt.text for prompt in PromptSet.from_file(files.measure_path())}
+    assert trained
+    assert not trained & measured
+
+
+@pytest.mark.slow
+def test_dcr_keeps_safety_alignment_from_refusing_what_only_looks_toxic(tmp_path):
+    done = demo.run_demo(tmp_path, tell=lambda line: None)
+    stl, refined = (demo.before_and_after(done.runs[name]) for name in ("stl", "dcr-stl"))
+    start, end = stl.columns
+    rates, refined_rates = stl.loc["refusal rate"], refined.loc["refusal rate"]
+    across = ("similarity", "seemingly toxic ↔ toxic")
+    assert rates.loc["seemingly_toxic", end] >= 0.4
+    assert refined_rates.loc["seemingly_toxic", end] <= rates.loc["seemingly_toxic", end] / 4
+    assert min(rates.loc["toxic", end], refined_rates.loc["toxic", end]) >= 0.95
+    assert rates[start].max() <= 0.05
+    assert refined.loc[across, start] <= stl.loc[across, start] / 2
