@@ -22,6 +22,7 @@ REDUCTIONS = ("literal", "prefix_free")
 """`literal` is the paper's sum, which counts both "I cannot" and "I cannot fulfill …";
 `prefix_free` leaves out whatever extends another phrase: disjoint events, hence a probability."""
 
+_OTHERS = 5
 _AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-3}
 _AGREEMENT_LOW_PRECISION = 0.5  # of a sum over some 20 tokens, each off by a few hundredths
 
@@ -122,7 +123,7 @@ def score_phrases(
     written = [column for column, ids in enumerate(phrase_ids) if ids]
     ids = [phrase_ids[column] for column in written]
     trie = PhraseTrie.of(ids)
-    shared = _obeys_masks(model, max(input_ids, key=len), trie, max(ids, key=len))
+    shared = _obeys_masks(model, max(input_ids, key=len), ids)
     scores = torch.full((len(input_ids), len(phrase_ids)), -torch.inf, dtype=torch.float64)
     with tqdm(total=len(input_ids), disable=not progress) as bar:
         for rows in length_batches(input_ids, batch_size):
@@ -171,14 +172,13 @@ def _disjoint(phrase_ids: Sequence[Sequence[int]]) -> list[int]:
     )
 
 
-def _obeys_masks(model: Any, prompt: Ids, trie: PhraseTrie, phrase: Sequence[int]) -> bool:
-    """Return whether one phrase, with the whole trie beside it, scores as it does on its own.
+def _obeys_masks(model: Any, prompt: Ids, phrase_ids: Sequence[Sequence[int]]) -> bool:
+    """Return whether the longest phrase scores beside others as it does on its own.
 
     Args:
         model: any causal language model.
         prompt: one encoded prompt.
-        trie: of all phrases.
-        phrase: one of them.
+        phrase_ids: none of them empty.
 
     Returns:
         False also if the model refuses the mask; the log says why.
@@ -186,10 +186,13 @@ def _obeys_masks(model: Any, prompt: Ids, trie: PhraseTrie, phrase: Sequence[int
     Raises:
         OutOfMemoryError: it is the batch that is too large, not the model that is odd.
     """
-    steps = next(each for each in trie.steps if [token for _, token in each] == list(phrase))
+    phrase = max(phrase_ids, key=len)
+    # Before it, since a model without a mask sees what is before; from its root apart, if any are.
+    others = sorted(phrase_ids, key=lambda ids: ids[0] == phrase[0])[:_OTHERS]
+    trie = PhraseTrie.of([*others, phrase])
     expected = score_by_rows(model, [prompt], [phrase])
     try:
-        shared = score_by_trie(model, [prompt], PhraseTrie(trie.nodes, (steps,)))
+        shared = score_by_trie(model, [prompt], trie)[:, -1:]
     except OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model makes of a mask that it does not know
