@@ -3,6 +3,9 @@
 import json
 import resource
 import signal
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from safetensors.torch import load_file
 from ntkprobe.cli import main
 from ntkprobe.cli._train_settings import configured, resolved
 from ntkprobe.errors import UserError
-from ntkprobe.presets.settings import preset_names, preset_settings
+from ntkprobe.presets.settings import preset_about, preset_names, preset_settings
 from ntkprobe.training.dcr import DCRConfig
 from ntkprobe.training.sft import SFTConfig
 
@@ -228,6 +231,23 @@ def test_presets_have_the_papers_numbers(name, layer, epochs):
     assert align["per_device_train_batch_size"] * align["gradient_accumulation_steps"] == 128
 
 
+@pytest.mark.parametrize("name", PAPER)
+def test_presets_of_models_we_do_not_have_say_so(files, tmp_path, capsys, name):
+    dcr(files, tmp_path, "--preset", name, "--template", "chat")
+    assert f"preset {name}: the paper's runs of" in capsys.readouterr().err
+    assert "not run by us on the real weights" in preset_about(name)
+
+
+def test_the_tiny_preset_brings_its_model_and_data_along(tmp_path, capsys):
+    words = ["train", "dcr", "--preset", "tiny", "--max-steps", "1", "--device", "cpu"]
+    assert main([*words, "--output-dir", str(tmp_path)]) == 0
+    record = yaml.safe_load((tmp_path / "training.yaml").read_text())
+    assert record["model"] == "package:ntkprobe.tiny/model" and "model" in record["digests"]
+    words = ["train", "sft", "--preset", "tiny", "--max-steps", "1", "--device", "cpu"]
+    words += ["--n-general", "20", "--n-safe", "5", "--model", str(tmp_path / "final")]
+    assert main([*words, "--output-dir", str(tmp_path / "stl")]) == 0
+
+
 # Mistakes
 
 
@@ -280,3 +300,19 @@ def test_a_record_of_the_other_stage_is_refused(files, tmp_path):
 def test_a_wrong_setting_takes_no_folder(files, tmp_path):
     assert dcr(files, tmp_path / "run", "--layer", "9") == 2
     assert dcr(files, tmp_path / "run") == 0
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_weights(files, tmp_path):
+    words = ["--save-steps", "1", "--max-steps", "40"]
+    assert dcr(files, tmp_path / "whole", *words) == 0
+    call = [sys.executable, "-c", "import sys; from ntkprobe.cli import main; main(sys.argv[1:])"]
+    record = ["--config", tmp_path / "whole/training.yaml", "--output-dir", tmp_path / "cut"]
+    started = subprocess.Popen([*call, "train", "dcr", *map(str, record)])
+    while not (tmp_path / "cut/checkpoint-5").exists():
+        assert started.poll() is None
+        time.sleep(0.002)
+    started.kill()
+    assert started.wait() == -signal.SIGKILL and not (tmp_path / "cut/final").exists()
+    assert main(["train", "dcr", *map(str, record)]) == 0
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))

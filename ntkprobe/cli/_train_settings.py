@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 from ..errors import UserError
-from ..presets.settings import preset_settings
+from ..presets.settings import preset_files, preset_settings
 from ..training.config import StageConfig
 
 Stage = TypeVar("Stage", bound=StageConfig)
@@ -37,7 +37,8 @@ def resolved(stage: str, options: dict[str, Any]) -> dict[str, Any]:
     typed = {name: value for name, value in options.items() if value not in (None, [])}
     preset, file = typed.pop("preset", None), typed.pop("config", None)
     further = [_assignment(text) for text in typed.pop("set", [])]
-    layers = [preset_settings(preset, stage) if preset else {}, _read(file, stage) if file else {}]
+    shipped = preset_files(preset, stage) | preset_settings(preset, stage) if preset else {}
+    layers = [shipped, _read(file, stage) if file else {}]
     merged: dict[str, Any] = {}
     for layer in (*layers, typed, dict(further)):
         merged |= _chosen_saves(layer)
@@ -59,6 +60,8 @@ def configured(kind: type[Stage], settings: dict[str, Any]) -> tuple[Stage, dict
     """
     inputs = {name: value for name, value in settings.items() if name in INPUTS}
     values = {name: value for name, value in settings.items() if name not in INPUTS}
+    if "lora_targets" in values:
+        values["lora_targets"] = listed(values["lora_targets"]) or None
     known = {f.name: f.default for f in fields(kind) if f.init}
     for name, value in values.items():
         if name not in known:

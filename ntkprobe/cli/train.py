@@ -173,6 +173,7 @@ def _contrast(options: dict[str, Any]) -> None:
     from ..prompts import PromptSet
     from ..training.data import read_pairs
     from ..training.dcr import DCRConfig, train_dcr
+    from ..training.runs import located
     from ._train_settings import configured, listed, resolved
 
     config, inputs = configured(DCRConfig, resolved("dcr", options))
@@ -181,9 +182,9 @@ def _contrast(options: dict[str, Any]) -> None:
     done = _finished(config)
     final = train_dcr(
         inputs["model"],
-        PromptSet.from_files(files["prompts"]),
+        PromptSet.from_files([located(file) for file in files["prompts"]]),
         config,
-        corpus=[pair for file in files["corpus"] for pair in read_pairs(file)],
+        corpus=[pair for file in files["corpus"] for pair in read_pairs(located(file))],
         held_out=_texts(files["held_out"]),
         sources={name: paths for name, paths in files.items() if paths},
     )
@@ -194,13 +195,16 @@ def _align(options: dict[str, Any]) -> None:
     """Turn the options into one call of `train_sft`, and end with one line."""
     _prepare(options)
     from ..training.data import read_pairs
+    from ..training.runs import located
     from ..training.sft import SFTConfig, train_sft
     from ._train_settings import configured, listed, resolved
 
     config, inputs = configured(SFTConfig, resolved("sft", options))
     _require(inputs, "model", "general", "safe")
     files = {name: listed(inputs.get(name)) for name in ("general", "safe", "seemingly")}
-    pairs = {name: [p for file in paths for p in read_pairs(file)] for name, paths in files.items()}
+    pairs = {
+        name: [p for f in paths for p in read_pairs(located(f))] for name, paths in files.items()
+    }
     files["held_out"] = listed(inputs.get("held_out"))
     done = _finished(config)
     final = train_sft(
@@ -227,6 +231,10 @@ def _prepare(options: dict[str, Any]) -> None:
     if device not in ("auto", "cpu"):
         raise UserError(f"--device {device!r}: choose auto or cpu; CUDA_VISIBLE_DEVICES names GPUs")
     options["use_cpu"] = True if device == "cpu" else None
+    if options["preset"]:
+        from ..presets.settings import preset_about
+
+        print(f"preset {options['preset']}: {preset_about(options['preset'])}", file=sys.stderr)
     options["output_dir"] = str(options["output_dir"])
     quieten()
 

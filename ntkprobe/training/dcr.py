@@ -87,6 +87,7 @@ class DCRConfig(StageConfig):
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} is {getattr(self, name)!r}: choose from {list(allowed)}")
+        self.margin, self.scale = float(self.margin), float(self.scale)  # YAML's 16 is whole
         if not 0 < self.margin < 1 or self.scale <= 0 or self.nll_weight < 0:
             raise UserError("circle loss needs 0 < margin < 1, scale > 0 and nll_weight >= 0")
         if self.save_steps != SAVE_STEPS and self.save_strategy == "epoch":
@@ -141,6 +142,7 @@ class DCRTrainer(Trainer):
             **trainer,
         )
         if args.lora_rank:
+            frozen += trained
             trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         self.parameter_report = {"trained": trained, "frozen": frozen, "tied_embedding": tied}
         # Our loss is a mean that the Trainer has to divide by the accumulation steps.

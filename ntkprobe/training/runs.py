@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,16 +126,14 @@ class Run:
         Yields:
             Nothing.
         """
-        cuda = torch.cuda.is_available()
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
+        _forget_peak()
         begin = time.perf_counter()
         row: dict[str, Any] = {"stage": name}
         try:
             yield
         finally:
             row["seconds"] = round(time.perf_counter() - begin, 3)
-            row |= _peak_on_cuda() if cuda else _peak_of_process()
+            row |= _peak()
             self.report.setdefault("stages", []).append(row)
 
     def tell(self, text: str) -> None:
@@ -235,11 +233,18 @@ def _whole(folder: Path) -> bool:
 
 
 def located(model: str) -> str:
-    """Return where a model is: `package:NAME/FOLDER` lies in an installed package."""
-    if not model.startswith("package:"):
-        return model
-    package, _, folder = model.removeprefix("package:").partition("/")
-    return str(files(package) / folder)
+    """Return where a model is: a folder's full path, which an adapter will name, or a hub name.
+
+    Args:
+        model: a folder, a hub name, or `package:NAME/FOLDER` for one in an installed package.
+
+    Returns:
+        What to load it by.
+    """
+    if model.startswith("package:"):
+        package, _, folder = model.removeprefix("package:").partition("/")
+        return str(files(package) / folder)
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def model_digest(model: str) -> dict[str, str]:
@@ -275,16 +280,21 @@ def _insist_on_equal(recorded: dict[str, Any], asked: dict[str, Any], run: Run) 
         )
 
 
-def _peak_on_cuda() -> dict[str, Any]:
-    """Return the most memory tensors took on this GPU during the stage."""
-    return {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3), "memory": "gpu"}
-
-
-def _peak_of_process() -> dict[str, Any]:
-    """Return the most memory the process took so far; the system keeps no peak of a stage."""
+def _peak() -> dict[str, Any]:
+    """Return the most memory since `_forget_peak`, of tensors on the GPU or else of the process."""
+    if torch.cuda.is_available():
+        return {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3), "memory": "gpu"}
     try:
-        import resource
-    except ImportError:  # Windows
+        lines = Path("/proc/self/status").read_text().splitlines()
+        kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):  # not Linux: only time is told
         return {}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"peak_gib": round(peak / 2**20, 3), "memory": "process"}
+    return {"peak_gib": round(kib / 2**20, 3), "memory": "process"}
+
+
+def _forget_peak() -> None:
+    """Begin to look for the most memory anew."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
