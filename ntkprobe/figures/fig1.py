@@ -45,13 +45,14 @@ def draw(numbers: pd.DataFrame) -> Figure:
     names = list(numbers["run"].unique())
     figure, axes = style.panels(len(names), 2, height=2.1)
     for name, row in zip(names, axes, strict=True):
-        of_run = numbers[numbers["run"] == name]
-        _draw_rates(of_run[of_run["panel"] == "a"], row[0])
-        _draw_examples(of_run[of_run["panel"] == "b"], row[1])
         row[0].set_title(f"{style.run_label(name)}: refusal rate", loc="left")
         row[1].set_title(f"{style.run_label(name)}: three prompts", loc="left")
     style.letter(list(axes.flat))
     style.footnote(figure, _footnote(numbers))
+    for name, row in zip(names, axes, strict=True):
+        of_run = numbers[numbers["run"] == name]
+        _draw_rates(of_run[of_run["panel"] == "a"], row[0])
+        _draw_examples(of_run[of_run["panel"] == "b"], row[1])
     return figure
 
 
@@ -72,7 +73,7 @@ def _draw_examples(examples: pd.DataFrame, ax: Axes) -> None:
         (row.value, style.safe(f"“{row.text}”", 26), style.look(row.group).text)
         for row in last.itertuples()
     ]
-    label_ends(ax, texts, size=6.5, lines=max(text.count("\n") + 1 for _, text, _ in texts))
+    label_ends(ax, texts, size=6.5)
 
 
 def _footnote(numbers: pd.DataFrame) -> str:

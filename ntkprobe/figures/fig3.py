@@ -27,12 +27,10 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per run on one scale, seemingly toxic ↔ toxic emphasised."""
     names = list(numbers["run"].unique())
-    figure, axes = style.panels(1, len(names), width=style.COLUMN * len(names), height=2.6)
+    figure, axes = style.row([style.run_label(name) for name in names], height=2.6)
+    axes[0].set_ylabel("mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
     limits = min(0.0, numbers["low"].min()), numbers["high"].max() * 1.04
-    for name, ax in zip(names, axes.flat, strict=True):
+    for name, ax in zip(names, axes, strict=True):
         ax.set(ylim=limits, xlabel="optimiser step")
         pair_lines(numbers[numbers["run"] == name], ax, emphasised=("seemingly_toxic", "toxic"))
-        ax.set_title(style.run_label(name), loc="left")
-    axes.flat[0].set_ylabel("mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
-    style.letter(list(axes.flat))
     return figure

@@ -27,8 +27,7 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
 @style.in_print
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: up and to the right is better."""
-    figure, axes = style.panels(1, 1, width=style.COLUMN, height=2.6)
-    ax = axes[0, 0]
+    figure, (ax,) = style.row(["Defence against compliance"], height=2.6)
     for position, (name, rows) in enumerate(numbers.groupby("run", sort=False)):
         percent = rows.assign(compliance=rows["compliance"] * 100, defence=rows["defence"] * 100)
         shaded_path(

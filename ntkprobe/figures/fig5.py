@@ -25,17 +25,13 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per run, all on one scale."""
     names = list(numbers["run"].unique())
-    figure, axes = style.panels(1, len(names), width=style.COLUMN * len(names))
-    top = max(1.0, numbers["high"].max())
-    for name, ax in zip(names, axes.flat, strict=True):
-        ax.set(ylim=(-0.03 * top, 1.03 * top), xlabel="optimiser step")
-        group_lines(numbers[numbers["run"] == name], ax)
-        ax.set_title(style.run_label(name), loc="left")
-    axes.flat[0].set_ylabel("refusal probability\n(sum over phrase set)")
-    style.letter(list(axes.flat))
+    figure, axes = style.row([style.run_label(name) for name in names])
+    axes[0].set_ylabel("refusal probability\n(sum over phrase set)")
     sizes = numbers.groupby("group")["prompts"].max()
     counts = ", ".join(f"{sizes[g]} {style.look(g).label}" for g in style.in_order(sizes.index))
-    style.footnote(
-        figure, f"Mean over {counts} prompts; bands are 95 % bootstrap intervals over prompts."
-    )
+    style.footnote(figure, f"Means over {counts} prompts; bands: 95 % bootstrap over prompts.")
+    top = max(1.0, numbers["high"].max())
+    for name, ax in zip(names, axes, strict=True):
+        ax.set(ylim=(-0.03 * top, 1.03 * top), xlabel="optimiser step")
+        group_lines(numbers[numbers["run"] == name], ax)
     return figure

@@ -1,6 +1,7 @@
 """Figure 6: mean similarity between groups, of the base model and after DCR."""
 
 import math
+from collections.abc import Hashable
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -31,22 +32,22 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
 @style.in_print
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a map per run on one colour scale, values printed."""
-    names = list(numbers["run"].unique())
-    low = math.floor(numbers["similarity"].min() * 10) / 10
-    high = math.ceil(numbers["similarity"].max() * 10) / 10
-    figure, axes = style.panels(1, len(names), width=1.0 + 2.6 * len(names), height=2.9)
-    for name, ax in zip(names, axes.flat, strict=True):
-        rows = numbers[numbers["run"] == name]
-        group_map(rows, ax, limits=(low, high))
-        ax.set_title(f"{_model(name)}, step {rows['step'].iloc[0]}", loc="left")
-    bar = figure.colorbar(axes.flat[0].collections[0], ax=list(axes.flat), shrink=0.75, pad=0.02)
+    firsts = numbers.groupby("run", sort=False)["step"].first()
+    titles = [f"{_model(name)}, step {step}" for name, step in firsts.items()]
+    figure, axes = style.row(titles, width=1.0 + 2.6 * len(titles), height=2.9)
+    limits = (
+        math.floor(numbers["similarity"].min() * 10) / 10,
+        math.ceil(numbers["similarity"].max() * 10) / 10,
+    )
+    for name, ax in zip(firsts.index, axes, strict=True):
+        group_map(numbers[numbers["run"] == name], ax, limits=limits)
+    bar = figure.colorbar(axes[0].collections[0], ax=axes, shrink=0.75, pad=0.02)
     bar.set_label("mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
     bar.outline.set_visible(False)
-    style.letter(list(axes.flat))
     return figure
 
 
-def _model(run: str) -> str:
+def _model(run: Hashable) -> str:
     """Return what the first step of `run` is: the base model, or what DCR made of it."""
     start = {"stl": "base model", "dcr": "after DCR", "dcr-stl": "after DCR"}
-    return start.get(run, style.run_label(run))
+    return start.get(str(run), style.run_label(run))

@@ -10,15 +10,16 @@ from ..trajectory import Trajectory
 from ._means import missing
 
 PARTS = {
-    "embed": "#CCBB44",
-    "embed+head": "#CCBB44",
+    "embedding": "#CCBB44",
     "attention": "#332288",
     "mlp": "#88CCEE",
     "norms": "#999999",
-    "norm": "#999999",
     "head": "#117733",
 }
-"""Colours of the parts of a model, none of them a group's."""
+"""Colours of the kinds of parts, none of them a group's."""
+
+KINDS = {"embed": "embedding", "embed+head": "embedding", "norm": "norms"}
+PLACES = {"embed+head": "embed\n+head", "norm": "final\nnorm"}
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -67,28 +68,19 @@ def _contributions(run: Trajectory) -> pd.DataFrame:
 @style.in_print
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per run on one scale, embedding left, head right."""
-    names = list(numbers["run"].unique())
-    figure, axes = style.panels(1, len(names), width=style.COLUMN * len(names), height=2.4)
-    for name, ax in zip(names, axes.flat, strict=True):
-        rows = numbers[numbers["run"] == name]
-        order = sorted(rows["place"].astype(str).unique(), key=_depth)
-        stacked_bars(
-            rows.assign(place=rows["place"].astype(str)),
-            ax,
-            x="place",
-            y="contribution",
-            by="part",
-            order=order,
-            colours=PARTS,
-        )
-        ax.set_title(f"{style.run_label(name)}, step {rows['step'].iloc[0]}", loc="left")
-        ax.set_xlabel("layer")
-    top = max(ax.get_ylim()[1] for ax in axes.flat)
-    for ax in axes.flat:
-        ax.set_ylim(min(ax.get_ylim()[0] for ax in axes.flat), top)
-    axes.flat[0].set_ylabel("contribution to the mean similarity\nseemingly toxic ↔ toxic")
-    axes.flat[-1].legend(frameon=False)
-    style.letter(list(axes.flat))
+    firsts = numbers.groupby("run", sort=False)["step"].first()
+    titles = [f"{style.run_label(name)}, step {step}" for name, step in firsts.items()]
+    figure, axes = style.row(titles, height=2.4)
+    axes[0].set_ylabel("contribution to the mean similarity\nseemingly toxic ↔ toxic")
+    table = numbers.assign(place=numbers["place"].astype(str), part=numbers["part"].replace(KINDS))
+    top = table.groupby(["run", "place"])["contribution"].sum().max() * 1.05
+    for name, ax in zip(firsts.index, axes, strict=True):
+        rows = table[table["run"] == name]
+        order = sorted(rows["place"].unique(), key=_depth)
+        stacked_bars(rows, ax, x="place", y="contribution", by="part", order=order, colours=PARTS)
+        ax.set_xticklabels([PLACES.get(place, place) for place in order])
+        ax.set(xlabel="layer", ylim=(min(0.0, ax.get_ylim()[0]), top))
+    axes[-1].legend(frameon=False)
     return figure
 
 

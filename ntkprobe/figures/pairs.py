@@ -54,32 +54,25 @@ def _first_step(run: Trajectory) -> pd.DataFrame:
 @style.in_print
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per run, a violin per ordered pair of groups."""
-    names = list(numbers["run"].unique())
+    firsts = numbers.groupby("run", sort=False)["step"].first()
+    titles = [f"{style.run_label(name)}, step {step}" for name, step in firsts.items()]
+    figure, axes = style.row(titles, height=3.2)
     groups = style.in_order(numbers["observed_group"])
-    order = [(a, b) for a in groups for b in groups]
-    labels = {pair: " ← ".join(style.look(g).short for g in pair) for pair in order}
-    pairs = pd.Series(
-        list(zip(numbers["observed_group"], numbers["updated_group"], strict=True)), numbers.index
-    )
-    table = numbers.assign(pair=pairs.map(labels))
-    figure, axes = style.panels(1, len(names), width=style.COLUMN * len(names), height=3.2)
-    for name, ax in zip(names, axes.flat, strict=True):
-        rows = table[table["run"] == name]
-        spreads(
-            rows,
-            ax,
-            value="similarity",
-            by="pair",
-            order=list(labels.values()),
-            colours=[style.look(observed).colour for observed, _ in order],
-        )
-        ax.set_xlim(0, numbers["similarity"].max() * 1.02)
-        ax.set(xlabel="‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
-        ax.set_title(f"{style.run_label(name)}, step {rows['step'].iloc[0]}", loc="left")
-    for ax in axes.flat[1:]:
+    labels = {f"{a} {b}": f"{_short(a)} ← {_short(b)}" for a in groups for b in groups}
+    pairs = (numbers["observed_group"] + " " + numbers["updated_group"]).map(labels)
+    table = numbers.assign(pair=pairs)
+    colours = [style.look(a).colour for a in groups for _ in groups]
+    for name, ax in zip(firsts.index, axes, strict=True):
+        of_run, order = table[table["run"] == name], list(labels.values())
+        spreads(of_run, ax, value="similarity", by="pair", order=order, colours=colours)
+        ax.set(xlim=(0, numbers["similarity"].max() * 1.02))
+        ax.set_xlabel("‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
+    for ax in axes[1:]:
         ax.tick_params(axis="y", length=0, labelleft=False)
-    style.letter(list(axes.flat))
-    style.footnote(
-        figure, "Observed ← updated; lines inside: quartiles; pairs of different prompts."
-    )
+    note = "Observed ← updated; pairs of different prompts; lines inside: quartiles."
+    style.footnote(figure, note)
     return figure
+
+
+def _short(group: str) -> str:
+    return style.look(group).short

@@ -71,26 +71,23 @@ def _pair_line(rows: pd.DataFrame, ax: Axes, *, y: str, bold: bool) -> None:
         )
 
 
-def label_ends(
-    ax: Axes, ends: Sequence[tuple[float, str, str]], *, size: float = 7.5, lines: int = 1
-) -> Axes:
+def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], *, size: float = 7.5) -> Axes:
     """Write each text right of the Axes at its height, pushed apart so that none lies on another.
 
     Args:
-        ax: the Axes, its limits already final.
+        ax: the Axes, its limits and titles already final.
         ends: height in data units, text, colour.
         size: font size in points.
-        lines: how many lines the longest text has.
 
     Returns:
         `ax`.
     """
+    ordered = sorted(ends, key=lambda end: end[0])
     bottom, top = ax.get_ylim()
-    points = ax.get_window_extent().height / ax.figure.dpi * 72
-    gap = 1.25 * size * lines / points
-    wished = [min(max((y - bottom) / (top - bottom), 0.0), 1.0) for y, *_ in ends]
-    places = _spread(sorted(wished), gap)
-    for place, (_, text, colour) in zip(places, sorted(ends, key=lambda e: e[0]), strict=True):
+    wished = [min(max((y - bottom) / (top - bottom), 0.0), 1.0) for y, *_ in ordered]
+    line = _LINE * size / _height(ax)
+    tall = [line * (text.count("\n") + 1) + line / 4 for _, text, _ in ordered]
+    for place, (_, text, colour) in zip(_spread(wished, tall), ordered, strict=True):
         ax.annotate(
             text,
             (1.02, place),
@@ -103,22 +100,47 @@ def label_ends(
     return ax
 
 
-def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Return the sorted `heights` moved apart to at least `gap`, each cluster about its mean."""
-    clusters: list[list[float]] = []
-    for height in heights:
-        clusters.append([height])
-        while len(clusters) > 1 and _foot(clusters[-1], gap) < _head(clusters[-2], gap):
-            last = clusters.pop()
-            clusters[-1] += last
-    return [_foot(c, gap) + gap * (i + 0.5) for c in clusters for i in range(len(c))]
+_LINE = 1.2
+"""Height of a line of text, in font sizes."""
 
 
-def _foot(cluster: Sequence[float], gap: float) -> float:
-    """Return the lower edge of a stack of labels about their mean height, inside the Axes."""
-    tall = gap * len(cluster)
-    return max(min(sum(cluster) / len(cluster) - tall / 2, 1 + gap / 4 - tall), -gap / 4)
+def _height(ax: Axes) -> float:
+    """Return the height of the Axes in points, once its figure is laid out."""
+    figure = ax.figure.figure
+    engine = figure.get_layout_engine() if figure else None
+    if engine is not None and figure is not None:
+        engine.execute(figure)
+    return ax.get_window_extent().height / ax.figure.dpi * 72
 
 
-def _head(cluster: Sequence[float], gap: float) -> float:
-    return _foot(cluster, gap) + gap * len(cluster)
+def _spread(wished: Sequence[float], tall: Sequence[float]) -> list[float]:
+    """Return the centres of labels, moved apart where they would overlap, inside the Axes.
+
+    Args:
+        wished: centres in ascending order, in fractions of the Axes.
+        tall: the labels' heights.
+
+    Returns:
+        A centre for each; labels that touch are stacked about the mean of their wishes.
+    """
+    stacks: list[list[int]] = []
+    feet: list[float] = []
+    for label in range(len(wished)):
+        stacks.append([label])
+        feet.append(_foot(stacks[-1], wished, tall))
+        while len(stacks) > 1 and feet[-1] < feet[-2] + sum(tall[i] for i in stacks[-2]):
+            upper, _ = stacks.pop(), feet.pop()
+            stacks[-1] += upper
+            feet[-1] = _foot(stacks[-1], wished, tall)
+    return [
+        foot + sum(tall[j] for j in stack[:place]) + tall[i] / 2
+        for foot, stack in zip(feet, stacks, strict=True)
+        for place, i in enumerate(stack)
+    ]
+
+
+def _foot(stack: Sequence[int], wished: Sequence[float], tall: Sequence[float]) -> float:
+    """Return the lower edge of a stack about the mean of its wishes, not far outside the Axes."""
+    height, slack = sum(tall[i] for i in stack), tall[stack[0]] / 4
+    middle = sum(wished[i] for i in stack) / len(stack)
+    return max(min(middle - height / 2, 1 + slack - height), -slack)

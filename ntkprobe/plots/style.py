@@ -110,11 +110,31 @@ def panels(
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def row(
+    titles: Sequence[str], *, width: float | None = None, height: float = 2.2
+) -> tuple[Figure, list[Axes]]:
+    """Return a new figure with one panel under each title, lettered where there are several.
+
+    Args:
+        titles: from left to right.
+        width: of the figure, in inches; a printed column for each panel by default.
+        height: of the figure, in inches.
+
+    Returns:
+        Figure and Axes.
+    """
+    figure, axes = panels(1, len(titles), width=width or COLUMN * len(titles), height=height)
+    for ax, title in zip(axes.flat, titles, strict=True):
+        ax.set_title(title)
+    letter(list(axes.flat))
+    return figure, list(axes.flat)
+
+
 def letter(axes: Sequence[Axes]) -> None:
     """Put (a), (b), … before the titles of `axes`, where there is more than one."""
     if len(axes) > 1:
         for index, ax in enumerate(axes):
-            ax.set_title(f"({chr(97 + index)})  {ax.get_title(loc='left')}", loc="left")
+            ax.set_title(f"({chr(97 + index)})  {ax.get_title(loc='left')}")
 
 
 def footnote(figure: Figure, text: str) -> None:
