@@ -27,6 +27,19 @@ from ..parameters import ParameterSelection, requiring_grad
 class FiniteDifference:
     """One column of K at a time, by a central difference over all observed prompts in one batch.
 
+    Its error depends on the step. Blocks of random Qwen2 models, the worst and the median, against
+    the definition in float64 (`benchmarks/finite_difference.md`):
+
+    | d, layers | ‖w‖   | dtype    | raw, ε = 10⁻³ | unit, ε = 10⁻³ | exact gradients |
+    |-----------|-------|----------|---------------|----------------|-----------------|
+    | 128, 4    | 23–38 | float32  | 22 %, 0.3 %   | 0.09 %, 0.03 % | 0.0001 %        |
+    | 512, 8    | 70–98 | float32  | 56 %, 0.5 %   | 0.3 %, 0.1 %   | 0.0002 %        |
+    | 512, 8    | 70–98 | bfloat16 | 59 %, 27 %    | noise          | 2 %             |
+
+    The worst are a prompt's blocks with itself, which every similarity is divided by: of d = 512 the
+    raw step's similarities are off by 99 % in the median. In bfloat16, which is refused, no step
+    helps. A mixture of experts adds jumps: a step may send a token to another expert.
+
     Attributes:
         eps: ε, the paper's 10⁻³ by default.
         step: `raw` moves θ by ε·w, as printed; `unit` by ε·w/‖w‖, whatever the gradient's size.
