@@ -123,11 +123,32 @@ def require_measurable(model: nn.Module, input_ids: Sequence[Ids], room: int = 0
     for number, ids in enumerate(input_ids):
         if not len(ids):
             raise UserError(f"prompt {number} is empty: every prompt needs a token")
+        require_vocabulary(model, ids, f"prompt {number}")
         if context is not None and len(ids) + room > context:
             raise UserError(
                 f"prompt {number} has {len(ids)} tokens, and with {room} more to come it exceeds "
                 f"the model's context of {context}: shorten it, or set a max_length"
             )
+
+
+def require_vocabulary(model: Any, ids: Ids, what: str) -> None:
+    """Refuse tokens that the model does not have.
+
+    Args:
+        model: a causal language model.
+        ids: one or more token ids.
+        what: whose they are, for the message.
+
+    Raises:
+        UserError: if there is one, as with another model's tokenizer.
+    """
+    size = model.get_input_embeddings().weight.shape[0]
+    values = torch.as_tensor(ids)
+    if not 0 <= int(values.min()) <= int(values.max()) < size:
+        raise UserError(
+            f"{what} holds a token outside the model's vocabulary of {size}: "
+            "is the tokenizer another model's?"
+        )
 
 
 def text_config(model: Any) -> Any:

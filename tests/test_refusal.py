@@ -216,6 +216,7 @@ def broken(value):
         (lambda: broken(math.inf), PROMPTS, r"prompt \d are NaN or infinite"),
         (lambda: build("gpt2"), [torch.ones(30).long()], "prompt 0 has 30 tokens.*context of 32"),
         (lambda: build("gpt2"), [PROMPTS[0], torch.ones(0).long()], "prompt 1 is empty"),
+        (lambda: build("gpt2"), [torch.tensor([48])], "prompt 0 holds a token outside.* 48"),
         (lambda: build("gpt2"), [], "no prompts"),
         (lambda: build("gpt2").train(), PROMPTS, r"call model\.eval\(\)"),
         (lambda: build("gpt2").to("meta"), PROMPTS, "offloaded"),
@@ -225,6 +226,11 @@ def test_what_cannot_be_measured_is_refused_in_one_line(model, prompts, message)
     with pytest.raises(UserError, match=message) as caught:
         score_phrases(model(), prompts, PHRASES)
     assert "\n" not in str(caught.value)
+
+
+def test_phrases_of_another_models_tokenizer_are_refused():
+    with pytest.raises(UserError, match=r"refusal phrase holds a token outside .*another model's"):
+        score_phrases(build("gpt2"), PROMPTS, [(1, 2), (VOCABULARY,)])
 
 
 def test_an_unknown_reduction_batch_size_or_vocabulary_is_refused():

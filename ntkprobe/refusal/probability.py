@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ..chat import RAW, Template
 from ..errors import UserError
-from ..generation import Ids, length_batches, require_measurable
+from ..generation import Ids, length_batches, require_measurable, require_vocabulary
 from .rows import score_by_rows
 from .trie import PhraseTrie, score_by_trie
 
@@ -122,6 +122,7 @@ def score_phrases(
     require_measurable(model, input_ids, room=max(map(len, phrase_ids)) - 1)
     written = [column for column, ids in enumerate(phrase_ids) if ids]
     ids = [phrase_ids[column] for column in written]
+    require_vocabulary(model, [token for each in ids for token in each], "a refusal phrase")
     trie = PhraseTrie.of(ids)
     shared = _obeys_masks(model, max(input_ids, key=len), ids)
     scores = torch.full((len(input_ids), len(phrase_ids)), -torch.inf, dtype=torch.float64)
