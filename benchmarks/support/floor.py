@@ -22,12 +22,12 @@ def passes(model: nn.Module, probes: Sequence[Probe]) -> float:
     try:
         for parameter in frozen:
             parameter.requires_grad_(False)
-        start = time.perf_counter()
+        start = now()
         logits = last_logits(model, [probe.input_ids for probe in probes])
         read = torch.stack([p.read(z) for p, z in zip(probes, logits, strict=True)])
         for value in read.sum(0):
             torch.autograd.grad(value, embedded[-1], retain_graph=True)
-        return time.perf_counter() - start
+        return now() - start
     finally:
         handle.remove()
         for parameter in frozen:
@@ -63,12 +63,25 @@ def _cheapest(rows: int, n: int, k: int, i: int, o: int) -> float:
     )
 
 
-def rate(size: int = 2048, repeats: int = 5) -> float:
-    """Return the machine's multiply-adds a second, in a float32 product of square matrices."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
+def rate(
+    size: int = 2048,
+    repeats: int = 5,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """Return the machine's multiply-adds a second, in a product of square matrices."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    a @ b
     best = float("inf")
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = now()
         a @ b
-        best = min(best, time.perf_counter() - start)
+        best = min(best, now() - start)
     return size**3 / best
+
+
+def now() -> float:
+    """Return the time at which everything asked of the machine is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

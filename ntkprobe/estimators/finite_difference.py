@@ -36,9 +36,9 @@ class FiniteDifference:
     | 512, 8    | 70–98 | float32  | 56 %, 0.5 %   | 0.3 %, 0.1 %   | 0.0002 %        |
     | 512, 8    | 70–98 | bfloat16 | 59 %, 27 %    | noise          | 2 %             |
 
-    The worst are a prompt's blocks with itself, which every similarity is divided by: of d = 512 the
-    raw step's similarities are off by 99 % in the median. In bfloat16, which is refused, no step
-    helps. A mixture of experts adds jumps: a step may send a token to another expert.
+    The worst are a prompt's blocks with itself, which every similarity is divided by: at d = 512,
+    raw similarities are off by 99 % in the median. In bfloat16, which is refused, no step helps.
+    A mixture of experts adds jumps: a step may send a token to another expert.
 
     Attributes:
         eps: ε, the paper's 10⁻³ by default.
