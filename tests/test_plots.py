@@ -93,3 +93,7 @@ def test_colours_of_groups_differ_in_lightness_too():
 
 def test_runs_never_wear_a_group_colour():
     assert not {style.run_colour(i) for i in range(4)} & {g.colour for g in style.GROUPS.values()}
+
+
+def test_a_figure_shows_itself_in_jupyter_without_a_window(ax):
+    assert ax.figure._repr_png_().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""`ntkprobe demo`: the paper's finding on the embedded model: train, measure, draw, in minutes."""
+"""`ntkprobe demo`: train, measure and draw on the embedded model."""
 
 import sys
 from pathlib import Path

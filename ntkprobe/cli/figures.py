@@ -1,4 +1,4 @@
-"""`ntkprobe figures`: draw what was measured."""
+"""`ntkprobe figures`: draw the figures of measured runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,18 +13,18 @@ def figures(
     places: Annotated[
         list[str],
         typer.Argument(
-            metavar="OUT...",
+            metavar="OUT",
             help="Folders of measurements, a folder that holds some, or NAME=FOLDER.",
             show_default=False,
         ),
     ],
     output_dir: Annotated[
         Path | None,
-        typer.Option(help="Where to.", show_default="figures/ beside the first OUT"),
+        typer.Option(metavar="DIR", help="Where to.", show_default="figures/ beside the first OUT"),
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Only this figure, such as fig3; may be repeated.", show_default=False),
+        typer.Option(metavar="FIGURE", help="Only this one, such as fig3; may be repeated."),
     ] = None,
 ) -> None:
     """Draw the figures of measured runs: PNG, PDF, and the numbers as CSV. Loads no model.

@@ -6,6 +6,7 @@ apart with any common colour vision, and in grey.
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from textwrap import fill
 from typing import Any
 
@@ -61,6 +62,17 @@ GROUPS = {
 _RUNS = ("#555555", "#117733", "#882255", "#6699CC")  # none is the colour of a group
 _RUN_LABELS = {"stl": "STL", "dcr": "DCR → STL", "dcr-stl": "DCR → STL", "base": "base model"}
 
+
+class Drawing(Figure):
+    """A figure that shows itself in Jupyter without pyplot, once and whatever the backend."""
+
+    def _repr_png_(self) -> bytes:
+        """Return the picture as IPython asks for it."""
+        with BytesIO() as file:
+            self.savefig(file, format="png", dpi=110)
+            return file.getvalue()
+
+
 in_print = mpl.rc_context(PRINT)
 """A decorator and a context: figures made inside have the sizes and fonts of `PRINT`."""
 
@@ -106,7 +118,7 @@ def panels(
     Returns:
         Figure and Axes.
     """
-    figure = Figure(figsize=(width, height * rows), layout="constrained")
+    figure = Drawing(figsize=(width, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
