@@ -5,11 +5,19 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, VOCABULARY, build, ragged_prompts, with_lora
 from toy_tokenizers import byte_bpe, metaspace, word_level
-from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
-from ntkprobe.chat import RAW, Template
+from ntkprobe.chat import RAW, Template, resolve_template
 from ntkprobe.errors import UserError
 from ntkprobe.phrases import PAPER31, phrase_set, prefix_free
+from ntkprobe.prompts import PromptSet
 from ntkprobe.refusal import (
     phrase_ids,
     reduce_phrases,
@@ -18,6 +26,7 @@ from ntkprobe.refusal import (
 )
 from ntkprobe.refusal.rows import score_by_rows
 from ntkprobe.refusal.trie import PhraseTrie, score_by_trie
+from ntkprobe.tiny import measure_path, model_path
 
 # The paper's phrases with their real overlaps, folded into the small vocabulary of the models.
 PHRASES = [tuple(t % VOCABULARY for t in ids) for ids in phrase_ids(byte_bpe(), PAPER31)]
@@ -126,6 +135,18 @@ def test_prefix_free_is_never_more_than_one_nor_than_literal():
     scores = score_phrases(model, PROMPTS, PHRASES)
     free, literal = (reduce_phrases(scores, PHRASES, r) for r in ("prefix_free", "literal"))
     assert (free <= 0).all() and (free < literal).all()
+
+
+def test_the_embedded_base_refuses_nothing_and_both_ways_agree_on_it():
+    model = AutoModelForCausalLM.from_pretrained(model_path()).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    template = resolve_template(tokenizer)
+    prompts = PromptSet.from_file(measure_path()).sample(2)
+    encoded = [template.encode(tokenizer, prompt) for prompt in prompts]
+    ids = phrase_ids(tokenizer, PAPER31, template)
+    scores = score_phrases(model, encoded, ids)
+    torch.testing.assert_close(scores, score_by_rows(model, encoded, ids), atol=1e-4, rtol=1e-5)
+    assert (reduce_phrases(scores, ids) < math.log(0.01)).all()
 
 
 @pytest.mark.parametrize("reduction", ["literal", "prefix_free"])

@@ -39,12 +39,7 @@ def score_by_rows(
         logits = model(torch.tensor(batch, device=input_device(model)), use_cache=False).logits
         answers = logits[:, len(prompt) - 1 :].double().log_softmax(-1)
         require_numbers(answers.isnan().flatten()[None].any(-1), [number])
-        scores.append(
-            torch.stack(
-                [
-                    row[torch.arange(len(ids)), list(ids)].sum()
-                    for row, ids in zip(answers.cpu(), phrase_ids, strict=True)
-                ]
-            )
-        )
-    return torch.stack(scores)
+        pairs = zip(answers, phrase_ids, strict=True)
+        own = [row[torch.arange(len(ids)), list(ids)].sum() for row, ids in pairs]
+        scores.append(torch.stack(own))
+    return torch.stack(scores).cpu()
