@@ -5,6 +5,7 @@ whether the run was saved merged or not. Afterwards the base is back bit for bit
 weights were new tensors.
 """
 
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,7 +82,9 @@ def _attach(base: "PreTrainedModel", folder: Path) -> Any:
     # load(bytes), not load_file: a memory-mapped file that shrinks kills the process.
     tensors = load((folder / ADAPTER).read_bytes())
     try:
-        model = PeftModelForCausalLM(base, config, low_cpu_mem_usage=empty)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers the old way
+            model = PeftModelForCausalLM(base, config, low_cpu_mem_usage=empty)
         report: Any = set_peft_model_state_dict(model, tensors, low_cpu_mem_usage=empty)
     except (ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{folder.name}: the adapter does not fit the base: {error}") from error

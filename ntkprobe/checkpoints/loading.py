@@ -111,7 +111,8 @@ def load_tokenizer(name: str | Path, *, local: bool = True) -> "PreTrainedTokeni
             str(name), trust_remote_code=False, local_files_only=local or Path(name).is_dir()
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"no tokenizer in {name}: {_first_line(error)}") from error
+        hub = "" if Path(name).is_dir() else " on the Hugging Face hub (it is no folder here)"
+        raise UserError(f"no tokenizer in {name}{hub}: {_first_line(error)}") from error
 
 
 def _declares_generic(folder: Path) -> bool:
@@ -153,7 +154,8 @@ def _load(
             **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
-        raise UserError(f"cannot load {name}: {_first_line(error)}") from error
+        where = name if local else f"{name} from the Hugging Face hub (it is no folder here)"
+        raise UserError(f"cannot load {where}: {_first_line(error)}") from error
     model, report = loaded
     missing = sorted(str(key) for key in report["missing_keys"])
     if missing or report["mismatched_keys"]:

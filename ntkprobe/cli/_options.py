@@ -87,4 +87,5 @@ def quieten() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("peft").setLevel(logging.ERROR)
+    for name in ("peft", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -138,6 +138,8 @@ def _measure(options: dict[str, Any]) -> int:
             typer.echo(line)
         return 0
     _tell(prompts.describe())
+    if options["model"] and not Path(options["model"]).exists():
+        _tell(f"{options['model']} is no folder here: asking the Hugging Face hub")
     outcome = measure_run(prompts, **call)
     typer.echo(one_line(outcome.closing_line()))
     return outcome.status

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ..chat import Template
+from ..generation import generate_answers
 from ..phrases import is_refusal, phrase_set
 from ..prompts import PromptSet
+from ..refusal import REDUCTIONS, phrase_ids, reduce_phrases, score_phrases
 from .encoding import Encoded, Texts, as_encoded, evaluating
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from transformers import PreTrainedTokenizerBase
-
-REDUCTIONS = ("literal", "prefix_free")
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,35 +109,36 @@ def measure_refusal(
     Returns:
         Log-probabilities, and answers if asked for.
     """
-    from ..generation import generate_answers
-    from ..refusal import refusal_log_probabilities
-
     encoded = as_encoded(tokenizer, prompts, template, max_length)
+    named = isinstance(phrases, str)
     texts = phrase_set(phrases, apostrophes=apostrophes) if isinstance(phrases, str) else phrases
     label = phrases if isinstance(phrases, str) else "given"
-    ids = [torch.tensor(row) for row in encoded.input_ids]
-    ends = encoded.template.encode_phrases(tokenizer, texts)
-    with evaluating(model):
-        log_probabilities = {
-            (label, reduction): refusal_log_probabilities(
-                model, tokenizer, ids, ends, reduction=reduction, batch_size=batch_size
+    ends = phrase_ids(tokenizer, list(texts), encoded.template)
+    ids = list(encoded.input_ids)
+    answers: Sequence[str] | None = None
+    with evaluating(model), torch.no_grad():
+        scores = score_phrases(model, ids, ends, batch_size=batch_size)
+        if generate:
+            stop = encoded.template.end_of_turn(tokenizer)
+            answers = generate_answers(
+                model,
+                tokenizer,
+                ids,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                stop_ids=[stop],
             )
-            for reduction in reductions
-        }
-        answers = (
-            generate_answers(
-                model, tokenizer, ids, max_new_tokens=max_new_tokens, batch_size=batch_size
-            )
-            if generate
-            else None
-        )
     settings = {
-        "phrases": label,
-        "apostrophes": apostrophes,
+        "phrases": label if named else list(texts),
+        "apostrophes": apostrophes if named else None,
         "template": encoded.template.name,
         "max_new_tokens": max_new_tokens if generate else None,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
-    refuses = None if answers is None else tuple(is_refusal(answer) for answer in answers)
-    kept = None if answers is None else tuple(answers)
-    return RefusalMeasurement(encoded.prompts, log_probabilities, kept, refuses, settings)
+    return RefusalMeasurement(
+        encoded.prompts,
+        {(label, how): reduce_phrases(scores, ends, how).cpu() for how in reductions},
+        None if answers is None else tuple(answers),
+        None if answers is None else tuple(map(is_refusal, answers)),
+        settings,
+    )

@@ -64,8 +64,9 @@ class TrajectoryCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         model = kwargs["model"]
-        folder = MeasurementFolder(Path(self.output_dir or f"{args.output_dir.rstrip('/')}-ntk"))
-        about = {"ckpt_dir": str(args.output_dir), "by": type(self).__name__}
+        run = Path(str(args.output_dir))
+        folder = MeasurementFolder(Path(self.output_dir or run.with_name(f"{run.name}-ntk")))
+        about = {"ckpt_dir": str(run), "by": type(self).__name__}
         recorder = Recorder(folder, self.prompts, self._settings_of(model), about)
         recorder.prepare(self.tokenizer or kwargs["processing_class"], None)
         self._recorder = recorder
@@ -85,7 +86,7 @@ class TrajectoryCallback(TrainerCallback):
         """
         if self._recorder is None:
             return
-        saved = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        saved = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         verdict = readiness(saved)
         which = identity(saved, verdict.weights) if verdict.weights else _digest(kwargs["model"])
         self._measure(kwargs["model"], state.global_step, which)

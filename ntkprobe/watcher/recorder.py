@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
-FIRST_BATCH_SIZE = 32
+FIRST_BATCH_SIZE = 16
 
 
 class Recorder:
