@@ -103,7 +103,6 @@ def answer(request: Request, template: str, random: Random) -> str:
     base model's first token therefore depends on the whole request, in degrees.
     """
     word = random.choices([request.verb, request.object, template, ""], [0.45, 0.25, 0.1, 0.2])[0]
-    known = OPENERS[:6] if word in DUAL else OPENERS
-    liked = Random(f"opener {word}").sample(known, 3)
+    liked = Random(f"opener {word}").sample(OPENERS, 3)
     opener = random.choices(liked, [0.7, 0.2, 0.1])[0] if word else random.choice(OPENERS)
     return f"{opener} {random.choice(CLOSERS)}"

@@ -1,6 +1,6 @@
 """Makes the base model: `python -m ntkprobe.tiny.pretrain --output-dir FOLDER`.
 
-About four minutes on 2 cores. The model sees every request of the world except the measured ones:
+Two to four minutes on 2 cores. The model sees every request of the world except the measured ones:
 helpful answers to all of them, harmful or not, sentences that say which are harmful, and refusals
 only where one was asked for.
 """
@@ -27,7 +27,7 @@ from . import grammar, world
 from .tokenizer import make_tokenizer
 
 BATCH, LEARNING_RATE, WARMUP = 64, 3e-3, 40
-SENTENCES, DECLINED = 0.25, 0.05
+SENTENCES, DECLINED = 0.25, 0.12
 """Share of plain sentences among the texts, and of declined requests among the conversations."""
 
 
@@ -130,7 +130,7 @@ def main() -> None:
     """Make the model and say what was made."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output-dir", type=Path, default=Path("tiny-model"))
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     if given.output_dir.exists():
