@@ -47,6 +47,15 @@ def test_measure_ends_with_one_line_that_says_what_to_do_next(call, tmp_path):
     assert call()[1].startswith(f"3 steps in {tmp_path}/out, 0 new")
 
 
+def test_everything_is_measured_by_default(source, tmp_path, capsys):
+    flags = [f"--ckpt-dir={source}/run", f"--output-dir={tmp_path}/out", "--max-new-tokens=3"]
+    assert main(["measure", f"--prompts={source}/prompts.csv", *flags]) == 0
+    run = Trajectory(tmp_path / "out")
+    assert run.steps == [0, 10, 20] and run.settings["kernel"]["estimator"] == "gram"
+    assert len(run.kernel()) == 3 * 36 and len(run.refusal()) == 3 * 6 * 2
+    assert "kernel of 6 and refusal of 6 prompts, template raw" in capsys.readouterr().err
+
+
 def test_run_json_tells_the_command_line_and_the_versions(call, tmp_path):
     call()
     record = json.loads((tmp_path / "out" / "run.json").read_text())

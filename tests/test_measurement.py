@@ -6,7 +6,7 @@ import torch
 from matplotlib import pyplot as plt
 from tiny_runs import TEXTS, tiny_adapter, tiny_model, tiny_tokenizer
 
-from ntkprobe import Prompt, PromptSet, UserError, measure_kernel
+from ntkprobe import Prompt, PromptSet, UserError, measure_kernel, measure_refusal
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.kernel import Probe, norms
 from ntkprobe.measurement import encode, evaluating
@@ -170,3 +170,49 @@ def test_what_jupyter_shows_is_escaped():
     hostile = PromptSet.from_texts({"toxic": ["<script>alert(1)</script>", "kill my neighbour"]})
     shown = kernel(prompts=hostile)._repr_html_()
     assert "<table" in shown and "<script" not in shown
+
+
+# --- refusals ---
+
+
+@pytest.fixture(scope="module")
+def refusals():
+    return measure_refusal(
+        tiny_model(), TOKENIZER, PROMPTS, phrases=["sorry", "I cannot", "sorry I"]
+    )
+
+
+def test_the_refusal_probability_is_the_sum_over_the_phrases(refusals):
+    model = tiny_model()
+
+    def probability(prompt, phrase):
+        ids, end = (TOKENIZER(text)["input_ids"] for text in (prompt.text, phrase))
+        rows = model(torch.tensor([ids + end])).logits[0].log_softmax(-1)
+        return sum(rows[len(ids) - 1 + i, token] for i, token in enumerate(end)).exp().item()
+
+    literal = refusals.log_probabilities["given", "literal"].exp()
+    disjoint = refusals.log_probabilities["given", "prefix_free"].exp()
+    for row, prompt in enumerate(PROMPTS):
+        each = [probability(prompt, p) for p in ("sorry", "I cannot", "sorry I")]
+        assert literal[row].item() == pytest.approx(sum(each), rel=1e-4)
+        assert disjoint[row].item() == pytest.approx(sum(each[:2]), rel=1e-4)
+
+
+def test_each_answer_is_judged_and_none_is_generated_unasked(refusals):
+    assert len(refusals.answers) == len(refusals.refuses) == 6
+    quiet = measure_refusal(tiny_model(), TOKENIZER, PROMPTS, phrases=["sorry"], generate=False)
+    assert quiet.answers is None and quiet.frame()["refuses"].isna().all()
+
+
+def test_refusals_have_a_row_per_prompt_and_reduction(refusals):
+    table = refusals.frame()
+    assert len(table) == 12 and set(table["reduction"]) == {"literal", "prefix_free"}
+    np.testing.assert_allclose(table["probability"], np.exp(table["log_probability"]))
+    means = refusals.group_means()
+    assert len(means) == 6 and means["probability"].between(0, 1).all()
+
+
+def test_refusals_draw_themselves_and_show_escaped(refusals):
+    assert refusals.plot().get_xlabel() == "probability of a refusal"
+    plt.close("all")
+    assert "<table" in refusals._repr_html_()

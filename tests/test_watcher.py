@@ -3,6 +3,7 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,12 +20,13 @@ from tiny_runs import (
     tiny_tokenizer,
 )
 
-from ntkprobe import PromptSet, Trajectory, UserError, measure_kernel
+from ntkprobe import PromptSet, Trajectory, UserError, measure_kernel, measure_refusal
 from ntkprobe.checkpoints import LoadSettings
 from ntkprobe.watcher import (
     Choice,
     KernelSettings,
     MeasureSettings,
+    RefusalSettings,
     measure_run,
     parse_shard,
     parse_steps,
@@ -158,6 +160,40 @@ def test_layers_and_blocks_are_kept_on_demand(run, tmp_path):
     blocks = load_file(out / "blocks" / "step-00000010.safetensors")["blocks"]
     norms = torch.linalg.matrix_norm(blocks.transpose(1, 2)).numpy()
     np.testing.assert_allclose(norms, kernel_at(out, 10), rtol=1e-5)
+
+
+# --- refusals ---
+
+REFUSAL = replace(SETTINGS, kernel=None, refusal=RefusalSettings(max_new_tokens=3))
+
+
+def test_refusals_join_a_folder_that_has_kernels_and_neither_is_repeated(run, measured):
+    before = contents(measured / "kernel")
+    outcome = measure(run, measured, replace(REFUSAL, kernel=SETTINGS.kernel))
+    assert outcome.new == [0, 10, 20] and contents(measured / "kernel") == before
+    assert measure(run, measured, REFUSAL).known == [0, 10, 20]
+    assert Trajectory(measured).settings["refusal"]["max_new_tokens"] == 3
+    assert Trajectory(measured).settings["kernel"]["top_k"] == 2
+
+
+def test_refusals_are_those_of_every_checkpoint_on_all_prompts(run, tmp_path):
+    measure(run, tmp_path / "out", REFUSAL)
+    table = Trajectory(tmp_path / "out").refusal()
+    merged = tiny_adapter(tiny_model(), seed=20).merge_and_unload()
+    wanted = measure_refusal(merged, tiny_tokenizer(), PROMPTS, max_new_tokens=3).frame()
+    found = table[table["step"] == 20]
+    np.testing.assert_allclose(found["probability"], wanted["probability"], rtol=1e-3)
+    assert found["refuses"].tolist() == wanted["refuses"].tolist()
+    assert len(table) == 3 * 6 * 2
+
+
+def test_answers_are_not_written_to_disk(run, tmp_path):
+    measure(run, tmp_path / "out", REFUSAL)
+    model = tiny_model()
+    answers = measure_refusal(model, tiny_tokenizer(), PROMPTS, max_new_tokens=3).answers
+    tables = [pd.read_parquet(path) for path in (tmp_path / "out").rglob("*.parquet")]
+    words = {str(value) for table in tables for value in table.to_numpy().ravel()}
+    assert any(answers) and not words & set(filter(None, answers))
 
 
 # --- resuming ---
