@@ -108,6 +108,7 @@ def make_probes(model: nn.Module, k: int = 3, **settings: Any) -> list[Probe]:
 
 
 def worst_block_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the largest relative error of a block in the Frobenius norm."""
+    """Return the largest relative error of a block in the Frobenius norm; of a zero, infinite."""
     difference = torch.linalg.matrix_norm((found - expected).transpose(1, 2))
-    return float((difference / torch.linalg.matrix_norm(expected.transpose(1, 2))).max())
+    size = torch.linalg.matrix_norm(expected.transpose(1, 2))
+    return float(torch.where(difference == 0, 0.0, difference / size).max())

@@ -11,7 +11,7 @@ Exact: K is a sum over parameters, and each summand is computed in full.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,6 +32,8 @@ from .trial import Plan, plan
 
 _LOG = logging.getLogger("ntkprobe")
 Selection = str | ParameterSelection
+Side = tuple[nn.Module, Sequence[Probe]]
+WHOLE = "all"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Gram:
         self, model: nn.Module, probes: Sequence[Probe], parameters: Selection = "all"
     ) -> Blocks:
         """Return K, `[n, k, n, k]` in float64."""
-        return self._sums(model, probes, parameters, lambda name: "all")["all"]
+        return self._sums(model, probes, parameters, _whole)[WHOLE]
 
     def by_part(
         self, model: nn.Module, probes: Sequence[Probe], parameters: Selection = "all"
@@ -78,8 +80,8 @@ class Gram:
             updated: its prompts.
             parameters: the selection, the same of both.
         """
-        models, probes = (observed_model, updated_model), (observed, updated)
-        return self._between(models, probes, parameters)
+        sides = ((observed_model, observed), (updated_model, updated))
+        return self._between(*sides, parameters=parameters)
 
     def coverage(
         self, model: nn.Module, probes: Sequence[Probe], parameters: Selection = "all"
@@ -94,18 +96,22 @@ class Gram:
             return self._plan(model, probes, chosen).handled
 
     def _plan(
-        self, model: nn.Module, probes: Sequence[Probe], chosen: dict[str, nn.Parameter]
+        self,
+        model: nn.Module,
+        probes: Sequence[Probe],
+        chosen: dict[str, nn.Parameter],
+        others: Sequence[Probe] = (),
     ) -> Plan:
         """Return how the model is gone down, and say how its parameters are handled."""
         stored = {parameter.dtype for parameter in model.parameters()}
         dtype = self.dtype or (torch.float64 if torch.float64 in stored else torch.float32)
-        tokens = [p.tokens for p in probes if p.tokens is not None]
-        columns = torch.cat(tokens).unique() if len(tokens) == len(probes) else None
-        found = plan(Route(model, listed(model), dtype, columns), probes, chosen)
+        tokens = [probe.tokens for probe in (*probes, *others)]
+        read = [ids.cpu() for ids in tokens if ids is not None]
+        columns = torch.cat(read).unique() if len(read) == len(tokens) else None
+        found = plan(Route(model, _listed(model), dtype, columns), probes, chosen)
         counts = Counter(found.handled.values())
-        _LOG.info(
-            "%d parameters: %s", len(chosen), ", ".join(f"{c} {k}" for k, c in counts.items())
-        )
+        told = ", ".join(f"{count} {how}" for how, count in counts.items())
+        _LOG.info("%d parameters handled: %s", len(chosen), told)
         return found
 
     def _sums(
@@ -119,42 +125,55 @@ class Gram:
         chosen = prepare(model, probes, parameters)
         with experts_one_by_one(model), full_float32():
             plan = self._plan(model, probes, chosen)
-            for size in self._sizes(plan, probes):
-                try:
-                    descent = Descent(plan, probes, chosen, size)
-                    return kernels(descent, descent, list(chosen), group)
-                except torch.OutOfMemoryError:
-                    if size == 1 or self.batch_size != "auto":
-                        raise
-                    _LOG.warning("out of memory with %d prompts at a time: halving", size)
-        raise AssertionError("unreachable")
 
-    def _between(self, models, probes, parameters):
-        """Return the kernel between two models."""
-        chosen = [prepare(*pair, parameters) for pair in zip(models, probes, strict=True)]
-        refuse(list(chosen[0]) != list(chosen[1]), "the two models have other parameters")
+            def computed(size: int) -> dict[Any, Blocks]:
+                descent = Descent(plan, probes, chosen, size)
+                return kernels(descent, descent, list(chosen), group)
+
+            return self._fitted(computed, prompts_at_a_time(plan.route, probes))
+
+    def _between(self, *sides: Side, parameters: Selection) -> Blocks:
+        """Return the kernel of two models."""
+        chosen = [prepare(model, probes, parameters) for model, probes in sides]
+        names = list(chosen[0])
+        refuse(names != list(chosen[1]), "the two models have not the same parameters")
         with ExitStack() as stack:
             stack.enter_context(full_float32())
-            for model in models:
+            for model, _ in sides:
                 stack.enter_context(experts_one_by_one(model))
-            descents = []
-            for model, some, names in zip(models, probes, chosen, strict=True):
-                found = self._plan(model, some, names)
-                descents.append(Descent(found, some, names, next(self._sizes(found, some))))
-            return kernels(*descents, list(chosen[0]), lambda name: "all")["all"]
+            every = [probe for _, probes in sides for probe in probes]
+            plans = [self._plan(*side, own, every) for side, own in zip(sides, chosen, strict=True)]
 
-    def _sizes(self, plan: Plan, probes: Sequence[Probe]) -> Iterator[int]:
-        """Yield the numbers of prompts to try to pass at once."""
+            def computed(size: int) -> dict[Any, Blocks]:
+                given = zip(plans, sides, chosen, strict=True)
+                left, right = (Descent(p, side[1], own, size) for p, side, own in given)
+                return kernels(left, right, names, _whole)
+
+            return self._fitted(computed, prompts_at_a_time(plans[0].route, every))[WHOLE]
+
+    def _fitted(self, computed: Callable[[int], Any], size: int) -> Any:
+        """Return what is computed with as many prompts at a time as were set, or as fit.
+
+        Raises:
+            OutOfMemoryError: if one prompt alone does not fit.
+        """
         if self.batch_size != "auto":
-            yield self.batch_size
-            return
-        size = prompts_at_a_time(plan.route.blocks, plan.route.model, probes)
-        while size:
-            yield size
-            size //= 2
+            return computed(self.batch_size)
+        try:
+            return computed(size)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        _LOG.warning("out of memory with %d prompts at a time: halving", size)
+        return self._fitted(computed, size // 2)
 
 
-def listed(model: nn.Module) -> nn.ModuleList | None:
+def _whole(name: str) -> str:
+    """Return the one group that all parameters belong to."""
+    return WHOLE
+
+
+def _listed(model: nn.Module) -> nn.ModuleList | None:
     """Return the list of the model's blocks, `None` where it has none."""
     try:
         return decoder_list(model)

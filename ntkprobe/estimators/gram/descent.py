@@ -11,7 +11,7 @@ from .factors import Factor, summed
 from .formed import Formed
 from .memory import fits
 from .passes import Factors, Pass
-from .products import product
+from .products import Known, product
 from .rules import Key
 from .trial import Plan
 
@@ -73,10 +73,8 @@ class Descent:
             Tile(plan, inside[start : start + batch_size], watched, start)
             for start in range(0, len(inside), batch_size)
         ]
-        used = [stages for stages in plan.stages.values() if stages]
-        top = used and max(len(plan.route.blocks) if plan.route.blocks is not None else 0, 0)
-        lowest = min((stages[-1] for stages in used), default=0)
-        self.stages = list(range(top, lowest - 1, -1)) if used else []
+        lowest = [stages[-1] for stages in plan.stages.values() if stages]
+        self.stages = range(len(plan.route.blocks or ()), min(lowest) - 1, -1) if lowest else ()
 
     def restored(self, blocks: Blocks, columns: "Descent") -> Blocks:
         """Return a kernel with the prompts in the order they were given in."""
@@ -126,9 +124,10 @@ def _stage(
 def _blocks(left: Factors, right: Factors, group: Group) -> Sums:
     """Return the products of two tiles' factors, added up by group."""
     sums: Sums = {}
-    for key in left.keys() & right.keys():
+    known: Known = {}
+    for key in (key for key in left if key in right):
         for p in left[key]:
             for q in right[key]:
-                found, block = group(key[0]), product(p, q)
+                found, block = group(key[0]), product(p, q, known)
                 sums[found] = sums[found] + block if found in sums else block
     return sums

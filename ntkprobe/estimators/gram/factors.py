@@ -52,7 +52,7 @@ def summed(factors: Sequence[Factor]) -> list[Factor]:
     outers = [f for f in factors if isinstance(f, Outer)]
     lookups = [f for f in factors if isinstance(f, Lookup)]
     directs = [f for f in factors if isinstance(f, Direct)]
-    found: list[Factor] = outers[:1] + lookups[:1]
+    found: list[Factor] = [*outers[:1], *lookups[:1]]
     if len(outers) > 1:
         a, g = torch.cat([f.a for f in outers], 1), torch.cat([f.g for f in outers], 2)
         found[0] = Outer(a, g, _full(g), outers[0].columns)
@@ -78,7 +78,7 @@ def narrowed(factor: Factor, columns: Int[Tensor, " some"]) -> Factor:
 
 
 def trimmed(factor: Factor) -> Factor:
-    """Return a factor without the positions where every gradient is zero: most, in the last block."""
+    """Return a factor without positions where every gradient is zero: most of the last block's."""
     if not isinstance(factor, Outer) or factor.g.shape[2] == 1:
         return factor
     live = factor.g.ne(0).any(3).any(1)

@@ -39,7 +39,7 @@ class Formed:
 
     @property
     def stages(self) -> list[int]:
-        """Return the stages from the top down."""
+        """The stages from the top down."""
         return self._each[0].stages
 
     def run(self, stage: int) -> Factors:

@@ -3,12 +3,22 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
 class NoRule(Exception):
     """An operation on a parameter is none that the rules know."""
+
+
+def require(holds: bool, what: str) -> None:
+    """Do nothing where it holds.
+
+    Raises:
+        NoRule: saying `what` no rule knows, where it does not hold.
+    """
+    if not holds:
+        raise NoRule(what)
 
 
 @dataclass(frozen=True)
@@ -18,20 +28,14 @@ class Batch:
     lengths: tuple[int, ...]
     seq: int
 
-    def lay(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "n seq width"]:
-        """Return the rows by prompt, from any of the shapes that a batch takes on its way.
+    def lay(self, x: Shaped[Tensor, "*rows width"]) -> Shaped[Tensor, "n seq width"]:
+        """Return the rows by prompt, from any of the shapes that a batch takes on its way."""
+        n, rows = len(self.lengths), x.shape[0]
+        whole = (x.dim() >= 3 and rows == n) or (x.dim() == 2 and rows == n * self.seq)
+        require(whole, f"rows {tuple(x.shape)} of {n} prompts of {self.seq} positions")
+        return x.reshape(n, -1, x.shape[-1])
 
-        Raises:
-            NoRule: if they are not all rows of the batch, in order.
-        """
-        n = len(self.lengths)
-        if x.dim() >= 3 and x.shape[0] == n:
-            return x.reshape(n, -1, x.shape[-1])
-        if x.dim() == 2 and x.shape[0] == n * self.seq:
-            return x.reshape(n, self.seq, x.shape[-1])
-        raise NoRule(f"rows {tuple(x.shape)} of a batch of {n} prompts")
-
-    def used(self, x: Float[Tensor, "*rows width"]) -> tuple[int, ...]:
+    def used(self, x: Shaped[Tensor, "*rows width"]) -> tuple[int, ...]:
         """Return how many of each prompt's rows are not padding."""
         rows = self.lay(x).shape[1]
         return self.lengths if rows == self.seq else (rows,) * len(self.lengths)
@@ -56,7 +60,7 @@ class Gathered:
         slot[order] = torch.arange(len(index), device=index.device) - starts
         return cls(prompt, slot, tuple(counts.tolist()))
 
-    def lay(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "n seq width"]:
+    def lay(self, x: Float[Tensor, "rows width"]) -> Shaped[Tensor, "n seq width"]:
         """Return the rows by prompt, those that it has fewer of zero."""
         out = x.new_zeros(len(self.lengths), max(self.lengths), x.shape[-1])
         out[self.prompt, self.slot] = x

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 
 from ...kernel import Probe
-from .passes import Factors
+from .passes import Factors, Route
 
 TOKENS = {"cpu": 768, "cuda": 4096}  # in one pass: enough to fill the processor's matrix unit
 _SHARE = 0.4  # of the memory that is free
@@ -31,14 +31,12 @@ def fits(factors: Factors, tiles: int) -> bool:
     return total < _SHARE * free_bytes(held[-1].device)
 
 
-def prompts_at_a_time(
-    blocks: Sequence[nn.Module] | None, model: nn.Module, probes: Sequence[Probe]
-) -> int:
+def prompts_at_a_time(route: Route, probes: Sequence[Probe]) -> int:
     """Return how many prompts to pass at once: enough to be fast, few enough for a block to fit."""
-    device = next(model.parameters()).device
+    device = next(route.model.parameters()).device
     longest = max(len(p.input_ids) for p in probes)
     tokens = TOKENS.get(device.type, TOKENS["cpu"])
-    widest = max(_outputs(block) for block in blocks or [model])
+    widest = max(_outputs(block) for block in route.blocks or [route.model])
     room = _SHARE * free_bytes(device) / (4 * widest * (len(probes[0]) + 4))
     wanted = max(1, int(min(tokens, room) / longest))
     tiles = -(-len(probes) // wanted)

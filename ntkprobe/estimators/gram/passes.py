@@ -1,14 +1,17 @@
-"""A tile of prompts on its way down a model: a forward pass kept as its residual streams, then one
-stage at a time, from the logits to the embeddings, run again and differentiated.
+"""A tile of prompts on its way down a model.
+
+A forward pass kept as its residual streams; then one stage at a time, from the logits to the
+embeddings, run again and differentiated.
 
 A stage is what follows the last block, each block, or what comes before the first. Only the stage
 at hand has activations and gradients in memory, so that nothing grows with depth times prompts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -31,10 +34,14 @@ Factors = dict[Key, list[Factor]]
 VALUES_AT_A_TIME = {"cpu": 2**18, "cuda": 2**26}  # of a stage's output, times cotangents
 
 
+@runtime_checkable
 class Reading(Protocol):
     """A prompt, and the values that are read of its logits."""
 
-    input_ids: Tensor
+    @property
+    def input_ids(self) -> Tensor:
+        """The prompt."""
+        ...
 
     def read(self, logits: Float[Tensor, " vocab"]) -> Float[Tensor, " k"]:
         """Return the values."""
@@ -82,7 +89,7 @@ class Pass:
 
     @property
     def stages(self) -> list[int]:
-        """Return the stages from the top down."""
+        """The stages from the top down."""
         return list(range(len(self._calls), -2, -1)) if self._blocks is not None else [0]
 
     def run(self, stage: int) -> Factors:
@@ -118,54 +125,51 @@ class Pass:
     def _remember(self, blocks: nn.ModuleList) -> None:
         """Run the model forward, keeping what enters each block and leaves the last."""
         originals = list(blocks)
-
-        def kept(index: int) -> Callable[..., Any]:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                hidden, *rest = args or (kwargs.pop("hidden_states"),)
-                self._streams.append(hidden.detach().clone())
-                with computing_in(self._dtype, [originals[index]]):
-                    output = originals[index](hidden, *rest, **kwargs)
-                wrapped = output if isinstance(output, tuple) else None
-                self._calls.append((tuple(rest), kwargs, wrapped))
-                if index == len(originals) - 1:
-                    self._streams.append(hidden_state(output).detach())
-                return output
-
-            return forward
-
-        with torch.no_grad(), self._at_hand(-1), standing_in(blocks, kept):
+        with (
+            torch.no_grad(),
+            self._at_hand(-1),
+            standing_in(blocks, lambda index: partial(self._kept, originals[index])),
+        ):
             last_logits(self._model, self._prompts)
 
+    def _kept(self, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Return a block's output, having kept what entered it and what else it was given."""
+        hidden, *rest = args or (kwargs.pop("hidden_states"),)
+        self._streams[-1:] = [hidden.detach().clone()]
+        with computing_in(self._dtype, [block]):
+            output = block(hidden, *rest, **kwargs)
+        wrapped = output if isinstance(output, tuple) else None
+        self._calls.append((tuple(rest), kwargs, wrapped))
+        self._streams.append(hidden_state(output).detach())
+        return output
+
     def _stage(self, stage: int) -> tuple[Tensor | None, Tensor]:
-        """Run one stage; return what enters it, if a residual stream, and what leaves it."""
+        """Return what enters a stage, if a residual stream does, and what leaves it."""
         if self._blocks is None:
             return None, self._read()
         if stage < 0:
             return None, self._embedded(self._blocks)
         source = self._streams[stage].detach().requires_grad_()
         if stage == len(self._blocks):
-            with standing_in(self._blocks, lambda index: self._constant(index, source)):
+            with standing_in(self._blocks, lambda index: partial(self._constant, index, source)):
                 return source, self._read()
         args, kwargs, _ = self._calls[stage]
         return source, hidden_state(self._blocks[stage](source, *args, **kwargs))
 
-    def _constant(self, index: int, hidden: Tensor) -> Callable[..., Any]:
-        """Return a forward that gives `hidden` as the block gives its output."""
+    def _constant(self, index: int, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return `hidden` as a block gives its output, whatever enters it."""
         output = self._calls[index][2]
-        return lambda *args, **kwargs: hidden if output is None else (hidden, *output[1:])
+        return hidden if output is None else (hidden, *output[1:])
 
     def _embedded(self, blocks: nn.ModuleList) -> Tensor:
         """Return what enters the first block."""
         found: list[Tensor] = []
 
-        def passing(index: int) -> Callable[..., Any]:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                found.append(args[0] if args else kwargs["hidden_states"])
-                return self._constant(index, found[0].detach())()
+        def passing(index: int, *args: Any, **kwargs: Any) -> Any:
+            found.append(args[0] if args else kwargs["hidden_states"])
+            return self._constant(index, found[0].detach())
 
-            return forward
-
-        with standing_in(blocks, passing):
+        with standing_in(blocks, lambda index: partial(passing, index)):
             last_logits(self._model, self._prompts)
         return found[0]
 
@@ -205,7 +209,7 @@ class Pass:
 
 
 def vjps(
-    output: Float[Tensor, "*out"], inputs: Sequence[Any], cotangents: Float[Tensor, "k *out"]
+    output: Float[Tensor, "..."], inputs: Sequence[Any], cotangents: Float[Tensor, "k ..."]
 ) -> list[Sequence[Tensor] | None]:
     """Return the k gradients at each input, `None` where the output does not depend on it.
 
@@ -214,7 +218,7 @@ def vjps(
     """
     room = VALUES_AT_A_TIME.get(output.device.type, VALUES_AT_A_TIME["cpu"])
     step = max(1, room // output.numel())
-    found: list[Sequence[Tensor | None]] = []
+    found: list[list[Tensor | None]] = [[] for _ in inputs]
     for i in range(0, len(cotangents), step):
         some = cotangents[i : i + step]
         batched = len(some) > 1
@@ -226,6 +230,6 @@ def vjps(
             is_grads_batched=batched,
             allow_unused=True,
         )
-        chunks = [g.unbind() if batched and g is not None else [g] for g in gradients]
-        found = [[*f, *c] for f, c in zip(found, chunks, strict=True)] if found else chunks
+        for kept, g in zip(found, gradients, strict=True):
+            kept.extend(g.unbind() if batched and g is not None else [g])
     return [None if f[0] is None else f for f in found]  # type: ignore[misc]

@@ -3,11 +3,11 @@
 A matrix has three orders of contraction, and the cheapest by operation count is taken. In
 multiply-adds for n prompts of T positions, k values each, and a matrix from I to O:
 
-| order    | contracts                                        | multiply-adds                       |
-|----------|--------------------------------------------------|-------------------------------------|
-| ghost    | (a·a′)(g·g′), summed over both positions         | n²T²I + n²k²T²O                     |
-| mixed    | a·a′ into g′, then with g: the k values share a  | n²T²I + n²kT²O + n²k²TO             |
-| explicit | g⊗a, the gradient itself, some rows at a time    | nkTIO + n²k²IO                      |
+| order    | contracts                                       | multiply-adds             |
+|----------|-------------------------------------------------|---------------------------|
+| ghost    | (a·a′)(g·g′), summed over both positions        | n²T²I + n²k²T²O           |
+| mixed    | a·a′ into g′, then with g: the k values share a | n²T²I + n²kT²O + n²k²TO   |
+| explicit | g⊗a, the gradient itself, some rows at a time   | nkTIO + n²k²IO            |
 
 Half of each where a tile meets itself, by symmetry.
 """
@@ -19,19 +19,31 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from .factors import Direct, Factor, Lookup, Outer
+from .threads import side_by_side
 
-Block = Float64[Tensor, "n k m l"]
-FLOATS_AT_A_TIME = {"cpu": 2**21, "cuda": 2**27}  # of a product's intermediate: what caches hold
+Block = Float64[Tensor, "n k m h"]
+Known = dict[tuple[object, ...], Tensor]
+FLOATS_AT_A_TIME = {
+    "cpu": 3 * 2**20,
+    "cuda": 2**27,
+}  # of a product's intermediate: what caches hold
+_ENTRIES_AT_A_TIME = 2048
 
 
-def product(p: Factor, q: Factor) -> Block:
+def product(p: Factor, q: Factor, known: Known | None = None) -> Block:
     """Return the inner products of two factors of one parameter, rows from `p`.
+
+    Args:
+        p: the factor of the observed prompts.
+        q: that of the updated ones.
+        known: activations' inner products by the tensors they are of: modules share inputs.
 
     Raises:
         TypeError: if the factors are of kinds that no parameter has together.
     """
     if isinstance(p, Outer) and isinstance(q, Outer):
-        return _ORDERS[cheapest(p, q)](*_alike(p, q))
+        p, q = _same_columns(p, q)
+        return _ORDERS[cheapest(p, q)](p, q, {} if known is None else known)
     if isinstance(p, Direct) and isinstance(q, Direct):
         return torch.einsum("nkp,mlp->nkml", p.v, q.v).double()
     if isinstance(p, Lookup) and isinstance(q, Lookup):
@@ -43,7 +55,7 @@ def product(p: Factor, q: Factor) -> Block:
     raise TypeError(f"no product of {type(p).__name__} and {type(q).__name__}")
 
 
-def _alike(p: Outer, q: Outer) -> tuple[Outer, Outer]:
+def _same_columns(p: Outer, q: Outer) -> tuple[Outer, Outer]:
     """Return both with the same entries of the output: what one leaves out is zero in it."""
     if p.columns is not None and q.columns is None:
         q = replace(q, g=q.g[..., p.columns], columns=p.columns)
@@ -54,15 +66,15 @@ def _alike(p: Outer, q: Outer) -> tuple[Outer, Outer]:
 
 def multiply_adds(p: Outer, q: Outer) -> dict[str, float]:
     """Return the operations that each order takes."""
-    (n, k, _, o), (m, l), width = p.g.shape, q.g.shape[:2], p.a.shape[2]
+    (n, k, _, o), (m, h), width = p.g.shape, q.g.shape[:2], p.a.shape[2]
     rows, columns = sum(p.lengths), sum(q.lengths)
     half = 0.5 if p is q else 1.0
     alike = rows * columns * width
-    gradients = (rows * k + (0 if p is q else columns * l)) * width * o
+    gradients = (rows * k + (0 if p is q else columns * h)) * width * o
     return {
-        "ghost": half * (alike + rows * columns * k * l * o),
-        "mixed": half * (alike + rows * columns * l * o + rows * m * k * l * o),
-        "explicit": gradients + half * n * k * m * l * width * o,
+        "ghost": half * (alike + rows * columns * k * h * o),
+        "mixed": half * (alike + rows * columns * h * o + rows * m * k * h * o),
+        "explicit": gradients + half * n * k * m * h * width * o,
     }
 
 
@@ -77,39 +89,76 @@ def _room(like: Tensor) -> int:
     return FLOATS_AT_A_TIME.get(like.device.type, FLOATS_AT_A_TIME["cpu"])
 
 
-def _ghost(p: Outer, q: Outer) -> Block:
+def _activations(p: Outer, q: Outer, known: Known) -> Float[Tensor, "n m t s"]:
+    """Return a_t·a′_s of every two prompts, computed once for operations of the same inputs."""
+    key = (p.a.data_ptr(), p.a.shape, p.a.stride(), q.a.data_ptr(), q.a.shape, q.a.stride())
+    if key not in known:
+        known[key] = torch.einsum("ati,bsi->abts", p.a, q.a)
+    return known[key]
+
+
+def _ghost(p: Outer, q: Outer, known: Known) -> Block:
     """Return Σ_ts (a_t·a′_s)(g_it·g′_js)."""
-    (n, k, t, _), (m, l, s, _) = p.g.shape, q.g.shape
-    alike = torch.einsum("ati,bsi->atbs", p.a, q.a)
-    out = p.g.new_empty((n, k, m, l), dtype=torch.float64)
-    step = max(1, _room(p.g) // (n * k * t * l * s))
+    (n, k, t, _), (m, h, u, _) = p.g.shape, q.g.shape
+    near = _activations(p, q, known)
+    out = p.g.new_empty((n, k, m, h), dtype=torch.float64)
+    step = max(1, _room(p.g) // (n * k * t * h * u))
     for b in range(0, m, step):
         some = slice(b, b + step)
         gradients = torch.einsum("aito,bjso->aitbjs", p.g, q.g[some])
-        out[:, :, some] = torch.einsum("aitbjs,atbs->aibj", gradients, alike[:, :, some])
+        out[:, :, some] = torch.einsum("aitbjs,abts->aibj", gradients, near[:, some])
     return out
 
 
-def _mixed(p: Outer, q: Outer) -> Block:
-    """Return Σ_t g_it · (Σ_s (a_t·a′_s) g′_js), as many prompts at a time as caches hold."""
-    (n, k, t, o), (m, l, s, _) = p.g.shape, q.g.shape
-    alike = torch.einsum("ati,bsi->abts", p.a, q.a)
-    out = p.g.new_empty((n, k, m, l), dtype=torch.float64)
-    step = max(1, _room(p.g) // (l * t * o))
-    for a in range(n):
-        for b in range(a if p is q else 0, m, step):
-            some = slice(b, b + step)
-            carried = torch.matmul(alike[a, some].unsqueeze(1), q.g[some])  # [b, j, t, o]
-            found = p.g[a].reshape(k, -1) @ carried.view(-1, t * o).T
-            out[a, :, some] = found.view(k, -1, l)
-    return _mirrored(out) if p is q else out
+def _mixed(p: Outer, q: Outer, known: Known) -> Block:
+    """Return Σ_t g_it · (Σ_s (a_t·a′_s) g′_js), some entries of the output at a time."""
+    near = _activations(p, q, known)
+    pieces = -(-p.g.shape[3] // _ENTRIES_AT_A_TIME)
+    left = p.g.chunk(pieces, 3)
+    right = left if p is q else q.g.chunk(pieces, 3)
+    parts = (_carried(p, q, near, *pair) for pair in zip(left, right, strict=True))
+    return sum(parts, torch.zeros((), dtype=torch.float64))
 
 
-def _explicit(p: Outer, q: Outer) -> Block:
+def _carried(p: Outer, q: Outer, near: Tensor, left: Tensor, right: Tensor) -> Block:
+    """Return the mixed product of some entries: as many prompts at a time as a cache holds."""
+    left, right = left.contiguous(), right.contiguous()
+    (n, k, _, o), (m, h, u, _) = left.shape, right.shape
+    one = h * max(p.lengths) * o  # what carrying one updated prompt to one observed one takes
+    down = _even(min(m, _room(left) // (2 * one)))
+    up = max(1, min(n, _room(left) // (down * one)))
+    out = left.new_zeros((n, m, k, h))
+
+    def observe(a: int) -> None:
+        some = slice(a, min(a + up, n))
+        c, t = some.stop - a, max(p.lengths[some])
+        mix = near[some, :, :t].transpose(0, 1).reshape(m, 1, c * t, u)
+        mine = left[some].view(c, k, -1)[:, :, : t * o]
+        room = left.new_empty(down * h * c * t * o)
+        for b in range(a if p is q else 0, m, down):
+            these = slice(b, min(b + down, m))
+            d, s = these.stop - b, max(q.lengths[these])
+            carried = room[: d * h * c * t * o].view(d * h, c * t, o)
+            spread = mix[these, :, :, :s].expand(d, h, c * t, s).reshape(d * h, c * t, s)
+            torch.bmm(spread, right[these, :, :s].flatten(0, 1), out=carried)
+            found = torch.bmm(mine, carried.view(d * h, c, t * o).permute(1, 2, 0))
+            out[some, these] = found.view(c, k, d, h).transpose(1, 2)
+
+    side_by_side(observe, range(0, n, up), left.device)
+    whole = out.permute(0, 2, 1, 3).double()
+    return _mirrored(whole) if p is q else whole
+
+
+def _even(count: int) -> int:
+    """Return about as many, in fours where there are: what processors multiply by."""
+    return count // 4 * 4 if count >= 4 else max(1, count)
+
+
+def _explicit(p: Outer, q: Outer, known: Known) -> Block:
     """Return the products of the gradients themselves, some rows of the matrix at a time."""
-    (n, k, _, o), (m, l, _, _), width = p.g.shape, q.g.shape, p.a.shape[2]
-    out = p.g.new_zeros((n, k, m, l), dtype=torch.float64)
-    step = max(1, 8 * _room(p.g) // (max(n * k, m * l) * width))
+    (n, k, _, o), (m, h, _, _), width = p.g.shape, q.g.shape, p.a.shape[2]
+    out = p.g.new_zeros((n, k, m, h), dtype=torch.float64)
+    step = max(1, 8 * _room(p.g) // (max(n * k, m * h) * width))
     for row in range(0, o, step):
         some = slice(row, row + step)
         left = torch.einsum("aito,atw->aiow", p.g[..., some], p.a)
@@ -129,21 +178,26 @@ _ORDERS = {"ghost": _ghost, "mixed": _mixed, "explicit": _explicit}
 
 
 def _equal_tokens(p: Lookup, q: Lookup) -> Block:
-    """Return Σ_ts [token t = token s] g_it·g′_js, a token at a time."""
-    (n, k, _, _), (m, l, _, _) = p.g.shape, q.g.shape
-    out = p.g.new_zeros((n, k, m, l), dtype=torch.float64)
-    for token in set(p.ids.flatten().tolist()) & set(q.ids.flatten().tolist()):
-        (rows, left), (columns, right) = _summed(p, token), _summed(q, token)
-        shared = torch.einsum("aid,bjd->abij", left, right).double()
-        out[rows[:, None], :, columns] += shared
-    return out
+    """Return Σ_ts [token t = token s] g_it·g′_js."""
+    (n, k, _, width), (m, h, _, _) = p.g.shape, q.g.shape
+    rows, tokens, left = _by_token(p)
+    columns, others, right = _by_token(q)
+    equal = (tokens[:, None] == others).nonzero()
+    out = p.g.new_zeros((n * m, k, h), dtype=torch.float64)
+    for some in equal.split(max(1, _room(p.g) // (max(k, h) * width))):
+        r, c = some.unbind(1)
+        found = torch.bmm(left[r], right[c].transpose(1, 2))
+        out.index_add_(0, rows[r] * m + columns[c], found.double())
+    return out.view(n, m, k, h).transpose(1, 2)
 
 
-def _summed(table: Lookup, token: int) -> tuple[Tensor, Float[Tensor, "some k width"]]:
-    """Return the prompts that hold a token, and what each sends to its row."""
-    held = table.ids == token
-    prompts = held.any(1).nonzero()[:, 0]
-    return prompts, torch.einsum("aisd,as->aid", table.g[prompts], held[prompts].to(table.g))
+def _by_token(table: Lookup) -> tuple[Tensor, Tensor, Float[Tensor, "rows k width"]]:
+    """Return the prompts and tokens that occur together, and what they send to the token's row."""
+    n, most = len(table.ids), int(table.ids.max()) + 1
+    own = torch.arange(n, device=table.ids.device)[:, None] * most + table.ids
+    held, place = own.flatten().unique(return_inverse=True)
+    g = table.g.transpose(1, 2).flatten(0, 1)
+    return held // most, held % most, g.new_zeros(len(held), *g.shape[1:]).index_add_(0, place, g)
 
 
 def _matrix_and_table(p: Outer, q: Lookup) -> Block:

@@ -1,5 +1,7 @@
 """Records every use of the watched parameters while a model runs."""
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ class Recorder(TorchFunctionMode):
         unruled: the parameters seen in an operation without a rule.
     """
 
-    def __init__(self, watched: dict[str, Tensor], batch: Batch) -> None:
+    def __init__(self, watched: Mapping[str, Tensor], batch: Batch) -> None:
         super().__init__()
         self.uses: list[tuple[GradientEdge, Use]] = []
         self.unruled: set[str] = set()
@@ -31,14 +33,16 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Return what `func` gives, having noted which parameters went into it."""
-        out = func(*args, **(kwargs or {}))
-        call = Call(out, args, kwargs or {}, self._find)
-        weights = [w for w in map(self._find, _tensors(args, call.kwargs)) if w]
-        if not isinstance(out, Tensor):  # a shape, a dtype
-            self.unruled |= {w.key[0] for w in weights if _tensors((out,), {})}
-        elif weights:
+        named = kwargs or {}
+        out = func(*args, **named)
+        weights = [w for w in map(self._find, _tensors((*args, *named.values()))) if w]
+        if not isinstance(out, Tensor):  # a shape, a dtype: nothing that has a gradient
+            self.unruled |= {w.key[0] for w in weights if _tensors((out,))}
+            return out
+        call = Call(out, args, named, self._find)
+        if weights:
             return self._note(func.__name__, call, weights)
-        elif func.__name__ == "__getitem__":
+        if func.__name__ == "__getitem__":
             self._notice_gathering(call)
         return out
 
@@ -53,14 +57,14 @@ class Recorder(TorchFunctionMode):
             self._known[id(call.out)] = known
             self._alive.append(call.out)
             return call.out
+        out, uses = call.out, []
         try:
-            out = _own(call.out, len(self._batch.lengths) if name == "embedding" else None)
-            uses = (
-                RULES[name](Call(out, call.args, call.kwargs, call.find)) if name in RULES else []
-            )
-            self.uses += [(get_gradient_edge(out), use) for use in uses]
+            if name in RULES:
+                out = _own(call.out, len(self._batch.lengths) if name == "embedding" else None)
+                uses = RULES[name](replace(call, out=out))
         except NoRule:
-            uses, out = [], call.out
+            out, uses = call.out, []
+        self.uses += [(get_gradient_edge(out), use) for use in uses]
         self.unruled |= {w.key[0] for w in weights} - {use.key[0] for use in uses}
         return out
 
@@ -77,14 +81,14 @@ class Recorder(TorchFunctionMode):
 def _own(out: Tensor, n: int | None) -> Tensor:
     """Return an output that a gradient can be taken at: of its own for each of n prompts."""
     if not out.requires_grad:
-        out = out.detach().requires_grad_()
+        out = out.detach().requires_grad_().clone()  # a clone may be written to in place
     return out if n is None or len(out) == n else out.expand(n, *out.shape[1:])
 
 
-def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Return the tensors among arguments, those in lists too."""
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """Return the tensors among values, and in lists among them."""
     found: list[Tensor] = []
-    for value in (*args, *kwargs.values()):
+    for value in values:
         inner = value if isinstance(value, list | tuple) else (value,)
         found += [x for x in inner if isinstance(x, Tensor)]
     return found

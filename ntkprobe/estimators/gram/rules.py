@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .factors import Direct, Factor, Lookup, Outer
-from .layout import Layout, NoRule
+from .layout import Layout, require
 
 Key = tuple[str, int | None]
 
@@ -35,7 +35,7 @@ class Use:
     """One use of a parameter; `factor` takes the k gradients of what it gave out to its factor."""
 
     key: Key
-    factor: Callable[[Sequence[Float[Tensor, "*out"]]], Factor]
+    factor: Callable[[Sequence[Tensor]], Factor]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Call:
         return self.args[at] if len(self.args) > at else self.kwargs.get(name, default)
 
 
-def _stacked(gradients: Iterable[Float[Tensor, "n *rest"]]) -> Float[Tensor, "n k *rest"]:
+def _stacked(gradients: Iterable[Float[Tensor, "n ..."]]) -> Float[Tensor, "n k ..."]:
     """Return the gradients of the k values, prompts first."""
     return torch.stack(list(gradients), 1)
 
@@ -94,35 +94,28 @@ def _linear(call: Call) -> list[Use]:
 
 def _addmm(call: Call) -> list[Use]:
     """Return the uses in y = b + x W, as in GPT-2's Conv1D."""
-    if call.kwargs or call.find(call.args[1]):
-        raise NoRule("addmm of other than bias, rows and matrix")
-    return _multiplied(call.find(call.args[2]), call.args[1]) + _added(
-        call.find(call.args[0]), call.out
-    )
+    require(len(call.args) == 3 and not call.kwargs, "addmm scaled")
+    bias, x, matrix = call.args
+    require(call.find(x) is None, "addmm of a weight in the place of the rows")
+    return _multiplied(call.find(matrix), x) + _added(call.find(bias), call.out)
 
 
 def _matmul(call: Call) -> list[Use]:
     """Return the use in y = x W."""
-    x, weight = call.args
-    if call.find(x) or weight.dim() != 2:
-        raise NoRule("matmul of other than rows and matrix")
-    return _multiplied(call.find(weight), x)
+    require(len(call.args) == 2 and not call.kwargs, "matmul of named arguments")
+    x, matrix = call.args
+    require(call.find(x) is None and matrix.dim() == 2, "matmul of other than rows and a matrix")
+    return _multiplied(call.find(matrix), x)
 
 
 def _embedding(call: Call) -> list[Use]:
     """Return the use in y = W[ids]; the padding row takes no gradient, as in training."""
-    weight = call.weight(1, "weight")
-    padding = call.argument(2, "padding_idx")
-    if (
-        weight is None
-        or call.argument(5, "scale_grad_by_freq", False)
-        or call.argument(3, "max_norm")
-    ):
-        raise NoRule("an embedding that scales")
-    layout = weight.layout
+    weight, padding = call.weight(1, "weight"), call.argument(2, "padding_idx")
+    scaled = call.argument(3, "max_norm") or call.argument(5, "scale_grad_by_freq")
+    if weight is None or scaled:
+        return []
+    layout, lengths = weight.layout, weight.layout.used(call.out)
     ids = layout.lay(call.argument(0, "input").expand(call.out.shape[:-1]).unsqueeze(-1))[..., 0]
-    lengths = layout.used(call.out)
-
     live = None if padding is None else (ids != padding)[:, None, :, None]
 
     def factor(gs: Sequence[Tensor]) -> Factor:
@@ -135,8 +128,7 @@ def _embedding(call: Call) -> list[Use]:
 def _norm(call: Call, plain: Callable[..., Tensor], names: tuple[str, ...]) -> list[Use]:
     """Return the uses in y = w ∘ x̂ + b, x̂ being the normalised rows."""
     x, shape = call.args[:2]
-    if len(shape) != 1:
-        raise NoRule("a norm over several dimensions")
+    require(len(shape) == 1, "a norm over several dimensions")
     settings = dict(zip(names, call.args[2:], strict=False)) | call.kwargs
     normalised = plain(x.detach(), shape, **{k: v for k, v in settings.items() if k == "eps"})
     uses = _scaled(call.find(settings.get("weight")), normalised)
@@ -155,31 +147,33 @@ def _rms_norm(call: Call) -> list[Use]:
 
 def _mul(call: Call) -> list[Use]:
     """Return the use in y = w ∘ x."""
-    first, second = call.args
-    weight, x = (call.find(first), second) if call.find(first) else (call.find(second), first)
-    if not isinstance(x, Tensor) or call.find(x) or x.shape != call.out.shape:
-        raise NoRule("a product of other than rows and a vector")
+    weight, x = _with_a_vector(call)
     return _scaled(weight, x)
 
 
 def _add(call: Call) -> list[Use]:
     """Return the use in y = x + b."""
-    first, second = call.args
-    weight, x = (call.find(first), second) if call.find(first) else (call.find(second), first)
-    vector = first if call.find(first) else second
-    if call.kwargs or call.find(x) or x.shape != call.out.shape or vector.dim() != 1:
-        raise NoRule("a sum of other than rows and a vector")
+    weight, _ = _with_a_vector(call)
     return _added(weight, call.out)
+
+
+def _with_a_vector(call: Call) -> tuple[Weight | None, Tensor]:
+    """Return the vector and the rows that an operation takes, in either order."""
+    require(len(call.args) == 2 and not call.kwargs, "an operation scaled")
+    vector, x = call.args if call.find(call.args[0]) else call.args[::-1]
+    plain = isinstance(x, Tensor) and call.find(x) is None and x.shape == call.out.shape
+    require(plain and vector.dim() == 1, "other than rows and a vector")
+    return call.find(vector), x
 
 
 def _expand(call: Call) -> list[Use]:
     """Return the use of a vector given to every prompt of the batch, as attention sinks are."""
     weight, shape = call.find(call.args[0]), call.args[0].shape
-    n = len(weight.layout.lengths) if weight else 0
-    spread = [d for d, size in enumerate(shape) if size == 1]
-    if weight is None or call.out.dim() != len(shape) or call.out.shape[0] != n or 0 not in spread:
-        raise NoRule("a tensor not spread over the batch")
-    over = [d for d in spread if d]
+    if weight is None:
+        return []
+    every = call.out.shape[0] == len(weight.layout.lengths) and call.out.dim() == len(shape)
+    require(every and shape[0] == 1, "a tensor not spread over the batch")
+    over = [d for d, size in enumerate(shape) if size == 1 and d]
 
     def factor(gs: Sequence[Tensor]) -> Factor:
         return Direct(_stacked((g.sum(over) if over else g).flatten(1) for g in gs))

@@ -6,6 +6,8 @@ autograd for all prompts. So none is left out, or wrong, unseen: on no architect
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -51,7 +53,7 @@ class Mixture:
 
     @property
     def input_ids(self) -> Tensor:
-        """Return the prompt."""
+        """The prompt."""
         return self.probe.input_ids
 
     def read(self, logits: Float[Tensor, " vocab"]) -> Float[Tensor, " one"]:
@@ -103,9 +105,8 @@ class _Trial:
 
     def judged(self, names: list[str], tolerance: float) -> dict[str, str]:
         """Return how each parameter is to be handled."""
-        for name, (ruled, formed) in self._kept.items():
-            merged = ([[f for uses in ruled for f in uses]], [[f for uses in formed for f in uses]])
-            self._multiply(name, *merged)
+        for name, pair in self._kept.items():
+            self._multiply(name, *([[f for uses in side for f in uses]] for side in pair))
         whole = sum(float(formed.norm()) for _, formed in self._kernels.values())
         handled = {name: self._kinds.get(name, "unused") for name in names}
         for name, (ruled, formed) in self._kernels.items():
@@ -155,27 +156,26 @@ def _shared(model: nn.Module, watched: dict[str, nn.Parameter]) -> set[str]:
 
 def streamable(route: Route, prompts: Sequence[Tensor]) -> bool:
     """Return whether the blocks are joined by the residual stream alone, and may be run apart."""
-    blocks = route.blocks
-    if blocks is None:
+    if route.blocks is None:
         return False
-    originals, joined, leaving = list(blocks), [], [None]
+    originals = list(route.blocks)
+    leaving: list[Tensor] = []
+    joined: list[bool] = []
 
-    def watching(index: int):  # type: ignore[no-untyped-def]
-        def forward(*args, **kwargs):  # type: ignore[no-untyped-def]
-            hidden, *rest = args or (kwargs["hidden_states"],)
-            others = [x for x in tree_leaves((rest, kwargs)) if isinstance(x, Tensor)]
-            previous = leaving[0]
-            joined.append(
-                not any(x.requires_grad for x in others if x is not hidden)
-                and (previous is None or torch.equal(previous, hidden))
-            )
-            output = originals[index](*args, **kwargs)
-            leaving[0] = hidden_state(output)
-            return output
-
-        return forward
+    def watched(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        hidden, *rest = args or (kwargs["hidden_states"],)
+        others = [x for x in tree_leaves((rest, kwargs)) if isinstance(x, Tensor)]
+        apart = not any(x.requires_grad for x in others if x is not hidden)
+        joined.append(apart and all(torch.equal(x, hidden) for x in leaving[-1:]))
+        output = block(*args, **kwargs)
+        leaving.append(hidden_state(output))
+        return output
 
     every = dict(route.model.named_parameters())
-    with requiring_grad(route.model, every), torch.enable_grad(), standing_in(blocks, watching):
+    with (
+        requiring_grad(route.model, every),
+        torch.enable_grad(),
+        standing_in(route.blocks, lambda index: partial(watched, originals[index])),
+    ):
         last_logits(route.model, prompts)
     return len(joined) == len(originals) and all(joined)

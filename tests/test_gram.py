@@ -1,0 +1,407 @@
+"""The Gram estimator against the dense oracle: every architecture, adapter, dtype and odd use."""
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+from architectures import (
+    ARCHITECTURES,
+    build,
+    make_probes,
+    ragged_prompts,
+    with_lora,
+    worst_block_error,
+)
+from torch import nn
+from transformers import MambaConfig, MambaForCausalLM
+
+from ntkprobe.errors import UserError
+from ntkprobe.estimators import gram
+from ntkprobe.estimators.dense import Dense, jacobians
+from ntkprobe.estimators.gram import Gram, algorithm, descent, passes, products, rules
+from ntkprobe.hooks import Float64Throughout, decoder_layers, hooked
+from ntkprobe.kernel import Estimator, Probe
+
+
+def agree(model, parameters="all", tolerance=1e-4, estimator=None, probes=None):
+    """Assert that Gram's blocks are Dense's."""
+    probes = probes or make_probes(model)
+    found = (estimator or Gram())(model, probes, parameters)
+    assert worst_block_error(found, Dense()(model, probes, parameters)) <= tolerance
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_block_is_exact_in_float64(name):
+    with Float64Throughout():
+        agree(build(name, torch.float64), tolerance=1e-9)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_block_is_exact_in_float32_whatever_the_tiles(name):
+    agree(build(name), estimator=Gram(batch_size=3))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_parameter_has_a_rule(name):
+    model = build(name)
+    handled = Gram().coverage(model, make_probes(model))
+    assert set(handled.values()) <= {"matrix", "table", "vector"}
+    assert len(handled) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", ["qwen2-tied", "gemma2", "opt", "mixtral"])
+def test_parts_are_exact_and_sum_to_the_kernel(name):
+    model = build(name, torch.float64)
+    probes = make_probes(model)
+    with Float64Throughout():
+        found, expected = Gram().by_part(model, probes), Dense().by_part(model, probes)
+        whole = Gram()(model, probes)
+    assert set(found) == set(expected)
+    assert all((found[p] - expected[p]).norm() <= 1e-9 * whole.norm() for p in expected)
+    torch.testing.assert_close(sum(found.values()), whole)
+
+
+@pytest.mark.parametrize("name", ["qwen2-tied", "qwen2-untied", "gpt2", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "parameters", ["last:1+head", "below:1", "embed", "norm", "head", "re:proj|c_fc+last:1"]
+)
+def test_a_selection_is_exact(name, parameters):
+    agree(build(name), parameters)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
+@pytest.mark.parametrize("name", ["llama", "qwen2-tied"])
+def test_an_adapters_own_kernel_is_exact(name, targets):
+    model = with_lora(build(name), targets)
+    agree(model, "lora")
+    agree(model, "lora+last:1")
+
+
+def test_an_adapters_kernel_on_gpt2s_transposed_matrices_is_exact():
+    agree(with_lora(build("gpt2"), ["c_attn", "c_fc"], fan_in_fan_out=True), "lora")
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
+def test_all_is_the_same_merged_or_not(targets):
+    model = with_lora(build("qwen2-tied"), targets)
+    probes = make_probes(model)
+    beside = Gram()(model, probes)
+    assert worst_block_error(Gram()(model.merge_and_unload(), probes), beside) < 1e-4
+
+
+def test_all_is_not_the_adapters_kernel():
+    model = with_lora(build("qwen2-tied"))
+    probes = make_probes(model)
+    assert worst_block_error(Gram()(model, probes, "lora"), Gram()(model, probes)) > 0.1
+
+
+def test_a_head_trained_whole_beside_an_adapter_counts_merged():
+    model = with_lora(build("llama"), ["q_proj"], modules_to_save=["lm_head"])
+    model.base_model.model.lm_head.modules_to_save["default"].weight.data.mul_(1.5)
+    agree(model), agree(model, "lora"), agree(model, "head")
+    probes = make_probes(model)
+    beside = Gram()(model, probes)
+    assert worst_block_error(Gram()(model.merge_and_unload(), probes), beside) < 1e-4
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model = build("llama")
+    probes = make_probes(model)
+    plain = Gram()(model, probes)
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    assert worst_block_error(Gram()(model, probes), plain) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_a_mixture_is_exact_under_the_default_experts_and_keeps_them(name):
+    model = build(name)
+    model.set_experts_implementation("grouped_mm")
+    agree(model)
+    assert model.config._experts_implementation == "grouped_mm"
+
+
+def test_the_attention_implementation_changes_nothing():
+    model = build("qwen2-tied")
+    probes = make_probes(model)
+    eager = Gram()(model, probes)
+    model.set_attn_implementation("sdpa")
+    assert worst_block_error(Gram()(model, probes), eager) < 1e-5
+
+
+def test_without_the_cross_terms_a_tied_matrix_would_be_far_off():
+    tied = build("qwen2-tied")
+    probes = make_probes(tied)
+    untied = build("qwen2-untied")
+    untied.load_state_dict(tied.state_dict())
+    assert worst_block_error(Gram()(untied, probes), Gram()(tied, probes)) > 0.1
+
+
+def test_a_rule_that_drops_the_cross_terms_is_found_out(monkeypatch):
+    right = products._matrix_and_table
+    monkeypatch.setattr(products, "_matrix_and_table", lambda p, q: 0 * right(p, q))
+    model = build("qwen2-tied")
+    assert Gram().coverage(model, make_probes(model))["model.embed_tokens.weight"] == "autograd"
+    agree(model)
+
+
+def test_a_rule_that_is_wrong_is_found_out(monkeypatch):
+    wrong = {"mul": lambda call: rules._added(call.find(call.args[0]), call.out)}
+    monkeypatch.setattr(rules, "RULES", rules.RULES | wrong)
+    monkeypatch.setattr(gram.recording, "RULES", rules.RULES)
+    model = build("llama")
+    handled = Gram().coverage(model, make_probes(model))
+    assert {name for name, how in handled.items() if how == "autograd"} == {
+        name for name in handled if "norm" in name
+    }
+    agree(model)
+
+
+def test_a_matrix_used_by_two_blocks_counts_both_uses_and_their_cross_terms():
+    model = build("llama")
+    first, second = decoder_layers(model)
+    second.mlp.up_proj.weight = first.mlp.up_proj.weight
+    agree(model)
+
+
+def test_a_block_used_twice_counts_both_uses_and_their_cross_terms():
+    model = build("llama")
+    model.model.layers[1] = model.model.layers[0]
+    agree(model)
+
+
+def test_a_module_used_twice_in_a_pass_counts_both_uses_and_their_cross_terms():
+    class Twice(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return x + self.inner(self.inner(x))
+
+    model = build("llama")
+    block = model.model.layers[0]
+    block.mlp = Twice(block.mlp).eval()
+    agree(model)
+
+
+class Odd(nn.Module):
+    """Uses its weights as no rule knows: squared, and inside an autograd function."""
+
+    class Scale(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.save_for_backward(x, w)
+            return x * w
+
+        generate_vmap_rule = True
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, g):
+            x, w = ctx.saved_tensors
+            return g * w, (g * x).sum(tuple(range(g.dim() - 1)))
+
+    def __init__(self, width):
+        super().__init__()
+        self.squared = nn.Parameter(torch.rand(width) + 0.5)
+        self.hidden = nn.Parameter(torch.rand(width) + 0.5)
+
+    def forward(self, x):
+        return x * self.squared.square() + x * torch.exp(self.hidden)
+
+
+def test_a_parameter_without_a_rule_falls_back_to_autograd():
+    model = build("llama")
+    model.model.layers[1].mlp.act_fn = nn.Sequential(nn.SiLU(), Odd(24)).eval()
+    handled = Gram().coverage(model, make_probes(model))
+    assert [n for n, how in handled.items() if how == "autograd"] == [
+        "model.layers.1.mlp.act_fn.1.squared",
+        "model.layers.1.mlp.act_fn.1.hidden",
+    ]
+    agree(model, estimator=Gram(batch_size=3))
+    agree(model, "re:act_fn")
+
+
+def test_a_parameter_that_nothing_uses_counts_nothing():
+    model = build("llama")
+    model.model.layers[0].spare = nn.Linear(2, 2)
+    assert Gram().coverage(model, make_probes(model))["model.layers.0.spare.bias"] == "unused"
+    agree(model)
+    probes = make_probes(model)
+    assert not Gram()(model, probes, "re:spare").any()
+
+
+def test_a_state_space_model_is_exact():
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=48, hidden_size=16, num_hidden_layers=2, state_size=4)
+    model = MambaForCausalLM(config).eval()
+    agree(model, probes=make_probes(model, lengths=(5, 3, 9)))
+
+
+def test_a_model_whose_blocks_share_more_than_the_stream_is_taken_whole():
+    class Reaching(nn.Module):
+        def __init__(self, block, model):
+            super().__init__()
+            self.block, self.reached = block, [model]
+
+        def forward(self, hidden, *args, **kwargs):
+            return self.block(hidden + kwargs.pop("extra"), *args, **kwargs)
+
+    model = build("llama")
+    inner = model.model.layers[1]
+    model.model.layers[1] = Reaching(inner, model).eval()
+
+    def adding(module, args, kwargs):
+        return args, kwargs | {"extra": model.model.embed_tokens.weight[:1].sum(0)}
+
+    model.model.layers[1].register_forward_pre_hook(adding, with_kwargs=True)
+    agree(model)
+
+
+def test_a_steered_model_is_measured_as_it_is_steered():
+    model = build("llama")
+    direction = torch.randn(16, generator=torch.Generator().manual_seed(3))
+    probes = make_probes(model)
+    plain = Gram()(model, probes)
+
+    def away(module, inputs, output):
+        return output - (output @ direction)[..., None] * direction / direction.square().sum()
+
+    with hooked([(block, away) for block in decoder_layers(model)]):
+        agree(model, probes=probes)
+        assert worst_block_error(Gram()(model, probes), plain) > 0.1
+
+
+def test_between_two_models_is_the_product_of_their_jacobians():
+    before, after = build("qwen2-tied"), build("qwen2-tied", seed=1)
+    observed, updated = make_probes(after), make_probes(before, lengths=(4, 7))
+    left, right = (
+        torch.cat(list(jacobians(m, p).values()), -1)
+        for m, p in ((after, observed), (before, updated))
+    )
+    found = Gram(batch_size=3).between(after, observed, before, updated)
+    assert worst_block_error(found, torch.einsum("aip,bjp->aibj", left, right)) < 1e-4
+
+
+def test_between_a_model_and_itself_is_its_kernel():
+    model = build("gpt2")
+    probes = make_probes(model)
+    found = Gram().between(model, probes, model, probes, "last:1")
+    torch.testing.assert_close(found, Gram()(model, probes, "last:1"), rtol=1e-4, atol=1e-5)
+
+
+def test_between_models_of_other_parameters_is_refused():
+    first, second = build("qwen2-tied"), build("qwen2-untied")
+    with pytest.raises(UserError, match="not the same parameters"):
+        Gram().between(first, make_probes(first), second, make_probes(second))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_the_number_of_prompts_at_a_time_changes_nothing(size):
+    model = build("qwen2-tied")
+    probes = make_probes(model, lengths=(5, 3, 9, 1, 3))
+    assert worst_block_error(Gram(batch_size=size)(model, probes), Gram()(model, probes)) < 1e-5
+
+
+def test_the_order_of_prompts_changes_nothing_but_the_order():
+    model, order = build("phi"), [2, 0, 3, 1]
+    probes = make_probes(model)
+    shuffled = Gram()(model, [probes[row] for row in order])
+    assert worst_block_error(shuffled, Gram()(model, probes)[order][:, :, order]) < 1e-5
+
+
+def test_tiles_that_do_not_fit_are_computed_again(monkeypatch):
+    monkeypatch.setattr(descent, "fits", lambda factors, tiles: False)
+    agree(build("qwen2-tied"), estimator=Gram(batch_size=1))
+
+
+def test_little_room_changes_nothing(monkeypatch):
+    monkeypatch.setattr(passes, "VALUES_AT_A_TIME", {"cpu": 1})
+    monkeypatch.setattr(products, "FLOATS_AT_A_TIME", {"cpu": 1})
+    agree(build("qwen2-tied"))
+
+
+def test_out_of_memory_halves_the_prompts_at_a_time(monkeypatch):
+    sizes = []
+
+    class Full(descent.Descent):
+        def __init__(self, plan, probes, watched, size):
+            sizes.append(size)
+            if size > 1:
+                raise torch.OutOfMemoryError
+            super().__init__(plan, probes, watched, size)
+
+    monkeypatch.setattr(algorithm, "Descent", Full)
+    agree(build("llama"))
+    assert sizes == [4, 2, 1]
+    with pytest.raises(torch.OutOfMemoryError):
+        agree(build("llama"), estimator=Gram(batch_size=2))
+
+
+def test_a_bfloat16_checkpoint_is_measured_in_float32_and_left_as_it_was():
+    low = build("gemma2", torch.bfloat16)
+    stored = copy.deepcopy(low.state_dict())
+    probes = make_probes(low)
+    found = Gram()(low, probes)
+    assert all(torch.equal(stored[name], x) for name, x in low.state_dict().items())
+    assert worst_block_error(found, Dense()(low.float(), probes)) < 1e-4
+
+
+def test_bfloat16_is_computed_in_only_where_asked_and_is_rough():
+    model = build("llama", torch.bfloat16)
+    probes = make_probes(model)
+    rough = worst_block_error(Gram(dtype=torch.bfloat16)(model, probes), Gram()(model, probes))
+    assert 1e-4 < rough < 0.3
+
+
+@pytest.mark.parametrize("ending", [nullcontext(), pytest.raises(UserError, match="NaN")])
+def test_the_model_is_left_as_it_was(ending):
+    model = build("mixtral", torch.bfloat16)
+    modules = [*map(id, model.modules())]
+    required = [
+        p.requires_grad_(i % 2 == 0).requires_grad for i, p in enumerate(model.parameters())
+    ]
+    probes = make_probes(model)
+    if not isinstance(ending, nullcontext):
+        model.lm_head.weight.data[3] = torch.nan
+    with ending:
+        Gram()(model, probes)
+    assert [*map(id, model.modules())] == modules
+    assert [p.requires_grad for p in model.parameters()] == required
+    assert all(p.grad is None and p.dtype == torch.bfloat16 for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_cotangents_of_all_logits_are_exact():
+    model = build("gemma2")
+    generator = torch.Generator().manual_seed(0)
+    probes = [
+        Probe(ids, cotangents=torch.randn(2, 48, generator=generator)) for ids in ragged_prompts()
+    ]
+    agree(model, probes=probes)
+
+
+def test_one_prompt_of_one_token_is_exact():
+    agree(build("qwen2-tied"), probes=[Probe(torch.tensor([3]), torch.tensor([3]))])
+
+
+def test_the_kernel_is_symmetric_to_the_last_bit():
+    model = build("llama")
+    found = Gram(batch_size=2)(model, make_probes(model))
+    torch.testing.assert_close(found, found.permute(2, 3, 0, 1), rtol=1e-6, atol=1e-6)
+
+
+def test_gram_is_an_estimator():
+    assert isinstance(Gram(), Estimator)
+
+
+def test_training_mode_is_refused():
+    model = build("llama")
+    probes = make_probes(model)
+    with pytest.raises(UserError, match=r"call model\.eval"):
+        Gram()(model.train(), probes)
