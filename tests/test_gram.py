@@ -187,32 +187,15 @@ def test_a_module_used_twice_in_a_pass_counts_both_uses_and_their_cross_terms():
 
 
 class Odd(nn.Module):
-    """Uses its weights as no rule knows: squared, and inside an autograd function."""
-
-    class Scale(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x, w):
-            ctx.save_for_backward(x, w)
-            return x * w
-
-        generate_vmap_rule = True
-
-        @staticmethod
-        def setup_context(ctx, inputs, output):
-            pass
-
-        @staticmethod
-        def backward(ctx, g):
-            x, w = ctx.saved_tensors
-            return g * w, (g * x).sum(tuple(range(g.dim() - 1)))
+    """Uses its weights as no rule knows: squared, and exponentiated."""
 
     def __init__(self, width):
         super().__init__()
         self.squared = nn.Parameter(torch.rand(width) + 0.5)
-        self.hidden = nn.Parameter(torch.rand(width) + 0.5)
+        self.raised = nn.Parameter(torch.rand(width) + 0.5)
 
     def forward(self, x):
-        return x * self.squared.square() + x * torch.exp(self.hidden)
+        return x * self.squared.square() + x * torch.exp(self.raised)
 
 
 def test_a_parameter_without_a_rule_falls_back_to_autograd():
@@ -221,7 +204,7 @@ def test_a_parameter_without_a_rule_falls_back_to_autograd():
     handled = Gram().coverage(model, make_probes(model))
     assert [n for n, how in handled.items() if how == "autograd"] == [
         "model.layers.1.mlp.act_fn.1.squared",
-        "model.layers.1.mlp.act_fn.1.hidden",
+        "model.layers.1.mlp.act_fn.1.raised",
     ]
     agree(model, estimator=Gram(batch_size=3))
     agree(model, "re:act_fn")

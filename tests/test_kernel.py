@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, build, make_probes, ragged_prompts, worst_block_error
+from architectures import (
+    ARCHITECTURES,
+    build,
+    make_probes,
+    ragged_prompts,
+    with_lora,
+    worst_block_error,
+)
 
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
@@ -204,3 +211,7 @@ def test_a_sharded_model_is_refused():
     model = build("llama")
     model.model.layers[0].mlp.act_fn = FullyShardedDataParallel().eval()
     refused("FSDP", model)
+
+
+def test_an_adapter_other_than_plain_lora_is_refused():
+    refused("no plain LoRA", with_lora(build("llama"), use_dora=True))

@@ -94,9 +94,3 @@ def trimmed(factor: Factor) -> Factor:
         g=factor.g.transpose(1, 2)[rows, order].transpose(1, 2).contiguous(),
         lengths=tuple(counts.tolist()),
     )
-
-
-def size(factors: dict[tuple[str, int | None], list[Factor]]) -> int:
-    """Return the bytes that a stage's factors hold."""
-    tensors = [x for uses in factors.values() for f in uses for x in vars(f).values()]
-    return sum(x.numel() * x.element_size() for x in tensors if isinstance(x, Tensor))

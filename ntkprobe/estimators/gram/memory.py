@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 from torch import Tensor, nn
 
