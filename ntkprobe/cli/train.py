@@ -231,12 +231,17 @@ def _prepare(options: dict[str, Any]) -> None:
     if device not in ("auto", "cpu"):
         raise UserError(f"--device {device!r}: choose auto or cpu; CUDA_VISIBLE_DEVICES names GPUs")
     options["use_cpu"] = True if device == "cpu" else None
-    if options["preset"]:
+    if options["preset"] and _speaks():
         from ..presets.settings import preset_about
 
         print(f"preset {options['preset']}: {preset_about(options['preset'])}", file=sys.stderr)
     options["output_dir"] = str(options["output_dir"])
     quieten()
+
+
+def _speaks() -> bool:
+    """Return whether this process is the one that talks: the first under torchrun, or the only."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _require(inputs: dict[str, Any], *names: str) -> None:
@@ -265,7 +270,7 @@ def _close(done: bool, final: Path, following: str) -> None:
     """Show what the stages took, and end with what can be done next."""
     import json
 
-    if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks
+    if not _speaks():
         return
     report = json.loads((final.parent / "training.json").read_text("utf-8"))
     for row in report.get("stages", []):
