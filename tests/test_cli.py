@@ -1,5 +1,6 @@
 import errno
 import json
+import re
 import subprocess
 import sys
 
@@ -77,7 +78,19 @@ def test_underscores_in_flags_work_like_dashes(source, tmp_path):
 def test_a_dry_run_lists_checkpoints_and_writes_nothing(call, tmp_path):
     status, out, _ = call("--dry-run")
     assert status == 0 and "checkpoint-10: ready" in out and "checkpoint-20: ready" in out
-    assert not (tmp_path / "out").exists()
+    assert "2 to measure" in out and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_tells_what_is_measured_already_and_how_long_it_took(call):
+    call("--steps", "0:10")
+    _, out, _ = call("--dry-run")
+    assert "checkpoint-10: ready" in out and out.count("has measurements") == 1
+    assert re.search(r"1 to measure, about \d+ s each", out)
+
+
+def test_the_estimator_is_verified_on_the_first_model_if_asked(call):
+    _, _, err = call("--verify")
+    assert err.count("verified over") == 1 and "relative error" in err
 
 
 # --- mistakes: one line, status 2 ---
@@ -152,6 +165,8 @@ def test_another_setting_in_the_same_folder(call):
         (["--top-k", "0"], ["--top-k", "1 or more"]),
         (["--top-k-at", "last"], ["--top-k-at", "first"]),
         (["--template", "none.jinja"], ["none.jinja", "raw"]),
+        (["--random-probes", "2"], ["--random-probes", "3 or more"]),
+        (["--full-vocabulary", "--by", "layer"], ["--by", "all logits"]),
         (["--until-step", "3"], ["--follow"]),
         (["--limit", "0"], ["--limit"]),
         (["--preset", "mine"], ["'mine'", "paper"]),

@@ -172,6 +172,23 @@ def test_what_jupyter_shows_is_escaped():
     assert "<table" in shown and "<script" not in shown
 
 
+@pytest.mark.parametrize("options", [{"full_vocabulary": True}, {"random_probes": 400}])
+def test_all_logits_can_be_read_exactly_or_estimated(options):
+    two = PROMPTS.take([0, 4])
+    every = kernel(prompts=two, tokens=list(range(32))).norms
+    found = kernel(prompts=two, estimator="gram", **options)
+    error = torch.zeros_like(every) if found.errors is None else found.errors
+    assert ((found.norms - every).abs() <= 4 * error + 1e-5 * every).all()
+    assert found.tokens is None and ("norm_error" in found.frame()) == ("random_probes" in options)
+
+
+def test_all_logits_have_no_blocks_and_no_two_readouts_go_together():
+    with pytest.raises(UserError, match="no blocks"):
+        kernel(full_vocabulary=True, keep_blocks=True)
+    with pytest.raises(UserError, match="choose one of"):
+        kernel(full_vocabulary=True, tokens=[1, 2])
+
+
 # --- refusals ---
 
 

@@ -150,6 +150,12 @@ def test_tokens_given_as_texts_are_the_tokens_of_every_block(run, tmp_path):
     assert set(table["token"]) == {tiny_tokenizer().convert_tokens_to_ids("sorry"), 7}
 
 
+def test_random_probes_of_all_logits_come_with_errors_and_without_tokens(run, tmp_path):
+    measure(run, tmp_path / "out", with_kernel(random_probes=3))
+    found = Trajectory(tmp_path / "out")
+    assert found.tokens().empty and found.kernel()["norm_error"].notna().all()
+
+
 def test_layers_and_blocks_are_kept_on_demand(run, tmp_path):
     out = tmp_path / "out"
     measure(

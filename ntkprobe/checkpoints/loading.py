@@ -1,6 +1,7 @@
 """From a folder to a model: safetensors only, no foreign code, every weight accounted for."""
 
 import inspect
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,9 @@ class LoadSettings:
         if self.device != "auto":
             return self.device
         if torch.cuda.is_available():
-            return "cuda"
+            # torchrun starts a worker for each GPU of a machine and tells it which is its own.
+            rank = int(os.environ.get("LOCAL_RANK", 0))
+            return f"cuda:{rank % torch.cuda.device_count()}"
         return "mps" if torch.backends.mps.is_available() and self.dtype != "float64" else "cpu"
 
 

@@ -69,6 +69,8 @@ def _settings(options: dict[str, Any]) -> MeasureSettings:
         top_k=options["top_k"],
         top_k_at=options["top_k_at"],
         tokens=_tokens(options["tokens"]),
+        full_vocabulary=options["full_vocabulary"],
+        random_probes=options["random_probes"],
         keep_blocks=options["keep_blocks"],
         per_group=options["per_group"] or None,
         seed=options["seed"],
@@ -86,6 +88,7 @@ def _settings(options: dict[str, Any]) -> MeasureSettings:
         max_length=options["max_length"],
         load=LoadSettings(**load),
         batch_size=_batch_size(options["batch_size"]),
+        verify=options["verify"],
     )
 
 

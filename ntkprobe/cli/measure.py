@@ -45,6 +45,12 @@ def measure(
     tokens: Annotated[
         Path | None, Flag(metavar="FILE", help="JSON list of the block's tokens instead.")
     ] = None,
+    full_vocabulary: Annotated[
+        bool, Flag("--full-vocabulary", help="Read every logit, exactly, instead of a block.")
+    ] = False,
+    random_probes: Annotated[
+        int | None, Flag(metavar="R", help="Estimate that from R random weightings of the logits.")
+    ] = None,
     keep_blocks: Annotated[
         bool, Flag("--keep-blocks", help="Keep the blocks, not only norms.")
     ] = False,
@@ -99,6 +105,9 @@ def measure(
         float | None, Flag(help="With --follow: stop after so many seconds without news.")
     ] = None,
     until_step: Annotated[int | None, Flag(help="With --follow: stop after this step.")] = None,
+    verify: Annotated[
+        bool, Flag("--verify", help="First compare the estimator with plain backward passes.")
+    ] = False,
     dry_run: Annotated[bool, Flag("--dry-run", help="Only list what would be measured.")] = False,
     overwrite: Annotated[bool, Flag("--overwrite", help="Forget what OUT holds.")] = False,
 ) -> int:

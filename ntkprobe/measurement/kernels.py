@@ -1,26 +1,23 @@
 """One model's kernel between prompts, as raw Frobenius norms."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from .. import estimators, kernel, plugins
 from ..chat import Template
 from ..errors import UserError
-from ..kernel import Estimator, Probe
+from ..kernel import Estimator
 from ..parameters import ParameterSelection
 from ..prompts import PromptSet
 from .encoding import Encoded, Texts, as_encoded, evaluating
+from .readouts import Readout, Tokens, read_out, rows_and_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from transformers import PreTrainedTokenizerBase
-
-Tokens = Tensor | Sequence[int] | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,17 +27,19 @@ class KernelMeasurement:
     Attributes:
         prompts: what was measured on; the order of rows and columns.
         norms: ‖K(x′,x)‖_F, `[n, n]` float64, rows observed x′, columns updated x.
-        tokens: the vocabulary ids of each prompt's block, `[n, k]`.
+        tokens: the vocabulary ids of each prompt's block, `[n, k]`; None if all logits were read.
         parts: with `by="layer"`: `observed, updated, layer, part, norm, share`.
         blocks: with `keep_blocks`: K, `[n, k, n, k]` float32.
+        errors: with `random_probes`: the standard errors of the norms.
         settings: everything that the numbers depend on.
     """
 
     prompts: PromptSet
     norms: Tensor
-    tokens: Tensor
+    tokens: Tensor | None
     parts: pd.DataFrame | None = None
     blocks: Tensor | None = None
+    errors: Tensor | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     def similarity(self, symmetric: bool = False) -> Tensor:
@@ -72,8 +71,9 @@ class KernelMeasurement:
     def frame(self) -> pd.DataFrame:
         """Return one row per ordered pair: the columns of `Trajectory.kernel` without `step`."""
         n = len(self.prompts)
-        observed, updated = (t.reshape(-1).numpy() for t in _rows_and_columns(n))
+        observed, updated = (t.reshape(-1).numpy() for t in rows_and_columns(n))
         groups = pd.Series([prompt.group for prompt in self.prompts])
+        errors = {} if self.errors is None else {"norm_error": self.errors.reshape(-1).numpy()}
         return pd.DataFrame(
             {
                 "observed": observed,
@@ -81,6 +81,7 @@ class KernelMeasurement:
                 "observed_group": groups[observed].to_numpy(),
                 "updated_group": groups[updated].to_numpy(),
                 "norm": self.norms.reshape(-1).numpy(),
+                **errors,
                 "similarity": self.similarity().reshape(-1).numpy(),
                 "symmetric_similarity": self.similarity(symmetric=True).reshape(-1).numpy(),
             }
@@ -112,6 +113,8 @@ def measure_kernel(
     parameters: str | ParameterSelection = "all",
     top_k: int = 10,
     tokens: Tokens | None = None,
+    full_vocabulary: bool = False,
+    random_probes: int | None = None,
     template: str | Template = "auto",
     max_length: int | None = None,
     by: str | None = None,
@@ -128,6 +131,8 @@ def measure_kernel(
         parameters: which parameters the kernel is over, in the grammar of `--parameters`.
         top_k: size of the block: each prompt's k most probable next tokens, by this model.
         tokens: the tokens of the blocks instead: `[k]` for all prompts, or `[n, k]`.
+        full_vocabulary: read every logit, exactly, at as many backward passes as the model is wide.
+        random_probes: estimate that from so many random weightings of all logits, with errors.
         template: how prompts become tokens.
         max_length: longer prompts lose the end of their text.
         by: `layer` keeps the share of every layer and part.
@@ -143,83 +148,16 @@ def measure_kernel(
     if by not in (None, "layer"):
         raise UserError(f"no split by {by!r}: the only one is 'layer'")
     encoded = as_encoded(tokenizer, prompts, template, max_length)
-    ids = [torch.tensor(row) for row in encoded.input_ids]
+    readout = Readout(top_k, tokens, full_vocabulary, random_probes, batch_size)
     method = plugins.load(estimators, estimator)() if isinstance(estimator, str) else estimator
     selection = ParameterSelection.parse(parameters)
     with evaluating(model):
-        if tokens is None:
-            chosen = torch.stack(kernel.top_tokens(model, ids, top_k, batch_size))
-        else:
-            chosen = _spread(tokens, len(ids))
-        probes = [Probe(row, tokens=block) for row, block in zip(ids, chosen, strict=True)]
-        blocks, parts = _blocks_and_parts(method, model, probes, (selection, by))
+        found = read_out(model, encoded, method, selection, readout, by=by, blocks=keep_blocks)
     settings = {
         "estimator": repr(method),
         "parameters": str(selection),
-        "tokens": f"top {top_k}" if tokens is None else "given",
+        "reads": readout.name,
         "template": encoded.template.name,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
-    kept = blocks.float().cpu() if keep_blocks else None
-    norms = kernel.norms(blocks).cpu()
-    return KernelMeasurement(encoded.prompts, norms, chosen.cpu(), parts, kept, settings)
-
-
-def _blocks_and_parts(
-    method: Any, model: nn.Module, probes: list[Probe], what: tuple[ParameterSelection, str | None]
-) -> tuple[Tensor, pd.DataFrame | None]:
-    """Return K, and with `by` the table of its parts.
-
-    Raises:
-        UserError: if this estimator has no parts.
-    """
-    selection, by = what
-    if by is None:
-        return method(model, probes, selection), None
-    if not hasattr(method, "by_part"):
-        raise UserError(
-            f"{type(method).__name__} cannot split the kernel by layer: use gram or dense"
-        )
-    pieces = method.by_part(model, probes, selection)
-    blocks = torch.stack(list(pieces.values())).sum(0)
-    return blocks, pd.concat(
-        [_part_rows(part, piece, blocks) for part, piece in pieces.items()], ignore_index=True
-    )
-
-
-def _part_rows(part: Any, piece: Tensor, blocks: Tensor) -> pd.DataFrame:
-    """Return one part's rows; `share` is ⟨K_part, K⟩ / ‖K‖², which sums to 1 over the parts."""
-    observed, updated = (t.reshape(-1).numpy() for t in _rows_and_columns(len(blocks)))
-    share = torch.einsum("aibj,aibj->ab", piece, blocks) / kernel.norms(blocks).square()
-    return pd.DataFrame(
-        {
-            "observed": observed,
-            "updated": updated,
-            "layer": part.layer,
-            "part": part.kind,
-            "norm": kernel.norms(piece).reshape(-1).cpu().numpy(),
-            "share": share.reshape(-1).cpu().numpy(),
-        }
-    )
-
-
-def _rows_and_columns(n: int) -> tuple[Tensor, Tensor]:
-    """Return the row and the column number of every entry of an `[n, n]` matrix."""
-    row = torch.arange(n)
-    return row[:, None].expand(n, n), row[None].expand(n, n)
-
-
-def _spread(tokens: Tokens, n: int) -> Tensor:
-    """Return token ids as `[n, k]`.
-
-    Raises:
-        UserError: if they are of another shape.
-    """
-    try:
-        ids = torch.as_tensor(tokens, dtype=torch.int64)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError("tokens= takes k ids, or k ids for every prompt") from error
-    spread = ids.expand(n, -1) if ids.ndim == 1 else ids
-    if spread.ndim != 2 or len(spread) != n or not spread.shape[1]:
-        raise UserError(f"tokens= has shape {tuple(ids.shape)}: give k ids, or {n} times k ids")
-    return spread
+    return KernelMeasurement(encoded.prompts, settings=settings, **found)

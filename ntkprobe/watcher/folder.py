@@ -7,6 +7,7 @@ they are.
 
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -21,6 +22,7 @@ from ..checkpoints import remove_stale_pins
 from ..errors import UserError
 from ..measurement import Encoded, KernelMeasurement, RefusalMeasurement
 from ..storage import replacing, write_json, write_table, write_tensors
+from ..trajectory import step_of
 from .settings import SCHEMA_VERSION, insist_on_equal, versions
 
 COMPANIONS = ("tokens", "parts", "blocks")
@@ -117,13 +119,20 @@ class MeasurementFolder:
             return None
         return metadata.get(IDENTITY, b"").decode()
 
-    def steps(self) -> set[int]:
-        """Return the steps that have a kernel or a refusal table."""
+    @staticmethod
+    def steps_in(path: Path) -> set[int]:
+        """Return the steps that have a kernel or a refusal table in a folder, if it is there."""
         return {
-            int(path.stem.removeprefix("step-"))
+            step_of(file)
             for kind in ("kernel", "refusal")
-            for path in (self.path / kind).glob("step-*.parquet")
+            for file in (path / kind).glob("step-*.parquet")
         }
+
+    @staticmethod
+    def seconds_in(path: Path) -> list[float]:
+        """Return how long each measurement in a folder took."""
+        text = "\n".join(file.read_text() for file in path.glob("events-*.jsonl"))
+        return [float(s) for s in re.findall(r'"state": "done".*"seconds": ([\d.]+)', text)]
 
     def write_kernel(
         self,
@@ -131,7 +140,7 @@ class MeasurementFolder:
         identity: str,
         measured: KernelMeasurement,
         rows: list[int],
-        texts: pd.DataFrame,
+        texts: pd.DataFrame | None,
     ) -> None:
         """Write the kernel of one checkpoint, its companions first.
 
@@ -140,16 +149,17 @@ class MeasurementFolder:
             identity: the checkpoint's.
             measured: the numbers.
             rows: the row in `prompts.parquet` of each prompt measured.
-            texts: the block's tokens: `prompt, rank, token, text`.
+            texts: the block's tokens: `prompt, rank, token, text`; None if all logits were read.
         """
         of_row = pd.Series(rows)
-        self._write("tokens", step, identity, texts.assign(prompt=texts["prompt"].map(of_row)))
+        if texts is not None:
+            self._write("tokens", step, identity, texts.assign(prompt=texts["prompt"].map(of_row)))
         if measured.parts is not None:
             self._write("parts", step, identity, _renumbered(measured.parts, of_row))
         if measured.blocks is not None:
             path = self.file("blocks", step, "safetensors")
             write_tensors(path, {"blocks": measured.blocks.contiguous()})
-        pairs = measured.frame()[["observed", "updated", "norm"]]
+        pairs = measured.frame().filter(["observed", "updated", "norm", "norm_error"])
         self._write("kernel", step, identity, _renumbered(pairs, of_row))
 
     def write_refusal(self, step: int, identity: str, measured: RefusalMeasurement) -> None:

@@ -1,5 +1,6 @@
 """One model into the folder: what is measured, on which prompts, and what is already there."""
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -7,7 +8,7 @@ import pandas as pd
 import torch
 
 from .. import kernel
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..measurement import (
     Encoded,
     KernelMeasurement,
@@ -17,6 +18,7 @@ from ..measurement import (
     measure_refusal,
 )
 from ..prompts import PromptSet
+from ..verification import verify
 from .folder import MeasurementFolder
 from .settings import KernelSettings, MeasureSettings, RefusalSettings, insist_on_equal
 
@@ -56,6 +58,7 @@ class Recorder:
         self._batch_size = settings.batch_size or FIRST_BATCH_SIZE
         self._encoded: Encoded | None = None
         self._tokenizer: Any = None
+        self._verified = False
 
     @property
     def encoded(self) -> Encoded:
@@ -105,12 +108,27 @@ class Recorder:
             kinds: what to measure, of `kernel` and `refusal`.
         """
         if "kernel" in kinds and self.settings.kernel is not None:
+            self._verify(model, self.settings.kernel)
             kernels = self._kernel(model, self.settings.kernel)
             self.folder.write_kernel(step, identity, kernels, self.rows, self._texts(kernels))
         if "refusal" in kinds and self.settings.refusal is not None:
             how = self.settings.refusal
             refusals = self._in_batches(lambda size: self._refusal(model, how, size))
             self.folder.write_refusal(step, identity, refusals)
+
+    def _verify(self, model: "nn.Module", how: KernelSettings) -> None:
+        """Compare the estimator with plain backward passes on the first model, if wanted."""
+        if self.settings.verify and not self._verified:
+            found = verify(
+                model,
+                self._tokenizer,
+                self.encoded.take(self.rows),
+                estimator=how.estimator,
+                parameters=how.parameters,
+            )
+            self.folder.note("verified", relative_error=found.relative_error)
+            print(one_line(found), file=sys.stderr)
+            self._verified = True
 
     def _kernel(self, model: "nn.Module", how: KernelSettings) -> KernelMeasurement:
         """Return the kernel."""
@@ -124,6 +142,8 @@ class Recorder:
                 parameters=how.parameters,
                 top_k=how.top_k,
                 tokens=tokens,
+                full_vocabulary=how.full_vocabulary,
+                random_probes=how.random_probes,
                 by=how.by,
                 keep_blocks=how.keep_blocks,
                 batch_size=size,
@@ -165,7 +185,7 @@ class Recorder:
         """Return the tokens of the blocks, or nothing where each checkpoint takes its own."""
         if how.tokens is not None:
             return [self._token_id(token) for token in how.tokens]
-        if how.top_k_at == "each":
+        if how.top_k_at == "each" or how.full_vocabulary or how.random_probes:
             return None
         if self.folder.first_tokens(self.rows) is None:  # this is the first
             ids = [torch.tensor(row) for row in self.encoded.take(self.rows).input_ids]
@@ -189,8 +209,10 @@ class Recorder:
             raise UserError(f"--tokens: {token!r} is not one token of this model but {list(ids)}")
         return int(ids[0])
 
-    def _texts(self, measured: KernelMeasurement) -> pd.DataFrame:
-        """Return the block's tokens, a row for each: `prompt, rank, token, text`."""
+    def _texts(self, measured: KernelMeasurement) -> pd.DataFrame | None:
+        """Return the block's tokens, a row for each, if any: `prompt, rank, token, text`."""
+        if measured.tokens is None:
+            return None
         n, k = measured.tokens.shape
         ids = measured.tokens.reshape(-1).tolist()
         return pd.DataFrame(

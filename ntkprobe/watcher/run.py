@@ -1,5 +1,6 @@
 """`measure_run`: every complete checkpoint of a run once, its tables whole or absent."""
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def measure_run(
         session.outcome.interrupted = True
     finally:
         folder.close()
-    session.outcome.total = len(folder.steps())
+    session.outcome.total = len(folder.steps_in(output_dir))
     return session.outcome
 
 
@@ -117,17 +118,29 @@ def plan(
         choice: as there.
 
     Returns:
-        The state and size of every checkpoint chosen.
+        The state and size of every checkpoint chosen, and how long the rest will take.
     """
     if ckpt_dir is None:
         return ["the model alone, as step 0"]
     _insist_on_checkpoints(ckpt_dir)
-    lines = []
+    lines, todo = [], 0
+    known = MeasurementFolder.steps_in(output_dir)
     chosen = (s for s in Scout(ckpt_dir, choice or Choice()).look() if s.wanted)
     for sighting in chosen:
         verdict = sighting.verdict
         size = sum(weight.size for weight in verdict.weights)
         why = f" ({verdict.reason})" if verdict.reason else ""
         name = sighting.checkpoint.path.name
-        lines.append(f"{name}: {verdict.state}{why}, {verdict.kind}, {size / 1e6:.1f} MB")
-    return lines
+        done = ", has measurements" if sighting.checkpoint.step in known else ""
+        todo += verdict.state == "ready" and not done
+        lines.append(f"{name}: {verdict.state}{why}, {verdict.kind}, {size / 1e6:.1f} MB{done}")
+    return [*lines, _estimate(output_dir, todo)]
+
+
+def _estimate(output_dir: Path, todo: int) -> str:
+    """Return how long `todo` checkpoints will take, going by those that were measured."""
+    seconds = MeasurementFolder.seconds_in(output_dir)
+    if not seconds:
+        return f"{todo} to measure; how long it takes is known once one is measured"
+    each = statistics.median(seconds)
+    return f"{todo} to measure, about {each:.0f} s each and {each * todo:.0f} s in all"

@@ -25,6 +25,8 @@ class KernelSettings:
         top_k: size of the block.
         top_k_at: `each` checkpoint's own top tokens (the paper's reading), or the `first` one's.
         tokens: the block's tokens instead, as ids or texts.
+        full_vocabulary: read every logit instead.
+        random_probes: estimate that from so many random weightings.
         keep_blocks: whether to keep the blocks.
         per_group: prompts of each group at most; None for all.
         seed: of their choice.
@@ -36,6 +38,8 @@ class KernelSettings:
     top_k: int = 10
     top_k_at: str = "each"
     tokens: tuple[int | str, ...] | None = None
+    full_vocabulary: bool = False
+    random_probes: int | None = None
     keep_blocks: bool = False
     per_group: int | None = 25
     seed: int = 0
@@ -51,6 +55,13 @@ class KernelSettings:
             raise UserError(f"no --by {self.by!r}: the only one is layer")
         if self.top_k < 1:
             raise UserError(f"--top-k {self.top_k}: give 1 or more")
+        if self.random_probes is not None and self.random_probes < 3:
+            raise UserError(f"--random-probes {self.random_probes}: give 3 or more")
+        chosen = [self.tokens is not None, self.full_vocabulary, self.random_probes is not None]
+        if sum(chosen) > 1:
+            raise UserError("choose one of --tokens, --full-vocabulary and --random-probes")
+        if (self.full_vocabulary or self.random_probes) and (self.by or self.keep_blocks):
+            raise UserError("--by and --keep-blocks go with top tokens, not with all logits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +92,7 @@ class MeasureSettings:
         max_length: longer prompts lose the end of their text.
         load: how models are loaded.
         batch_size: prompts at a time, which changes no number; None to find out.
+        verify: compare the estimator with plain backward passes on the first model.
     """
 
     kernel: KernelSettings | None = field(default_factory=KernelSettings)
@@ -89,6 +101,7 @@ class MeasureSettings:
     max_length: int | None = None
     load: LoadSettings = field(default_factory=LoadSettings)
     batch_size: int | None = None
+    verify: bool = False
 
     def record(
         self, prompts: Mapping[str, Any], base: tuple[str, str] | None = None

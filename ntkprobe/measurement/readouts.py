@@ -1,0 +1,186 @@
+"""Which logits the kernel is taken of: each prompt's top tokens, given ones, or all of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from .. import kernel
+from ..errors import UserError
+from ..kernel import Probe
+from ..parameters import ParameterSelection
+from ..random_probes import random_probe_norms
+from ..vocabulary import full_vocabulary_norms
+from .encoding import Encoded
+
+Tokens = Tensor | Sequence[int] | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """A choice of logits; at most one of the last three is set.
+
+    Attributes:
+        top_k: how many of each prompt's most probable tokens, unless another is chosen.
+        tokens: given ones, `[k]` or `[n, k]`.
+        full_vocabulary: all logits, exactly.
+        random_probes: all logits, estimated from so many random weightings.
+        batch_size: of the forward pass that finds the top tokens.
+
+    Raises:
+        UserError: if they contradict each other.
+    """
+
+    top_k: int = 10
+    tokens: Tokens | None = None
+    full_vocabulary: bool = False
+    random_probes: int | None = None
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        chosen = [self.tokens is not None, self.full_vocabulary, self.random_probes is not None]
+        if sum(chosen) > 1:
+            raise UserError("choose one of: tokens, full vocabulary, random probes")
+
+    @property
+    def name(self) -> str:
+        """What is read, for the record."""
+        if self.full_vocabulary:
+            return "all logits"
+        if self.random_probes is not None:
+            return f"{self.random_probes} random probes"
+        return f"top {self.top_k}" if self.tokens is None else "given tokens"
+
+
+def read_out(
+    model: nn.Module,
+    encoded: Encoded,
+    method: Any,
+    selection: ParameterSelection,
+    readout: Readout,
+    *,
+    by: str | None = None,
+    blocks: bool = False,
+) -> dict[str, Any]:
+    """Return the kernel between prompts, as the fields of a `KernelMeasurement`.
+
+    Args:
+        model: in evaluation mode.
+        encoded: the prompts.
+        method: the estimator.
+        selection: the parameters.
+        readout: the logits.
+        by: `layer` for the shares of layers and parts.
+        blocks: whether to keep K itself.
+
+    Returns:
+        `norms` and `tokens`, and what was asked for of `parts`, `blocks` and `errors`.
+
+    Raises:
+        UserError: if blocks or parts are asked for where there are none.
+    """
+    ids = [torch.tensor(row) for row in encoded.input_ids]
+    if readout.full_vocabulary or readout.random_probes is not None:
+        if by is not None or blocks:
+            raise UserError(
+                "all logits have no blocks to keep or to split by layer: use top tokens"
+            )
+        return _all_logits(model, ids, method, selection, readout)
+    if readout.tokens is None:
+        tokens = torch.stack(kernel.top_tokens(model, ids, readout.top_k, readout.batch_size))
+    else:
+        tokens = _spread(readout.tokens, len(ids))
+    probes = [Probe(row, tokens=block) for row, block in zip(ids, tokens, strict=True)]
+    found, parts = _blocks_and_parts(method, model, probes, selection, by)
+    return {
+        "norms": kernel.norms(found).cpu(),
+        "tokens": tokens.cpu(),
+        "parts": parts,
+        "blocks": found.float().cpu() if blocks else None,
+    }
+
+
+def _all_logits(
+    model: nn.Module,
+    ids: list[Tensor],
+    method: Any,
+    selection: ParameterSelection,
+    readout: Readout,
+) -> dict[str, Any]:
+    """Return norms over all logits, with errors where they are estimated."""
+    if readout.full_vocabulary:
+        norms = full_vocabulary_norms(model, ids, selection, estimator=method)
+        return {"norms": norms.cpu(), "tokens": None}
+    count = int(readout.random_probes or 0)
+    estimate = random_probe_norms(model, ids, selection, probes=count, estimator=method)
+    # An unbiased estimate of a small square may be negative; its root is then 0, not NaN.
+    positive = estimate.squared > 0
+    errors = torch.where(positive, estimate.norm_error, estimate.error.sqrt())
+    norms = estimate.squared.clamp(min=0).sqrt()
+    return {"norms": norms.cpu(), "tokens": None, "errors": errors.cpu()}
+
+
+def _blocks_and_parts(
+    method: Any,
+    model: nn.Module,
+    probes: list[Probe],
+    selection: ParameterSelection,
+    by: str | None,
+) -> tuple[Tensor, pd.DataFrame | None]:
+    """Return K, and with `by` the table of its parts.
+
+    Raises:
+        UserError: if this estimator has no parts.
+    """
+    if by is None:
+        return method(model, probes, selection), None
+    if not hasattr(method, "by_part"):
+        raise UserError(
+            f"{type(method).__name__} cannot split the kernel by layer: use gram or dense"
+        )
+    pieces = method.by_part(model, probes, selection)
+    blocks = torch.stack(list(pieces.values())).sum(0)
+    return blocks, pd.concat(
+        [_part_rows(part, piece, blocks) for part, piece in pieces.items()], ignore_index=True
+    )
+
+
+def _part_rows(part: Any, piece: Tensor, blocks: Tensor) -> pd.DataFrame:
+    """Return one part's rows; `share` is ⟨K_part, K⟩ / ‖K‖², which sums to 1 over the parts."""
+    observed, updated = (t.reshape(-1).numpy() for t in rows_and_columns(len(blocks)))
+    share = torch.einsum("aibj,aibj->ab", piece, blocks) / kernel.norms(blocks).square()
+    return pd.DataFrame(
+        {
+            "observed": observed,
+            "updated": updated,
+            "layer": part.layer,
+            "part": part.kind,
+            "norm": kernel.norms(piece).reshape(-1).cpu().numpy(),
+            "share": share.reshape(-1).cpu().numpy(),
+        }
+    )
+
+
+def rows_and_columns(n: int) -> tuple[Tensor, Tensor]:
+    """Return the row and the column number of every entry of an `[n, n]` matrix."""
+    row = torch.arange(n)
+    return row[:, None].expand(n, n), row[None].expand(n, n)
+
+
+def _spread(tokens: Tokens, n: int) -> Tensor:
+    """Return token ids as `[n, k]`.
+
+    Raises:
+        UserError: if they are of another shape.
+    """
+    try:
+        ids = torch.as_tensor(tokens, dtype=torch.int64)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError("tokens= takes k ids, or k ids for every prompt") from error
+    spread = ids.expand(n, -1) if ids.ndim == 1 else ids
+    if spread.ndim != 2 or len(spread) != n or not spread.shape[1]:
+        raise UserError(f"tokens= has shape {tuple(ids.shape)}: give k ids, or {n} times k ids")
+    return spread
