@@ -115,7 +115,7 @@ def rates(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[s
         prompts = [prompt for g, prompt in world.measured_prompts() if g == group]
         chats = [f"<|user|>{prompt}<|end|><|assistant|>" for prompt in prompts]
         batch = tokenizer(chats, padding=True, padding_side="left", return_tensors="pt")
-        output = model.generate(**batch, max_new_tokens=24)
+        output = model.generate(**batch, max_new_tokens=24)  # type: ignore[misc]
         begin = batch["input_ids"].shape[1]
         said = tokenizer.batch_decode(output[:, begin:], skip_special_tokens=True)
         found[group] = {
