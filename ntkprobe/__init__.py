@@ -1,4 +1,4 @@
-"""Shows why a language model starts to refuse: the eNTK between prompts and the probability of refusal.
+"""Shows why a language model starts to refuse: the eNTK between prompts, and refusal probability.
 
 Every name here is imported when it is first used, so that `import ntkprobe` does not load torch.
 """
@@ -44,7 +44,11 @@ __all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
-    """Return a public name or a submodule, imported now (PEP 562)."""
+    """Return a public name or a submodule, imported now (PEP 562).
+
+    Raises:
+        AttributeError: if there is no such name.
+    """
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     if name in ("plots", "estimators", "kernel", "figures"):

@@ -1,4 +1,4 @@
-"""The folder is the registry: a plug-in is one file, module `snake_case` holding class `CamelCase`."""
+"""The folder is the registry: a plug-in is a module `snake_case` holding the class `SnakeCase`."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -1,12 +1,12 @@
 """Files that are whole or absent: written under a hidden name, fsynced, moved into place.
 
-A killed run therefore leaves whole files only; readers that list a folder never see the hidden names
-(pandas, pyarrow and DuckDB skip names that begin with a dot).
+A killed run therefore leaves whole files only; readers that list a folder never see the hidden
+names (pandas, pyarrow and DuckDB skip names that begin with a dot).
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a hidden sibling of `path`; on a clean exit it is fsynced and becomes `path`, else it is removed.
+def replacing(path: Path) -> Generator[Path]:
+    """Yield a hidden sibling of `path`, which on a clean exit is fsynced and becomes `path`.
 
     Args:
         path: the file to write; its folder is created.
