@@ -1,12 +1,15 @@
+import time
+from threading import Thread
+
 import pytest
 import torch
 from fault_workers import SETTINGS
 from tiny_runs import TEXTS, events, tiny_adapter, tiny_model, tiny_tokenizer
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 from ntkprobe import PromptSet, Trajectory
 from ntkprobe.checkpoints import find_checkpoints
-from ntkprobe.watcher import measure_run
+from ntkprobe.watcher import Following, measure_run
 from ntkprobe.watcher.callback import TrajectoryCallback
 
 PROMPTS = PromptSet.from_texts(TEXTS)
@@ -40,6 +43,16 @@ def train(folder, model, *callbacks, resume=False, **changes):
     return {name: value.clone() for name, value in model.named_parameters()}
 
 
+class Pause(TrainerCallback):
+    """Training that takes its time."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def on_step_begin(self, *args, **kwargs):
+        time.sleep(self.seconds)
+
+
 def adapter():
     return tiny_adapter(tiny_model(), seed=1, lora_dropout=0.3)
 
@@ -48,6 +61,25 @@ def test_a_callback_misses_nothing_where_only_one_checkpoint_is_kept(tmp_path):
     train(tmp_path / "run", adapter(), TrajectoryCallback(PROMPTS, settings=SETTINGS))
     assert Trajectory(tmp_path / "run-ntk").steps == [0, 2, 4]
     assert [c.step for c in find_checkpoints(tmp_path / "run")] == [4]
+
+
+def test_a_real_trainer_is_followed_from_outside_while_it_deletes_all_but_two(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "base")
+    rules = {"max_steps": 6, "save_steps": 1, "save_total_limit": 2}
+    pause = Pause(seconds=0.3)
+    trainer = Thread(target=train, args=(tmp_path / "run", adapter(), pause), kwargs=rules)
+    trainer.start()
+    outcome = measure_run(
+        PROMPTS,
+        tmp_path / "out",
+        ckpt_dir=tmp_path / "run",
+        model=str(tmp_path / "base"),
+        settings=SETTINGS,
+        following=Following(poll_interval=0.02),
+    )
+    trainer.join()
+    assert outcome.status == 0 and Trajectory(tmp_path / "out").steps == list(range(7))
+    assert [c.step for c in find_checkpoints(tmp_path / "run")] == [5, 6]
 
 
 @pytest.mark.parametrize("make", [adapter, tiny_model])

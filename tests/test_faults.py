@@ -15,7 +15,7 @@ import fault_workers
 import pandas as pd
 import pytest
 from fault_workers import SETTINGS, measure, write_slowly
-from tiny_runs import contents, events, finish, full_run, lora_run, tiny_adapter, tiny_model
+from tiny_runs import age, contents, events, finish, full_run, lora_run, tiny_adapter, tiny_model
 
 from ntkprobe import PromptSet, Trajectory
 from ntkprobe.checkpoints import Checkpoint, readiness
@@ -88,6 +88,16 @@ def test_killed_runs_leave_whole_files_and_the_tables_of_an_undisturbed_run(
     assert outcome.known == known and sorted(outcome.new + known) == [0, *STEPS]
     assert same_tables(tmp_path / "out", source / "lora-undisturbed")
     assert not list((tmp_path / "out").rglob("*.safetensors"))  # pins of the dead are gone
+
+
+def test_what_a_killed_process_left_half_written_is_removed_after_a_while(source, tmp_path):
+    measure(source / "run", tmp_path / "out")
+    for hours, name in [(0, "new"), (2, "old")]:
+        path = tmp_path / "out" / "kernel" / f".step-00000010.parquet.{name}.tmp"
+        path.write_bytes(b"PAR1")
+        age(path, hours * 3600)
+    measure(source / "run", tmp_path / "out")
+    assert [p.name.split(".")[3] for p in (tmp_path / "out").rglob(".*.tmp")] == ["new"]
 
 
 def test_half_a_line_of_events_is_not_glued_to_the_next(source, tmp_path):

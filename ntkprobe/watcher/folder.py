@@ -28,6 +28,7 @@ from .settings import SCHEMA_VERSION, insist_on_equal, versions
 COMPANIONS = ("tokens", "parts", "blocks")
 TABLES = ("kernel", "refusal", *COMPANIONS)
 IDENTITY = b"ntkprobe.identity"
+ABANDONED = 3600.0  # seconds; no table takes so long to write
 
 
 class MeasurementFolder:
@@ -48,18 +49,27 @@ class MeasurementFolder:
             path.mkdir(parents=True, exist_ok=True)
             with replacing(path / ".writable") as probe:
                 probe.touch()
+            now = (path / ".writable").stat().st_mtime  # by the file system's own clock
             (path / ".writable").unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {path}: {error.strerror or error}") from error
         if overwrite:
             self._forget()
         remove_stale_pins(self.pins)
+        self._tidy(now)
 
     def close(self) -> None:
         """Leave no empty folders of pins behind."""
         for folder in (self.pins / f"{socket.gethostname()}-{os.getpid()}", self.pins):
             with suppress(OSError):
                 folder.rmdir()
+
+    def _tidy(self, now: float) -> None:
+        """Remove what killed processes left half written, an hour ago or more."""
+        for hidden in [*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")]:
+            with suppress(OSError):
+                if now - hidden.stat().st_mtime > ABANDONED:
+                    hidden.unlink()
 
     def _forget(self) -> None:
         """Remove what we wrote, and nothing else."""
