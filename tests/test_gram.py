@@ -369,6 +369,17 @@ def test_cotangents_of_all_logits_are_exact():
     agree(model, probes=probes)
 
 
+def test_a_large_tied_vocabulary_keeps_its_rule_and_its_digits():
+    model = build("qwen2-tied", vocab_size=150_000)
+    some = torch.Generator().manual_seed(0)
+    probes = [
+        Probe(torch.arange(5, 9), cotangents=torch.randn(1, 150_000, generator=some))
+        for _ in range(2)
+    ]
+    assert "autograd" not in Gram().coverage(model, probes).values()
+    agree(model, tolerance=1e-5, probes=probes)
+
+
 def test_one_prompt_of_one_token_is_exact():
     agree(build("qwen2-tied"), probes=[Probe(torch.tensor([3]), torch.tensor([3]))])
 
