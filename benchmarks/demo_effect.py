@@ -2,16 +2,17 @@
 
 `python benchmarks/demo_effect.py` writes `demo_effect.md`; minutes on 2 cores. Everything goes
 through the trainers and the measuring that a user calls, with the settings of the preset `tiny`. A
-seed is that of both stages: order of the data, adapters, dropout, draw of the pairs.
+seed is that of both stages: order of the data, adapters, dropout, draw of the pairs. A run that was
+stopped goes on where it was; finished ways are read from the output folder.
 """
 
 import argparse
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import mean
-from tempfile import TemporaryDirectory
 
 import torch
 from support.tables import machine, table, write
@@ -21,6 +22,7 @@ from ntkprobe import PromptSet, measure_kernel, measure_refusal, tiny
 from ntkprobe.checkpoints import load_model, load_tokenizer
 from ntkprobe.checkpoints.adapters import adapted
 from ntkprobe.presets.settings import preset_settings
+from ntkprobe.storage import write_json
 from ntkprobe.training.data import read_pairs
 from ntkprobe.training.dcr import DCRConfig, train_dcr
 from ntkprobe.training.sft import SFTConfig, train_sft
@@ -47,12 +49,12 @@ class Outcome:
     way: str
     rates: dict[str, float]
     probabilities: dict[str, float]
-    similarities: dict[tuple[str, str], float]
+    similarities: dict[str, float]
 
     @property
     def across(self) -> float:
         """The similarity between seemingly toxic and toxic prompts, mean of both directions."""
-        return mean((self.similarities[SIDES], self.similarities[SIDES[::-1]]))
+        return mean(self.similarities[f"{a} ← {b}"] for a, b in (SIDES, SIDES[::-1]))
 
 
 def main() -> None:
@@ -60,11 +62,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/demo-effect"))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    with TemporaryDirectory() as folder:
-        runs = tqdm(ways(Path(folder), given.seeds), total=3 * given.seeds, desc="ways", unit="way")
-        outcomes = list(runs)
+    runs = tqdm(ways(given.output_dir, given.seeds), total=3 * given.seeds, desc="ways", unit="way")
+    outcomes = list(runs)
     print(
         write(
             __file__,
@@ -86,15 +88,17 @@ def main() -> None:
 
 
 def ways(folder: Path, seeds: int) -> Iterator[Outcome]:
-    """Yield the outcome of each way of training, with each seed."""
+    """Yield the outcome of each way of training with each seed, from its file where there is one."""
     for seed in range(seeds):
-        starts = {
-            "STL": BASE,
-            "DCR → STL": refined(folder / f"dcr-{seed}", seed, shuffled=False),
-            CONTROL: refined(folder / f"shuffled-{seed}", seed, shuffled=True),
-        }
-        for number, (way, start) in enumerate(starts.items()):
-            yield outcome(way, start, folder / f"stl-{seed}-{number}", seed)
+        for number, way in enumerate(("STL", "DCR → STL", CONTROL)):
+            kept = folder / f"outcome-{seed}-{number}.json"
+            if not kept.exists():
+                start = BASE
+                if way != "STL":
+                    start = refined(folder / f"dcr-{seed}-{number}", seed, shuffled=way == CONTROL)
+                made = outcome(way, start, folder / f"stl-{seed}-{number}", seed)
+                write_json(kept, asdict(made))
+            yield Outcome(**json.loads(kept.read_text()))
 
 
 def refined(folder: Path, seed: int, *, shuffled: bool) -> str:
@@ -129,14 +133,16 @@ def outcome(way: str, start: str, folder: Path, seed: int) -> Outcome:
         way,
         means["refusal_rate"].astype(float).to_dict(),
         means["probability"].to_dict(),
-        {(a, b): value for a, b, value in kernel.group_means().itertuples(index=False)},
+        {f"{a} ← {b}": value for a, b, value in kernel.group_means().itertuples(index=False)},
     )
 
 
 def all_groups(outcome: Outcome) -> str:
     """Return the mean similarities of all groups as a table."""
     means = outcome.similarities
-    return table(("", *GROUPS), [(a, *(f"{means[a, b]:.2f}" for b in GROUPS)) for a in GROUPS])
+    return table(
+        ("", *GROUPS), [(a, *(f"{means[f'{a} ← {b}']:.2f}" for b in GROUPS)) for a in GROUPS]
+    )
 
 
 def rows(outcomes: list[Outcome]) -> tuple[list[str], list[list[str]]]:

@@ -77,3 +77,9 @@ def test_every_room_of_the_import_contract_is_on_the_design_page():
     rooms = {room for floor in floors for room in re.findall(r"\w+", re.sub(r"\(\w+\)", "", floor))}
     page = (ROOT / "docs" / "design.md").read_text()
     assert {room for room in rooms if not re.search(rf"`{room}/?`", page)} == set()
+
+
+def test_the_demo_block_has_the_form_of_the_demos_output():
+    block = README.partition("<!-- demo -->")[2].partition("<!-- /demo -->")[0]
+    assert "refusal rate" in block
+    assert "seemingly toxic ↔ toxic" in block
