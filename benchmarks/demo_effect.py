@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def ways(folder: Path, seeds: int) -> Iterator[Outcome]:
-    """Yield the outcome of each way of training with each seed, from its file where there is one."""
+    """Yield the outcome of each way with each seed, from its file where there is one."""
     for seed in range(seeds):
         for number, way in enumerate(("STL", "DCR → STL", CONTROL)):
             kept = folder / f"outcome-{seed}-{number}.json"
