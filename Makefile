@@ -26,7 +26,7 @@ demo: install  ## train, measure and draw on the embedded model (minutes on 2 co
 	$(BIN)/ntkprobe demo
 
 test: install  ## the quick suite (under 5 minutes on 2 cores)
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 check: install lint  ## lint and the slow rest of the tests
 	$(BIN)/pytest -q -m slow
