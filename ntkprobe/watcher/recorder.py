@@ -92,7 +92,7 @@ class Recorder:
         self._tokenizer, self._encoded = tokenizer, encoded
 
     def missing(self, step: int, identity: str) -> list[str]:
-        """Return which of `kernel`, `refusal` and `activations` are still to be measured on this checkpoint."""
+        """Return which of `kernel`, `refusal`, `activations` this checkpoint still lacks."""
         how = self.settings
         asked = {
             "kernel": how.kernel,
