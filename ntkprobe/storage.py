@@ -74,4 +74,7 @@ def write_tensors(
     from safetensors.torch import save_file
 
     with replacing(path) as hidden:
+        hidden.touch()
+        readers = hidden.stat().st_mode  # safetensors would leave it to the owner alone
         save_file(tensors, hidden, metadata)
+        hidden.chmod(readers)

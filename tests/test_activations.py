@@ -85,6 +85,11 @@ def test_every_step_has_a_matrix_for_each_layer(measured):
     assert not np.allclose(run.activations(0)[1], now[1])
 
 
+def test_whoever_may_read_the_tables_may_read_the_activations(measured):
+    modes = {path.stat().st_mode for path in [*measured.rglob("step-*"), measured / "run.json"]}
+    assert len(modes) == 1
+
+
 def test_what_was_measured_is_not_measured_again(measured, source):
     before = {path: path.stat().st_mtime_ns for path in measured.glob("activations/*")}
     outcome = measure_run(PROMPTS, measured, ckpt_dir=source, settings=ONLY)

@@ -64,7 +64,17 @@ _RUN_LABELS = {"stl": "STL", "dcr": "DCR → STL", "dcr-stl": "DCR → STL", "ba
 
 
 class Drawing(Figure):
-    """A figure that shows itself in Jupyter without pyplot, once and whatever the backend."""
+    """A figure that is saved as `PRINT` says, and shows itself in Jupyter without pyplot."""
+
+    def savefig(self, *args: Any, **settings: Any) -> None:
+        """Save as Matplotlib does, at the resolution and with the fonts of `PRINT`.
+
+        Args:
+            args: Matplotlib's.
+            settings: Matplotlib's.
+        """
+        with mpl.rc_context(PRINT):
+            super().savefig(*args, **settings)
 
     def _repr_png_(self) -> bytes:
         """Return the picture as IPython asks for it."""
@@ -149,6 +159,18 @@ def letter(axes: Sequence[Axes]) -> None:
             ax.set_title(f"({chr(97 + index)})  {ax.get_title(loc='left')}")
 
 
+_LETTERS = 22
+"""Letters of a footnote in an inch."""
+
+
 def footnote(figure: Figure, text: str) -> None:
     """Write `text` small and grey under the panels: what the bands are, how many prompts."""
-    figure.supxlabel(text, fontsize=6.5, color="0.35", x=0.01, ha="left")
+    width = int(_LETTERS * figure.get_figwidth())
+    lines = "\n".join(fill(line, width) for line in text.splitlines())
+    figure.supxlabel(lines, fontsize=6.5, color="0.35", x=0.01, ha="left")
+
+
+def group_legend(figure: Figure, ax: Axes) -> None:
+    """Put one legend for all panels above them, from the labels of `ax`."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
