@@ -1,8 +1,8 @@
-"""Make `figures/demo`, the small copy of the demo's measurements that is committed.
+r"""Make `figures/demo`, the small copy of the demo's measurements that is committed.
 
     ntkprobe demo
     for run in stl dcr-stl; do
-      ntkprobe measure --ckpt-dir runs/demo/$run --prompts ntkprobe/tiny/measure.csv \\
+      ntkprobe measure --ckpt-dir runs/demo/$run --prompts ntkprobe/tiny/measure.csv \
         --only activations --steps 0,250 --output-dir runs/demo/$run-ntk
     done
     python figures/commit_demo.py runs/demo
@@ -12,7 +12,6 @@ first step between seemingly toxic and toxic prompts, and the places of files on
 are kept in float32 and activations in float16, which no printed digit shows.
 """
 
-import json
 import shutil
 import sys
 from pathlib import Path

@@ -72,4 +72,4 @@ def _footnote(numbers: pd.DataFrame) -> str:
     sizes = rates.groupby("group")["prompts"].max()
     counts = ", ".join(f"{sizes[g]} {style.look(g).label}" for g in style.in_order(sizes.index))
     note = f"Rates: {counts} prompts, bands are 95 % intervals (Wilson)."
-    return f"{note}  {note_on_examples(examples)}".strip()
+    return f"{note} {note_on_examples(examples)}".strip()

@@ -31,7 +31,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
     note = "Observed ← updated; dashed: the observed group's colour on the updated group's."
     bands = " Bold: seemingly toxic ↔ toxic, with 95 % bootstrap bands over prompts."
     style.footnote(figure, note + bands)
-    axes[0].set_ylabel("mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
+    for ax in axes[:: style.ACROSS]:
+        ax.set_ylabel("mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
     limits = min(0.0, numbers["low"].min()), numbers["high"].max() * 1.04
     for name, ax in zip(names, axes, strict=True):
         ax.set(ylim=limits, xlabel="optimiser step")

@@ -44,7 +44,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
         )
     ax.set(xlabel="seemingly toxic prompts answered (%)", ylabel="toxic prompts refused (%)")
     ax.grid(True, axis="both")
-    style.footnote(figure, "Each point is a checkpoint, paler is earlier; up and right is better.")
+    style.footnote(figure, "A point per checkpoint, paler is earlier; up and right is better.")
     return figure
 
 

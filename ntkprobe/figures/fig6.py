@@ -35,7 +35,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a map per run on one colour scale, values printed."""
     firsts = numbers.groupby("run", sort=False)["step"].first()
     titles = [f"{_model(name)}, step {step}" for name, step in firsts.items()]
-    figure, axes = style.row(titles, width=1.0 + 2.6 * len(titles), height=2.9)
+    figure, axes = style.row(titles, width=1.0 + 2.6 * min(len(titles), style.ACROSS), height=2.9)
     limits = (
         math.floor(numbers["similarity"].min() * 10) / 10,
         math.ceil(numbers["similarity"].max() * 10) / 10,

@@ -77,7 +77,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
 def _draw_run(
     rows: pd.DataFrame, ax: Axes, label: str, colour: str
 ) -> list[tuple[float, str, str]]:
-    """Draw one run, and return the labels of its lines."""
+    """Return the labels of a run's lines, once they are drawn."""
     ends = []
     for step, layers in rows.groupby("step"):
         line = layers.sort_values("layer")

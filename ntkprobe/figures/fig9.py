@@ -9,8 +9,6 @@ from ..trajectory import Trajectory
 from ._examples import example_rows, note_on_examples
 from ._means import refusal_rows
 
-COLUMNS = 2
-
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return the refusal probability of one prompt of each group at every step of every run.
@@ -28,22 +26,15 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per run, all on one scale, the prompts below."""
     names = list(numbers["run"].unique())
-    columns = min(COLUMNS, len(names))
-    rows = -(-len(names) // columns)
-    width = max(style.PAGE * columns / COLUMNS, style.COLUMN * 1.3)
-    figure, axes = style.panels(rows, columns, width=width, height=2.3)
-    panels = list(axes.flat)[: len(names)]
+    width = style.COLUMN * (1.3 if len(names) == 1 else style.ACROSS)
+    figure, axes = style.row([style.run_label(name) for name in names], width=width, height=2.3)
     top = max(1.0, numbers["value"].max())
-    for name, ax in zip(names, panels, strict=True):
-        ax.set_title(style.run_label(name))
+    for ax in axes:
         ax.set(xlabel="optimiser step", ylim=(-0.03 * top, 1.03 * top))
-    for ax in axes[:, 0]:
+    for ax in axes[:: style.ACROSS]:
         ax.set_ylabel("refusal probability\n(sum over phrase set)")
-    for ax in list(axes.flat)[len(names) :]:
-        ax.set_visible(False)
-    style.letter(panels)
     style.footnote(figure, _footnote(numbers))
-    for name, ax in zip(names, panels, strict=True):
+    for name, ax in zip(names, axes, strict=True):
         group_lines(numbers[numbers["run"] == name], ax)
     return figure
 

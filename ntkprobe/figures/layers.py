@@ -71,7 +71,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
     firsts = numbers.groupby("run", sort=False)["step"].first()
     titles = [f"{style.run_label(name)}, step {step}" for name, step in firsts.items()]
     figure, axes = style.row(titles, height=2.6)
-    axes[0].set_ylabel("contribution to similarity\nseemingly toxic ↔ toxic")
+    for ax in axes[:: style.ACROSS]:
+        ax.set_ylabel("contribution to similarity\nseemingly toxic ↔ toxic")
     table = numbers.assign(place=numbers["place"].astype(str), part=numbers["part"].replace(KINDS))
     top, bottom = _reach(table, above=True) * 1.05, _reach(table, above=False) * 1.05
     sums = table.groupby("run", sort=False)["contribution"].sum()

@@ -18,6 +18,9 @@ from matplotlib.figure import Figure
 COLUMN, PAGE = 3.3, 6.8
 """Widths in inches of one printed column and of both."""
 
+ACROSS = 2
+"""Panels of `row` beside each other: so many fit the page."""
+
 PRINT: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -138,18 +141,23 @@ def row(
     """Return a new figure with one panel under each title, lettered where there are several.
 
     Args:
-        titles: from left to right.
+        titles: from left to right; more than `ACROSS` go on in a further row.
         width: of the figure, in inches; a printed column for each panel by default.
-        height: of the figure, in inches.
+        height: of each row, in inches.
 
     Returns:
         Figure and Axes.
     """
-    figure, axes = panels(1, len(titles), width=width or COLUMN * len(titles), height=height)
-    for ax, title in zip(axes.flat, titles, strict=True):
+    columns = min(len(titles), ACROSS)
+    rows = -(-len(titles) // columns)
+    figure, grid = panels(rows, columns, width=width or COLUMN * columns, height=height)
+    axes = list(grid.flat)[: len(titles)]
+    for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title)
-    letter(list(axes.flat))
-    return figure, list(axes.flat)
+    for ax in list(grid.flat)[len(titles) :]:
+        ax.set_visible(False)
+    letter(axes)
+    return figure, axes
 
 
 def letter(axes: Sequence[Axes]) -> None:
@@ -159,7 +167,7 @@ def letter(axes: Sequence[Axes]) -> None:
             ax.set_title(f"({chr(97 + index)})  {ax.get_title(loc='left')}")
 
 
-_LETTERS = 22
+_LETTERS = 20
 """Letters of a footnote in an inch."""
 
 
