@@ -52,7 +52,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
     names = list(numbers["run"].unique())
     columns = int(numbers.groupby("run")["layer"].nunique().max())
     width = max(style.PAGE * columns / PANELS, style.COLUMN)
-    figure, axes = style.panels(len(names), columns, width=width, height=1.9)
+    height = 1.65 + 0.6 / len(names)  # legend and footnote are there once
+    figure, axes = style.panels(len(names), columns, width=width, height=height)
     for name, row in zip(names, axes, strict=True):
         rows = numbers[numbers["run"] == name]
         for ax, (layer, points) in zip(row, rows.groupby("layer"), strict=False):
