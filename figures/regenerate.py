@@ -22,15 +22,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=HERE / "demo", help="folder of measured runs")
     parser.add_argument("--output-dir", type=Path, help="where to (default: RUNS/figures)")
     parser.add_argument("--only", nargs="+", default=[], choices=figure_names(), metavar="FIGURE")
+    parser.add_argument("--compare", choices=["paper"], help="put its printed numbers beside ours")
     options = parser.parse_args(argv)
     folder = options.output_dir or options.runs / "figures"
     try:
-        drawn = draw_figures(find_runs([options.runs]), folder, options.only)
+        drawn = draw_figures(find_runs([options.runs]), folder, options.only, options.compare)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for name, reason in drawn.missing.items():
         print(f"{name} not drawn: {reason}", file=sys.stderr)
+    if drawn.compared:
+        print(drawn.comparison(), end="\n\n")
     print(f"{len(drawn.files) // 3} figures in {folder}, each as PNG, PDF and CSV.")
     return 0
 

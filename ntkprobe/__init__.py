@@ -10,8 +10,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .errors import UserError as UserError
+    from .measurement import ActivationMeasurement as ActivationMeasurement
     from .measurement import KernelMeasurement as KernelMeasurement
     from .measurement import RefusalMeasurement as RefusalMeasurement
+    from .measurement import measure_activations as measure_activations
     from .measurement import measure_kernel as measure_kernel
     from .measurement import measure_refusal as measure_refusal
     from .prompts import Prompt as Prompt
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .watcher.callback import TrajectoryCallback as TrajectoryCallback
 
 _HOMES = {
+    "ActivationMeasurement": "measurement",
     "DCRConfig": "training.dcr",
     "DCRTrainer": "training.dcr",
     "KernelMeasurement": "measurement",
@@ -35,6 +38,7 @@ _HOMES = {
     "TrajectoryCallback": "watcher.callback",
     "UserError": "errors",
     "full_vocabulary_norms": "vocabulary",
+    "measure_activations": "measurement",
     "measure_kernel": "measurement",
     "measure_refusal": "measurement",
     "random_probe_norms": "random_probes",

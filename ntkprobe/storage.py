@@ -61,9 +61,20 @@ def write_json(path: Path, value: Any) -> None:
         hidden.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: "dict[str, Tensor]") -> None:
-    """Write named tensors as safetensors, whole or not at all."""
+def write_tensors(
+    path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None
+) -> None:
+    """Write named tensors as safetensors, whole or not at all.
+
+    Args:
+        path: where to.
+        tensors: by name.
+        metadata: key-value strings kept in the header.
+    """
     from safetensors.torch import save_file
 
     with replacing(path) as hidden:
-        save_file(tensors, hidden)
+        hidden.touch()
+        readers = hidden.stat().st_mode  # safetensors would leave it to the owner alone
+        save_file(tensors, hidden, metadata)
+        hidden.chmod(readers)

@@ -53,8 +53,8 @@ class Trajectory:
     @property
     def steps(self) -> list[int]:
         """The steps with at least one measurement, ascending."""
-        found = (step_of(path) for kind in ("kernel", "refusal") for path in self._files(kind))
-        return sorted(set(found))
+        kinds = ("kernel", "refusal", "activations")
+        return sorted({step_of(path) for kind in kinds for path in self._files(kind)})
 
     def kernel(self) -> pd.DataFrame:
         """Return the kernel of every step, one row per ordered pair of prompts.
@@ -102,6 +102,39 @@ class Trajectory:
         columns = ["step", "observed", "updated", "layer", "part", "norm", "share"]
         return self._read("parts", columns)
 
+    def activation_steps(self) -> list[int]:
+        """Return the steps with activations, ascending."""
+        return [step_of(path) for path in self._files("activations")]
+
+    def activations(self, step: int) -> dict[int, np.ndarray]:
+        """Return what the layers hold at the last position of every prompt, at one step.
+
+        Args:
+            step: one of `activation_steps()`.
+
+        Returns:
+            `[prompts, hidden]` for each layer measured: the output of decoder block ℓ, counted
+            from 1; rows as in `prompts`.
+
+        Raises:
+            UserError: if that step has none.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        path = self.folder / "activations" / f"step-{step:08d}.safetensors"
+        try:
+            tensors = load_file(path)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.folder} has no activations of step {step}: it has them of "
+                f"{self.activation_steps() or 'none'}; `ntkprobe measure --only activations`"
+            ) from error
+        except SafetensorError as error:
+            raise UserError(f"{path} is not whole: remove it and measure again") from error
+        numbered = {int(name.removeprefix("layer_")): value for name, value in tensors.items()}
+        return dict(sorted(numbered.items()))
+
     def group_means(
         self,
         *,
@@ -136,7 +169,8 @@ class Trajectory:
 
     def _files(self, kind: str) -> list[Path]:
         """Return the files of one kind of table, by step."""
-        return sorted((self.folder / kind).glob("step-*.parquet"), key=step_of)
+        suffix = "safetensors" if kind == "activations" else "parquet"
+        return sorted((self.folder / kind).glob(f"step-*.{suffix}"), key=step_of)
 
     def _read(self, kind: str, columns: list[str]) -> pd.DataFrame:
         """Return all steps of one kind of table, `columns` first.

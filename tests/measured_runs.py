@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from safetensors.numpy import save_file
 
 GROUPS = ("normal", "seemingly_toxic", "toxic")
 STEPS = (0, 1, 2, 5, 10, 20, 40)
@@ -38,7 +39,22 @@ def write_run(
         if not answers:
             rows["refuses"] = rows["refuses"].mask(rows["refuses"].notna())
         rows.to_parquet(folder / f"refusal/step-{step:08d}.parquet")
+    write_activations(folder, prompts)
     return folder
+
+
+def write_activations(folder: Path, prompts: pd.DataFrame, steps: tuple[int, ...] = STEPS) -> None:
+    """Write two far clusters: every other prompt (layer 1), the toxic but 3 of 12 (layer 2)."""
+    (folder / "activations").mkdir()
+    rank = prompts.groupby("group").cumcount().to_numpy()
+    toxic = (prompts["group"] == "toxic").to_numpy() & (rank < 9)
+    jitter = np.random.default_rng(0).normal(scale=0.1, size=(len(prompts), 4))
+    for step in steps:
+        layers = {
+            f"layer_{number}": (jitter + 9 * side[:, None]).astype(np.float32)
+            for number, side in ((2, toxic), (1, rank % 2))
+        }
+        save_file(layers, folder / f"activations/step-{step:08d}.safetensors")
 
 
 def _prompts(texts: dict[str, str], per_group: int = 12, in_kernel: int = 5) -> pd.DataFrame:

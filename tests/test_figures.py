@@ -1,17 +1,23 @@
 """Figures say what the measurement folders say; what is missing is named."""
 
+import shutil
 import subprocess
 import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from measured_runs import PAPER_TEXTS, STEPS, write_run
 
+from ntkprobe.cli import main
 from ntkprobe.errors import UserError
 from ntkprobe.figures import draw_figures, figure_names, find_runs
+from ntkprobe.figures._activations import classical_scaling, clustered_right
+from ntkprobe.figures._paper import paper_table
+from ntkprobe.plots import style
 
 REGENERATE = Path(__file__).parents[1] / "figures" / "regenerate.py"
 
@@ -75,7 +81,8 @@ def test_fig1_shows_the_first_prompts_otherwise_and_says_so(runs):
     module = figure("fig1")
     numbers = module.numbers({"dcr-stl": runs["dcr-stl"]})
     assert "toxic prompt 0, $5" in set(numbers["text"])
-    assert "first prompt of its group" in module.draw(numbers).get_supxlabel()
+    note = " ".join(module.draw(numbers).get_supxlabel().split())
+    assert "first prompt of its group" in note
 
 
 def test_fig3_has_every_ordered_pair_at_every_step(runs):
@@ -115,6 +122,133 @@ def test_fig6_maps_share_one_colour_scale(runs):
     assert len(limits) == 1
 
 
+def test_fig7_counts_the_prompts_that_two_clusters_put_right(runs):
+    numbers = figure("fig7").numbers(runs).query("run == 'stl' and step == 40")
+    assert numbers[["layer", "value", "prompts", "chance"]].to_numpy().tolist() == [
+        [1, 0.5, 24, 0.5],
+        [2, 21 / 24, 24, 0.5],  # 3 of 12 toxic prompts lie with the others
+    ]
+    assert ((numbers["low"] < numbers["value"]) & (numbers["value"] < numbers["high"])).all()
+
+
+def test_fig7_has_the_first_and_the_last_step(runs):
+    assert set(figure("fig7").numbers(runs)["step"]) == {0, 40}
+
+
+def test_clusters_have_no_names_of_their_own():
+    values = np.array([[0.0], [0.1], [5.0], [5.1]])
+    for labels in ([0, 0, 1, 1], [1, 1, 0, 0]):
+        assert clustered_right(values, np.array(labels)).all()
+    assert clustered_right(values, np.array([0, 1, 1, 1])).sum() == 3
+
+
+def test_the_plane_of_plane_points_keeps_their_distances():
+    points = np.array([[0.0, 0, 0], [3, 0, 0], [0, 4, 0], [3, 4, 0]])
+    plane, share = classical_scaling(points)
+    between = [np.linalg.norm(x[:, None] - x, axis=-1) for x in (points, plane)]
+    np.testing.assert_allclose(*between, atol=1e-12)
+    assert share == pytest.approx(1)
+
+
+def test_the_plane_is_torgersons():
+    points = np.random.default_rng(1).normal(size=(9, 5))
+    squares = ((points[:, None] - points) ** 2).sum(-1)
+    centring = np.eye(9) - 1 / 9
+    values, vectors = np.linalg.eigh(-centring @ squares @ centring / 2)  # Torgerson 1952
+    wanted = vectors[:, [-1, -2]] * np.sqrt(values[[-1, -2]])
+    plane, share = classical_scaling(points)
+    np.testing.assert_allclose(np.abs(plane), np.abs(wanted), atol=1e-12)
+    assert share == pytest.approx(values[-2:].sum() / values.sum())
+
+
+def test_fig8_shows_the_toxic_prompts_on_the_right_at_the_last_step(runs):
+    numbers = figure("fig8").numbers(runs)
+    assert set(numbers["step"]) == {40} and set(numbers["layer"]) == {1, 2}
+    assert len(numbers) == 2 * 2 * 24
+    sides = numbers.query("run == 'stl' and layer == 2").groupby("group")["x"].mean()
+    assert sides["toxic"] > 1 and sides["seemingly_toxic"] < -1
+
+
+def test_fig9_is_fig1b_for_every_run(runs):
+    numbers = figure("fig9").numbers(runs)
+    panel = figure("fig1").numbers(runs).query("panel == 'b'")
+    columns = ["run", "step", "group", "value", "text"]
+    pd.testing.assert_frame_equal(numbers[columns], panel[columns].reset_index(drop=True))
+    assert len(figure("fig9").draw(numbers).axes) == 2
+
+
+def test_activations_that_are_missing_go_into_the_same_folder(tmp_path):
+    run = write_run(tmp_path / "stl-ntk")
+    shutil.rmtree(run / "activations")
+    drawn = draw_figures(find_runs([run]), tmp_path / "figures", ["fig7", "fig8"])
+    assert set(drawn.missing) == {"fig7", "fig8"}
+    assert f"--only activations --output-dir {run}`" in drawn.missing["fig7"]
+
+
+# --- beside the paper ---
+
+
+def test_fig6_prints_the_papers_numbers_beside_ours_where_it_has_some(runs, tmp_path):
+    drawn = draw_figures(runs, tmp_path, ["fig6"], compare="paper")
+    saved = pd.read_csv(tmp_path / "fig6.csv")
+    pair = saved.query("observed_group == 'toxic' and updated_group == 'seemingly_toxic'")
+    ours, papers = pair.set_index("run").loc["stl", ["similarity", "paper"]]
+    assert (round(ours, 6), papers) == (0.32, 0.64)
+    refined = saved.query("run == 'dcr-stl'")
+    assert refined["paper"].isna().all()  # figure 6b has no numbers in the text
+    assert len(drawn.compared["fig6"]) == 9 and "0.64" in drawn.comparison()
+    module = figure("fig6")
+    printed = {text.get_text() for text in module.draw(saved).axes[0].texts}
+    assert "0.32\n(0.64)" in printed
+
+
+def test_fig4_stands_beside_table_1_at_the_last_step(runs):
+    module = figure("fig4")
+    beside = module.beside_paper(module.numbers(runs)).dropna().set_index("run")
+    assert beside["step"].tolist() == [40, 40]
+    assert beside["paper_compliance"].to_dict() == {"stl": 0.73, "dcr-stl": 0.98}
+    assert beside["paper_safety"].to_dict() == {"stl": 0.72, "dcr-stl": 0.81}
+
+
+def test_fig7_stands_beside_the_papers_bound_at_the_best_layer(runs):
+    module = figure("fig7")
+    beside = module.beside_paper(module.numbers(runs)).dropna()
+    assert beside[["layer", "step", "paper_bound"]].to_numpy().tolist() == [[2, 40, 0.76]] * 2
+
+
+def test_other_runs_have_no_number_in_the_paper(runs):
+    module = figure("fig4")
+    beside = module.beside_paper(module.numbers({"mine": runs["stl"]}))
+    assert beside["paper_compliance"].isna().all()
+
+
+def test_tables_hold_what_the_paper_prints():
+    first = paper_table("table1").set_index(["model", "method"])
+    assert len(first) == 15
+    assert first.loc[("Llama-3-8B", "dcr"), ["or_bench", "piqa"]].tolist() == [0.85, 0.79]
+    judged = paper_table("table5").query("method == 'dcr' and quantity == 'xstest'")
+    assert judged["value"].tolist() == [0.98, 0.97, 0.96]
+    # Tables 3 and 4 print 0.93 for what tables 1 and 5 give as 0.83.
+    assert paper_table("table3")["or_bench"].tolist() == [0.80, 0.80, 0.93, 0.85]
+    assert paper_table("table4")["or_bench"].tolist() == [0.76, 0.93, 0.80, 0.79]
+    assert paper_table("table2")["minutes"].tolist() == [1, 18, 1, 21, 1, 24]
+
+
+def test_tables_1_and_5_agree_where_they_print_the_same():
+    keyword = paper_table("table5").query("judge in ('keyword', 'llama-guard-3-8b')")
+    wide = keyword.pivot(index="method", columns="quantity", values="value")
+    first = paper_table("table1").query("model == 'Qwen2.5-1.5B'").set_index("method")
+    pd.testing.assert_frame_equal(wide, first.loc[wide.index, wide.columns], check_names=False)
+
+
+def test_only_the_paper_can_be_compared_with(runs, tmp_path):
+    with pytest.raises(UserError, match="'mine': the only choice is paper"):
+        draw_figures(runs, tmp_path, ["fig6"], compare="mine")
+
+
+# --- ours ---
+
+
 def test_layers_add_up_to_the_mean_similarity(runs):
     sums = figure("layers").numbers(runs).groupby("run")["contribution"].sum()
     assert sums.round(6).to_dict() == {"stl": 0.32, "dcr-stl": 0.1}
@@ -144,9 +278,19 @@ def test_a_figure_redraws_from_its_own_csv(name, runs, tmp_path):
 
 
 @pytest.mark.parametrize("name", figure_names())
-def test_every_figure_can_show_a_single_run(name, runs, tmp_path):
-    drawn = draw_figures({"mine": runs["stl"]}, tmp_path, [name])
-    assert [path.suffix for path in drawn.files] == [".png", ".pdf", ".csv"]
+def test_one_run_and_three_runs_fit_the_page(name, runs):
+    numbers = figure(name).numbers(runs)
+    one = numbers[numbers["run"] == "stl"].assign(run="mine")
+    for table in (one, pd.concat([numbers, one], ignore_index=True)):
+        assert figure(name).draw(table).get_figwidth() <= style.PAGE
+
+
+def test_the_command_prints_the_papers_numbers_beside_ours(folder, tmp_path, capsys):
+    call = ["figures", str(folder), "--only", "fig6", "--compare", "paper"]
+    assert main([*call, "--output-dir", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "paper" in printed and "0.64" in printed
+    assert printed.strip().endswith("(fig6), each as PNG, PDF and CSV.")
 
 
 def test_what_is_missing_is_named_with_its_command_and_the_rest_is_drawn(tmp_path):
@@ -177,7 +321,8 @@ def test_an_unwritable_folder_is_one_clear_line(runs, tmp_path):
 
 def test_redrawing_loads_no_torch(folder, tmp_path):
     code = (
-        "import runpy, sys; sys.argv[1:] = ['--runs', sys.argv[1], '--output-dir', sys.argv[2]]\n"
+        "import runpy, sys; out = ['--runs', sys.argv[1], '--output-dir', sys.argv[2]]\n"
+        "sys.argv[1:] = [*out, '--only', 'fig6', 'fig7']\n"
         f"try: runpy.run_path({str(REGENERATE)!r}, run_name='__main__')\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert 'ntkprobe.figures.fig6' in sys.modules\n"

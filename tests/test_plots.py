@@ -3,11 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.image import imread
+from matplotlib.text import Text
 
 from ntkprobe.plots import style
 from ntkprobe.plots.heatmap import group_map
 from ntkprobe.plots.lines import group_lines, label_ends, pair_lines
 from ntkprobe.plots.paths import shaded_path
+from ntkprobe.plots.points import group_points
+from ntkprobe.plots.profiles import profile
 
 
 @pytest.fixture
@@ -37,8 +42,15 @@ def test_every_line_is_named_at_its_end(ax):
 
 def test_labels_of_equal_heights_do_not_lie_on_each_other(ax):
     label_ends(ax, [(0.5, "one", "k"), (0.5, "two", "k"), (0.5, "three", "k")])
-    boxes = [t.get_window_extent() for t in ax.texts]
+    ax.figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(t) for t in ax.texts]  # without the lines that tie them
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_only_labels_that_were_pushed_away_are_tied_to_their_heights(ax):
+    label_ends(ax, [(0.1, "alone", "k"), (0.5, "one", "k"), (0.5, "two", "k"), (0.5, "3", "k")])
+    tied = {text.get_text(): text.arrow_patch is not None for text in ax.texts}
+    assert tied == {"alone": False, "one": True, "two": False, "3": True}
 
 
 def test_labels_far_apart_stay_at_their_heights(ax):
@@ -74,6 +86,57 @@ def test_a_path_darkens_with_the_step(ax):
     table = pd.DataFrame({"step": [0, 1, 2], "x": [0, 1, 2], "y": [0, 1, 2]})
     shaded_path(table, ax, x="x", y="y", colour="#117733", label="run")
     assert np.all(np.diff(ax.collections[0].get_facecolors()[:, :3].sum(axis=1)) < 0)
+
+
+def test_the_end_of_a_path_is_named_towards_the_middle(ax):
+    ax.set(xlim=(0, 10), ylim=(0, 10))
+    for x, side in ((1, "left"), (9, "right")):
+        table = pd.DataFrame({"step": [0, 1], "x": [5, x], "y": [5, 5]})
+        shaded_path(table, ax, x="x", y="y", colour="#117733", label="run", start=False)
+        assert ax.texts[-1].get_horizontalalignment() == side
+    assert len(ax.texts) == 2
+
+
+def test_a_map_prints_what_stands_beside_only_where_there_is_something(ax):
+    table = pd.DataFrame(
+        {"observed_group": ["a", "a", "b", "b"], "updated_group": ["a", "b", "a", "b"]}
+    ).assign(similarity=[0.1, 0.2, 0.3, 0.4], paper=[0.9, None, None, None])
+    group_map(table, ax, beside="paper")
+    assert [t.get_text() for t in ax.texts] == ["0.10\n(0.90)", "0.20", "0.30", "0.40"]
+
+
+def test_every_point_has_its_groups_colour_and_shape(ax):
+    table = pd.DataFrame({"group": ["toxic", "seemingly_toxic"], "x": [1, 2], "y": [3, 4]})
+    group_points(table, ax, x="x", y="y")
+    for cloud, group, place in zip(
+        ax.collections, ["seemingly_toxic", "toxic"], [[2, 4], [1, 3]], strict=True
+    ):
+        assert cloud.get_offsets().tolist() == [place]
+        assert to_hex(cloud.get_facecolor()[0]).upper() == style.look(group).colour
+
+
+def test_a_profile_to_compare_with_is_dashed_and_has_no_band(ax):
+    rows = pd.DataFrame({"layer": [1, 2], "value": [0.5, 0.6], "low": 0.4, "high": 0.7})
+    profile(rows, ax, x="layer", colour="k")
+    profile(rows, ax, x="layer", colour="k", dashed=True)
+    assert len(ax.collections) == 1
+    assert [line.get_linestyle() != "-" for line in ax.lines] == [False, True]
+
+
+def test_a_long_footnote_is_broken_before_it_leaves_the_figure():
+    figure, _ = style.panels(1, 1, width=3.3)
+    style.footnote(figure, "A prompt that is not the paper's. " * 9)
+    figure.draw_without_rendering()
+    note = figure.findobj(lambda a: getattr(a, "get_text", str)().startswith("A prompt"))[0]
+    assert note.get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_a_picture_is_sharp_and_its_text_stays_text(tmp_path):
+    figure, _ = style.row(["title"], width=2.0, height=1.0)
+    figure.savefig(tmp_path / "a.png")
+    figure.savefig(tmp_path / "a.pdf")
+    assert imread(tmp_path / "a.png").shape[:2] == (220, 440)
+    assert b"/Type3" not in (tmp_path / "a.pdf").read_bytes()
 
 
 def test_dollar_signs_are_not_read_as_mathematics(ax):

@@ -9,6 +9,7 @@ from .. import estimators, plugins
 from ..checkpoints import LoadSettings
 from ..errors import UserError
 from ..watcher import (
+    ActivationSettings,
     Choice,
     Following,
     KernelSettings,
@@ -31,8 +32,6 @@ def arguments(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: if flags contradict each other, or a value is not allowed.
     """
-    if options["only"] not in (None, "kernel", "refusal"):
-        raise UserError(f"no --only {options['only']!r}: choose kernel or refusal")
     run, model = options["ckpt_dir"], options["model"]
     if run is None and model is None:
         raise UserError("nothing to measure: give --ckpt-dir RUN, or --model MODEL, or both")
@@ -75,6 +74,8 @@ def _settings(options: dict[str, Any]) -> MeasureSettings:
         per_group=options["per_group"] or None,
         seed=options["seed"],
     )
+    asked = _asked(options)
+    layers = ActivationSettings.parse(options["layers"] or "all")
     refusal = RefusalSettings(
         generate=not options["no_generate"], max_new_tokens=options["max_new_tokens"]
     )
@@ -82,14 +83,33 @@ def _settings(options: dict[str, Any]) -> MeasureSettings:
         name: options[name] for name in ("dtype", "device", "device_map", "attn_implementation")
     }
     return MeasureSettings(
-        kernel=kernel if options["only"] != "refusal" else None,
-        refusal=refusal if options["only"] != "kernel" else None,
+        kernel=kernel if "kernel" in asked else None,
+        refusal=refusal if "refusal" in asked else None,
+        activations=layers if "activations" in asked else None,
         template=options["template"],
         max_length=options["max_length"],
         load=LoadSettings(**load),
         batch_size=_batch_size(options["batch_size"]),
         verify=options["verify"],
     )
+
+
+def _asked(options: dict[str, Any]) -> set[str]:
+    """Return what is to be measured: by default kernel and refusal, activations with --layers.
+
+    Raises:
+        UserError: if `--only` names something else, or contradicts `--layers`.
+    """
+    if options["only"] is None:
+        return {"kernel", "refusal"} | ({"activations"} if options["layers"] else set())
+    asked = set(options["only"].replace(" ", "").split(","))
+    if unknown := sorted(asked - {"kernel", "refusal", "activations"}):
+        raise UserError(
+            f"no --only {unknown[0]!r}: choose from kernel, refusal and activations, joined by ,"
+        )
+    if options["layers"] and "activations" not in asked:
+        raise UserError(f"--layers is about activations: give --only {options['only']},activations")
+    return asked
 
 
 def _batch_size(spec: str) -> int | None:

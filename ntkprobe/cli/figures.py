@@ -26,6 +26,10 @@ def figures(
         list[str] | None,
         typer.Option(metavar="FIGURE", help="Only this one, such as fig3; may be repeated."),
     ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="paper", help="Put the paper's printed numbers beside ours."),
+    ] = None,
 ) -> None:
     """Draw the figures of measured runs: PNG, PDF, and the numbers as CSV. Loads no model.
 
@@ -33,11 +37,13 @@ def figures(
     """  # ruff: ignore[docstring-missing-exception]
     runs = find_runs(places)
     folder = output_dir or next(iter(runs.values())).folder.resolve().parent / "figures"
-    drawn = draw_figures(runs, folder, only or ())
+    drawn = draw_figures(runs, folder, only or (), compare)
     for name, reason in drawn.missing.items():
         typer.echo(f"{name} not drawn: {reason}", err=True)
     if not drawn.files or (only and drawn.missing):
         raise UserError("not every figure could be drawn: see above for what is missing")
+    if drawn.compared:
+        typer.echo(f"{drawn.comparison()}\n")
     typer.echo(_closing_line(drawn, folder))
 
 

@@ -29,7 +29,14 @@ def measure(
     output_dir: Annotated[
         Path | None, Flag(metavar="OUT", help="Where to.", show_default="RUN-ntk")
     ] = None,
-    only: Annotated[str | None, Flag(metavar="kernel|refusal", help="Measure only this.")] = None,
+    only: Annotated[
+        str | None,
+        Flag(metavar="WHAT", help="Only kernel, refusal or activations; several joined by ,."),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        Flag(metavar="1,3,5|all", help="Keep the activations of these decoder blocks as well."),
+    ] = None,
     estimator: Annotated[
         str, Flag(help="gram, finite_difference, forward_mode or dense.")
     ] = "gram",

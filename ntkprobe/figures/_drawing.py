@@ -1,11 +1,12 @@
 """Every figure of the folder drawn and saved: PNG to look at, PDF to print, CSV to compute with."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -22,10 +23,20 @@ class Drawn:
     Attributes:
         files: three for each figure.
         missing: for each figure that could not be drawn, one line that says why and what to do.
+        compared: for each figure beside whose numbers others were put, the rows that have some.
     """
 
     files: tuple[Path, ...]
     missing: dict[str, str]
+    compared: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def comparison(self) -> str:
+        """Return the compared numbers as text, a table for each figure."""
+        tables = (
+            f"{name}\n{rows.to_string(index=False, float_format='{:.2f}'.format)}"
+            for name, rows in self.compared.items()
+        )
+        return "\n\n".join(tables)
 
 
 def figure_names() -> list[str]:
@@ -37,6 +48,7 @@ def draw_figures(
     runs: dict[str, Trajectory],
     output_dir: str | PathLike[str],
     only: Collection[str] = (),
+    compare: str | None = None,
 ) -> Drawn:
     """Draw figures of `runs` and save each as PNG, PDF and, for its numbers, CSV.
 
@@ -44,19 +56,24 @@ def draw_figures(
         runs: the measured runs, by name; see `find_runs`.
         output_dir: where to; created if need be.
         only: names of figures; all if empty.
+        compare: `paper` puts the paper's printed numbers beside ours.
 
     Returns:
         The files written, and what was missing.
 
     Raises:
-        UserError: if there is no figure of such a name, or `output_dir` cannot be written.
+        UserError: if there is no figure of such a name, nothing of that name to compare with, or
+            `output_dir` cannot be written.
     """
+    if compare not in (None, "paper"):
+        raise UserError(f"nothing to compare with called {compare!r}: the only choice is paper")
     names = figure_names()
     unknown = sorted(set(only) - set(names))
     if unknown:
         raise UserError(f"no figure {unknown[0]!r}: choose from {', '.join(names)}")
     files: list[Path] = []
     missing: dict[str, str] = {}
+    compared: dict[str, pd.DataFrame] = {}
     for name in only or names:
         module = import_module(f"{__package__}.{name}")
         try:
@@ -64,8 +81,15 @@ def draw_figures(
         except UserError as error:
             missing[name] = str(error)
             continue
+        if compare is not None and hasattr(module, "beside_paper"):
+            numbers = module.beside_paper(numbers)
+            compared[name] = numbers.dropna(subset=[c for c in numbers if c.startswith("paper")])
         files += _save(Path(output_dir) / name, numbers, module.draw(numbers))
-    return Drawn(tuple(files), missing)
+    return Drawn(tuple(files), missing, compared)
+
+
+_UNDATED: dict[str, dict[str, Any]] = {".png": {}, ".pdf": {"CreationDate": None}}
+"""The same numbers give the same bytes, whenever they are drawn."""
 
 
 def _save(stem: Path, numbers: pd.DataFrame, figure: Figure) -> list[Path]:
@@ -86,7 +110,7 @@ def _save(stem: Path, numbers: pd.DataFrame, figure: Figure) -> list[Path]:
     try:
         for path in paths[:2]:
             with replacing(path) as hidden:
-                figure.savefig(hidden, format=path.suffix[1:])
+                figure.savefig(hidden, format=path.suffix[1:], metadata=_UNDATED[path.suffix])
         with replacing(paths[2]) as hidden:
             numbers.to_csv(hidden, index=False)
     except OSError as error:

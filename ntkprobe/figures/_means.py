@@ -56,13 +56,14 @@ def kernel_means(runs: dict[str, Trajectory]) -> pd.DataFrame:
     return pd.concat([run.group_means().assign(run=name) for name, run in runs.items()])
 
 
-def missing(run: Trajectory, what: str, option: str) -> str:
+def missing(run: Trajectory, what: str, option: str, place: object = "NEW") -> str:
     """Return one line: what `run` lacks, and the command that makes it.
 
     Args:
         run: a measured run.
         what: is missing.
         option: of `ntkprobe measure`, that asks for it.
+        place: the folder to measure into: `run`'s own takes what contradicts nothing there.
 
     Returns:
         The line.
@@ -73,7 +74,7 @@ def missing(run: Trajectory, what: str, option: str) -> str:
         measured = "RUN"
     return (
         f"{run.folder} has no {what}: make it with `ntkprobe measure --ckpt-dir {measured} "
-        f"--prompts FILE {option} --output-dir NEW`"
+        f"--prompts FILE {option} --output-dir {place}`"
     )
 
 
@@ -98,7 +99,7 @@ def refusal_rates(rows: pd.DataFrame) -> pd.DataFrame:
             f"run {run} has no answers to judge: measure it, into another folder, "
             "without `--no-generate`"
         )
-    return _means(answered, "refuses", _wilson)
+    return _means(answered, "refuses", wilson)
 
 
 def refusal_probabilities(rows: pd.DataFrame) -> pd.DataFrame:
@@ -131,7 +132,8 @@ def _bootstrap(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _wilson(values: np.ndarray) -> tuple[float, float]:
+def wilson(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of a share, from values 0 and 1."""
     n, p = len(values), values.mean()
     centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * np.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))

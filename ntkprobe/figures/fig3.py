@@ -28,7 +28,11 @@ def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per run on one scale, seemingly toxic ↔ toxic emphasised."""
     names = list(numbers["run"].unique())
     figure, axes = style.row([style.run_label(name) for name in names], height=2.6)
-    axes[0].set_ylabel("mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
+    note = "Observed ← updated; dashed: the observed group's colour on the updated group's."
+    bands = " Bold: seemingly toxic ↔ toxic, with 95 % bootstrap bands over prompts."
+    style.footnote(figure, note + bands)
+    for ax in axes[:: style.ACROSS]:
+        ax.set_ylabel("mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
     limits = min(0.0, numbers["low"].min()), numbers["high"].max() * 1.04
     for name, ax in zip(names, axes, strict=True):
         ax.set(ylim=limits, xlabel="optimiser step")

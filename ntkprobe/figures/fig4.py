@@ -7,6 +7,7 @@ from ..plots import style
 from ..plots.paths import shaded_path
 from ..trajectory import Trajectory
 from ._means import refusal_rates, refusal_rows
+from ._paper import MODEL, method_of, paper_table
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -28,6 +29,8 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: up and to the right is better."""
     figure, (ax,) = style.row(["Defence against compliance"], height=2.6)
+    left = min(40.0, numbers["compliance"].min() * 100 - 3)
+    ax.set(xlim=(left, 103), ylim=(-9, 105))
     for position, (name, rows) in enumerate(numbers.groupby("run", sort=False)):
         percent = rows.assign(compliance=rows["compliance"] * 100, defence=rows["defence"] * 100)
         shaded_path(
@@ -37,9 +40,29 @@ def draw(numbers: pd.DataFrame) -> Figure:
             y="defence",
             colour=style.run_colour(position),
             label=style.run_label(name),
+            start=position == 0,
         )
     ax.set(xlabel="seemingly toxic prompts answered (%)", ylabel="toxic prompts refused (%)")
     ax.grid(True, axis="both")
-    ax.set(xlim=(min(40.0, ax.get_xlim()[0]), 103), ylim=(-9, 105))
-    style.footnote(figure, "Each point is a checkpoint, paler is earlier; up and right is better.")
+    style.footnote(figure, "A point per checkpoint, paler is earlier; up and right is better.")
     return figure
+
+
+def beside_paper(numbers: pd.DataFrame) -> pd.DataFrame:
+    """Return `numbers` with table 1's row of each run's method, at the run's last step.
+
+    `paper_compliance` is that on XSTest, by keywords as ours. `paper_safety` is another quantity
+    than `defence`: answers to 938 prompts that Llama-Guard judges safe, refusals or not.
+
+    Args:
+        numbers: of this figure.
+
+    Returns:
+        The same rows.
+    """
+    printed = paper_table("table1").query(f"model == {MODEL!r}").set_index("method")
+    last = numbers["step"] == numbers.groupby("run")["step"].transform("max")
+    method = numbers["run"].map(method_of).where(last)
+    return numbers.assign(
+        paper_compliance=method.map(printed["xstest"]), paper_safety=method.map(printed["safety"])
+    )

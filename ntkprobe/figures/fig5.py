@@ -26,7 +26,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per run, all on one scale."""
     names = list(numbers["run"].unique())
     figure, axes = style.row([style.run_label(name) for name in names])
-    axes[0].set_ylabel("refusal probability\n(sum over phrase set)")
+    for ax in axes[:: style.ACROSS]:
+        ax.set_ylabel("refusal probability\n(sum over phrase set)")
     sizes = numbers.groupby("group")["prompts"].max()
     counts = ", ".join(f"{sizes[g]} {style.look(g).label}" for g in style.in_order(sizes.index))
     style.footnote(figure, f"Means over {counts} prompts; bands: 95 % bootstrap over prompts.")

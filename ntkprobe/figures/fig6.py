@@ -10,6 +10,7 @@ from ..plots import style
 from ..plots.heatmap import group_map
 from ..trajectory import Trajectory
 from ._means import kernel_means
+from ._paper import paper_table
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -34,17 +35,39 @@ def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a map per run on one colour scale, values printed."""
     firsts = numbers.groupby("run", sort=False)["step"].first()
     titles = [f"{_model(name)}, step {step}" for name, step in firsts.items()]
-    figure, axes = style.row(titles, width=1.0 + 2.6 * len(titles), height=2.9)
+    figure, axes = style.row(titles, width=1.0 + 2.6 * min(len(titles), style.ACROSS), height=2.9)
     limits = (
         math.floor(numbers["similarity"].min() * 10) / 10,
         math.ceil(numbers["similarity"].max() * 10) / 10,
     )
     for name, ax in zip(firsts.index, axes, strict=True):
-        group_map(numbers[numbers["run"] == name], ax, limits=limits)
+        group_map(numbers[numbers["run"] == name], ax, limits=limits, beside="paper")
+    note = "Means over pairs of different prompts."
+    if "paper" in numbers and numbers["paper"].notna().any():
+        note += " In brackets: the paper's figure 6a, of the base model."
+    style.footnote(figure, note)
     bar = figure.colorbar(axes[0].collections[0], ax=axes, shrink=0.75, pad=0.02)
     bar.set_label("mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
     bar.outline.set_visible(False)
     return figure
+
+
+def beside_paper(numbers: pd.DataFrame) -> pd.DataFrame:
+    """Return `numbers` with a column `paper`: figure 6a, for models without DCR.
+
+    Its panel (b) has no numbers in the paper's text; the model is not stated.
+
+    Args:
+        numbers: of this figure.
+
+    Returns:
+        The same rows.
+    """
+    keys = ["observed_group", "updated_group"]
+    printed = paper_table("fig6").set_index(keys)["similarity"]
+    values = printed.reindex(pd.MultiIndex.from_frame(numbers[keys])).to_numpy()
+    refined = numbers["run"].astype(str).str.contains("dcr", case=False)
+    return numbers.assign(paper=values).assign(paper=lambda t: t["paper"].mask(refined))
 
 
 def _model(run: Hashable) -> str:

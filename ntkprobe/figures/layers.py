@@ -12,13 +12,13 @@ from ._means import missing
 PARTS = {
     "embedding": "#CCBB44",
     "attention": "#332288",
-    "mlp": "#88CCEE",
+    "MLP": "#88CCEE",
     "norms": "#999999",
     "head": "#117733",
 }
 """Colours of the kinds of parts, none of them a group's."""
 
-KINDS = {"embed": "embedding", "embed+head": "embedding", "norm": "norms"}
+KINDS = {"mlp": "MLP", "embed": "embedding", "embed+head": "embedding", "norm": "norms"}
 PLACES = {"embed+head": "embed\n+head", "norm": "final\nnorm"}
 
 
@@ -70,18 +70,29 @@ def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per run on one scale, embedding left, head right."""
     firsts = numbers.groupby("run", sort=False)["step"].first()
     titles = [f"{style.run_label(name)}, step {step}" for name, step in firsts.items()]
-    figure, axes = style.row(titles, height=2.4)
-    axes[0].set_ylabel("contribution to the mean similarity\nseemingly toxic ↔ toxic")
+    figure, axes = style.row(titles, height=2.6)
+    for ax in axes[:: style.ACROSS]:
+        ax.set_ylabel("contribution to similarity\nseemingly toxic ↔ toxic")
     table = numbers.assign(place=numbers["place"].astype(str), part=numbers["part"].replace(KINDS))
-    top = table.groupby(["run", "place"])["contribution"].sum().max() * 1.05
+    top, bottom = _reach(table, above=True) * 1.05, _reach(table, above=False) * 1.05
+    sums = table.groupby("run", sort=False)["contribution"].sum()
+    told = ", ".join(f"{style.run_label(n)} {value:.2f}" for n, value in sums.items())
+    style.footnote(figure, f"The bars sum to the mean similarity, in both directions: {told}.")
     for name, ax in zip(firsts.index, axes, strict=True):
         rows = table[table["run"] == name]
         order = sorted(rows["place"].unique(), key=_depth)
         stacked_bars(rows, ax, x="place", y="contribution", by="part", order=order, colours=PARTS)
         ax.set_xticklabels([PLACES.get(place, place) for place in order])
-        ax.set(xlabel="layer", ylim=(min(0.0, ax.get_ylim()[0]), top))
+        ax.set(xlabel="layer", ylim=(bottom, top))
     axes[-1].legend(frameon=False)
     return figure
+
+
+def _reach(table: pd.DataFrame, *, above: bool) -> float:
+    """Return how far the longest stack reaches from zero, upwards or downwards."""
+    side = table["contribution"].clip(lower=0) if above else table["contribution"].clip(upper=0)
+    stacks = side.groupby([table["run"], table["place"]]).sum()
+    return float(stacks.max() if above else stacks.min())
 
 
 def _depth(place: str) -> tuple[int, int]:

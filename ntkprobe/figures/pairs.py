@@ -66,8 +66,9 @@ def draw(numbers: pd.DataFrame) -> Figure:
         of_run, order = table[table["run"] == name], list(labels.values())
         spreads(of_run, ax, value="similarity", by="pair", order=order, colours=colours)
         ax.set(xlim=(0, numbers["similarity"].max() * 1.02))
+        ax.locator_params(axis="x", nbins=5)
         ax.set_xlabel("‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
-    for ax in axes[1:]:
+    for ax in set(axes) - set(axes[:: style.ACROSS]):
         ax.tick_params(axis="y", length=0, labelleft=False)
     note = "Observed ← updated; pairs of different prompts; lines inside: quartiles."
     style.footnote(figure, note)

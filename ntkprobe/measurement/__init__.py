@@ -1,8 +1,10 @@
-"""Measure one model: the kernel between prompts, and the probability that each is refused.
+"""Measure one model: the kernel between prompts, the probability of refusal, activations.
 
 What is kept are raw numbers and the settings that they depend on; everything else is a method.
 """
 
+from .activations import ActivationMeasurement as ActivationMeasurement
+from .activations import measure_activations as measure_activations
 from .encoding import Encoded as Encoded
 from .encoding import encode as encode
 from .encoding import evaluating as evaluating

@@ -46,6 +46,8 @@ def spreads(
         legend=False,
         ax=ax,
     )
+    for violin in ax.collections:
+        violin.set_alpha(0.55)  # the quartiles are dark
     ax.set_ylabel("")
     ax.grid(axis="y", visible=False)
     ax.grid(axis="x", visible=True)

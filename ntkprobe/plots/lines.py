@@ -55,7 +55,7 @@ def pair_lines(
         rows, bold = pair.sort_values("step"), {observed, updated} == set(emphasised)
         _pair_line(rows, ax, y=y, bold=bold)
         name = f"{look(observed).short} ← {look(updated).short}"
-        ends.append((rows[y].iloc[-1], name, look(observed).text if bold else "0.45"))
+        ends.append((rows[y].iloc[-1], name, look(observed).text))
     return label_ends(ax, ends, size=6.5)
 
 
@@ -74,6 +74,8 @@ def _pair_line(rows: pd.DataFrame, ax: Axes, *, y: str, bold: bool) -> None:
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], *, size: float = 7.5) -> Axes:
     """Write each text right of the Axes at its height, pushed apart so that none lies on another.
 
+    A text that was pushed away is tied to its height by a thin line.
+
     Args:
         ax: the Axes, its limits and titles already final.
         ends: height in data units, text, colour.
@@ -87,11 +89,15 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], *, size: float 
     wished = [min(max((y - bottom) / (top - bottom), 0.0), 1.0) for y, *_ in ordered]
     line = _LINE * size / _height(ax)
     tall = [line * (text.count("\n") + 1) + line / 4 for _, text, _ in ordered]
-    for place, (_, text, colour) in zip(_spread(wished, tall), ordered, strict=True):
+    for wish, place, (_, text, colour) in zip(wished, _spread(wished, tall), ordered, strict=True):
+        tied = {"arrowstyle": "-", "lw": 0.5, "color": colour, "shrinkA": 0, "shrinkB": 0}
         ax.annotate(
             text,
-            (1.02, place),
+            (1.005, wish),
+            (1.3 * size, place),
             xycoords="axes fraction",
+            textcoords=("offset points", "axes fraction"),
+            arrowprops={**tied, "relpos": (0, 0.5)} if abs(wish - place) > line / 2 else None,
             color=colour,
             fontsize=size,
             va="center",

@@ -6,16 +6,26 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
 
-def shaded_path(table: pd.DataFrame, ax: Axes, *, x: str, y: str, colour: str, label: str) -> Axes:
+def shaded_path(
+    table: pd.DataFrame,
+    ax: Axes,
+    *,
+    x: str,
+    y: str,
+    colour: str,
+    label: str,
+    start: bool = True,
+) -> Axes:
     """Draw the points (`x`, `y`) in order of `step`, from pale to `colour`, joined by a thin line.
 
     Args:
         table: tidy rows of one run with `step`, `x` and `y`.
-        ax: where to.
+        ax: where to, its limits already final.
         x: the column across.
         y: the column upwards.
         colour: the last step's colour.
         label: the run's name, written at its last step.
+        start: whether the first step is named too: paths that begin together need it once.
 
     Returns:
         `ax`.
@@ -25,21 +35,24 @@ def shaded_path(table: pd.DataFrame, ax: Axes, *, x: str, y: str, colour: str, l
     shades = depth * np.array(to_rgb(colour)) + (1 - depth)
     ax.plot(rows[x], rows[y], color=colour, lw=0.8, alpha=0.4, zorder=2)
     ax.scatter(rows[x], rows[y], c=shades, s=28, edgecolors=colour, linewidths=0.6, zorder=3)
-    _name_end(rows.iloc[0], f"step {rows['step'].iloc[0]}", ax, x, y, colour)
-    _name_end(rows.iloc[-1], f"{label}\nstep {rows['step'].iloc[-1]}", ax, x, y, colour)
+    first, last = rows.iloc[0], rows.iloc[-1]
+    if start:
+        _name_end((first[x], first[y]), f"step {rows['step'].iloc[0]}", ax, "0.35")
+    _name_end((last[x], last[y]), f"{label}, step {rows['step'].iloc[-1]}", ax, colour)
     return ax
 
 
-def _name_end(row: pd.Series, text: str, ax: Axes, x: str, y: str, colour: str) -> None:
-    """Write `text` below and left of a point: the upper right is where good runs end."""
+def _name_end(point: tuple[float, float], text: str, ax: Axes, colour: str) -> None:
+    """Write `text` below a point, towards the middle of the Axes."""
+    left = point[0] < sum(ax.get_xlim()) / 2
     ax.annotate(
         text,
-        (row[x], row[y]),
-        (-6, -3),
+        point,
+        (6 if left else -6, -3),
         textcoords="offset points",
         fontsize=6.5,
         color=colour,
-        ha="right",
+        ha="left" if left else "right",
         va="top",
         linespacing=1.05,
     )

@@ -18,6 +18,9 @@ from matplotlib.figure import Figure
 COLUMN, PAGE = 3.3, 6.8
 """Widths in inches of one printed column and of both."""
 
+ACROSS = 2
+"""Panels of `row` beside each other: so many fit the page."""
+
 PRINT: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -64,7 +67,17 @@ _RUN_LABELS = {"stl": "STL", "dcr": "DCR → STL", "dcr-stl": "DCR → STL", "ba
 
 
 class Drawing(Figure):
-    """A figure that shows itself in Jupyter without pyplot, once and whatever the backend."""
+    """A figure that is saved as `PRINT` says, and shows itself in Jupyter without pyplot."""
+
+    def savefig(self, *args: Any, **settings: Any) -> None:
+        """Save as Matplotlib does, at the resolution and with the fonts of `PRINT`.
+
+        Args:
+            args: Matplotlib's.
+            settings: Matplotlib's.
+        """
+        with mpl.rc_context(PRINT):
+            super().savefig(*args, **settings)
 
     def _repr_png_(self) -> bytes:
         """Return the picture as IPython asks for it."""
@@ -128,18 +141,23 @@ def row(
     """Return a new figure with one panel under each title, lettered where there are several.
 
     Args:
-        titles: from left to right.
+        titles: from left to right; more than `ACROSS` go on in a further row.
         width: of the figure, in inches; a printed column for each panel by default.
-        height: of the figure, in inches.
+        height: of each row, in inches.
 
     Returns:
         Figure and Axes.
     """
-    figure, axes = panels(1, len(titles), width=width or COLUMN * len(titles), height=height)
-    for ax, title in zip(axes.flat, titles, strict=True):
+    columns = min(len(titles), ACROSS)
+    rows = -(-len(titles) // columns)
+    figure, grid = panels(rows, columns, width=width or COLUMN * columns, height=height)
+    axes = list(grid.flat)[: len(titles)]
+    for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title)
-    letter(list(axes.flat))
-    return figure, list(axes.flat)
+    for ax in list(grid.flat)[len(titles) :]:
+        ax.set_visible(False)
+    letter(axes)
+    return figure, axes
 
 
 def letter(axes: Sequence[Axes]) -> None:
@@ -149,6 +167,18 @@ def letter(axes: Sequence[Axes]) -> None:
             ax.set_title(f"({chr(97 + index)})  {ax.get_title(loc='left')}")
 
 
+_LETTERS = 20
+"""Letters of a footnote in an inch."""
+
+
 def footnote(figure: Figure, text: str) -> None:
     """Write `text` small and grey under the panels: what the bands are, how many prompts."""
-    figure.supxlabel(text, fontsize=6.5, color="0.35", x=0.01, ha="left")
+    width = int(_LETTERS * figure.get_figwidth())
+    lines = "\n".join(fill(line, width) for line in text.splitlines())
+    figure.supxlabel(lines, fontsize=6.5, color="0.35", x=0.01, ha="left")
+
+
+def group_legend(figure: Figure, ax: Axes) -> None:
+    """Put one legend for all panels above them, from the labels of `ax`."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)

@@ -8,6 +8,7 @@ from .folder import MeasurementFolder as MeasurementFolder
 from .outcome import Outcome as Outcome
 from .run import measure_run as measure_run
 from .run import plan as plan
+from .settings import ActivationSettings as ActivationSettings
 from .settings import KernelSettings as KernelSettings
 from .settings import MeasureSettings as MeasureSettings
 from .settings import RefusalSettings as RefusalSettings

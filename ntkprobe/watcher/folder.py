@@ -20,14 +20,21 @@ from torch import Tensor
 
 from ..checkpoints import remove_stale_pins
 from ..errors import UserError
-from ..measurement import Encoded, KernelMeasurement, RefusalMeasurement
+from ..measurement import (
+    ActivationMeasurement,
+    Encoded,
+    KernelMeasurement,
+    RefusalMeasurement,
+)
 from ..storage import replacing, write_json, write_table, write_tensors
 from ..trajectory import step_of
 from .settings import SCHEMA_VERSION, insist_on_equal, versions
 
 COMPANIONS = ("tokens", "parts", "blocks")
-TABLES = ("kernel", "refusal", *COMPANIONS)
-IDENTITY = b"ntkprobe.identity"
+MEASURED = ("kernel", "refusal", "activations")
+TABLES = (*MEASURED, *COMPANIONS)
+TENSORS = ("activations", "blocks")  # the others are Parquet
+IDENTITY = "ntkprobe.identity"
 ABANDONED = 3600.0  # seconds; no table takes so long to write
 
 
@@ -114,29 +121,21 @@ class MeasurementFolder:
         table["in_kernel"] = [row in in_kernel for row in range(len(table))]
         write_table(self.path / "prompts.parquet", table)
 
-    def file(self, kind: str, step: int, suffix: str = "parquet") -> Path:
+    def file(self, kind: str, step: int) -> Path:
         """Return where a table of a step is, or would be."""
+        suffix = "safetensors" if kind in TENSORS else "parquet"
         return self.path / kind / f"step-{step:08d}.{suffix}"
 
     def measured(self, kind: str, step: int) -> str | None:
         """Return the identity of the checkpoint that a table was measured on; None without one."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            metadata = pq.read_schema(self.file(kind, step)).metadata or {}
-        except (FileNotFoundError, pa.ArrowInvalid):
-            return None
-        return metadata.get(IDENTITY, b"").decode()
+        path = self.file(kind, step)
+        found = _tensor_metadata(path) if kind in TENSORS else _table_metadata(path)
+        return None if found is None else found.get(IDENTITY, "")
 
     @staticmethod
     def steps_in(path: Path) -> set[int]:
-        """Return the steps that have a kernel or a refusal table in a folder, if it is there."""
-        return {
-            step_of(file)
-            for kind in ("kernel", "refusal")
-            for file in (path / kind).glob("step-*.parquet")
-        }
+        """Return the steps that have been measured into a folder, if it is there."""
+        return {step_of(file) for kind in MEASURED for file in (path / kind).glob("step-*.*")}
 
     @staticmethod
     def seconds_in(path: Path) -> list[float]:
@@ -167,8 +166,8 @@ class MeasurementFolder:
         if measured.parts is not None:
             self._write("parts", step, identity, _renumbered(measured.parts, of_row))
         if measured.blocks is not None:
-            path = self.file("blocks", step, "safetensors")
-            write_tensors(path, {"blocks": measured.blocks.contiguous()})
+            tensors = {"blocks": measured.blocks.contiguous()}
+            write_tensors(self.file("blocks", step), tensors, _stamp(identity))
         pairs = measured.frame().filter(["observed", "updated", "norm", "norm_error"])
         self._write("kernel", step, identity, _renumbered(pairs, of_row))
 
@@ -177,11 +176,15 @@ class MeasurementFolder:
         columns = ["prompt", "phrase_set", "reduction", "log_probability", "refuses"]
         self._write("refusal", step, identity, measured.frame()[columns])
 
+    def write_activations(self, step: int, identity: str, measured: ActivationMeasurement) -> None:
+        """Write the activations of one checkpoint, `[prompts, hidden]` for each layer."""
+        tensors = {f"layer_{number}": values for number, values in measured.layers.items()}
+        write_tensors(self.file("activations", step), tensors, _stamp(identity))
+
     def _write(self, kind: str, step: int, identity: str, table: pd.DataFrame) -> None:
         """Write one table with its step and identity."""
         whole = table.assign(step=step)[["step", *table.columns]]
-        metadata = {IDENTITY.decode(): identity, "ntkprobe.schema": str(SCHEMA_VERSION)}
-        write_table(self.file(kind, step), whole, metadata)
+        write_table(self.file(kind, step), whole, _stamp(identity))
 
     def first_tokens(self, rows: list[int]) -> list[list[int]] | None:
         """Return the first checkpoint's top tokens, `[n, k]` in the order of `rows`, if known."""
@@ -214,11 +217,10 @@ class MeasurementFolder:
             The names of the tables removed.
         """
         removed = []
-        for kind in ("kernel", "refusal"):
+        for kind in MEASURED:
             if self.measured(kind, step) not in (None, identity):
                 for name in (kind, *COMPANIONS) if kind == "kernel" else (kind,):
-                    suffix = "safetensors" if name == "blocks" else "parquet"
-                    self.file(name, step, suffix).unlink(missing_ok=True)
+                    self.file(name, step).unlink(missing_ok=True)
                 removed.append(kind)
         return removed
 
@@ -230,6 +232,34 @@ class MeasurementFolder:
             # A process killed while it wrote leaves half a line; ours must not be glued to it.
             torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
             file.write((("\n" if torn else "") + line + "\n").encode())
+
+
+def _stamp(identity: str) -> dict[str, str]:
+    """Return what every table carries: of which checkpoint it is, and in which format."""
+    return {IDENTITY: identity, "ntkprobe.schema": str(SCHEMA_VERSION)}
+
+
+def _table_metadata(path: Path) -> dict[str, str] | None:
+    """Return the metadata of a Parquet file; None where there is no whole file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
+    return {key.decode(): value.decode(errors="replace") for key, value in metadata.items()}
+
+
+def _tensor_metadata(path: Path) -> dict[str, str] | None:
+    """Return the metadata of a safetensors file; None where there is no whole file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except (FileNotFoundError, SafetensorError):
+        return None
 
 
 def _renumbered(table: pd.DataFrame, of_row: pd.Series) -> pd.DataFrame:

@@ -68,7 +68,7 @@ class Models:
         if not folder.is_dir():
             return self.name, f"hub:{self.name}"
         verdict = readiness(folder)
-        return str(folder.resolve()), identity(folder, verdict.weights or _stamps(folder))
+        return _told_as(folder), identity(folder, verdict.weights or _stamps(folder))
 
     def base(self) -> "PreTrainedModel":
         """Return the model below the adapters, loaded once.
@@ -114,6 +114,15 @@ class Models:
                 "the checkpoints hold no tokenizer: name a model that has it with --model"
             )
         return load_tokenizer(self.name, local=False)
+
+
+def _told_as(folder: Path) -> str:
+    """Return where a model is: a full path, or `package:…` for the one that comes with us."""
+    package, full = Path(__file__).resolve().parents[1], folder.resolve()
+    if not full.is_relative_to(package):
+        return str(full)
+    place = full.relative_to(package)
+    return f"package:{package.name}.{place.parts[0]}/{'/'.join(place.parts[1:])}"
 
 
 def _stamps(folder: Path) -> tuple[FileStamp, ...]:

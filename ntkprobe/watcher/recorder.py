@@ -10,10 +10,12 @@ import torch
 from .. import kernel
 from ..errors import UserError, one_line
 from ..measurement import (
+    ActivationMeasurement,
     Encoded,
     KernelMeasurement,
     encode,
     evaluating,
+    measure_activations,
     measure_kernel,
     measure_refusal,
 )
@@ -90,12 +92,17 @@ class Recorder:
         self._tokenizer, self._encoded = tokenizer, encoded
 
     def missing(self, step: int, identity: str) -> list[str]:
-        """Return which of `kernel` and `refusal` are still to be measured on this checkpoint."""
-        asked = {"kernel": self.settings.kernel, "refusal": self.settings.refusal}
+        """Return which of `kernel`, `refusal`, `activations` this checkpoint still lacks."""
+        how = self.settings
+        asked = {
+            "kernel": how.kernel,
+            "refusal": how.refusal,
+            "activations": how.activations,
+        }
         return [
             kind
-            for kind, how in asked.items()
-            if how is not None and self.folder.measured(kind, step) != identity
+            for kind, wanted in asked.items()
+            if wanted is not None and self.folder.measured(kind, step) != identity
         ]
 
     def record(self, model: "nn.Module", step: int, identity: str, kinds: list[str]) -> None:
@@ -105,7 +112,7 @@ class Recorder:
             model: the model, whole and in memory.
             step: its step.
             identity: of the checkpoint it came from.
-            kinds: what to measure, of `kernel` and `refusal`.
+            kinds: what to measure, as `missing` names it.
         """
         if "kernel" in kinds and self.settings.kernel is not None:
             self._verify(model, self.settings.kernel)
@@ -115,6 +122,10 @@ class Recorder:
             how = self.settings.refusal
             refusals = self._in_batches(lambda size: self._refusal(model, how, size))
             self.folder.write_refusal(step, identity, refusals)
+        if "activations" in kinds and self.settings.activations is not None:
+            layers = self.settings.activations.layers
+            found = self._in_batches(lambda size: self._activations(model, layers, size))
+            self.folder.write_activations(step, identity, found)
 
     def _verify(self, model: "nn.Module", how: KernelSettings) -> None:
         """Compare the estimator with plain backward passes on the first model, if wanted."""
@@ -161,6 +172,14 @@ class Recorder:
             generate=how.generate,
             max_new_tokens=how.max_new_tokens,
             batch_size=batch_size,
+        )
+
+    def _activations(
+        self, model: "nn.Module", layers: tuple[int, ...] | str, batch_size: int
+    ) -> ActivationMeasurement:
+        """Return the activations."""
+        return measure_activations(
+            model, self._tokenizer, self.encoded, layers=layers, batch_size=batch_size
         )
 
     def _in_batches(self, measure: Callable[[int], T]) -> T:

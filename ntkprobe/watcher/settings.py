@@ -11,7 +11,7 @@ from ..checkpoints import LoadSettings
 from ..errors import UserError
 
 SCHEMA_VERSION = 1
-COMPARED = ("prompts", "model", "kernel", "refusal")
+COMPARED = ("prompts", "model", "kernel", "refusal", "activations")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +82,44 @@ class RefusalSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ActivationSettings:
+    """Which activations are kept.
+
+    Attributes:
+        layers: numbers of decoder blocks, counted from 1, or `all`.
+    """
+
+    layers: tuple[int, ...] | str = "all"
+
+    def __post_init__(self) -> None:
+        numbers = (1,) if self.layers == "all" else self.layers
+        if isinstance(numbers, str) or not numbers or min(numbers) < 1:
+            raise UserError(f"no --layers {self.layers!r}: give all, or numbers from 1, as in 1,3")
+
+    @classmethod
+    def parse(cls, spec: str) -> "ActivationSettings":
+        """Return the settings of `all`, or of numbers joined by commas.
+
+        Args:
+            spec: such as `1,3,5`.
+
+        Returns:
+            The settings; what is neither is a `UserError`.
+        """
+        terms = spec.replace(" ", "").split(",")
+        if not all(term.isdecimal() for term in terms):
+            return cls(layers=spec)
+        return cls(layers=tuple(sorted({int(term) for term in terms})))
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeasureSettings:
     """How every checkpoint of a run is measured.
 
     Attributes:
         kernel: None to leave the kernel out.
         refusal: None to leave refusals out.
+        activations: None to leave activations out.
         template: how prompts become tokens.
         max_length: longer prompts lose the end of their text.
         load: how models are loaded.
@@ -97,6 +129,7 @@ class MeasureSettings:
 
     kernel: KernelSettings | None = field(default_factory=KernelSettings)
     refusal: RefusalSettings | None = field(default_factory=RefusalSettings)
+    activations: ActivationSettings | None = None
     template: str = "auto"
     max_length: int | None = None
     load: LoadSettings = field(default_factory=LoadSettings)
@@ -123,6 +156,7 @@ class MeasureSettings:
             },
             "kernel": self.kernel.record() if self.kernel else None,
             "refusal": asdict(self.refusal) if self.refusal else None,
+            "activations": asdict(self.activations) if self.activations else None,
         }
 
 

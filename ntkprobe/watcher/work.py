@@ -48,7 +48,9 @@ class Work:
         recorder, base = self.recorder, self.models.name
         kernel = f"kernel of {len(recorder.rows)}" if recorder.rows else ""
         refusal = f"refusal of {len(recorder.prompts)}" if recorder.settings.refusal else ""
-        what = " and ".join(filter(None, [kernel, refusal]))
+        activations = f"activations of {len(recorder.prompts)}"
+        kept = activations if recorder.settings.activations else ""
+        what = " and ".join(filter(None, [kernel, refusal, kept]))
         below = f", base {base}" if base else ", no base known (step 0 needs --model)"
         return f"{what} prompts, template {recorder.encoded.template.name}{below}"
 
@@ -56,7 +58,7 @@ class Work:
         """Measure the base as step 0.
 
         Returns:
-            What was measured now: `kernel`, `refusal`; nothing if all was there.
+            What was measured now, such as `kernel`; nothing if all was there.
         """
         known = self.models.base_identity()
         assert known is not None

@@ -1,0 +1,100 @@
+"""What the layers hold at the last position of each prompt (A.9), where the answer begins."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..chat import Template
+from ..generation import length_batches, require_measurable
+from ..hooks import Hook, decoder_layers, hidden_state, hooked, layer_output
+from ..kernel import finite, last_logits
+from ..prompts import PromptSet
+from .encoding import Encoded, Texts, as_encoded, evaluating
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationMeasurement:
+    """The activations of n prompts.
+
+    Attributes:
+        prompts: what was measured on.
+        layers: `[n, hidden]` float32 for each layer ℓ, the output of decoder block ℓ (from 1).
+        settings: everything that the numbers depend on.
+    """
+
+    prompts: PromptSet
+    layers: dict[int, Tensor]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"ActivationMeasurement({self.prompts.describe()}, layers {list(self.layers)})"
+
+
+def measure_activations(
+    model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Texts | Encoded,
+    *,
+    layers: Sequence[int] | str = "all",
+    template: str | Template = "auto",
+    max_length: int | None = None,
+    batch_size: int = 32,
+) -> ActivationMeasurement:
+    """Measure the output of decoder blocks at every prompt's last position (A.9).
+
+    Args:
+        model: any causal language model, in memory.
+        tokenizer: its tokenizer.
+        prompts: what to measure on.
+        layers: numbers of blocks, counted from 1, or `all`.
+        template: how prompts become tokens.
+        max_length: longer prompts lose the end of their text.
+        batch_size: prompts at a time, which changes no number.
+
+    Returns:
+        A matrix for each layer; a layer that the model does not have is a `UserError`.
+    """
+    encoded = as_encoded(tokenizer, prompts, template, max_length)
+    numbers = range(1, len(decoder_layers(model)) + 1) if isinstance(layers, str) else layers
+    modules = {number: layer_output(model, number) for number in sorted(set(numbers))}
+    ids = [torch.tensor(row) for row in encoded.input_ids]
+    found: dict[int, list[Tensor]] = {number: [torch.empty(0)] * len(ids) for number in modules}
+    with evaluating(model), torch.no_grad():
+        require_measurable(model, ids)
+        for rows in length_batches(ids, batch_size):
+            for number, values in _last_positions(model, modules, [ids[row] for row in rows]):
+                for row, value in zip(rows, values, strict=True):
+                    found[number][row] = value
+    settings = {
+        "layers": list(modules),
+        "template": encoded.template.name,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+    }
+    stacked = {number: torch.stack(values) for number, values in found.items()}
+    return ActivationMeasurement(encoded.prompts, stacked, settings)
+
+
+def _last_positions(
+    model: nn.Module, modules: dict[int, nn.Module], prompts: list[Tensor]
+) -> list[tuple[int, Tensor]]:
+    """Return each layer's output `[batch, hidden]` at the last position of these prompts."""
+    last = torch.tensor([len(ids) - 1 for ids in prompts])
+    found: list[tuple[int, Tensor]] = []
+
+    def keeping(number: int) -> Hook:
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            values = hidden_state(output)
+            rows = torch.arange(len(last), device=values.device)
+            found.append((number, values[rows, last.to(values.device)].float().cpu()))
+
+        return keep
+
+    with hooked([(module, keeping(number)) for number, module in modules.items()]):
+        finite(last_logits(model, prompts))
+    return found
