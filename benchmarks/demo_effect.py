@@ -8,6 +8,7 @@ stopped goes on where it was; finished ways are read from the output folder.
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -76,7 +77,7 @@ def main() -> None:
             "paper's ‖K(x′,x)‖/‖K(x′,x′)‖ between seemingly toxic and toxic prompts, top-10 "
             "tokens, all parameters, 25 prompts per group, of the model that safety SFT starts "
             "from. Seeds are those asked for, none left out. "
-            f"{machine()}; by `python benchmarks/demo_effect.py`.",
+            f"{machine()}; by `python benchmarks/demo_effect.py {' '.join(sys.argv[1:])}`.",
             table(*rows(outcomes)),
             "## Similarity of all groups",
             "Rows observed x′, columns updated x; the base, then after DCR with seed 0.",
