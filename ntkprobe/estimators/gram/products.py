@@ -13,6 +13,7 @@ Half of each where a tile meets itself, by symmetry.
 """
 
 from dataclasses import replace
+from threading import get_ident
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -23,12 +24,10 @@ from .threads import side_by_side
 
 Block = Float64[Tensor, "n k m h"]
 Known = dict[tuple[object, ...], Tensor]
-FLOATS_AT_A_TIME = {
-    "cpu": 3 * 2**20,
-    "cuda": 2**27,
-}  # of a product's intermediate: what caches hold
-_ENTRIES_AT_A_TIME = 2048
+FLOATS_AT_A_TIME = {"cpu": 2**21, "cuda": 2**27}  # of an intermediate: what caches hold
+_ENTRIES_AT_A_TIME = 512
 _LONGEST_SUM = 2**14
+_PROMPTS_AT_A_TIME = 8
 
 
 def product(p: Factor, q: Factor, known: Known | None = None) -> Block:
@@ -101,8 +100,19 @@ def _activations(p: Outer, q: Outer, known: Known) -> Float[Tensor, "n m t s"]:
     """Return a_t·a′_s of every two prompts, computed once for operations of the same inputs."""
     key = (p.a.data_ptr(), p.a.shape, p.a.stride(), q.a.data_ptr(), q.a.shape, q.a.stride())
     if key not in known:
-        known[key] = torch.einsum("ati,bsi->abts", p.a, q.a)
+        known[key] = _alike(p.a) if p is q else torch.einsum("ati,bsi->abts", p.a, q.a)
     return known[key]
+
+
+def _alike(a: Float[Tensor, "n t i"]) -> Float[Tensor, "n n t t"]:
+    """Return a_t·a_s of every two prompts of one tile: half of them computed, the rest mirrored."""
+    n, t, _ = a.shape
+    near = a.new_empty(n, n, t, t)
+    for start in range(0, n, _PROMPTS_AT_A_TIME):
+        stop = start + _PROMPTS_AT_A_TIME
+        near[start:stop, start:] = torch.einsum("ati,bsi->abts", a[start:stop], a[start:])
+        near[stop:, start:stop] = near[start:stop, stop:].permute(1, 0, 3, 2)
+    return near
 
 
 def _ghost(p: Outer, q: Outer, known: Known) -> Block:
@@ -125,40 +135,44 @@ def _ghost(p: Outer, q: Outer, known: Known) -> Block:
 def _mixed(p: Outer, q: Outer, known: Known) -> Block:
     """Return Σ_t g_it · (Σ_s (a_t·a′_s) g′_js), some entries of the output at a time."""
     near = _activations(p, q, known)
-    pieces = -(-p.g.shape[3] // _ENTRIES_AT_A_TIME)
-    left = p.g.chunk(pieces, 3)
-    right = left if p is q else q.g.chunk(pieces, 3)
-    parts = (_carried(p, q, near, *pair) for pair in zip(left, right, strict=True))
-    return sum(parts, torch.zeros((), dtype=torch.float64))
-
-
-def _carried(p: Outer, q: Outer, near: Tensor, left: Tensor, right: Tensor) -> Block:
-    """Return the mixed product of some entries: as many prompts at a time as a cache holds."""
-    left, right = left.contiguous(), right.contiguous()
-    (n, k, _, o), (m, h, u, _) = left.shape, right.shape
-    one = h * max(p.lengths) * o  # what carrying one updated prompt to one observed one takes
-    down = _even(min(m, _room(left) // (2 * one)))
-    up = max(1, min(n, _room(left) // (down * one)))
-    out = left.new_zeros((n, m, k, h))
+    (n, k, _, o), (m, h, u, _) = p.g.shape, q.g.shape
+    out = torch.zeros((n, m, k, h), dtype=torch.float64, device=p.g.device)
+    width = -(-o // -(-o // _ENTRIES_AT_A_TIME))
+    one = h * max(p.lengths) * width  # what carrying one updated prompt to one observed one takes
+    down = _even(min(m, _room(p.g) // (2 * one)))
+    up = max(1, min(n, _room(p.g) // (down * one)))
+    rooms: dict[int, Tensor] = {}  # of each thread: fresh memory costs more than what it holds
 
     def observe(a: int) -> None:
         some = slice(a, min(a + up, n))
         c, t = some.stop - a, max(p.lengths[some])
         mix = near[some, :, :t].transpose(0, 1).reshape(m, 1, c * t, u)
-        mine = left[some].view(c, k, -1)[:, :, : t * o]
-        room = left.new_empty(down * h * c * t * o)
-        for b in range(a if p is q else 0, m, down):
-            these = slice(b, min(b + down, m))
-            d, s = these.stop - b, max(q.lengths[these])
-            carried = room[: d * h * c * t * o].view(d * h, c * t, o)
-            spread = mix[these, :, :, :s].expand(d, h, c * t, s).reshape(d * h, c * t, s)
-            torch.bmm(spread, right[these, :, :s].flatten(0, 1), out=carried)
-            found = torch.bmm(mine, carried.view(d * h, c, t * o).permute(1, 2, 0))
-            out[some, these] = found.view(c, k, d, h).transpose(1, 2)
+        room = rooms.get(get_ident())
+        if room is None:
+            room = rooms[get_ident()] = p.g.new_empty(down * up * one)
+        for entries in (slice(e, e + width) for e in range(0, o, width)):
+            mine = p.g[some, :, :t, entries].flatten(2)
+            for b in range(a if p is q else 0, m, down):
+                these = slice(b, min(b + down, m))
+                s = max(q.lengths[these])
+                right = q.g[these, :, :s, entries]
+                carried = _carried(mix[these, :, :, :s], right, room).view(-1, c, mine.shape[2])
+                found = torch.bmm(mine, carried.permute(1, 2, 0))
+                out[some, these] += found.view(c, k, -1, h).transpose(1, 2)
 
-    side_by_side(observe, range(0, n, up), left.device)
-    whole = out.permute(0, 2, 1, 3).double()
+    side_by_side(observe, range(0, n, up), p.g.device)
+    whole = out.permute(0, 2, 1, 3)
     return _mirrored(whole) if p is q else whole
+
+
+def _carried(
+    mix: Float[Tensor, "m 1 rows seq"], g: Float[Tensor, "m h seq out"], room: Float[Tensor, " _"]
+) -> Float[Tensor, "mh rows out"]:
+    """Return each prompt's gradients carried to the positions of others, written into `room`."""
+    (d, h, s, o), rows = g.shape, mix.shape[2]
+    carried = room[: d * h * rows * o].view(d * h, rows, o)
+    spread = mix.expand(d, h, rows, s).reshape(d * h, rows, s)
+    return torch.bmm(spread, g.flatten(0, 1), out=carried)
 
 
 def _even(count: int) -> int:

@@ -1,7 +1,9 @@
 """Many small products side by side."""
 
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import torch
 
@@ -17,8 +19,17 @@ def side_by_side(work: Callable[[int], None], items: Iterable[int], device: torc
         for item in items:
             work(item)
         return
+    torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(work, items))
+        list(_pool(threads, os.getpid()).map(work, items))
     finally:
         torch.set_num_threads(threads)
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Return the threads of a process (a forked one has none of its parent's), made once.
+
+    New threads would each time first set up what the library of matrix products keeps for them.
+    """
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
