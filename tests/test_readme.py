@@ -15,6 +15,7 @@ from ntkprobe.training.runs import located
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")]
 
 
 def blocks(language):
@@ -62,9 +63,7 @@ def test_every_figure_is_in_the_table():
         assert f"(ntkprobe/figures/{name}.py)" in README
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/cautions.md"]
-)
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *PAGES])
 def test_every_link_into_the_repository_leads_somewhere(page):
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", text)
