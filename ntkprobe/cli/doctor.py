@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,9 +63,11 @@ def _derivatives(attention: str, device: str) -> str:
     from torch.func import functional_call, jvp
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
-    config = Qwen2Config(**dict.fromkeys(sizes, 4), **heads, attn_implementation=attention)
+    sizes: dict[str, Any] = dict.fromkeys(
+        ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"), 4
+    )
+    others: dict[str, Any] = {"num_key_value_heads": 1, "attn_implementation": attention}
+    config = Qwen2Config(**sizes, num_attention_heads=1, **others)
     with torch.random.fork_rng():
         model = Qwen2ForCausalLM(config).eval().to(device)
     theta = {name: p.detach() for name, p in model.named_parameters()}
