@@ -14,7 +14,8 @@
 # The demo's two runs, shortened to a minute or so: safety alignment of the embedded model (STL),
 # and of the same model after contrastive refinement (DCR → STL). Both are trained, measured at a
 # few checkpoints, and drawn. The demo is a constructed world: this shows how to read the figures,
-# not what a real model does. For the whole of it, `ntkprobe demo`.
+# not what a real model does. The whole of it is `ntkprobe demo`; its measurements are committed
+# in `figures/demo`.
 
 # %%
 from pathlib import Path
