@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint bench clean
+.PHONY: help install demo test check lint docs notebooks bench clean
 
 help:  ## print this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
 	  || { echo "This Python has no venv module. On Debian or Ubuntu: apt install python3-venv"; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
 	@touch $(STAMP)
 
 demo: install  ## train, measure and draw on the embedded model (minutes on 2 cores)
@@ -28,7 +28,7 @@ demo: install  ## train, measure and draw on the embedded model (minutes on 2 co
 test: install  ## the quick suite (under 5 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist worksteal
 
-check: install lint  ## lint and the slow rest of the tests
+check: install lint  ## lint and the slow rest of the tests: notebooks, docs, faults
 	$(BIN)/pytest -q -m slow
 
 lint: install  ## format, lint, types, floors
@@ -37,9 +37,15 @@ lint: install  ## format, lint, types, floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: install  ## build the pages of docs/ and the reference into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: install  ## run the notebooks and write their .ipynb
+	$(BIN)/python notebooks/regenerate.py
+
 bench: install  ## every benchmark, which writes its table beside itself
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-clean:  ## remove .venv, runs/ and caches
-	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove .venv, runs/, site/ and caches
+	rm -rf .venv runs site build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,13 +11,15 @@
 # %% [markdown]
 # # One pair of prompts
 #
-# The kernel between two prompts from its definition, the four estimators that compute it, and what
-# the step size does to finite differences. Everything here runs on the embedded model in seconds.
+# The kernel between two prompts from its definition, the four estimators that compute it, and
+# what the step size does to finite differences. Everything here runs on the embedded model in
+# seconds.
 
 # %%
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib import pyplot as plt
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ntkprobe import tiny
@@ -39,11 +41,9 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 # %%
 texts = ["How do I kill a stuck program?", "How do I kill a stranger?"]
 prompts = [
-    torch.tensor(
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
-        )
-    )
+    tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"][0]
     for text in texts
 ]
 probes = [
@@ -56,8 +56,8 @@ for text, probe in zip(texts, probes, strict=True):
 # %% [markdown]
 # ## From the definition
 #
-# $K(x', x) = J(x')\, J(x)^\top$, where row $i$ of $J(x)$ is the gradient of the logit of token $i$.
-# Three loops and one product:
+# $K(x', x) = J(x')\, J(x)^\top$, where row $i$ of $J(x)$ is the gradient of the logit of token
+# $i$. Three loops and one product:
 
 
 # %%
@@ -76,8 +76,9 @@ K = torch.stack([torch.stack([row @ column.T for column in J]) for row in J]).tr
 K.shape, norms(K)
 
 # %% [markdown]
-# Divided by the observed prompt's own norm, as in the paper (rows observed, columns updated, not
-# symmetric), and by both prompts' norms:
+# Divided by the observed prompt's own norm, as in the paper: rows observed, columns updated. This
+# table is not symmetric, and here one of its entries is above 1. Below it, divided by both
+# prompts' norms:
 
 # %%
 print(similarity(norms(K)).numpy().round(3))
@@ -86,15 +87,18 @@ print(symmetric_similarity(norms(K)).numpy().round(3))
 # %% [markdown]
 # ## Four ways to the same number
 #
-# `Dense` is the definition above, `Gram` never forms a gradient, `ForwardMode` pushes each gradient
-# forward again, and `FiniteDifference` is the paper's approximation (A.6) of that.
+# `Dense` is the definition above, `Gram` never forms a gradient, `ForwardMode` pushes each
+# gradient forward again, and `FiniteDifference` is the paper's approximation (A.6) of that: with
+# $\varepsilon = 10^{-3}$ it moves the parameters by $\varepsilon w$ as printed, or by
+# $\varepsilon w / \lVert w\rVert$.
 
 # %%
 estimators = {
     "dense": Dense(),
     "gram": Gram(),
     "forward mode": ForwardMode(),
-    "finite difference": FiniteDifference(step="unit", eps=1e-2),
+    "finite difference, along w / ‖w‖": FiniteDifference(step="unit"),
+    "finite difference, along w (paper)": FiniteDifference(step="raw"),
 }
 errors = {}
 for name, estimator in estimators.items():
@@ -105,9 +109,9 @@ pd.Series(errors, name="relative error")
 # %% [markdown]
 # ## The step of the finite differences
 #
-# A step too long sees the model bend; a step too short drowns in rounding. The error is a U, and
-# where its bottom lies depends on the length of the gradient $w$: at the paper's $\varepsilon =
-# 10^{-3}$ along an unnormalised $w$, the true length of the step is $\varepsilon\,\lVert w\rVert$.
+# A step too long sees the model bend; a step too short drowns in rounding: the error is a U.
+# Along an unnormalised $w$ the true length of the step is $\varepsilon\,\lVert w\rVert$, so where
+# the bottom lies depends on the gradients, and moves along a run.
 
 # %%
 steps = np.logspace(-6, 0, 13)
@@ -118,18 +122,24 @@ for kind in ("raw", "unit"):
         rows.append((kind, eps, float((columns - K).norm() / K.norm())))
 table = pd.DataFrame(rows, columns=["step", "eps", "error"])
 
-with style.in_print:
+with plt.rc_context(style.PRINT):
     figure, (ax,) = style.row(["Finite differences against the exact kernel"])
     for (kind, rows_), colour in zip(table.groupby("step"), ("#555555", "#117733"), strict=True):
         name = {"raw": "along w", "unit": "along w / ‖w‖"}[kind]
         ax.loglog(rows_["eps"], rows_["error"], "o-", color=colour, label=name)
     ax.axvline(1e-3, color="0.8", lw=1, zorder=0)
     ax.set(xlabel="step ε (grey: the paper's)", ylabel="relative error of K", ylim=(1e-5, 30))
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="upper left")
 figure
 
+# %% [markdown]
+# The lengths of the gradients, and the best step of each kind. Their ratio explains why the two
+# curves are one curve, shifted:
+
 # %%
+lengths = torch.cat(J).norm(dim=1)
+print(f"‖w‖ from {lengths.min():.0f} to {lengths.max():.0f}")
 best = table.loc[table.groupby("step")["error"].idxmin()].set_index("step")
-assert max(errors["gram"], errors["dense"]) < 1e-5
+assert max(errors["gram"], errors["dense"], errors["forward mode"]) < 1e-5
 assert (best["error"] < 0.01).all()
 best

@@ -16,11 +16,13 @@
 # both do to the kernel. The embedded model, a minute or so on two cores.
 
 # %%
-from tempfile import mkdtemp
+import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib import pyplot as plt
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ntkprobe as ntk
@@ -35,7 +37,7 @@ from ntkprobe.training.dcr import DCRConfig, train_dcr
 settings = preset_settings("tiny", "dcr")
 layer = settings["layer"]
 base_name = settings.pop("model")
-config = DCRConfig(output_dir=mkdtemp(), **settings)
+config = DCRConfig(output_dir="runs/notebook-dcr", **settings)
 refined_folder = train_dcr(base_name, ntk.PromptSet.from_file(tiny.dcr_path()), config)
 
 # %%
@@ -47,8 +49,8 @@ held_out = ntk.PromptSet.from_file(tiny.measure_path()).sample(per_group=15, see
 # %% [markdown]
 # ## The features of the layer
 #
-# Layer ℓ is the output of decoder block ℓ, counted from 1, at the prompt's last token: that is what
-# the loss sees. On prompts that no training has seen:
+# Layer ℓ is the output of decoder block ℓ, counted from 1, at the prompt's last token: that is
+# what the loss sees. On prompts that no training has seen:
 
 
 # %%
@@ -82,42 +84,58 @@ def mean_cosines(unit):
 pd.concat({"before": mean_cosines(before), "after": mean_cosines(after)}, axis=1)
 
 # %% [markdown]
-# In the plane of the two main directions of the features after refinement:
+# In the plane of the two main directions of the features after refinement, on one scale. The loss
+# pulled the two groups apart that it was given. It was never told about normal prompts: each goes
+# to the side that it is nearer to, and some go to the toxic one.
 
 # %%
 sides = np.isin(groups, ["seemingly_toxic", "toxic"])
 centre = after.mean(0)
-axes_of_most = torch.linalg.svd(after - centre, full_matrices=False).Vh[:2]
-with style.in_print:
-    figure, panels = style.row(["Before", "After DCR"], height=2.6)
+main = torch.linalg.svd(after - centre, full_matrices=False).Vh[:2]
+with plt.rc_context(style.PRINT):
+    figure, panels = style.row(["Before", "After DCR"], height=2.8)
     for ax, unit in zip(panels, (before, after), strict=True):
-        plane = ((unit - centre) @ axes_of_most.T).numpy()
+        plane = ((unit - centre) @ main.T).numpy()
         for group in style.in_order(groups):
-            look, mine = style.look(group), groups == group
-            ax.scatter(
-                *plane[mine].T, color=look.colour, marker=look.marker, label=look.label, s=18
-            )
+            look, points = style.look(group), plane[groups == group].T
+            ax.scatter(*points, color=look.colour, marker=look.marker, label=look.label, s=18)
         ax.set(xlabel="first direction", ylabel="second direction")
-    panels[0].legend(frameon=False)
+        ax.set(xlim=(-1.1, 1.2), ylim=(-0.9, 0.6))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 figure
 
 # %% [markdown]
 # ## The loss
 #
 # With the paper's weights a batch that is perfectly arranged still costs log(1 + |P| |N|) per
-# prompt, so what counts is the excess over that floor.
+# prompt, so what counts is the excess over that floor: here on the held-out prompts.
 
 # %%
 labels = torch.tensor((groups == "toxic").astype(int))[torch.tensor(sides)]
 shape = {"margin": config.margin, "scale": config.scale, "weights": config.weights}
 floor = circle_loss_floor(labels, **shape)
-pd.Series(
-    {
-        name: float(circle_loss(unit[torch.tensor(sides)], labels, **shape) - floor)
-        for name, unit in (("before", before), ("after", after))
-    },
-    name="excess of the circle loss",
-)
+excess = {
+    name: float(circle_loss(unit[torch.tensor(sides)], labels, **shape) - floor)
+    for name, unit in (("before", before), ("after", after))
+}
+pd.Series(excess, name="excess of the circle loss")
+
+# %% [markdown]
+# And along training, on each batch of 32; the floor is that of a batch with as many prompts of
+# either side:
+
+# %%
+state = sorted(Path("runs/notebook-dcr").glob("checkpoint-*/trainer_state.json"), key=str)[-1]
+log = pd.DataFrame(json.loads(state.read_text())["log_history"]).dropna(subset="loss")
+half = config.per_device_train_batch_size // 2
+with plt.rc_context(style.PRINT):
+    figure, (ax,) = style.row(["Contrastive refinement"])
+    ax.plot(log["step"], log["loss"], color="#117733")
+    ax.axhline(
+        float(circle_loss_floor(torch.tensor([0, 1] * half), **shape)), color="0.6", lw=1, ls="--"
+    )
+    ax.set(xlabel="optimiser step", ylabel="loss (dashed: its floor)", ylim=(0, None))
+figure
 
 # %% [markdown]
 # ## The kernel
@@ -126,7 +144,7 @@ pd.Series(
 
 # %%
 kernels = {
-    name: ntk.measure_kernel(model, tokenizer, held_out)
+    name: ntk.measure_kernel(model, tokenizer, held_out, by="layer")
     for name, model in (("before", base), ("after", refined))
 }
 means = {
@@ -137,6 +155,48 @@ means = {
 }
 pd.concat(means, axis=1).round(2)
 
+# %% [markdown]
+# Which parameters is that a statement about? The paper's Proposition 1 bounds the kernel over the
+# parameters below ℓ, and its A.6 measures the last blocks and the head. The similarity of
+# seemingly toxic to toxic prompts over three selections. (This model's embedding is its head, so
+# that every selection here contains it.)
+
 # %%
-across = {name: table.loc["seemingly_toxic", "toxic"] for name, table in means.items()}
-assert across["after"] < across["before"]
+selections = ["all", f"below:{layer}", "last:2+head"]
+
+
+def across(model, parameters):
+    """Return the mean similarity of seemingly toxic (observed) and toxic (updated) prompts."""
+    found = ntk.measure_kernel(model, tokenizer, held_out, parameters=parameters).group_means()
+    pair = found.query("observed_group == 'seemingly_toxic' and updated_group == 'toxic'")
+    return float(pair["similarity"].iloc[0])
+
+
+table = pd.DataFrame(
+    {
+        name: [across(model, parameters) for parameters in selections]
+        for name, model in (("before", base), ("after", refined))
+    },
+    index=selections,
+)
+table.round(2)
+
+# %% [markdown]
+# And by layer: what each contributes to the mean over all parameters.
+
+
+# %%
+def contributions(kernel):
+    """Return every layer's share of the mean similarity, seemingly toxic against toxic."""
+    rows = kernel.parts.merge(kernel.frame(), on=["observed", "updated"])
+    pair = rows.query("observed_group == 'seemingly_toxic' and updated_group == 'toxic'")
+    place = pair["layer"].astype("Int64").astype("string").fillna(pair["part"])
+    pairs = len(pair[["observed", "updated"]].drop_duplicates())
+    return (pair["share"] * pair["similarity"]).groupby(place).sum() / pairs
+
+
+pd.DataFrame({name: contributions(kernel) for name, kernel in kernels.items()}).round(3)
+
+# %%
+assert table.loc["all", "after"] < table.loc["all", "before"]
+assert excess["after"] < excess["before"]

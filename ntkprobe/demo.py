@@ -14,6 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from .figures import Drawn, draw_figures, find_runs
+from .jupyter import paragraph, table
+from .plots import style
 from .presets.settings import preset_settings
 from .prompts import PromptSet
 from .tiny import files as embedded
@@ -39,6 +41,13 @@ class Demo:
     runs: dict[str, Trajectory]
     figures: Drawn
     failed: dict[str, str]
+
+    def _repr_html_(self) -> str:
+        tables = (
+            paragraph(style.run_label(name)) + table(before_and_after(run))
+            for name, run in self.runs.items()
+        )
+        return "".join(tables)
 
 
 def run_demo(output_dir: Path, seed: int = 0, tell: Callable[[str], None] = print) -> Demo:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from .errors import UserError
+from .jupyter import paragraph, table
 from .prompt_files import read_rows
 
 if TYPE_CHECKING:
@@ -259,11 +260,10 @@ class PromptSet(Sequence[Prompt]):
         return pd.DataFrame(columns)
 
     def _repr_html_(self) -> str:
-        # Prompts are hostile text: escaped, and kept from the notebook's formula renderer.
-        table = self.frame().head(_ROWS_SHOWN)
-        shown = table.to_html(escape=True, index=False, classes="tex2jax_ignore mathjax_ignore")
-        more = f"<p>… and {len(self) - _ROWS_SHOWN} more</p>" if len(self) > _ROWS_SHOWN else ""
-        return f"<p>{self.describe()}</p>{shown}{more}"
+        shown = table(self.frame().head(_ROWS_SHOWN), index=False)
+        left = len(self) - _ROWS_SHOWN
+        more = paragraph(f"… and {left} more") if left > 0 else ""
+        return paragraph(self.describe()) + shown + more
 
 
 def _file_and_group(file: str | Path) -> tuple[Path, str | None]:

@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from itertools import product
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from .errors import UserError
+from .jupyter import paragraph, table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 RESAMPLES = 1000
 
@@ -195,8 +199,75 @@ class Trajectory:
         table = pa.concat_tables(tables, promote_options="permissive").to_pandas()
         return table[columns + [name for name in table.columns if name not in columns]]
 
+    def refusal_means(self) -> pd.DataFrame:
+        """Return means over prompts: `step, group, phrase_set, reduction, probability, rate`.
+
+        Returns:
+            A row per step, group and way to sum; `rate` is the share of generated answers that
+            refuse, missing where none was generated.
+        """
+        keys = ["step", "group", "phrase_set", "reduction"]
+        rows = self.refusal().astype({"refuses": "Float64"})
+        means = rows.groupby(keys, sort=False)[["probability", "refuses"]].mean()
+        return means.rename(columns={"refuses": "rate"}).reset_index()
+
+    def plot(self, ax: "Axes | None" = None, what: str | None = None) -> "Axes":
+        """Return the Axes with a line over the steps for every pair of groups, or every group.
+
+        Args:
+            ax: where to; a new figure by default.
+            what: `kernel`, mean similarities, or `refusal`, mean probabilities; by default the
+                first of the two that was measured.
+
+        Returns:
+            The Axes.
+
+        Raises:
+            UserError: if that was not measured.
+        """
+        from .plots.lines import group_lines, pair_lines
+        from .plots.style import new_axes
+
+        kind = what or ("kernel" if self._files("kernel") else "refusal")
+        if kind not in ("kernel", "refusal") or not self._files(kind):
+            raise UserError(f"no {kind} was measured in {self.folder}: choose kernel or refusal")
+        where = new_axes() if ax is None else ax
+        if kind == "kernel":
+            means = self.group_means()
+            where.set_ylim(0, means["high"].max() * 1.04)
+            pair_lines(means, where, emphasised=("seemingly_toxic", "toxic"))
+            label = "mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$"
+        else:
+            group_lines(self._first_reduction(), where, y="probability")
+            label = "mean refusal probability"
+        where.set(xlabel="optimiser step", ylabel=label)
+        return where
+
+    def _first_reduction(self) -> pd.DataFrame:
+        """Return the rows of `refusal_means` for the phrases and the sum that were listed first."""
+        means = self.refusal_means()
+        first = means[["phrase_set", "reduction"]].iloc[:1]
+        return means.merge(first, on=["phrase_set", "reduction"])
+
     def __repr__(self) -> str:
         return f"Trajectory({str(self.folder)!r}, {len(self.steps)} steps)"
+
+    def _repr_html_(self) -> str:
+        steps, groups = self.steps, self.prompts["group"].value_counts(sort=False)
+        told = ", ".join(f"{count} {group}" for group, count in groups.items())
+        span = f"{len(steps)} steps, {steps[0]} to {steps[-1]}" if steps else "no steps yet"
+        shown = [paragraph(f"{self.folder}: {span}; prompts: {told}")]
+        if self._files("kernel"):
+            means = self.group_means(resamples=0)
+            pairs = means["observed_group"] + " ← " + means["updated_group"]
+            wide = means.assign(pair=pairs).pivot(index="pair", columns="step", values="similarity")
+            shown += [paragraph("Mean similarity, observed ← updated"), table(_ends(wide))]
+        if self._files("refusal"):
+            wide = self._first_reduction().pivot(
+                index="group", columns="step", values="probability"
+            )
+            shown += [paragraph("Mean refusal probability"), table(_ends(wide))]
+        return "".join(shown)
 
 
 _EMPTY = {
@@ -210,6 +281,12 @@ _EMPTY = {
 def step_of(path: Path) -> int:
     """Return the step in a file name such as `step-00000100.parquet`."""
     return int(path.stem.removeprefix("step-"))
+
+
+def _ends(wide: pd.DataFrame, columns: int = 6) -> pd.DataFrame:
+    """Return at most so many of a table's columns, the first, the last and some between."""
+    kept = np.unique(np.linspace(0, wide.shape[1] - 1, columns).round().astype(int))
+    return wide.iloc[:, kept]
 
 
 def _look_up(values: pd.Series, steps: pd.Series, prompts: pd.Series) -> np.ndarray:

@@ -50,6 +50,12 @@ def test_the_demo_leaves_both_runs_measured_and_every_figure(done):
     assert {f"fig{n}.{kind}" for n in (1, 3, 5, 6) for kind in ("png", "pdf", "csv")} <= pictures
 
 
+def test_the_demo_shows_itself_in_jupyter(done):
+    found = demo.Demo(demo.find_runs([done]), None, {})
+    shown = found._repr_html_()
+    assert shown.count("<table") == 2 and "refusal rate" in shown and "DCR → STL" in shown
+
+
 def test_a_second_run_writes_nothing_but_figures(done):
     before = written(done)
     demo.run_demo(done, tell=lambda line: None)

@@ -14,6 +14,7 @@ from ntkprobe.measurement import encode, evaluating
 matplotlib.use("Agg")
 PROMPTS = PromptSet.from_texts(TEXTS)
 TOKENIZER = tiny_tokenizer()
+HOSTILE = "<script>alert(1)</script> <b>**x**</b> $y$ [a](http://b)"
 
 
 def kernel(model=None, prompts=PROMPTS, **options):
@@ -167,9 +168,12 @@ def test_a_plot_goes_where_it_is_asked_to():
 
 
 def test_what_jupyter_shows_is_escaped():
-    hostile = PromptSet.from_texts({"toxic": ["<script>alert(1)</script>", "kill my neighbour"]})
-    shown = kernel(prompts=hostile)._repr_html_()
-    assert "<table" in shown and "<script" not in shown
+    hostile = PromptSet.from_texts({"toxic": [HOSTILE], "normal": ["kill my neighbour"]})
+    refusal = measure_refusal(tiny_model(), TOKENIZER, hostile, phrases=["sorry"], generate=False)
+    for measured in (kernel(prompts=hostile), refusal):
+        shown = measured._repr_html_()
+        assert "<script" not in shown and "&lt;script&gt;" in shown and "<b>" not in shown
+        assert shown.count("mathjax_ignore") >= 3 and "[a](http://b)" in shown
 
 
 @pytest.mark.parametrize("options", [{"full_vocabulary": True}, {"random_probes": 400}])

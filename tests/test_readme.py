@@ -1,49 +1,35 @@
 """What README.md and docs/ show works and is true."""
 
 import re
-import shlex
 import tomllib
 from pathlib import Path
 
-import pandas as pd
+import doc_blocks
 import pytest
-from tiny_runs import full_run
 
-from ntkprobe.cli import main
 from ntkprobe.figures import figure_names
-from ntkprobe.training.runs import located
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")]
 
 
 def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return [
+        block.text for block in doc_blocks.blocks(ROOT / "README.md") if block.language == language
+    ]
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A folder with a run and a file of prompts, as the README names them."""
     monkeypatch.chdir(tmp_path)
-    full_run(tmp_path / "RUN", steps=(10, 20))
-    rows = [
-        (f"how do i kill {word} ?", group)
-        for group in ("normal", "toxic", "seemingly_toxic")
-        for word in ("a", "the", "my")
-    ]
-    pd.DataFrame(rows, columns=["prompt", "group"]).to_csv("prompts.csv", index=False)
+    doc_blocks.make_world(tmp_path)
     return tmp_path
 
 
-def run_console(block):
-    for line in block.splitlines():
-        program, *words = shlex.split(line, comments=True)
-        assert program == "ntkprobe"
-        assert main(words) == 0
-
-
 def test_the_command_line_block_runs_and_its_tables_read_as_shown(here):
-    run_console(blocks("console")[1])
+    doc_blocks.run_console(blocks("console")[1])
     assert {p.stem for p in (here / "figures").glob("*.png")} >= {"fig1", "fig3", "fig5", "fig6"}
     names = {}
     exec(f"import ntkprobe as ntk\n{blocks('python')[1]}", names)
@@ -51,9 +37,8 @@ def test_the_command_line_block_runs_and_its_tables_read_as_shown(here):
 
 
 def test_the_jupyter_block_runs():
-    model = located("package:ntkprobe.tiny/model")
     names = {}
-    exec(blocks("python")[0].replace("Qwen/Qwen2.5-1.5B", model), names)
+    doc_blocks.run_python(blocks("python")[0], names)
     assert names["now"].norms.shape == (4, 4)
 
 
@@ -62,9 +47,7 @@ def test_every_figure_is_in_the_table():
         assert f"(ntkprobe/figures/{name}.py)" in README
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/cautions.md"]
-)
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *PAGES])
 def test_every_link_into_the_repository_leads_somewhere(page):
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", text)

@@ -200,7 +200,7 @@ def test_pandas_and_pyarrow_read_the_same_folder(folder):
 
 def test_duckdb_reads_the_same_folder(folder):
     duckdb = pytest.importorskip("duckdb")
-    found = duckdb.sql(f"select sum(norm) from '{folder}/kernel/*.parquet'").fetchone()[0]
+    found = duckdb.sql(f"select sum(norm) from '{folder}/kernel/*.parquet'").fetchall()[0][0]
     assert found == pytest.approx(Trajectory(folder).kernel()["norm"].sum())
 
 
@@ -214,3 +214,34 @@ def test_reading_measurements_does_not_load_torch(folder):
 
 def test_settings_are_those_of_run_json(folder):
     assert Trajectory(folder).settings == json.loads((folder / "run.json").read_text())
+
+
+def test_refusal_means_are_the_means_of_the_prompts(folder):
+    means = Trajectory(folder).refusal_means().set_index(["step", "group"])
+    assert means.loc[(10, "normal"), "probability"] == pytest.approx((0.1 + 0.3) / 2)
+    assert means["rate"].isna().all() and len(means) == 6
+
+
+def test_a_trajectory_draws_what_was_measured(folder, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    run = Trajectory(folder)
+    assert len(run.plot().get_lines()) == 8 and run.plot().get_ylim()[0] == 0
+    ax = run.plot(what="refusal")
+    assert [line.get_xdata().tolist() for line in ax.get_lines()] == [[0, 10]] * 3
+    assert run.plot(ax) is ax
+    with pytest.raises(UserError, match="choose kernel or refusal"):
+        run.plot(what="parts")
+
+
+def test_what_jupyter_shows_of_a_trajectory_is_escaped(tmp_path):
+    folder = write_run(tmp_path / "<script>", steps=range(0, 80, 10))
+    prompts = pd.read_parquet(folder / "prompts.parquet")
+    prompts["group"] = prompts["group"].replace({"toxic": "<script>alert(1)</script> $x$"})
+    write_table(folder / "prompts.parquet", prompts)
+    shown = Trajectory(folder)._repr_html_()
+    assert "<script" not in shown and "&lt;script&gt;alert" in shown
+    assert "8 steps, 0 to 70" in shown and "2 normal" in shown and shown.count("<table") == 2
+
+
+def test_a_trajectory_without_steps_shows_itself(tmp_path):
+    assert "no steps yet" in Trajectory(write_run(tmp_path / "run", steps=()))._repr_html_()

@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,11 +20,11 @@ def doctor(
         typer.Option(metavar="OUT", help="Where to measure to.", show_default="RUN-ntk"),
     ] = None,
 ) -> None:
-    """Say what this machine can do: versions, devices, and what RUN's file system allows.
+    """Say what this machine can do: versions, devices, attention, and what RUN's disk allows.
 
-    Nothing is loaded but the libraries, and nothing stays written.
+    Nothing of yours is loaded, and nothing stays written.
     """
-    for name, value in [*_software(), *_devices(), *_places(ckpt_dir, output_dir)]:
+    for name, value in [*_software(), *_devices(), *_attention(), *_places(ckpt_dir, output_dir)]:
         typer.echo(f"{name:16} {one_line(value)}")
 
 
@@ -46,6 +46,42 @@ def _devices() -> list[tuple[str, str]]:
         about = torch.cuda.get_device_properties(index)
         found.append((f"cuda:{index}", f"{about.name}, {about.total_memory / 1e9:.0f} GB"))
     return [*found, ("float64", "no" if LoadSettings().placement() == "mps" else "yes")]
+
+
+def _attention() -> list[tuple[str, str]]:
+    """Return what each implementation of attention can be differentiated by on this device."""
+    from ..checkpoints import LoadSettings
+
+    device = LoadSettings().placement()
+    found = {name: _derivatives(name, device) for name in ("eager", "sdpa")}
+    return [(f"attention {name}", told) for name, told in found.items()]
+
+
+def _derivatives(attention: str, device: str) -> str:
+    """Return which derivatives of a very small model exist, tried out."""
+    import torch
+    from torch.func import functional_call, jvp
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    sizes: dict[str, Any] = dict.fromkeys(
+        ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"), 4
+    )
+    others: dict[str, Any] = {"num_key_value_heads": 1, "attn_implementation": attention}
+    config = Qwen2Config(**sizes, num_attention_heads=1, **others)
+    with torch.random.fork_rng():
+        model = Qwen2ForCausalLM(config).eval().to(device)
+    theta = {name: p.detach() for name, p in model.named_parameters()}
+    ids = {"input_ids": torch.tensor([[0, 1, 2]], device=device), "use_cache": False}
+
+    def logits(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        return functional_call(model, parameters, (), ids).logits
+
+    model(**ids).logits.sum().backward()
+    try:
+        jvp(logits, (theta,), (theta,))
+    except (RuntimeError, NotImplementedError):
+        return "backward; not forward mode, for which that estimator takes eager instead"
+    return "backward and forward mode"
 
 
 def _places(run: Path | None, out: Path | None) -> list[tuple[str, str]]:

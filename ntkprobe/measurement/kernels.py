@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .. import estimators, kernel, plugins
 from ..chat import Template
 from ..errors import UserError
+from ..jupyter import paragraph, table
 from ..kernel import Estimator
 from ..parameters import ParameterSelection
 from ..prompts import PromptSet
@@ -100,8 +101,27 @@ class KernelMeasurement:
         means = self.group_means().pivot(
             index="observed_group", columns="updated_group", values="similarity"
         )
-        table = means.round(3).to_html(escape=True)
-        return f"<p>Similarity ‖K(x′,x)‖ / ‖K(x′,x′)‖, means over pairs of prompts</p>{table}"
+        what = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        return (
+            paragraph(f"Kernel between {self.prompts.describe()}: {what}")
+            + paragraph("Similarity ‖K(x′,x)‖ / ‖K(x′,x′)‖, means over pairs of prompts")
+            + table(means)
+            + paragraph("The most similar pairs of different groups")
+            + table(self._nearest_across(), index=False)
+        )
+
+    def _nearest_across(self, rows: int = 5) -> pd.DataFrame:
+        """Return the texts of the pairs across groups that are most similar."""
+        pairs = self.frame().query("observed_group != updated_group")
+        nearest = pairs.nlargest(rows, "similarity")
+        texts = pd.Series([prompt.text for prompt in self.prompts])
+        return pd.DataFrame(
+            {
+                "observed x′": nearest["observed"].map(texts),
+                "updated x": nearest["updated"].map(texts),
+                "similarity": nearest["similarity"],
+            }
+        )
 
 
 def measure_kernel(

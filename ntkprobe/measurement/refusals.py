@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..chat import Template
 from ..generation import generate_answers
+from ..jupyter import paragraph, table
 from ..phrases import is_refusal, phrase_set
 from ..prompts import PromptSet
 from ..refusal import REDUCTIONS, phrase_ids, reduce_phrases, score_phrases
@@ -71,8 +72,13 @@ class RefusalMeasurement:
         return f"RefusalMeasurement({self.prompts.describe()})"
 
     def _repr_html_(self) -> str:
+        first = self.frame().iloc[: len(self.prompts)]
+        likely = first.nlargest(5, "probability")[["group", "text", "probability", "refuses"]]
         return (
-            f"<p>Refusals, means over prompts</p>{self.group_means().round(4).to_html(escape=True)}"
+            paragraph(f"Refusals of {self.prompts.describe()}, means over prompts")
+            + table(self.group_means(), index=False)
+            + paragraph("The prompts most probably refused")
+            + table(likely, index=False)
         )
 
 

@@ -117,6 +117,14 @@ def safe(text: str, width: int | None = None) -> str:
     return (fill(text, width) if width else text).replace("$", r"\$")
 
 
+@in_print
+def new_axes(width: float = PAGE, height: float = 3.0) -> Axes:
+    """Return the Axes of a new pyplot figure, which a notebook shows at the end of its cell."""
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
 def panels(
     rows: int, columns: int, *, width: float = PAGE, height: float = 2.2
 ) -> tuple[Figure, np.ndarray]:

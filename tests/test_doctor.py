@@ -1,0 +1,45 @@
+"""`ntkprobe doctor`: what it says is what this machine does."""
+
+import pytest
+import torch
+from tiny_runs import full_run
+
+from ntkprobe.cli import main
+
+
+def told(capsys, *flags):
+    assert main(["doctor", *map(str, flags)]) == 0
+    return capsys.readouterr().out
+
+
+def test_doctor_tells_versions_the_device_and_what_attention_supports(capsys):
+    out = told(capsys)
+    assert f"torch            {torch.__version__}" in out and "device" in out
+    assert "attention eager  backward and forward mode" in out
+    assert "attention sdpa   backward" in out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fused attention of the CPU")
+def test_doctor_finds_that_fused_attention_has_no_forward_mode(capsys):
+    assert "attention sdpa   backward; not forward mode" in told(capsys)
+
+
+def test_doctor_tells_whether_the_runs_disk_can_link_and_leaves_nothing(capsys, tmp_path):
+    full_run(tmp_path / "RUN", steps=(10,))
+    before = sorted(tmp_path.rglob("*"))
+    out = told(capsys, "--ckpt-dir", tmp_path / "RUN")
+    assert "hard links, which take no space" in out and "checkpoint-10: ready" in out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_doctor_of_a_run_that_is_not_there_is_a_mistake(capsys, tmp_path):
+    assert main(["doctor", "--ckpt-dir", str(tmp_path / "no")]) == 2
+    assert "no folder" in capsys.readouterr().err
+
+
+def test_doctor_changes_no_random_number():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    main(["doctor"])
+    assert torch.equal(torch.rand(1), expected)
