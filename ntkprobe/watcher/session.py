@@ -158,8 +158,11 @@ class Session:
             self.folder.note("error", step=step, traceback=traceback.format_exc())
             self._fail(checkpoint, f"{type(why).__name__}: {why}", sighting)
         else:
-            seconds = round(time.monotonic() - begin, 3)
-            self.folder.note("done" if kinds else "known", step=step, kinds=kinds, seconds=seconds)
+            if kinds:  # what was known is no event: a run that finds all done writes nothing
+                seconds = round(time.monotonic() - begin, 3)
+                self.folder.note("done", step=step, kinds=kinds, seconds=seconds)
+            else:
+                self._bar.set_postfix_str(f"step {step} is known")
             (self.outcome.new if kinds else self.outcome.known).append(step)
             self.outcome.failed.pop(step, None)
             self._settle(checkpoint, sighting)
