@@ -108,6 +108,10 @@ def measure(
     verify: Annotated[
         bool, Flag("--verify", help="First compare the estimator with plain backward passes.")
     ] = False,
+    report_to: Annotated[
+        list[str] | None,
+        Flag(metavar="tensorboard", help="Show group means there, in OUT; may be repeated."),
+    ] = None,
     dry_run: Annotated[bool, Flag("--dry-run", help="Only list what would be measured.")] = False,
     overwrite: Annotated[bool, Flag("--overwrite", help="Forget what OUT holds.")] = False,
 ) -> int:

@@ -73,7 +73,7 @@ class MeasurementFolder:
 
     def _forget(self) -> None:
         """Remove what we wrote, and nothing else."""
-        for name in TABLES:
+        for name in (*TABLES, "tensorboard"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in ("run.json", "prompts.parquet", "first_tokens.parquet"):
             (self.path / name).unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 """`measure_run`: every complete checkpoint of a run once, its tables whole or absent."""
 
 import statistics
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from .folder import MeasurementFolder
 from .models import Models
 from .outcome import Outcome
 from .recorder import Recorder
+from .reporting import Sinks
 from .scout import Scout
 from .session import Session
 from .settings import MeasureSettings
@@ -28,6 +31,7 @@ def measure_run(
     choice: Choice | None = None,
     following: Following | None = None,
     overwrite: bool = False,
+    report_to: Sequence[str] = (),
     about: dict[str, Any] | None = None,
 ) -> Outcome:
     """Measure the checkpoints of a run into a folder; what is there already is not measured again.
@@ -41,6 +45,7 @@ def measure_run(
         choice: which checkpoints.
         following: wait for further checkpoints of a run that still trains.
         overwrite: forget what the folder holds.
+        report_to: names of sinks, such as `tensorboard`, that show group means meanwhile.
         about: what else `run.json` is to tell.
 
     Returns:
@@ -59,16 +64,17 @@ def measure_run(
     told = {"ckpt_dir": str(ckpt_dir) if ckpt_dir else None, **(about or {})}
     recorder = Recorder(folder, prompts, how, told)
     recorder.check()
+    which = choice or Choice()
+    worker = "-of-".join(map(str, which.shard))
     models = Models(model, how.load, merge=not _needs_adapter(how))
-    scout = Scout(ckpt_dir, choice or Choice()) if ckpt_dir is not None else None
+    scout = Scout(ckpt_dir, which) if ckpt_dir is not None else None
     work = Work(recorder, models)
-    session = Session(work, scout, following)
-    try:
-        session.run()
-    except KeyboardInterrupt:
-        session.outcome.interrupted = True
-    finally:
-        folder.close()
+    with closing(folder), closing(Sinks(report_to, output_dir, worker)) as sinks:
+        session = Session(work, scout, following, sinks)
+        try:
+            session.run()
+        except KeyboardInterrupt:
+            session.outcome.interrupted = True
     session.outcome.total = len(folder.steps_in(output_dir))
     return session.outcome
 

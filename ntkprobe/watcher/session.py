@@ -15,6 +15,7 @@ from ..errors import UserError, one_line
 from .choices import Following
 from .keeper import Keeper
 from .outcome import Outcome
+from .reporting import Sinks
 from .scout import Scout, Sighting
 from .work import BASE_STEP, Work
 
@@ -29,12 +30,20 @@ class Session:
         work: what measures.
         scout: what looks; None where there is only the base to measure.
         following: how to wait for more; None for a run that has ended.
+        sinks: where to show what was measured.
     """
 
-    def __init__(self, work: Work, scout: Scout | None, following: Following | None = None) -> None:
+    def __init__(
+        self,
+        work: Work,
+        scout: Scout | None,
+        following: Following | None = None,
+        sinks: Sinks | None = None,
+    ) -> None:
         self.work = work
         self.scout = scout
         self.following = following
+        self.sinks = sinks
         self.folder = work.recorder.folder
         self.outcome = Outcome(self.folder.path)
         self._settled: dict[Checkpoint, Any] = {}  # the weights measured, or given up on
@@ -161,6 +170,8 @@ class Session:
             if kinds:  # what was known is no event: a run that finds all done writes nothing
                 seconds = round(time.monotonic() - begin, 3)
                 self.folder.note("done", step=step, kinds=kinds, seconds=seconds)
+                if self.sinks is not None:
+                    self.sinks.show(step)
             else:
                 self._bar.set_postfix_str(f"step {step} is known")
             (self.outcome.new if kinds else self.outcome.known).append(step)
