@@ -183,6 +183,11 @@ class MeasurementFolder:
         metadata = {IDENTITY.decode(): identity, "ntkprobe.schema": str(SCHEMA_VERSION)}
         write_table(self.file(kind, step), whole, metadata)
 
+    @property
+    def has_first_tokens(self) -> bool:
+        """Whether the first checkpoint's top tokens are known."""
+        return (self.path / "first_tokens.parquet").is_file()
+
     def first_tokens(self, rows: list[int]) -> list[list[int]] | None:
         """Return the first checkpoint's top tokens, `[n, k]` in the order of `rows`, if known."""
         try:
@@ -195,7 +200,7 @@ class MeasurementFolder:
     def write_first_tokens(self, rows: list[int], tokens: Tensor) -> None:
         """Write the first checkpoint's top tokens, `[n, k]`, unless they are there."""
         path = self.path / "first_tokens.parquet"
-        if not path.exists():
+        if not self.has_first_tokens:
             flat = [
                 {"prompt": row, "rank": rank, "token": token}
                 for row, block in zip(rows, tokens.tolist(), strict=True)
@@ -203,24 +208,22 @@ class MeasurementFolder:
             ]
             write_table(path, pd.DataFrame(flat))
 
-    def discard_other(self, step: int, identity: str) -> list[str]:
+    def of_others(self, step: int, identity: str) -> list[str]:
+        """Return which tables of a step were measured on another checkpoint of that name."""
+        kinds = ("kernel", "refusal")
+        return [kind for kind in kinds if self.measured(kind, step) not in (None, identity)]
+
+    def discard_others(self, step: int, identity: str) -> None:
         """Remove a step's tables that were measured on another checkpoint of that name.
 
         Args:
             step: whose.
             identity: of the tables that stay.
-
-        Returns:
-            The names of the tables removed.
         """
-        removed = []
-        for kind in ("kernel", "refusal"):
-            if self.measured(kind, step) not in (None, identity):
-                for name in (kind, *COMPANIONS) if kind == "kernel" else (kind,):
-                    suffix = "safetensors" if name == "blocks" else "parquet"
-                    self.file(name, step, suffix).unlink(missing_ok=True)
-                removed.append(kind)
-        return removed
+        for kind in self.of_others(step, identity):
+            for name in (kind, *COMPANIONS) if kind == "kernel" else (kind,):
+                suffix = "safetensors" if name == "blocks" else "parquet"
+                self.file(name, step, suffix).unlink(missing_ok=True)
 
     def note(self, state: str, **details: Any) -> None:
         """Append one event: what happened to a checkpoint, and when."""

@@ -65,6 +65,8 @@ def measure_run(
     recorder = Recorder(folder, prompts, how, told)
     recorder.check()
     which = choice or Choice()
+    if how.kernel is not None and how.kernel.top_k_at == "first" and which.shard[1] > 1:
+        _insist_on_first_tokens(folder)
     worker = "-of-".join(map(str, which.shard))
     models = Models(model, how.load, merge=not _needs_adapter(how))
     scout = Scout(ckpt_dir, which) if ckpt_dir is not None else None
@@ -97,6 +99,19 @@ def _insist_on_a_place(ckpt_dir: Path | None, model: str | None, output_dir: Pat
     if ckpt_dir is not None and output_dir.resolve().is_relative_to(ckpt_dir.resolve()):
         raise UserError(
             f"--output-dir {output_dir} lies inside the run, which is only read: choose another"
+        )
+
+
+def _insist_on_first_tokens(folder: MeasurementFolder) -> None:
+    """Raise unless it is settled which tokens all workers read: else the fastest one would choose.
+
+    Raises:
+        UserError: if not.
+    """
+    if not folder.has_first_tokens:
+        raise UserError(
+            "--top-k-at first with several workers: measure the first checkpoint alone before,"
+            " with the same command and --shard 0/1 --steps 0 (or its step)"
         )
 
 

@@ -68,6 +68,8 @@ class Session:
                 self._follow(self.scout, self.following)
             if self.scout is not None:
                 self._give_up_on_the_rest(self.scout)
+            if self.outcome.new:
+                self._note_skipped()
         failed = list(self.outcome.failed.values())
         if failed and not (self.outcome.new or self.outcome.known):
             more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
@@ -211,6 +213,15 @@ class Session:
         if self._told.get(sighting.checkpoint) != reason:
             self._told[sighting.checkpoint] = reason
             self.folder.note(state, step=sighting.checkpoint.step, reason=reason)
+
+    def _note_skipped(self) -> None:
+        """Note what was left alone, and why."""
+        seen = self.scout.look() if self.scout is not None else []
+        others = [sighting.checkpoint.step for sighting in seen if not sighting.wanted]
+        left = {"measured before": self.outcome.known, "not chosen by --steps or --shard": others}
+        for reason, steps in left.items():
+            if steps:
+                self.folder.note("skipped", steps=steps, reason=reason)
 
     def _give_up_on_the_rest(self, scout: Scout) -> None:
         """Count what never became ready as failed."""

@@ -3,15 +3,11 @@
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..checkpoints import Incomplete, identity, pinned
 from .models import Models
 from .recorder import Recorder
 from .scout import Sighting
-
-if TYPE_CHECKING:
-    from torch import nn
 
 BASE_STEP = 0
 
@@ -62,7 +58,8 @@ class Work:
         assert known is not None
         kinds = self.recorder.missing(BASE_STEP, known[1])
         if kinds:
-            self._record(self.models.base(), BASE_STEP, known[1], kinds)
+            self._note_ready(BASE_STEP, known[1])
+            self.recorder.record(self.models.base(), BASE_STEP, known[1], kinds)
         return kinds
 
     def of_checkpoint(self, sighting: Sighting) -> list[str]:
@@ -82,8 +79,9 @@ class Work:
                 kinds = self.recorder.missing(step, which)
                 if not kinds:
                     return []
+                self._note_ready(step, which)
                 model = stack.enter_context(self.models.opened(pin, verdict.kind))
-            self._record(model, step, which, kinds)
+            self.recorder.record(model, step, which, kinds)
         return kinds
 
     @contextmanager
@@ -101,8 +99,6 @@ class Work:
             raise
         sighting.hold.release()
 
-    def _record(self, model: "nn.Module", step: int, which: str, kinds: list[str]) -> None:
-        """Measure a model, and drop what an earlier checkpoint of that step left behind."""
-        self.recorder.record(model, step, which, kinds)
-        for kind in self.recorder.folder.discard_other(step, which):
-            self.recorder.folder.note("replaced", step=step, table=kind, identity=which)
+    def _note_ready(self, step: int, which: str) -> None:
+        """Note that a checkpoint is whole and held, and which one it is."""
+        self.recorder.folder.note("ready", step=step, identity=which)
