@@ -97,6 +97,10 @@ def measure(
             metavar="i/n", help="Be worker i of n; taken from torchrun or a Slurm array by itself."
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        Flag(metavar="ADDRESS", help="Measure as tasks of this Ray cluster: HOST:PORT, or auto."),
+    ] = None,
     follow: Annotated[
         bool, Flag("--follow", help="Wait for checkpoints of a run that trains.")
     ] = False,
@@ -153,7 +157,12 @@ def _measure(options: dict[str, Any]) -> int:
     _tell(prompts.describe())
     if options["model"] and not Path(options["model"]).exists():
         _tell(f"{options['model']} is no folder here: asking the Hugging Face hub")
-    outcome = measure_run(prompts, **call)
+    if options["ray"]:
+        from ..watcher.cluster import measure_on_ray
+
+        outcome = measure_on_ray(prompts, address=options["ray"], **call)
+    else:
+        outcome = measure_run(prompts, **call)
     typer.echo(one_line(outcome.closing_line()))
     return outcome.status
 

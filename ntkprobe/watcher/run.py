@@ -55,9 +55,9 @@ def measure_run(
         UserError: if nothing can be measured as asked.
     """  # ruff: ignore[docstring-extraneous-exception]
     how = settings or MeasureSettings()
-    _insist_on_a_place(ckpt_dir, model, output_dir)
+    insist_on_a_place(ckpt_dir, model, output_dir)
     if ckpt_dir is not None and following is None:
-        _insist_on_checkpoints(ckpt_dir)
+        insist_on_checkpoints(ckpt_dir)
     folder = MeasurementFolder(output_dir, overwrite=overwrite)
     if how.kernel is not None:
         ParameterSelection.parse(how.kernel.parameters)
@@ -88,7 +88,7 @@ def _needs_adapter(how: MeasureSettings) -> bool:
     )
 
 
-def _insist_on_a_place(ckpt_dir: Path | None, model: str | None, output_dir: Path) -> None:
+def insist_on_a_place(ckpt_dir: Path | None, model: str | None, output_dir: Path) -> None:
     """Raise unless there is something to measure, and the folder lies outside of it.
 
     Raises:
@@ -115,7 +115,7 @@ def _insist_on_first_tokens(folder: MeasurementFolder) -> None:
         )
 
 
-def _insist_on_checkpoints(run: Path) -> None:
+def insist_on_checkpoints(run: Path) -> None:
     """Raise unless a folder holds at least one checkpoint, whole or not.
 
     Raises:
@@ -143,7 +143,7 @@ def plan(
     """
     if ckpt_dir is None:
         return ["the model alone, as step 0"]
-    _insist_on_checkpoints(ckpt_dir)
+    insist_on_checkpoints(ckpt_dir)
     lines, todo = [], 0
     known = MeasurementFolder.steps_in(output_dir)
     chosen = (s for s in Scout(ckpt_dir, choice or Choice()).look() if s.wanted)

@@ -57,7 +57,7 @@ class Session:
 
         Raises:
             UserError: if nothing could be measured, and why.
-        """
+        """  # ruff: ignore[docstring-extraneous-exception]
         with tqdm(total=0, desc="measuring", unit="checkpoint", disable=None) as self._bar:
             if self.scout is None:
                 self._begin(None, None)
@@ -70,12 +70,7 @@ class Session:
                 self._give_up_on_the_rest(self.scout)
             if self.outcome.new:
                 self._note_skipped()
-        failed = list(self.outcome.failed.values())
-        if failed and not (self.outcome.new or self.outcome.known):
-            more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-            raise UserError(f"nothing could be measured: {failed[0]}{more}")
-        for step, reason in self.outcome.failed.items():
-            print(f"ntkprobe: step {step} failed: {one_line(reason)}", file=sys.stderr)
+        self.outcome.conclude()
 
     def _follow(self, scout: Scout, following: Following) -> None:
         """Measure what becomes ready until a rule says stop."""
