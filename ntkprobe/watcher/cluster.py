@@ -15,10 +15,9 @@ from tqdm.auto import tqdm
 from ..errors import UserError
 from ..prompts import PromptSet
 from .choices import Choice, StepRange
-from .folder import MeasurementFolder
 from .outcome import Outcome
 from .reporting import Sinks
-from .run import insist_on_a_place, insist_on_checkpoints, measure_run
+from .run import insist_on_a_place, insist_on_checkpoints, measure_run, open_recorder
 from .scout import Scout
 from .settings import MeasureSettings
 
@@ -58,7 +57,8 @@ def measure_on_ray(
     insist_on_a_place(ckpt_dir, options.get("model"), output_dir)
     insist_on_checkpoints(ckpt_dir)
     how = settings or MeasureSettings()
-    folder = MeasurementFolder(output_dir, overwrite=options.pop("overwrite", False))
+    overwrite = options.pop("overwrite", False)
+    folder = open_recorder(prompts, output_dir, how, {}, overwrite=overwrite).folder
     folder.close()
     sinks = Sinks(options.pop("report_to", ()), output_dir, "ray")
     call = {"prompts": prompts, "settings": how, **_absolute(output_dir, ckpt_dir, options)}

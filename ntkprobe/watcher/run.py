@@ -58,12 +58,9 @@ def measure_run(
     insist_on_a_place(ckpt_dir, model, output_dir)
     if ckpt_dir is not None and following is None:
         insist_on_checkpoints(ckpt_dir)
-    folder = MeasurementFolder(output_dir, overwrite=overwrite)
-    if how.kernel is not None:
-        ParameterSelection.parse(how.kernel.parameters)
     told = {"ckpt_dir": str(ckpt_dir) if ckpt_dir else None, **(about or {})}
-    recorder = Recorder(folder, prompts, how, told)
-    recorder.check()
+    recorder = open_recorder(prompts, output_dir, how, told, overwrite=overwrite)
+    folder = recorder.folder
     which = choice or Choice()
     if how.kernel is not None and how.kernel.top_k_at == "first" and which.shard[1] > 1:
         _insist_on_first_tokens(folder)
@@ -79,6 +76,34 @@ def measure_run(
             session.outcome.interrupted = True
     session.outcome.total = len(folder.steps_in(output_dir))
     return session.outcome
+
+
+def open_recorder(
+    prompts: PromptSet,
+    output_dir: Path,
+    how: MeasureSettings,
+    about: dict[str, Any],
+    *,
+    overwrite: bool = False,
+) -> Recorder:
+    """Return what measures into a folder, which must not hold something else.
+
+    Args:
+        prompts: what to measure on.
+        output_dir: the folder.
+        how: settings.
+        about: what else `run.json` is to tell.
+        overwrite: forget what the folder holds.
+
+    Returns:
+        A recorder that is yet to be prepared.
+    """
+    folder = MeasurementFolder(output_dir, overwrite=overwrite)
+    if how.kernel is not None:
+        ParameterSelection.parse(how.kernel.parameters)
+    recorder = Recorder(folder, prompts, how, about)
+    recorder.check()
+    return recorder
 
 
 def _needs_adapter(how: MeasureSettings) -> bool:

@@ -211,12 +211,11 @@ class Session:
 
     def _note_skipped(self) -> None:
         """Note what was left alone, and why."""
+        if self.outcome.known:
+            self.folder.note("skipped", steps=self.outcome.known, reason="measured before")
         seen = self.scout.look() if self.scout is not None else []
-        others = [sighting.checkpoint.step for sighting in seen if not sighting.wanted]
-        left = {"measured before": self.outcome.known, "not chosen by --steps or --shard": others}
-        for reason, steps in left.items():
-            if steps:
-                self.folder.note("skipped", steps=steps, reason=reason)
+        if others := sum(not sighting.wanted for sighting in seen):
+            self.folder.note("skipped", count=others, reason="not chosen by --steps or --shard")
 
     def _give_up_on_the_rest(self, scout: Scout) -> None:
         """Count what never became ready as failed."""
