@@ -29,6 +29,7 @@ from ntkprobe.watcher import (
     MeasureSettings,
     RefusalSettings,
     measure_run,
+    models,
     parse_shard,
     parse_steps,
 )
@@ -127,6 +128,28 @@ def test_a_checkpoint_folder_is_never_written_to(run, tmp_path):
     before = contents(run)
     measure(run, tmp_path / "out")
     assert contents(run) == before and not list(run.parent.rglob(".pins/*/*"))
+
+
+def test_adapters_are_swapped_over_one_base_that_is_loaded_once(run, tmp_path, monkeypatch):
+    loaded, original = [], models.load_model
+    monkeypatch.setattr(models, "load_model", lambda *args: loaded.append(args) or original(*args))
+    assert measure(run, tmp_path / "out").new == [0, 10, 20]
+    assert len(loaded) == 1
+
+
+@pytest.mark.parametrize("kind", ["run", "full"])
+def test_a_model_spread_over_devices_gives_the_same_kernel(kind, source, tmp_path):
+    spread = replace(SETTINGS, load=LoadSettings(device_map="auto"))
+    assert measure(source / kind, tmp_path / "spread", spread).status == 0
+    measure(source / kind, tmp_path / "whole")
+    for step in (10, 20):
+        wanted = kernel_at(tmp_path / "whole", step)
+        np.testing.assert_allclose(kernel_at(tmp_path / "spread", step), wanted, rtol=1e-5)
+
+
+def test_an_unknown_way_to_spread_a_model_is_one_clear_line():
+    with pytest.raises(UserError, match="'everywhere': choose from auto"):
+        LoadSettings(device_map="everywhere")
 
 
 def test_prompts_and_tokens_are_told_by_row(run, tmp_path):

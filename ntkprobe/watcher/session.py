@@ -17,7 +17,7 @@ from .keeper import Keeper
 from .outcome import Outcome
 from .reporting import Sinks
 from .scout import Scout, Sighting
-from .work import BASE_STEP, Work
+from .work import BASE_STEP, Unfit, Work
 
 TRIES = 3
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -107,11 +107,15 @@ class Session:
         Returns:
             Whether something else may become ready soon by itself.
         """
-        ready = [s for s in everything if s.is_ready]
-        try:
-            self._begin(scout, ready[0] if ready else None)
-        except Incomplete:  # the first checkpoint changed under our hands: judge it again
-            return True
+        for first in [s for s in everything if s.is_ready and not self._is_settled(s)]:
+            try:
+                self._begin(scout, first)
+                break
+            except Incomplete:  # the first checkpoint changed under our hands: judge it again
+                return True
+            except Unfit as why:  # the next one may do
+                if first.wanted:
+                    self._fail(first.checkpoint, str(why), first)
         sightings = [s for s in everything if s.wanted]
         todo = [s for s in sightings if s.is_ready and not self._is_settled(s)]
         for sighting in sightings:
@@ -127,7 +131,7 @@ class Session:
 
     def _begin(self, scout: Scout | None, first: Sighting | None) -> None:
         """Before the first measurement: settle base, tokenizer and settings; measure the base."""
-        if self._prepared or (scout is not None and first is None):
+        if self._prepared:
             return
         models = self.work.models
         if first is not None and first.verdict.kind == "adapter":

@@ -5,11 +5,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..checkpoints import Incomplete, identity, pinned
+from ..errors import UserError
 from .models import Models
 from .recorder import Recorder
 from .scout import Sighting
 
 BASE_STEP = 0
+
+
+class Unfit(UserError):
+    """This checkpoint cannot be measured; others may."""
 
 
 class Work:
@@ -29,13 +34,20 @@ class Work:
 
         Args:
             first: the first checkpoint there is; its tokenizer, if it has one, is that of the run.
+
+        Raises:
+            Unfit: if it is refused.
         """
         if first is None:
             tokenizer = self.models.tokenizer()
         elif first.hold is not None:
             tokenizer = self.models.tokenizer(first.hold.path)
         else:
-            with self._held(first) as pin:
+            with ExitStack() as stack:
+                try:
+                    pin = stack.enter_context(self._held(first))
+                except UserError as why:
+                    raise Unfit(str(why)) from why
                 tokenizer = self.models.tokenizer(pin)
         self.recorder.prepare(tokenizer, self.models.base_identity())
 
