@@ -31,7 +31,7 @@ from tiny_runs import (
 
 from ntkprobe import PromptSet, Trajectory
 from ntkprobe.checkpoints import Checkpoint, readiness
-from ntkprobe.watcher import Following
+from ntkprobe.watcher import Choice, Following, parse_steps
 from ntkprobe.watcher.recorder import Recorder
 from ntkprobe.watcher.scout import Scout
 
@@ -200,6 +200,14 @@ def test_following_stops_when_nothing_comes_any_more(source, tmp_path):
     shutil.copytree(source / "run", tmp_path / "run", ignore=shutil.ignore_patterns("*-50"))
     rules = Following(poll_interval=0.02, idle_timeout=0.3)
     assert measure(tmp_path / "run", tmp_path / "out", following=rules).new == [0, 10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("choice", [{"shard": (0, 2)}, {"shard": (1, 2)}, {"steps": "0:30"}])
+def test_following_stops_at_the_end_also_where_the_last_step_is_not_ours(choice, source, tmp_path):
+    chosen = Choice(**{k: parse_steps(v) if k == "steps" else v for k, v in choice.items()})
+    begin, rules = time.monotonic(), Following(poll_interval=0.02, idle_timeout=30)
+    outcome = measure(source / "run", tmp_path / "out", following=rules, choice=chosen)
+    assert 0 < len(outcome.new) < 1 + len(STEPS) and time.monotonic() - begin < 30
 
 
 def test_a_run_that_has_not_begun_is_waited_for(source, tmp_path):

@@ -169,7 +169,7 @@ def plan(
     if ckpt_dir is None:
         return ["the model alone, as step 0"]
     insist_on_checkpoints(ckpt_dir)
-    lines, todo = [], 0
+    lines, todo = [], []
     known = MeasurementFolder.steps_in(output_dir)
     chosen = (s for s in Scout(ckpt_dir, choice or Choice()).look() if s.wanted)
     for sighting in chosen:
@@ -178,15 +178,16 @@ def plan(
         why = f" ({verdict.reason})" if verdict.reason else ""
         name = sighting.checkpoint.path.name
         done = ", has measurements" if sighting.checkpoint.step in known else ""
-        todo += verdict.state == "ready" and not done
+        todo += [size] * (verdict.state == "ready" and not done)
         lines.append(f"{name}: {verdict.state}{why}, {verdict.kind}, {size / 1e6:.1f} MB{done}")
     return [*lines, _estimate(output_dir, todo)]
 
 
-def _estimate(output_dir: Path, todo: int) -> str:
-    """Return how long `todo` checkpoints will take, going by those that were measured."""
+def _estimate(output_dir: Path, sizes: list[int]) -> str:
+    """Return what is to be read, and how long it will take, going by what was measured before."""
     seconds = MeasurementFolder.seconds_in(output_dir)
+    what = f"{len(sizes)} to measure, {sum(sizes) / 1e6:.1f} MB to read"
     if not seconds:
-        return f"{todo} to measure; how long it takes is known once one is measured"
+        return f"{what}; how long it takes is known once one is measured"
     each = statistics.median(seconds)
-    return f"{todo} to measure, about {each:.0f} s each and {each * todo:.0f} s in all"
+    return f"{what}, about {each:.0f} s each and {each * len(sizes):.0f} s in all"

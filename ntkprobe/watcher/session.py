@@ -79,22 +79,24 @@ class Session:
         with Keeper(scout, self.folder.pins, interval, self._is_settled) as keeper:
             while True:
                 before = len(self.outcome.new) + len(self.outcome.known)
-                self._look_once(scout, keeper.look())
+                seen = keeper.look()
+                self._look_once(scout, seen)
                 if len(self.outcome.new) + len(self.outcome.known) > before:
                     last_news = time.monotonic()
                     continue  # measuring takes long: look again at once
                 idle = time.monotonic() - last_news
-                if self._is_over(scout, following) or idle > following.patience:
+                if self._is_over(scout, following, seen) or idle > following.patience:
                     break
                 time.sleep(interval)
             for checkpoint in sorted(keeper.missed - set(self._settled)):
                 self.folder.note("missed", step=checkpoint.step)
                 self.outcome.failed[checkpoint.step] = "deleted before it could be pinned"
 
-    def _is_over(self, scout: Scout, following: Following) -> bool:
-        """Return whether the step was measured after which nothing is to come."""
+    def _is_over(self, scout: Scout, following: Following, seen: list[Sighting]) -> bool:
+        """Return whether the last step is there, and measured unless it is another worker's."""
         ends = [end for end in (scout.end(), following.until_step) if end is not None]
         done = [checkpoint.step for checkpoint in self._settled]
+        done += [s.checkpoint.step for s in seen if s.is_ready and not s.wanted]
         return bool(ends) and bool(done) and max(done) >= min(ends)
 
     def _look_once(self, scout: Scout, everything: list[Sighting]) -> bool:
