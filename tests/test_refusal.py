@@ -20,6 +20,7 @@ from ntkprobe.phrases import PAPER31, phrase_set, prefix_free
 from ntkprobe.prompts import PromptSet
 from ntkprobe.refusal import (
     phrase_ids,
+    probability,
     reduce_phrases,
     refusal_log_probabilities,
     score_phrases,
@@ -101,6 +102,22 @@ def test_scores_do_not_depend_on_the_batch_or_on_the_order_of_prompts(batch_size
     found = score_phrases(model, PROMPTS, PHRASES, batch_size=batch_size)
     backwards = score_phrases(model, PROMPTS[::-1], PHRASES, batch_size=3).flip(0)
     torch.testing.assert_close(found, backwards, atol=1e-5, rtol=0)
+
+
+def test_a_large_vocabulary_makes_batches_smaller_and_no_other_numbers(monkeypatch):
+    model, sizes = build("gpt2"), []
+    expected = score_phrases(model, PROMPTS, PHRASES, batch_size=5)
+    monkeypatch.setattr(probability, "LARGEST", 2 * len(PhraseTrie.of(PHRASES).nodes) * VOCABULARY)
+    original = probability.score_by_trie
+
+    def counted(model, batch, *rest):
+        sizes.append(len(batch))
+        return original(model, batch, *rest)
+
+    monkeypatch.setattr(probability, "score_by_trie", counted)
+    found = score_phrases(model, PROMPTS, PHRASES, batch_size=5)
+    assert sizes == [1, 2, 2, 1]  # the first looks whether the model obeys masks
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("length", [1, 2])

@@ -349,7 +349,9 @@ def test_one_bad_checkpoint_does_not_stop_the_others(run, tmp_path):
     finish(run / "checkpoint-10", 10, 20)
     outcome = measure(run, tmp_path / "out")
     assert outcome.new == [0, 20] and outcome.status == 1
-    assert "NaN" in outcome.failed[10] or "broken" in outcome.failed[10]
+    assert "NaN" in outcome.failed[10]
+    (failed,) = (e for e in events(tmp_path / "out") if e["state"] == "failed")
+    assert (failed["step"], failed["tries"], failed["reason"]) == (10, 1, outcome.failed[10])
 
 
 def test_an_incomplete_checkpoint_is_named_and_measured_once_it_is_whole(run, tmp_path):
