@@ -5,7 +5,7 @@ each is whole from the moment it is there.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import product
 from os import PathLike
 from pathlib import Path
@@ -28,6 +28,7 @@ class Trajectory:
 
     Args:
         folder: the folder given to it as `--output-dir`.
+        steps: only these; None for all.
 
     Attributes:
         folder: the same, as a path.
@@ -36,8 +37,11 @@ class Trajectory:
         UserError: if it holds no measurements.
     """
 
-    def __init__(self, folder: str | PathLike[str]) -> None:
+    def __init__(
+        self, folder: str | PathLike[str], *, steps: Collection[int] | None = None
+    ) -> None:
         self.folder = Path(folder)
+        self._only = steps
         if not (self.folder / "prompts.parquet").is_file():
             raise UserError(
                 f"no measurements in {self.folder}: make them with"
@@ -174,7 +178,8 @@ class Trajectory:
     def _files(self, kind: str) -> list[Path]:
         """Return the files of one kind of table, by step."""
         suffix = "safetensors" if kind == "activations" else "parquet"
-        return sorted((self.folder / kind).glob(f"step-*.{suffix}"), key=step_of)
+        files = sorted((self.folder / kind).glob(f"step-*.{suffix}"), key=step_of)
+        return [path for path in files if self._only is None or step_of(path) in self._only]
 
     def _read(self, kind: str, columns: list[str]) -> pd.DataFrame:
         """Return all steps of one kind of table, `columns` first.

@@ -1,6 +1,7 @@
 """What the fault tests run in processes of their own, so that they can be killed."""
 
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from tiny_runs import TEXTS
 
 from ntkprobe import PromptSet
 from ntkprobe.checkpoints import LoadSettings
-from ntkprobe.watcher import KernelSettings, MeasureSettings, measure_run
+from ntkprobe.watcher import Following, KernelSettings, MeasureSettings, measure_run
 
 PRELOADED = ["fault_workers", "ntkprobe.estimators.dense", "ntkprobe.watcher", "tiny_runs"]
 SETTINGS = MeasureSettings(
@@ -24,6 +25,11 @@ def measure(run: Path, out: Path, **options: object) -> object:
     torch.set_num_threads(1)
     prompts = PromptSet.from_texts(TEXTS)
     return measure_run(prompts, out, ckpt_dir=run, settings=SETTINGS, **options)
+
+
+def follow(run: Path, out: Path) -> None:
+    """Wait for more checkpoints until interrupted, and leave with the exit status."""
+    sys.exit(measure(run, out, following=Following(poll_interval=0.02)).status)
 
 
 def write_slowly(finished: Path, run: Path, keep: int, seconds: float) -> None:

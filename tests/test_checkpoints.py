@@ -3,7 +3,6 @@ import os
 import shutil
 import struct
 import tempfile
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny_runs import (
+    another_account,
     full_checkpoint,
     full_run,
     lora_checkpoint,
@@ -62,18 +62,6 @@ def copied(finished, tmp_path):
         return Path(shutil.copytree(source, tmp_path / kind / "checkpoint-10"))
 
     return copy
-
-
-@contextmanager
-def another_account():
-    """Root may read everything, so that it becomes somebody else for a while."""
-    was = os.geteuid()
-    if was == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(was)
 
 
 def same_function(a, b):

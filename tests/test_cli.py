@@ -85,7 +85,7 @@ def test_a_dry_run_tells_what_is_measured_already_and_how_long_it_took(call):
     call("--steps", "0:10")
     _, out, _ = call("--dry-run")
     assert "checkpoint-10: ready" in out and out.count("has measurements") == 1
-    assert re.search(r"1 to measure, about \d+ s each", out)
+    assert re.search(r"1 to measure, \d+\.\d MB to read, about \d+ s each", out)
 
 
 def test_the_estimator_is_verified_on_the_first_model_if_asked(call):
@@ -264,8 +264,9 @@ def test_help_and_version_load_neither_torch_nor_pandas():
 def test_events_tell_what_happened_to_each_checkpoint(call, tmp_path):
     call()
     told = events(tmp_path / "out")
-    assert [(e["step"], e["state"]) for e in told] == [(0, "done"), (10, "done"), (20, "done")]
-    assert all(e["seconds"] > 0 for e in told)
+    states = ("ready", "measuring", "done")
+    assert [(e["step"], e["state"]) for e in told] == [(n, s) for n in (0, 10, 20) for s in states]
+    assert all(e["seconds"] > 0 for e in told if e["state"] == "done")
 
 
 def test_limit_takes_the_first_prompts_of_each_group(call, source, tmp_path):
@@ -278,3 +279,17 @@ def test_a_model_alone_can_be_measured(call, tmp_path):
     base = save_base(tmp_path / "base")
     assert call(ckpt_dir=None, model=base)[0] == 0
     assert Trajectory(tmp_path / "out").steps == [0]
+
+
+@pytest.mark.slow
+def test_two_workers_under_torchrun_share_the_checkpoints_as_the_recipe_says(source, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    places = [f"--ckpt-dir={source}/run", f"--prompts={source}/prompts.csv"]
+    ours = [*places, f"--output-dir={tmp_path}/out", *QUICK]
+    call = "import sys; from ntkprobe.cli import main; sys.exit(main())"
+    subprocess.run(
+        [*command, "--no-python", sys.executable, "-c", call, "measure", *ours], check=True
+    )
+    assert Trajectory(tmp_path / "out").steps == [0, 10, 20]
+    done = {path: path.read_text().count('"done"') for path in tmp_path.glob("out/events-*")}
+    assert sorted(done.values()) == [1, 2]

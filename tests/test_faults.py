@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from threading import Thread
@@ -15,11 +17,21 @@ import fault_workers
 import pandas as pd
 import pytest
 from fault_workers import SETTINGS, measure, write_slowly
-from tiny_runs import age, contents, events, finish, full_run, lora_run, tiny_adapter, tiny_model
+from tiny_runs import (
+    age,
+    another_account,
+    contents,
+    events,
+    finish,
+    full_run,
+    lora_run,
+    tiny_adapter,
+    tiny_model,
+)
 
 from ntkprobe import PromptSet, Trajectory
 from ntkprobe.checkpoints import Checkpoint, readiness
-from ntkprobe.watcher import Following
+from ntkprobe.watcher import Choice, Following, parse_steps
 from ntkprobe.watcher.recorder import Recorder
 from ntkprobe.watcher.scout import Scout
 
@@ -39,8 +51,10 @@ def source(tmp_path_factory):
     root = tmp_path_factory.mktemp("source")
     lora_run(root, STEPS)
     full_run(root / "full", STEPS)
+    full_run(root / "sharded", STEPS, max_shard_size="2KB")
     measure(root / "run", root / "lora-undisturbed")
-    measure(root / "full", root / "full-undisturbed")
+    for kind in ("full", "sharded"):
+        measure(root / kind, root / f"{kind}-undisturbed")
     return root
 
 
@@ -107,8 +121,10 @@ def test_half_a_line_of_events_is_not_glued_to_the_next(source, tmp_path):
     (tmp_path / "out" / "kernel" / "step-00000010.parquet").unlink()
     measure(source / "run", tmp_path / "out")
     lines = path.read_text().splitlines()
-    assert [_is_json(line) for line in lines] == [True] * len(STEPS) + [False, True]
-    assert json.loads(lines[-1])["step"] == 10
+    torn = [number for number, line in enumerate(lines) if not _is_json(line)]
+    assert len(torn) == 1
+    again = [json.loads(line) for line in lines[torn[0] + 1 :]]
+    assert [event["state"] for event in again] == ["ready", "measuring", "done", "skipped"]
 
 
 def _is_json(line):
@@ -130,19 +146,19 @@ def test_two_watchers_on_one_folder_give_the_same_tables(processes, source, tmp_
     assert whole(tmp_path / "out") and same_tables(tmp_path / "out", source / "lora-undisturbed")
 
 
-@pytest.mark.parametrize(("kind", "keep"), [("full", 2), ("lora", 2)])
+@pytest.mark.parametrize(("kind", "keep"), [("sharded", 2), ("lora", 2)])
 def test_a_slow_trainer_that_keeps_two_checkpoints_loses_none_to_a_slower_measurer(
     kind, keep, source, tmp_path, monkeypatch
 ):
     original = Recorder.record
 
     def slowly(self, *args):
-        time.sleep(0.5)  # while two more checkpoints come and go
+        time.sleep(0.3)  # while two more checkpoints come and go
         original(self, *args)
 
     monkeypatch.setattr(Recorder, "record", slowly)
     finished = source / ("run" if kind == "lora" else kind)
-    writer = Thread(target=write_slowly, args=(finished, tmp_path / "run", keep, 0.25))
+    writer = Thread(target=write_slowly, args=(finished, tmp_path / "run", keep, 0.15))
     writer.start()
     outcome = measure(tmp_path / "run", tmp_path / "out", following=Following(poll_interval=0.02))
     writer.join()
@@ -186,6 +202,14 @@ def test_following_stops_when_nothing_comes_any_more(source, tmp_path):
     assert measure(tmp_path / "run", tmp_path / "out", following=rules).new == [0, 10, 20, 30, 40]
 
 
+@pytest.mark.parametrize("choice", [{"shard": (0, 2)}, {"shard": (1, 2)}, {"steps": "0:30"}])
+def test_following_stops_at_the_end_also_where_the_last_step_is_not_ours(choice, source, tmp_path):
+    chosen = Choice(**{k: parse_steps(v) if k == "steps" else v for k, v in choice.items()})
+    begin, rules = time.monotonic(), Following(poll_interval=0.02, idle_timeout=30)
+    outcome = measure(source / "run", tmp_path / "out", following=rules, choice=chosen)
+    assert 0 < len(outcome.new) < 1 + len(STEPS) and time.monotonic() - begin < 30
+
+
 def test_a_run_that_has_not_begun_is_waited_for(source, tmp_path):
     def begin():
         time.sleep(0.3)
@@ -197,19 +221,66 @@ def test_a_run_that_has_not_begun_is_waited_for(source, tmp_path):
     ).new == [0, *STEPS]
 
 
+def waited_for(path, patience=60):
+    until = time.monotonic() + patience
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    return path.exists()
+
+
+def test_an_interrupt_ends_following_with_whole_files_and_status_130(processes, source, tmp_path):
+    shutil.copytree(source / "run", tmp_path / "run", ignore=shutil.ignore_patterns("*-50"))
+    child = processes.Process(
+        target=fault_workers.follow, args=(tmp_path / "run", tmp_path / "out")
+    )
+    child.start()
+    assert waited_for(tmp_path / "out" / "kernel" / "step-00000010.parquet")
+    os.kill(child.pid, signal.SIGINT)
+    child.join(60)
+    assert child.exitcode == 130 and whole(tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.safetensors"))  # no pins left
+
+
 # --- overwritten, cut, full, skewed ---
 
 
-def test_a_run_overwritten_while_followed_has_its_rows_replaced(source, tmp_path):
-    run = shutil.copytree(source / "run", tmp_path / "run")
-    measure(run, tmp_path / "out")
-    tiny_adapter(tiny_model(), seed=77).save_pretrained(run / "checkpoint-30")
-    finish(run / "checkpoint-30", 30, 50)
-    outcome = measure(run, tmp_path / "out", following=Following(poll_interval=0.02))
-    assert outcome.new == [30] and outcome.known == [0, 10, 20, 40, 50]
-    changed = Trajectory(tmp_path / "out").kernel().groupby("step")["norm"].sum()
+def test_a_run_overwritten_while_followed_has_its_rows_replaced_with_an_event(source, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(source / "run", run, ignore=shutil.ignore_patterns("*-50"))
+
+    def overwrite_and_end():
+        waited_for(out / "kernel" / "step-00000040.parquet")
+        tiny_adapter(tiny_model(), seed=77).save_pretrained(run / "checkpoint-30")
+        finish(run / "checkpoint-30", 30, 50)
+        while not any(event["state"] == "replaced" for event in events(out)):
+            time.sleep(0.02)
+        shutil.copytree(source / "run" / "checkpoint-50", run / "checkpoint-50")
+
+    trainer = Thread(target=overwrite_and_end)
+    trainer.start()
+    rules = Following(poll_interval=0.02, idle_timeout=60)
+    assert measure(run, out, following=rules).new == [0, 10, 20, 30, 40, 30, 50]
+    trainer.join()
+    assert [e["step"] for e in events(out) if e["state"] == "replaced"] == [30]
+    changed = Trajectory(out).kernel().groupby("step")["norm"].sum()
     before = Trajectory(source / "lora-undisturbed").kernel().groupby("step")["norm"].sum()
     assert list(changed.index[changed != before]) == [30]
+
+
+def test_a_checkpoint_of_another_account_fails_alone_and_says_what_to_do(source):
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders let nobody else in
+        shutil.copytree(source / "full", Path(place) / "run")
+        (Path(place) / "out").mkdir()
+        for path, mode in [(Path(place), 0o755), (Path(place) / "out", 0o777)]:
+            path.chmod(mode)
+        for weights in (Path(place) / "run").glob("*/*.safetensors"):
+            weights.chmod(0o644)
+        locked = Path(place) / "run" / "checkpoint-20" / "model.safetensors"
+        locked.chmod(0o600 if os.geteuid() == 0 else 0)
+        with another_account():
+            outcome = measure(Path(place) / "run", Path(place) / "out")
+    assert list(outcome.failed) == [20] and "chmod g+r" in outcome.failed[20]
+    assert outcome.new == [10, 30, 40, 50]
 
 
 @pytest.mark.parametrize("kind", ["run", "full"])

@@ -20,12 +20,13 @@ from ntkprobe.phrases import PAPER31, phrase_set, prefix_free
 from ntkprobe.prompts import PromptSet
 from ntkprobe.refusal import (
     phrase_ids,
+    probability,
     reduce_phrases,
     refusal_log_probabilities,
     score_phrases,
 )
 from ntkprobe.refusal.rows import score_by_rows
-from ntkprobe.refusal.trie import PhraseTrie, score_by_trie
+from ntkprobe.refusal.trie import PhraseTrie, _log_sums, score_by_trie
 from ntkprobe.tiny import measure_path, model_path
 
 # The paper's phrases with their real overlaps, folded into the small vocabulary of the models.
@@ -101,6 +102,22 @@ def test_scores_do_not_depend_on_the_batch_or_on_the_order_of_prompts(batch_size
     found = score_phrases(model, PROMPTS, PHRASES, batch_size=batch_size)
     backwards = score_phrases(model, PROMPTS[::-1], PHRASES, batch_size=3).flip(0)
     torch.testing.assert_close(found, backwards, atol=1e-5, rtol=0)
+
+
+def test_a_large_vocabulary_makes_batches_smaller_and_no_other_numbers(monkeypatch):
+    model, sizes = build("gpt2"), []
+    expected = score_phrases(model, PROMPTS, PHRASES, batch_size=5)
+    monkeypatch.setattr(probability, "LARGEST", 2 * len(PhraseTrie.of(PHRASES).nodes) * VOCABULARY)
+    original = probability.score_by_trie
+
+    def counted(model, batch, *rest):
+        sizes.append(len(batch))
+        return original(model, batch, *rest)
+
+    monkeypatch.setattr(probability, "score_by_trie", counted)
+    found = score_phrases(model, PROMPTS, PHRASES, batch_size=5)
+    assert sizes == [1, 2, 2, 1]  # the first looks whether the model obeys masks
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("length", [1, 2])
@@ -262,3 +279,12 @@ def test_an_unknown_reduction_batch_size_or_vocabulary_is_refused():
         score_phrases(build("gpt2"), PROMPTS, PHRASES, batch_size=0)
     with pytest.raises(UserError, match="none of 1 refusal phrases can be written"):
         phrase_ids(word_level(), ["My apologies"], RAW)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_sums_over_a_large_vocabulary_are_exact_to_a_millionth(dtype):
+    generator = torch.Generator().manual_seed(0)
+    logits = (4 * torch.randn(11, 151_936, generator=generator)).to(dtype)
+    found = _log_sums(logits)
+    torch.testing.assert_close(found, logits.double().logsumexp(-1), atol=1e-7, rtol=0)
+    assert _log_sums(torch.full((1, 5), math.nan)).isnan().all()

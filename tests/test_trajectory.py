@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
@@ -192,16 +193,29 @@ def test_a_torn_file_is_named(folder):
         Trajectory(folder).kernel()
 
 
-def test_pandas_and_pyarrow_read_the_same_folder(folder):
-    raw = Trajectory(folder).kernel()["norm"].tolist()
-    assert pd.read_parquet(folder / "kernel")["norm"].tolist() == raw
-    assert ds.dataset(folder / "kernel").to_table()["norm"].to_pylist() == raw
+def by_pandas(folder):
+    return pd.read_parquet(folder)["norm"].tolist()
 
 
-def test_duckdb_reads_the_same_folder(folder):
-    duckdb = pytest.importorskip("duckdb")
-    found = duckdb.sql(f"select sum(norm) from '{folder}/kernel/*.parquet'").fetchall()[0][0]
-    assert found == pytest.approx(Trajectory(folder).kernel()["norm"].sum())
+def by_pyarrow(folder):
+    return ds.dataset(folder).to_table()["norm"].to_pylist()
+
+
+def by_duckdb(folder):
+    query = f"select norm from '{folder}/*.parquet' order by step, observed, updated"
+    return [norm for (norm,) in duckdb.sql(query).fetchall()]
+
+
+@pytest.mark.parametrize("read", [by_pandas, by_pyarrow, by_duckdb])
+def test_pandas_pyarrow_and_duckdb_read_the_same_folder_also_while_it_grows(read, folder):
+    (folder / "kernel" / ".step-00000020.parquet.abc.tmp").write_bytes(b"PAR1")
+    assert read(folder / "kernel") == Trajectory(folder).kernel()["norm"].tolist()
+
+
+def test_only_the_steps_asked_for_are_read(folder):
+    (folder / "kernel" / "step-00000000.parquet").write_bytes(b"torn")
+    run = Trajectory(folder, steps=[10])
+    assert run.steps == [10] and set(run.group_means()["step"]) == {10}
 
 
 def test_reading_measurements_does_not_load_torch(folder):

@@ -25,9 +25,11 @@ from ntkprobe.checkpoints import LoadSettings
 from ntkprobe.watcher import (
     Choice,
     KernelSettings,
+    MeasurementFolder,
     MeasureSettings,
     RefusalSettings,
     measure_run,
+    models,
     parse_shard,
     parse_steps,
 )
@@ -76,6 +78,10 @@ def kernel_at(out, step):
     return rows.pivot(index="observed", columns="updated", values="norm").to_numpy()
 
 
+def identity_of(out, step):
+    return MeasurementFolder(out).measured("kernel", step)
+
+
 def directly(model, **options):
     options = {"estimator": "dense", "top_k": 2, **options}
     return measure_kernel(model, tiny_tokenizer(), PROMPTS, **options).norms.numpy()
@@ -122,6 +128,28 @@ def test_a_checkpoint_folder_is_never_written_to(run, tmp_path):
     before = contents(run)
     measure(run, tmp_path / "out")
     assert contents(run) == before and not list(run.parent.rglob(".pins/*/*"))
+
+
+def test_adapters_are_swapped_over_one_base_that_is_loaded_once(run, tmp_path, monkeypatch):
+    loaded, original = [], models.load_model
+    monkeypatch.setattr(models, "load_model", lambda *args: loaded.append(args) or original(*args))
+    assert measure(run, tmp_path / "out").new == [0, 10, 20]
+    assert len(loaded) == 1
+
+
+@pytest.mark.parametrize("kind", ["run", "full"])
+def test_a_model_spread_over_devices_gives_the_same_kernel(kind, source, tmp_path):
+    spread = replace(SETTINGS, load=LoadSettings(device_map="auto"))
+    assert measure(source / kind, tmp_path / "spread", spread).status == 0
+    measure(source / kind, tmp_path / "whole")
+    for step in (10, 20):
+        wanted = kernel_at(tmp_path / "whole", step)
+        np.testing.assert_allclose(kernel_at(tmp_path / "spread", step), wanted, rtol=1e-5)
+
+
+def test_an_unknown_way_to_spread_a_model_is_one_clear_line():
+    with pytest.raises(UserError, match="'everywhere': choose from auto"):
+        LoadSettings(device_map="everywhere")
 
 
 def test_prompts_and_tokens_are_told_by_row(run, tmp_path):
@@ -202,6 +230,32 @@ def test_answers_are_not_written_to_disk(run, tmp_path):
     assert any(answers) and not words & set(filter(None, answers))
 
 
+# --- states ---
+
+
+def test_every_state_of_a_checkpoint_is_told_in_its_order(run, tmp_path):
+    (run / "checkpoint-20" / "adapter_model.safetensors").unlink()
+    measure(run, tmp_path / "out", choice=Choice(steps=parse_steps("5:")))
+    told = [(e["state"], e.get("step")) for e in events(tmp_path / "out")]
+    assert told == [
+        ("incomplete", 20),
+        ("ready", 10),
+        ("measuring", 10),
+        ("done", 10),
+    ]
+    incomplete, ready, _, done = events(tmp_path / "out")
+    assert incomplete["reason"] == "no adapter_model.safetensors" and done["seconds"] > 0
+    assert ready["identity"] == identity_of(tmp_path / "out", 10)
+
+
+def test_what_was_left_alone_is_told_with_the_reason(run, measured):
+    (measured / "kernel" / "step-00000010.parquet").unlink()
+    measure(run, measured, choice=Choice(steps=parse_steps("0:10")))
+    *_, known, unwanted = events(measured)
+    assert (known["state"], known["steps"]) == ("skipped", [0]) and "before" in known["reason"]
+    assert (unwanted["state"], unwanted["count"]) == ("skipped", 1)
+
+
 # --- resuming ---
 
 
@@ -233,10 +287,9 @@ def test_a_checkpoint_written_anew_is_measured_anew_with_an_event(run, measured)
     before = kernel_at(measured, 20)
     assert measure(run, measured).new == [20]
     assert not np.allclose(kernel_at(measured, 20), before)
-    assert "replaced" not in [
-        event["state"] for event in events(measured)
-    ]  # the kernel replaced itself
-    assert [event["step"] for event in events(measured) if event["state"] == "done"][-1] == 20
+    *told, skipped = [(e["state"], e.get("step")) for e in events(measured)][-5:]
+    assert told == [(state, 20) for state in ("ready", "measuring", "replaced", "done")]
+    assert skipped[0] == "skipped" and events(measured)[-1]["steps"] == [0, 10]
 
 
 def test_rows_of_another_checkpoint_of_that_step_do_not_stay(run, measured):
@@ -248,7 +301,10 @@ def test_rows_of_another_checkpoint_of_that_step_do_not_stay(run, measured):
     measure(run, measured)
     assert not (measured / "refusal" / "step-00000020.parquet").exists()
     assert (measured / "refusal" / "step-00000010.parquet").exists()
-    assert [e["table"] for e in events(measured) if e["state"] == "replaced"] == ["refusal"]
+    assert [e["table"] for e in events(measured) if e["state"] == "replaced"] == [
+        "kernel",
+        "refusal",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -293,7 +349,9 @@ def test_one_bad_checkpoint_does_not_stop_the_others(run, tmp_path):
     finish(run / "checkpoint-10", 10, 20)
     outcome = measure(run, tmp_path / "out")
     assert outcome.new == [0, 20] and outcome.status == 1
-    assert "NaN" in outcome.failed[10] or "broken" in outcome.failed[10]
+    assert "NaN" in outcome.failed[10]
+    (failed,) = (e for e in events(tmp_path / "out") if e["state"] == "failed")
+    assert (failed["step"], failed["tries"], failed["reason"]) == (10, 1, outcome.failed[10])
 
 
 def test_an_incomplete_checkpoint_is_named_and_measured_once_it_is_whole(run, tmp_path):
@@ -385,26 +443,49 @@ def test_shards_are_disjoint_and_together_everything(workers, run, tmp_path):
     assert max(map(len, steps)) - min(map(len, steps)) <= 1
 
 
+def slurm_array(number, first, last, gap, count):
+    values = {"ID": number, "MIN": first, "MAX": last, "STEP": gap, "COUNT": count}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
+
+
 @pytest.mark.parametrize(
     ("spec", "environment", "wanted"),
     [
         ("2/4", {"RANK": "0", "WORLD_SIZE": "8"}, (2, 4)),
         (None, {}, (0, 1)),
         (None, {"RANK": "3", "WORLD_SIZE": "8"}, (3, 8)),
-        (
-            None,
-            {
-                "SLURM_ARRAY_TASK_ID": "14",
-                "SLURM_ARRAY_TASK_MIN": "10",
-                "SLURM_ARRAY_TASK_STEP": "2",
-                "SLURM_ARRAY_TASK_COUNT": "5",
-            },
-            (2, 5),
-        ),
+        (None, slurm_array(14, 10, 18, 2, 5), (2, 5)),
+        (None, slurm_array(3, 3, 3, 1, 1), (0, 1)),  # the one that failed, submitted again
+        (None, slurm_array(1, 0, 2, 1, 3) | {"RANK": "1", "WORLD_SIZE": "2"}, (3, 6)),
     ],
 )
 def test_a_worker_learns_its_number_from_the_flag_torchrun_or_slurm(spec, environment, wanted):
     assert parse_shard(spec, environment) == wanted
+
+
+@pytest.mark.parametrize("numbers", [(1, 3, 7), (0, 1, 3), (2, 4, 5)])
+def test_a_slurm_array_with_gaps_is_refused_since_checkpoints_would_be_left_out(numbers):
+    for number in numbers:
+        environment = slurm_array(number, numbers[0], numbers[-1], 1, 3)
+        with pytest.raises(UserError, match="--shard i/n"):
+            parse_shard(None, environment)
+
+
+def test_the_workers_of_an_array_of_torchruns_are_all_different():
+    found = [
+        parse_shard(None, slurm_array(i, 0, 2, 1, 3) | {"RANK": str(rank), "WORLD_SIZE": "4"})
+        for i in range(3)
+        for rank in range(4)
+    ]
+    assert found == [(worker, 12) for worker in range(12)]
+
+
+def test_fixed_top_tokens_are_settled_before_workers_share_the_rest(run, tmp_path):
+    settings, shard = with_kernel(top_k_at="first"), Choice(shard=(1, 2))
+    with pytest.raises(UserError, match="--steps 0"):
+        measure(run, tmp_path / "out", settings, choice=shard)
+    measure(run, tmp_path / "out", settings, choice=Choice(steps=parse_steps("0")))
+    assert measure(run, tmp_path / "out", settings, choice=shard).status == 0
 
 
 @pytest.mark.parametrize("spec", ["4/4", "1", "a/b", "-1/2"])

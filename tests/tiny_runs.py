@@ -3,6 +3,8 @@
 import json
 import os
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -75,9 +77,9 @@ def full_checkpoint(run: Path, step: int, max_steps: int = 30, **saving: object)
     return finish(folder, step, max_steps)
 
 
-def full_run(run: Path, steps: tuple[int, ...] = (10, 20, 30)) -> Path:
+def full_run(run: Path, steps: tuple[int, ...] = (10, 20, 30), **saving: object) -> Path:
     for step in steps:
-        full_checkpoint(run, step, max_steps=max(steps))
+        full_checkpoint(run, step, max_steps=max(steps), **saving)
     return run
 
 
@@ -95,6 +97,18 @@ def lora_run(root: Path, steps: tuple[int, ...] = (10, 20, 30)) -> Path:
     for step in steps:
         lora_checkpoint(root / "run", step, base, max_steps=max(steps))
     return root / "run"
+
+
+@contextmanager
+def another_account() -> Generator[None]:
+    """Root may read everything, so that it becomes somebody else for a while."""
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(was)
 
 
 def age(path: Path, seconds: float) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,9 @@ class LoadSettings:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise UserError(f"no dtype {self.dtype!r}: choose from {', '.join(DTYPES)}")
+        if self.device_map not in (None, *DEVICE_MAPS):
+            known = ", ".join(DEVICE_MAPS)
+            raise UserError(f"no --device-map {self.device_map!r}: choose from {known}")
 
     def placement(self) -> str:
         """Return the device that `auto` stands for here."""

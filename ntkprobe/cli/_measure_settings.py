@@ -46,6 +46,7 @@ def arguments(options: dict[str, Any]) -> dict[str, Any]:
         ),
         "following": _following(options),
         "overwrite": options["overwrite"],
+        "report_to": options["report_to"] or (),
         "about": {"argv": sys.argv[1:]},
     }
 

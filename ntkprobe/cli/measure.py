@@ -104,6 +104,10 @@ def measure(
             metavar="i/n", help="Be worker i of n; taken from torchrun or a Slurm array by itself."
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        Flag(metavar="ADDRESS", help="Measure as tasks of this Ray cluster: HOST:PORT, or auto."),
+    ] = None,
     follow: Annotated[
         bool, Flag("--follow", help="Wait for checkpoints of a run that trains.")
     ] = False,
@@ -115,6 +119,10 @@ def measure(
     verify: Annotated[
         bool, Flag("--verify", help="First compare the estimator with plain backward passes.")
     ] = False,
+    report_to: Annotated[
+        list[str] | None,
+        Flag(metavar="tensorboard", help="Show group means there, in OUT; may be repeated."),
+    ] = None,
     dry_run: Annotated[bool, Flag("--dry-run", help="Only list what would be measured.")] = False,
     overwrite: Annotated[bool, Flag("--overwrite", help="Forget what OUT holds.")] = False,
 ) -> int:
@@ -156,7 +164,12 @@ def _measure(options: dict[str, Any]) -> int:
     _tell(prompts.describe())
     if options["model"] and not Path(options["model"]).exists():
         _tell(f"{options['model']} is no folder here: asking the Hugging Face hub")
-    outcome = measure_run(prompts, **call)
+    if options["ray"]:
+        from ..watcher.cluster import measure_on_ray
+
+        outcome = measure_on_ray(prompts, address=options["ray"], **call)
+    else:
+        outcome = measure_run(prompts, **call)
     typer.echo(one_line(outcome.closing_line()))
     return outcome.status
 

@@ -22,6 +22,9 @@ REDUCTIONS = ("literal", "prefix_free")
 """`literal` is the paper's sum, which counts both "I cannot" and "I cannot fulfill …";
 `prefix_free` leaves out whatever extends another phrase: disjoint events, hence a probability."""
 
+LARGEST = 1 << 28
+"""Logits held at once: 1 GiB in float32; larger batches are no faster."""
+
 _OTHERS = 5
 _AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-3}
 _AGREEMENT_LOW_PRECISION = 0.5  # of a sum over some 20 tokens, each off by a few hundredths
@@ -111,7 +114,7 @@ def score_phrases(
         model: a causal language model in evaluation mode.
         input_ids: encoded prompts, of any lengths.
         phrase_ids: the phrases' ids; `()` gets −∞.
-        batch_size: prompts at a time.
+        batch_size: prompts at a time; fewer where their logits would exceed `LARGEST`.
         progress: show a bar on stderr.
 
     Returns:
@@ -127,7 +130,9 @@ def score_phrases(
     shared = _obeys_masks(model, max(input_ids, key=len), ids)
     scores = torch.full((len(input_ids), len(phrase_ids)), -torch.inf, dtype=torch.float64)
     with tqdm(total=len(input_ids), disable=not progress) as bar:
-        for rows in length_batches(input_ids, batch_size):
+        words = model.get_input_embeddings().weight.shape[0]
+        fitting = max(1, LARGEST // (len(trie.nodes) * words))
+        for rows in length_batches(input_ids, min(batch_size, fitting)):
             batch = [input_ids[row] for row in rows]
             scores[torch.tensor(rows)[:, None], torch.tensor(written)] = (
                 score_by_trie(model, batch, trie, rows)

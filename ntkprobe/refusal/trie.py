@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ..generation import Ids, input_device, left_padded, require_numbers, text_config
 
+AT_A_TIME = 8  # nodes whose distributions are summed together
+
 
 @dataclass(frozen=True)
 class PhraseTrie:
@@ -144,8 +146,7 @@ def _additive(
 def _read(
     logits: Float[Tensor, "batch nodes vocab"], trie: PhraseTrie, rows: Sequence[int]
 ) -> Float64[Tensor, "batch phrases"]:
-    # Row by row, so that no float64 copy of a whole batch's logits is held.
-    total = torch.stack([row.double().logsumexp(-1) for row in logits])
+    total = torch.stack([_log_sums(row) for row in logits])
     require_numbers(~total.isfinite().all(-1), rows)
     scores = torch.full((len(logits), len(trie.steps)), -torch.inf, dtype=torch.float64)
     for column, steps in enumerate(trie.steps):
@@ -153,3 +154,19 @@ def _read(
             nodes, tokens = (list(each) for each in zip(*steps, strict=True))
             scores[:, column] = (logits[:, nodes, tokens].double() - total[:, nodes]).sum(-1).cpu()
     return scores
+
+
+def _log_sums(logits: Float[Tensor, "nodes vocab"]) -> Float64[Tensor, " nodes"]:
+    """Return log Σ exp over the vocabulary: terms in the model's precision, their sum in float64.
+
+    Terms are at most 1, so that each is off by some 1e-7 of itself and so is their sum, however
+    large the vocabulary. A few nodes at a time stay in the processor's cache, and no copy of a
+    whole batch's logits is held.
+    """
+    sums = []
+    for part in logits.split(AT_A_TIME):
+        values = part if part.dtype == torch.float64 else part.float()
+        largest = values.amax(-1, keepdim=True)
+        terms = (values - largest).exp_().sum(-1, dtype=torch.float64)
+        sums.append(terms.log() + largest[:, 0].double())
+    return torch.cat(sums)

@@ -107,7 +107,6 @@ class TrajectoryCallback(TrainerCallback):
         try:
             with torch.random.fork_rng():
                 self._recorder.record(model, step, which, kinds)
-            folder.discard_other(step, which)
             folder.note("done", step=step, kinds=kinds, by=type(self).__name__)
         except Exception as error:
             logger.warning("step %d was not measured: %s", step, error)

@@ -101,13 +101,14 @@ def parse_shard(spec: str | None, environment: Mapping[str, str] = os.environ) -
 
     Args:
         spec: such as `0/4`; i counts from 0.
-        environment: where RANK and WORLD_SIZE, or SLURM_ARRAY_TASK_ID, _MIN, _STEP and _COUNT are.
+        environment: where RANK and WORLD_SIZE, or SLURM_ARRAY_TASK_ID, _MIN, _STEP and _COUNT are;
+            an array of processes under torchrun counts each of them.
 
     Returns:
         This worker's number, and how many there are.
 
     Raises:
-        UserError: if i/n is no such pair.
+        UserError: if i/n is no such pair, or an array's numbers are not evenly spaced.
     """
     if spec is not None:
         match = re.fullmatch(r"(\d+)/(\d+)", spec)
@@ -119,11 +120,14 @@ def parse_shard(spec: str | None, environment: Mapping[str, str] = os.environ) -
         value = environment.get(name, "")
         return int(value) if value.isdigit() else default
 
-    if "RANK" in environment:
-        return number("RANK", 0), number("WORLD_SIZE", 1)
-    first = number("SLURM_ARRAY_TASK_MIN", 0)
-    place = (number("SLURM_ARRAY_TASK_ID", first) - first) // number("SLURM_ARRAY_TASK_STEP", 1)
-    return place, max(number("SLURM_ARRAY_TASK_COUNT", 1), 1)
+    first, count = number("SLURM_ARRAY_TASK_MIN", 0), max(number("SLURM_ARRAY_TASK_COUNT", 1), 1)
+    gap = max(number("SLURM_ARRAY_TASK_STEP", 1), 1)
+    place, rest = divmod(number("SLURM_ARRAY_TASK_ID", first) - first, gap)
+    last = number("SLURM_ARRAY_TASK_MAX", first)
+    if rest or not 0 <= place < count or last >= first + gap * count:
+        raise UserError("the numbers of this Slurm array are not evenly spaced: give --shard i/n")
+    rank, size = number("RANK", 0), max(number("WORLD_SIZE", 1), 1)
+    return place * size + rank, count * size
 
 
 def _ordinal(checkpoint: Checkpoint, position: int) -> int:

@@ -80,7 +80,7 @@ class MeasurementFolder:
 
     def _forget(self) -> None:
         """Remove what we wrote, and nothing else."""
-        for name in TABLES:
+        for name in (*TABLES, "tensorboard"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in ("run.json", "prompts.parquet", "first_tokens.parquet"):
             (self.path / name).unlink(missing_ok=True)
@@ -186,6 +186,11 @@ class MeasurementFolder:
         whole = table.assign(step=step)[["step", *table.columns]]
         write_table(self.file(kind, step), whole, _stamp(identity))
 
+    @property
+    def has_first_tokens(self) -> bool:
+        """Whether the first checkpoint's top tokens are known."""
+        return (self.path / "first_tokens.parquet").is_file()
+
     def first_tokens(self, rows: list[int]) -> list[list[int]] | None:
         """Return the first checkpoint's top tokens, `[n, k]` in the order of `rows`, if known."""
         try:
@@ -198,7 +203,7 @@ class MeasurementFolder:
     def write_first_tokens(self, rows: list[int], tokens: Tensor) -> None:
         """Write the first checkpoint's top tokens, `[n, k]`, unless they are there."""
         path = self.path / "first_tokens.parquet"
-        if not path.exists():
+        if not self.has_first_tokens:
             flat = [
                 {"prompt": row, "rank": rank, "token": token}
                 for row, block in zip(rows, tokens.tolist(), strict=True)
@@ -206,23 +211,20 @@ class MeasurementFolder:
             ]
             write_table(path, pd.DataFrame(flat))
 
-    def discard_other(self, step: int, identity: str) -> list[str]:
+    def of_others(self, step: int, identity: str) -> list[str]:
+        """Return which tables of a step were measured on another checkpoint of that name."""
+        return [kind for kind in MEASURED if self.measured(kind, step) not in (None, identity)]
+
+    def discard_others(self, step: int, identity: str) -> None:
         """Remove a step's tables that were measured on another checkpoint of that name.
 
         Args:
             step: whose.
             identity: of the tables that stay.
-
-        Returns:
-            The names of the tables removed.
         """
-        removed = []
-        for kind in MEASURED:
-            if self.measured(kind, step) not in (None, identity):
-                for name in (kind, *COMPANIONS) if kind == "kernel" else (kind,):
-                    self.file(name, step).unlink(missing_ok=True)
-                removed.append(kind)
-        return removed
+        for kind in self.of_others(step, identity):
+            for name in (kind, *COMPANIONS) if kind == "kernel" else (kind,):
+                self.file(name, step).unlink(missing_ok=True)
 
     def note(self, state: str, **details: Any) -> None:
         """Append one event: what happened to a checkpoint, and when."""

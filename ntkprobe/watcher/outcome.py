@@ -1,7 +1,10 @@
 """What became of a run's checkpoints, for the user's last line."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from ..errors import UserError, one_line
 
 
 @dataclass
@@ -28,6 +31,25 @@ class Outcome:
     def status(self) -> int:
         """The exit status."""
         return 130 if self.interrupted else 1 if self.failed else 0
+
+    def add(self, other: "Outcome") -> None:
+        """Count what became of other checkpoints of the same run."""
+        self.new += other.new
+        self.known += other.known
+        self.failed |= other.failed
+
+    def conclude(self) -> None:
+        """Print a line on stderr for each failure.
+
+        Raises:
+            UserError: if nothing could be measured, and why.
+        """
+        failed = list(self.failed.values())
+        if failed and not (self.new or self.known):
+            more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+            raise UserError(f"nothing could be measured: {failed[0]}{more}")
+        for step, reason in self.failed.items():
+            print(f"ntkprobe: step {step} failed: {one_line(reason)}", file=sys.stderr)
 
     def closing_line(self) -> str:
         """Return what there is now, and what to do next."""

@@ -106,7 +106,7 @@ class Recorder:
         ]
 
     def record(self, model: "nn.Module", step: int, identity: str, kinds: list[str]) -> None:
-        """Measure a model and write its tables.
+        """Measure a model and write its tables; those of an earlier checkpoint do not stay.
 
         Args:
             model: the model, whole and in memory.
@@ -114,6 +114,8 @@ class Recorder:
             identity: of the checkpoint it came from.
             kinds: what to measure, as `missing` names it.
         """
+        old = self.folder.of_others(step, identity)
+        self.folder.note("measuring", step=step, kinds=kinds)
         if "kernel" in kinds and self.settings.kernel is not None:
             self._verify(model, self.settings.kernel)
             kernels = self._kernel(model, self.settings.kernel)
@@ -126,6 +128,9 @@ class Recorder:
             layers = self.settings.activations.layers
             found = self._in_batches(lambda size: self._activations(model, layers, size))
             self.folder.write_activations(step, identity, found)
+        self.folder.discard_others(step, identity)
+        for kind in old:
+            self.folder.note("replaced", step=step, table=kind, identity=identity)
 
     def _verify(self, model: "nn.Module", how: KernelSettings) -> None:
         """Compare the estimator with plain backward passes on the first model, if wanted."""

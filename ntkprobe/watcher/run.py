@@ -1,6 +1,8 @@
 """`measure_run`: every complete checkpoint of a run once, its tables whole or absent."""
 
 import statistics
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from .folder import MeasurementFolder
 from .models import Models
 from .outcome import Outcome
 from .recorder import Recorder
+from .reporting import Sinks
 from .scout import Scout
 from .session import Session
 from .settings import MeasureSettings
@@ -28,6 +31,7 @@ def measure_run(
     choice: Choice | None = None,
     following: Following | None = None,
     overwrite: bool = False,
+    report_to: Sequence[str] = (),
     about: dict[str, Any] | None = None,
 ) -> Outcome:
     """Measure the checkpoints of a run into a folder; what is there already is not measured again.
@@ -41,6 +45,7 @@ def measure_run(
         choice: which checkpoints.
         following: wait for further checkpoints of a run that still trains.
         overwrite: forget what the folder holds.
+        report_to: names of sinks, such as `tensorboard`, that show group means meanwhile.
         about: what else `run.json` is to tell.
 
     Returns:
@@ -50,27 +55,55 @@ def measure_run(
         UserError: if nothing can be measured as asked.
     """  # ruff: ignore[docstring-extraneous-exception]
     how = settings or MeasureSettings()
-    _insist_on_a_place(ckpt_dir, model, output_dir)
+    insist_on_a_place(ckpt_dir, model, output_dir)
     if ckpt_dir is not None and following is None:
-        _insist_on_checkpoints(ckpt_dir)
+        insist_on_checkpoints(ckpt_dir)
+    told = {"ckpt_dir": str(ckpt_dir) if ckpt_dir else None, **(about or {})}
+    recorder = open_recorder(prompts, output_dir, how, told, overwrite=overwrite)
+    folder = recorder.folder
+    which = choice or Choice()
+    if how.kernel is not None and how.kernel.top_k_at == "first" and which.shard[1] > 1:
+        _insist_on_first_tokens(folder)
+    worker = "-of-".join(map(str, which.shard))
+    models = Models(model, how.load, merge=not _needs_adapter(how))
+    scout = Scout(ckpt_dir, which) if ckpt_dir is not None else None
+    work = Work(recorder, models)
+    with closing(folder), closing(Sinks(report_to, output_dir, worker)) as sinks:
+        session = Session(work, scout, following, sinks)
+        try:
+            session.run()
+        except KeyboardInterrupt:
+            session.outcome.interrupted = True
+    session.outcome.total = len(folder.steps_in(output_dir))
+    return session.outcome
+
+
+def open_recorder(
+    prompts: PromptSet,
+    output_dir: Path,
+    how: MeasureSettings,
+    about: dict[str, Any],
+    *,
+    overwrite: bool = False,
+) -> Recorder:
+    """Return what measures into a folder, which must not hold something else.
+
+    Args:
+        prompts: what to measure on.
+        output_dir: the folder.
+        how: settings.
+        about: what else `run.json` is to tell.
+        overwrite: forget what the folder holds.
+
+    Returns:
+        A recorder that is yet to be prepared.
+    """
     folder = MeasurementFolder(output_dir, overwrite=overwrite)
     if how.kernel is not None:
         ParameterSelection.parse(how.kernel.parameters)
-    told = {"ckpt_dir": str(ckpt_dir) if ckpt_dir else None, **(about or {})}
-    recorder = Recorder(folder, prompts, how, told)
+    recorder = Recorder(folder, prompts, how, about)
     recorder.check()
-    models = Models(model, how.load, merge=not _needs_adapter(how))
-    scout = Scout(ckpt_dir, choice or Choice()) if ckpt_dir is not None else None
-    work = Work(recorder, models)
-    session = Session(work, scout, following)
-    try:
-        session.run()
-    except KeyboardInterrupt:
-        session.outcome.interrupted = True
-    finally:
-        folder.close()
-    session.outcome.total = len(folder.steps_in(output_dir))
-    return session.outcome
+    return recorder
 
 
 def _needs_adapter(how: MeasureSettings) -> bool:
@@ -80,7 +113,7 @@ def _needs_adapter(how: MeasureSettings) -> bool:
     )
 
 
-def _insist_on_a_place(ckpt_dir: Path | None, model: str | None, output_dir: Path) -> None:
+def insist_on_a_place(ckpt_dir: Path | None, model: str | None, output_dir: Path) -> None:
     """Raise unless there is something to measure, and the folder lies outside of it.
 
     Raises:
@@ -94,7 +127,20 @@ def _insist_on_a_place(ckpt_dir: Path | None, model: str | None, output_dir: Pat
         )
 
 
-def _insist_on_checkpoints(run: Path) -> None:
+def _insist_on_first_tokens(folder: MeasurementFolder) -> None:
+    """Raise unless it is settled which tokens all workers read: else the fastest one would choose.
+
+    Raises:
+        UserError: if not.
+    """
+    if not folder.has_first_tokens:
+        raise UserError(
+            "--top-k-at first with several workers: measure the first checkpoint alone before,"
+            " with the same command and --shard 0/1 --steps 0 (or its step)"
+        )
+
+
+def insist_on_checkpoints(run: Path) -> None:
     """Raise unless a folder holds at least one checkpoint, whole or not.
 
     Raises:
@@ -122,8 +168,8 @@ def plan(
     """
     if ckpt_dir is None:
         return ["the model alone, as step 0"]
-    _insist_on_checkpoints(ckpt_dir)
-    lines, todo = [], 0
+    insist_on_checkpoints(ckpt_dir)
+    lines, todo = [], []
     known = MeasurementFolder.steps_in(output_dir)
     chosen = (s for s in Scout(ckpt_dir, choice or Choice()).look() if s.wanted)
     for sighting in chosen:
@@ -132,15 +178,16 @@ def plan(
         why = f" ({verdict.reason})" if verdict.reason else ""
         name = sighting.checkpoint.path.name
         done = ", has measurements" if sighting.checkpoint.step in known else ""
-        todo += verdict.state == "ready" and not done
+        todo += [size] * (verdict.state == "ready" and not done)
         lines.append(f"{name}: {verdict.state}{why}, {verdict.kind}, {size / 1e6:.1f} MB{done}")
     return [*lines, _estimate(output_dir, todo)]
 
 
-def _estimate(output_dir: Path, todo: int) -> str:
-    """Return how long `todo` checkpoints will take, going by those that were measured."""
+def _estimate(output_dir: Path, sizes: list[int]) -> str:
+    """Return what is to be read, and how long it will take, going by what was measured before."""
     seconds = MeasurementFolder.seconds_in(output_dir)
+    what = f"{len(sizes)} to measure, {sum(sizes) / 1e6:.1f} MB to read"
     if not seconds:
-        return f"{todo} to measure; how long it takes is known once one is measured"
+        return f"{what}; how long it takes is known once one is measured"
     each = statistics.median(seconds)
-    return f"{todo} to measure, about {each:.0f} s each and {each * todo:.0f} s in all"
+    return f"{what}, about {each:.0f} s each and {each * len(sizes):.0f} s in all"

@@ -15,8 +15,9 @@ from ..errors import UserError, one_line
 from .choices import Following
 from .keeper import Keeper
 from .outcome import Outcome
+from .reporting import Sinks
 from .scout import Scout, Sighting
-from .work import BASE_STEP, Work
+from .work import BASE_STEP, Unfit, Work
 
 TRIES = 3
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -29,12 +30,20 @@ class Session:
         work: what measures.
         scout: what looks; None where there is only the base to measure.
         following: how to wait for more; None for a run that has ended.
+        sinks: where to show what was measured.
     """
 
-    def __init__(self, work: Work, scout: Scout | None, following: Following | None = None) -> None:
+    def __init__(
+        self,
+        work: Work,
+        scout: Scout | None,
+        following: Following | None = None,
+        sinks: Sinks | None = None,
+    ) -> None:
         self.work = work
         self.scout = scout
         self.following = following
+        self.sinks = sinks
         self.folder = work.recorder.folder
         self.outcome = Outcome(self.folder.path)
         self._settled: dict[Checkpoint, Any] = {}  # the weights measured, or given up on
@@ -48,7 +57,7 @@ class Session:
 
         Raises:
             UserError: if nothing could be measured, and why.
-        """
+        """  # ruff: ignore[docstring-extraneous-exception]
         with tqdm(total=0, desc="measuring", unit="checkpoint", disable=None) as self._bar:
             if self.scout is None:
                 self._begin(None, None)
@@ -59,12 +68,9 @@ class Session:
                 self._follow(self.scout, self.following)
             if self.scout is not None:
                 self._give_up_on_the_rest(self.scout)
-        failed = list(self.outcome.failed.values())
-        if failed and not (self.outcome.new or self.outcome.known):
-            more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-            raise UserError(f"nothing could be measured: {failed[0]}{more}")
-        for step, reason in self.outcome.failed.items():
-            print(f"ntkprobe: step {step} failed: {one_line(reason)}", file=sys.stderr)
+            if self.outcome.new:
+                self._note_skipped()
+        self.outcome.conclude()
 
     def _follow(self, scout: Scout, following: Following) -> None:
         """Measure what becomes ready until a rule says stop."""
@@ -73,22 +79,24 @@ class Session:
         with Keeper(scout, self.folder.pins, interval, self._is_settled) as keeper:
             while True:
                 before = len(self.outcome.new) + len(self.outcome.known)
-                self._look_once(scout, keeper.look())
+                seen = keeper.look()
+                self._look_once(scout, seen)
                 if len(self.outcome.new) + len(self.outcome.known) > before:
                     last_news = time.monotonic()
                     continue  # measuring takes long: look again at once
                 idle = time.monotonic() - last_news
-                if self._is_over(scout, following) or idle > following.patience:
+                if self._is_over(scout, following, seen) or idle > following.patience:
                     break
                 time.sleep(interval)
             for checkpoint in sorted(keeper.missed - set(self._settled)):
                 self.folder.note("missed", step=checkpoint.step)
                 self.outcome.failed[checkpoint.step] = "deleted before it could be pinned"
 
-    def _is_over(self, scout: Scout, following: Following) -> bool:
-        """Return whether the step was measured after which nothing is to come."""
+    def _is_over(self, scout: Scout, following: Following, seen: list[Sighting]) -> bool:
+        """Return whether the last step is there, and measured unless it is another worker's."""
         ends = [end for end in (scout.end(), following.until_step) if end is not None]
         done = [checkpoint.step for checkpoint in self._settled]
+        done += [s.checkpoint.step for s in seen if s.is_ready and not s.wanted]
         return bool(ends) and bool(done) and max(done) >= min(ends)
 
     def _look_once(self, scout: Scout, everything: list[Sighting]) -> bool:
@@ -101,11 +109,15 @@ class Session:
         Returns:
             Whether something else may become ready soon by itself.
         """
-        ready = [s for s in everything if s.is_ready]
-        try:
-            self._begin(scout, ready[0] if ready else None)
-        except Incomplete:  # the first checkpoint changed under our hands: judge it again
-            return True
+        for first in [s for s in everything if s.is_ready and not self._is_settled(s)]:
+            try:
+                self._begin(scout, first)
+                break
+            except Incomplete:  # the first checkpoint changed under our hands: judge it again
+                return True
+            except Unfit as why:  # the next one may do
+                if first.wanted:
+                    self._fail(first.checkpoint, str(why), first)
         sightings = [s for s in everything if s.wanted]
         todo = [s for s in sightings if s.is_ready and not self._is_settled(s)]
         for sighting in sightings:
@@ -121,7 +133,7 @@ class Session:
 
     def _begin(self, scout: Scout | None, first: Sighting | None) -> None:
         """Before the first measurement: settle base, tokenizer and settings; measure the base."""
-        if self._prepared or (scout is not None and first is None):
+        if self._prepared:
             return
         models = self.work.models
         if first is not None and first.verdict.kind == "adapter":
@@ -161,6 +173,8 @@ class Session:
             if kinds:  # what was known is no event: a run that finds all done writes nothing
                 seconds = round(time.monotonic() - begin, 3)
                 self.folder.note("done", step=step, kinds=kinds, seconds=seconds)
+                if self.sinks is not None:
+                    self.sinks.show(step)
             else:
                 self._bar.set_postfix_str(f"step {step} is known")
             (self.outcome.new if kinds else self.outcome.known).append(step)
@@ -200,6 +214,14 @@ class Session:
         if self._told.get(sighting.checkpoint) != reason:
             self._told[sighting.checkpoint] = reason
             self.folder.note(state, step=sighting.checkpoint.step, reason=reason)
+
+    def _note_skipped(self) -> None:
+        """Note what was left alone, and why."""
+        if self.outcome.known:
+            self.folder.note("skipped", steps=self.outcome.known, reason="measured before")
+        seen = self.scout.look() if self.scout is not None else []
+        if others := sum(not sighting.wanted for sighting in seen):
+            self.folder.note("skipped", count=others, reason="not chosen by --steps or --shard")
 
     def _give_up_on_the_rest(self, scout: Scout) -> None:
         """Count what never became ready as failed."""

@@ -3,17 +3,18 @@
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..checkpoints import Incomplete, identity, pinned
+from ..errors import UserError
 from .models import Models
 from .recorder import Recorder
 from .scout import Sighting
 
-if TYPE_CHECKING:
-    from torch import nn
-
 BASE_STEP = 0
+
+
+class Unfit(UserError):
+    """This checkpoint cannot be measured; others may."""
 
 
 class Work:
@@ -33,13 +34,20 @@ class Work:
 
         Args:
             first: the first checkpoint there is; its tokenizer, if it has one, is that of the run.
+
+        Raises:
+            Unfit: if it is refused.
         """
         if first is None:
             tokenizer = self.models.tokenizer()
         elif first.hold is not None:
             tokenizer = self.models.tokenizer(first.hold.path)
         else:
-            with self._held(first) as pin:
+            with ExitStack() as stack:
+                try:
+                    pin = stack.enter_context(self._held(first))
+                except UserError as why:
+                    raise Unfit(str(why)) from why
                 tokenizer = self.models.tokenizer(pin)
         self.recorder.prepare(tokenizer, self.models.base_identity())
 
@@ -64,7 +72,8 @@ class Work:
         assert known is not None
         kinds = self.recorder.missing(BASE_STEP, known[1])
         if kinds:
-            self._record(self.models.base(), BASE_STEP, known[1], kinds)
+            self._note_ready(BASE_STEP, known[1])
+            self.recorder.record(self.models.base(), BASE_STEP, known[1], kinds)
         return kinds
 
     def of_checkpoint(self, sighting: Sighting) -> list[str]:
@@ -84,8 +93,9 @@ class Work:
                 kinds = self.recorder.missing(step, which)
                 if not kinds:
                     return []
+                self._note_ready(step, which)
                 model = stack.enter_context(self.models.opened(pin, verdict.kind))
-            self._record(model, step, which, kinds)
+            self.recorder.record(model, step, which, kinds)
         return kinds
 
     @contextmanager
@@ -103,8 +113,6 @@ class Work:
             raise
         sighting.hold.release()
 
-    def _record(self, model: "nn.Module", step: int, which: str, kinds: list[str]) -> None:
-        """Measure a model, and drop what an earlier checkpoint of that step left behind."""
-        self.recorder.record(model, step, which, kinds)
-        for kind in self.recorder.folder.discard_other(step, which):
-            self.recorder.folder.note("replaced", step=step, table=kind, identity=which)
+    def _note_ready(self, step: int, which: str) -> None:
+        """Note that a checkpoint is whole and held, and which one it is."""
+        self.recorder.folder.note("ready", step=step, identity=which)
