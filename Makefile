@@ -29,7 +29,7 @@ test: install  ## the quick suite (under 5 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 check: install lint  ## lint and the slow rest of the tests: notebooks, docs, faults
-	$(BIN)/pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow -n auto --maxprocesses 4 --dist worksteal
 
 lint: install  ## format, lint, types, floors
 	$(BIN)/ruff format --check .
