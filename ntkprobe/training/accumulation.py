@@ -35,7 +35,7 @@ class Window:
     @property
     def predicted(self) -> Tensor:
         """The number of tokens with a label in all batches of this process."""
-        return sum((batch["labels"][:, 1:] != IGNORED).sum() for batch in self.batches)  # type: ignore[return-value]
+        return sum((batch["labels"][:, 1:] != IGNORED).sum() for batch in self.batches)
 
     def look_ahead(self, features: Callable[[dict[str, Any]], Features]) -> None:
         """Compute the features of all batches, before the first of several has its turn.

@@ -228,7 +228,7 @@ class DCRTrainer(Trainer):
             whole: run the whole model; else it ends at block `layer`, and the logits mean nothing.
         """
         ours = ("labels", "groups", "ends")
-        tokens = {name: value for name, value in batch.items() if name not in ours}
+        tokens: dict[str, Any] = {name: value for name, value in batch.items() if name not in ours}
         with ExitStack() as stack:
             outputs = stack.enter_context(capture(self.inner, self.args.layer))
             if not whole:
