@@ -17,6 +17,7 @@ from ntkprobe.errors import UserError
 from ntkprobe.losses import circle_loss, circle_loss_floor
 from ntkprobe.parameters import effective_parameters, part_of
 from ntkprobe.prompts import PromptSet
+from ntkprobe.training.callbacks import install
 from ntkprobe.training.data import Pair
 from ntkprobe.training.dcr import DCRConfig, DCRTrainer, train_dcr
 
@@ -192,16 +193,60 @@ def test_the_log_shows_the_circle_loss_as_its_excess_over_the_floor(tmp_path):
     assert row["loss"] == pytest.approx(row["circle_excess"] + floor + 0.5 * row["nll"], rel=1e-5)
 
 
-def test_accumulated_batches_are_averaged_not_added(tmp_path):
-    model = world.network().eval()
-    sums = []
-    for steps in (1, 2):
-        made = trainer(
-            tmp_path, model, gradient_accumulation_steps=steps, learning_rate=0.0, max_steps=1
-        )
-        made.train()
-        sums.append(made.state.log_history[0]["loss"])
-    assert sums[1] == pytest.approx(sums[0], rel=0.2)
+def descended(folder, batch, accumulate, **changes) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Return weights and losses of plain gradient descent: Adam would hide a gradient's scale."""
+    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulate}
+    settings = {"optim": "sgd", "learning_rate": 0.1, "nll_weight": 0.1, "max_steps": 3}
+    made = trainer(folder, **{**settings, **sizes, **changes})
+    made.train()
+    return weights(made.inner), [row["loss"] for row in made.state.log_history if "loss" in row]
+
+
+@pytest.mark.parametrize("changes", [{}, {"nll_weight": 0.0, "pooling": "mean"}])
+def test_accumulated_batches_train_as_one_large_batch(tmp_path, changes):
+    start = weights(world.network())
+    whole, losses = descended(tmp_path, 8, 1, **changes)
+    for batch, accumulate in ((4, 2), (1, 8)):
+        parts, again = descended(tmp_path, batch, accumulate, **changes)
+        assert again == pytest.approx(losses, rel=1e-5)
+        for name in whole:
+            torch.testing.assert_close(parts[name], whole[name], rtol=1e-5, atol=1e-6)
+    assert max((whole[name] - start[name]).abs().max() for name in whole) > 1e-2
+
+
+def test_batches_that_keep_their_pairs_to_themselves_train_otherwise(tmp_path, monkeypatch):
+    whole, losses = descended(tmp_path, 8, 1)
+    monkeypatch.setattr("ntkprobe.training.accumulation.Window.joined", lambda _, *rows: rows)
+    parts, again = descended(tmp_path, 4, 2)
+    assert abs(again[0] - losses[0]) > 0.1
+    assert max((parts[name] - whole[name]).abs().max() for name in whole) > 1e-3
+
+
+def test_accumulation_in_bfloat16_keeps_the_gradient(tmp_path):
+    start = weights(world.network())
+    moves = []
+    for sizes in ((8, 1), (4, 2)):
+        after, _ = descended(tmp_path, *sizes, bf16=True, max_steps=1)
+        moves.append(torch.cat([(after[name] - start[name]).flatten() for name in start]))
+    assert torch.cosine_similarity(*moves, dim=0) > 0.99
+    assert moves[1].norm() == pytest.approx(moves[0].norm().item(), rel=0.05)
+
+
+def test_both_passes_over_a_batch_have_the_same_dropout(tmp_path, monkeypatch):
+    made = trainer(
+        tmp_path,
+        world.network("gpt2"),
+        gradient_accumulation_steps=4,
+        per_device_train_batch_size=2,
+        max_steps=2,
+    )
+    seen, circle = [], made._circle
+    monkeypatch.setattr(
+        made, "_circle", lambda *rows: seen.append(rows[0].detach()) or circle(*rows)
+    )
+    made.train()
+    assert len(seen) == 8 and all(torch.equal(seen[i], seen[i - i % 4]) for i in range(8))
+    assert not torch.equal(seen[0], seen[4])
 
 
 # Runs: the same again, gone on with, finished, refused
@@ -231,7 +276,11 @@ class Interrupt(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora_rank": 2}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"lora_rank": 2, "gradient_accumulation_steps": 2}],
+    ids=["full", "lora, accumulated"],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, changes):
     base = world.saved(tmp_path / "base", "gpt2")  # has dropout
     settings = {"max_steps": 11, "save_strategy": "steps", "save_steps": 2, **changes}
@@ -372,6 +421,8 @@ def test_checkpointed_activations_give_the_same_weights(tmp_path):
     made = [trainer(tmp_path, gradient_checkpointing=on, nll_weight=0) for on in (False, True)]
     for one in made:
         one.train()
+        on = any(getattr(m, "gradient_checkpointing", False) for m in one.inner.modules())
+        assert on == (one is made[1])
     for a, b in zip(*(m.inner.parameters() for m in made), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -456,27 +507,38 @@ def test_an_output_that_is_a_file_is_a_mistake(tmp_path, base):
 
 # Several processes
 
+
+def test_parameters_in_pieces_are_refused(tmp_path):
+    made = trainer(tmp_path)
+    made.is_fsdp_enabled = True
+    with pytest.raises(UserError, match="FSDP is not supported: its processes hold pieces"):
+        install(made, "dcr", None)
+
+
 WORKER = """
 import sys; sys.path.insert(0, sys.argv[1])
 import training_world as world
 from ntkprobe.training.dcr import DCRConfig, train_dcr
 settings = dict(layer=2, max_steps=4, learning_rate=0.1, optim="sgd", use_cpu=True)
-settings |= {"nll_weight": float(sys.argv[5])}
-batch = int(sys.argv[4])
-config = DCRConfig(output_dir=sys.argv[3], per_device_train_batch_size=batch, **settings)
+settings |= {"nll_weight": float(sys.argv[6])}
+settings |= {"per_device_train_batch_size": int(sys.argv[4])}
+settings |= {"gradient_accumulation_steps": int(sys.argv[5])}
+config = DCRConfig(output_dir=sys.argv[3], **settings)
 train_dcr(sys.argv[2], world.prompts(), config)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nll_weight", ["0.1", "0"])
-def test_two_processes_train_as_one_with_the_whole_batch(tmp_path, base, nll_weight):
+def test_two_processes_that_accumulate_train_as_one_with_the_whole_batch(
+    tmp_path, base, nll_weight
+):
     (tmp_path / "worker.py").write_text(WORKER)
     here = str(Path(__file__).parent)
-    for processes, batch in ((1, "8"), (2, "4")):
+    for processes, *sizes in ((1, "8", "1"), (2, "2", "2")):
         launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
         launch += ["--master-port=0", "--rdzv-endpoint=localhost:0", "--rdzv-backend=c10d"]
-        args = ["worker.py", here, base, str(tmp_path / str(processes)), batch, nll_weight]
+        args = ["worker.py", here, base, str(tmp_path / str(processes)), *sizes, nll_weight]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run([*launch, *args], check=True, cwd=tmp_path, env=env, timeout=300)
     one, two = (read(tmp_path / n / "final") for n in "12")

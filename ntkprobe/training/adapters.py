@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import UserError
 from ..hooks import decoder_layers
+from .callbacks import quiet
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -96,7 +97,7 @@ def with_lora(
         target_modules=list(targets) if layers is None else chosen,
         fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in chosen),
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), quiet():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
 

@@ -18,6 +18,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ..errors import UserError
+
 
 class Progress(TrainerCallback):
     """One bar on stderr with the last loss, in place of transformers' lines on stdout."""
@@ -116,9 +118,25 @@ def quiet() -> Generator[None]:
 
 
 def install(trainer: Trainer, description: str, save_at: list[int] | None) -> None:
-    """Give a trainer our bar and, where steps are named, our saves."""
+    """Give a trainer our bar and, where steps are named, our saves; refuse a divided model."""
+    _insist_on_whole_parameters(trainer)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress(description))
     if save_at:
         trainer.add_callback(SaveAt(save_at, trainer))
+
+
+def _insist_on_whole_parameters(trainer: Trainer) -> None:
+    """Refuse FSDP and DeepSpeed ZeRO-3, where no process has the model that `final` is made of.
+
+    Raises:
+        UserError: if one of them is on.
+    """
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    sharded = "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed ZeRO-3"
+    if trainer.is_fsdp_enabled or getattr(plugin, "zero_stage", 0) == 3:
+        raise UserError(
+            f"{sharded} is not supported: its processes hold pieces of the model. Use torchrun "
+            "without it, with LoRA, --gradient-checkpointing or smaller accumulated batches"
+        )

@@ -1,5 +1,6 @@
 """What both stages can be told: transformers' TrainingArguments and a few fields of ours."""
 
+import warnings
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
 from typing import Any, ClassVar
@@ -61,7 +62,10 @@ class StageConfig(TrainingArguments):
             self.save_strategy = "no"
         if self.max_length < 1:
             raise UserError(f"max_length is {self.max_length}: give 1 or more")
-        super().__post_init__()
+        with warnings.catch_warnings():
+            # transformers 5.3 knows no other name than the one that 5.23 deprecates.
+            warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+            super().__post_init__()
 
     def loading(self) -> LoadSettings:
         """Return how the model is loaded; the Trainer moves it to its device."""

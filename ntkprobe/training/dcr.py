@@ -22,6 +22,7 @@ from ..errors import UserError
 from ..hooks import capture
 from ..losses import circle_loss, circle_loss_floor, cosine_similarities, pairs
 from ..prompts import PromptSet
+from .accumulation import Window
 from .adapters import linear_names, with_lora
 from .callbacks import install, quiet
 from .config import StageConfig
@@ -98,8 +99,9 @@ class DCRConfig(StageConfig):
 class DCRTrainer(Trainer):
     """transformers.Trainer with the contrastive loss; freezes the model's tail when made.
 
-    The pairs of a batch are those of all processes, so that the loss does not depend on how many
-    there are. With gradient accumulation each part is a batch of its own.
+    The pairs are those of a whole optimiser step: of all processes and all accumulated batches, so
+    that only batch size times accumulation times processes counts, not how it is divided up.
+    Accumulation costs one more forward pass up to the layer, see `accumulation`.
     """
 
     args: DCRConfig
@@ -148,6 +150,7 @@ class DCRTrainer(Trainer):
         # Our loss is a mean that the Trainer has to divide by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._sums: dict[str, float] = {}
+        self._window: Window | None = None
         install(self, "dcr", args.save_at)
 
     @staticmethod
@@ -169,10 +172,18 @@ class DCRTrainer(Trainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return EpochSampler(
             self.train_dataset.groups,
-            self.args.train_batch_size * self.args.world_size,
+            self.args.train_batch_size
+            * self.args.world_size
+            * self.args.gradient_accumulation_steps,
             balanced=self.args.sampling == "balanced",
             seed=seed,
         )
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """Return the batches of the next optimiser step, and keep them for their common pairs."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        self._window = Window(batches) if batches else None
+        return batches, items
 
     def compute_loss(
         self,
@@ -181,7 +192,7 @@ class DCRTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Return L_circle + lambda NLL of one batch.
+        """Return L_circle + lambda NLL of the optimiser step that a batch is part of.
 
         Args:
             model: the model, wrapped or not.
@@ -192,36 +203,56 @@ class DCRTrainer(Trainer):
         Returns:
             The loss, or `(loss, {"features": …})`.
         """
+        window = self._window or Window([inputs])
+        window.look_ahead(lambda batch: self._features(model, self._prepare_inputs(batch))[:2])
+        whole = self.args.nll_weight > 0
+        with window.turn():
+            own, own_sides, logits = self._features(model, inputs, whole=whole)
+        self._window = None if window.used_up else window
+        features, sides = window.joined(own, own_sides)
+        circle, floor = self._circle(features, sides)
+        nll = self._nll(logits, inputs["labels"], window) if whole else circle.new_zeros(())
+        with torch.no_grad():
+            self._note(circle - floor, nll, features, sides)
+        loss = circle + self.args.nll_weight * nll
+        return (loss, {"features": features}) if return_outputs else loss
+
+    def _features(
+        self, model: nn.Module, batch: dict[str, Tensor], whole: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return pooled features and groups of all processes' prompts, and this one's logits.
+
+        Args:
+            model: the model, wrapped or not.
+            batch: of `contrast_data.collate`.
+            whole: run the whole model; else it ends at block `layer`, and the logits mean nothing.
+        """
+        ours = ("labels", "groups", "ends")
+        tokens: dict[str, Any] = {name: value for name, value in batch.items() if name not in ours}
+        with ExitStack() as stack:
+            outputs = stack.enter_context(capture(self.inner, self.args.layer))
+            if not whole:
+                stack.enter_context(without_blocks_above(self.inner, self.args.layer))
+                tokens |= self._no_logits
+            logits = model(**tokens, use_cache=False).logits
+        prompts = batch["groups"] >= 0  # the others are the corpus
+        features = pool(outputs[0][prompts], batch["ends"][prompts], self.args.pooling)
+        sides = gathered(batch["groups"][prompts], self.accelerator)
+        return gathered(features, self.accelerator), sides, logits
+
+    def _circle(self, features: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the circle loss and its floor."""
         args = self.args
-        labels, groups, ends = (inputs.pop(name) for name in ("labels", "groups", "ends"))
-        states, logits = self._forward(model, inputs)
-        prompts = groups >= 0  # the others are the corpus
-        features = gathered(pool(states[prompts], ends[prompts], args.pooling), self.accelerator)
-        sides = gathered(groups[prompts], self.accelerator)
         shape: dict[str, Any] = {
             "margin": args.margin,
             "scale": args.scale,
             "weights": args.weights,
         }
-        circle = circle_loss(features, sides, detach=args.detach, **shape)
-        nll = self._nll(logits, labels) if logits is not None else circle.new_zeros(())
-        with torch.no_grad():
-            self._note(circle - circle_loss_floor(sides, **shape), nll, features, sides)
-        loss = circle + args.nll_weight * nll
-        return (loss, {"features": features}) if return_outputs else loss
+        loss = circle_loss(features, sides, detach=args.detach, **shape)
+        return loss, circle_loss_floor(sides, **shape)
 
-    def _forward(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Return the output of block `layer`, and the logits where the loss needs them."""
-        whole = self.args.nll_weight > 0
-        with ExitStack() as stack:
-            outputs = stack.enter_context(capture(self.inner, self.args.layer))
-            if not whole:
-                stack.enter_context(without_blocks_above(self.inner, self.args.layer))
-            logits = model(**inputs, use_cache=False, **({} if whole else self._no_logits)).logits
-        return outputs[0], logits if whole else None
-
-    def _nll(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean negative log-likelihood of all labelled tokens of all processes."""
+    def _nll(self, logits: Tensor, labels: Tensor, window: Window) -> Tensor:
+        """Return a batch's share in the mean negative log-likelihood of the step's tokens."""
         targets = labels[:, 1:]
         total = F.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(),
@@ -229,9 +260,11 @@ class DCRTrainer(Trainer):
             ignore_index=IGNORED,
             reduction="sum",
         )
-        count = self.accelerator.reduce((targets != IGNORED).sum(), reduction="sum")
-        # DistributedDataParallel averages over processes, as does the Trainer's log.
-        return total * self.accelerator.num_processes / count.clamp(min=1)
+        count = self.accelerator.reduce(window.predicted.to(labels.device), reduction="sum")
+        # DistributedDataParallel averages over processes, as does the Trainer's log; the Trainer
+        # divides by the number of batches.
+        parts = self.accelerator.num_processes * len(window.batches)
+        return total * parts / count.clamp(min=1)
 
     def _note(self, excess: Tensor, nll: Tensor, features: Tensor, sides: Tensor) -> None:
         """Add up what the next line of the log shows."""
