@@ -183,6 +183,14 @@ def test_the_corpus_has_no_part_in_the_pairs(tmp_path):
     torch.testing.assert_close(*features)
 
 
+def test_pairs_of_the_corpus_that_are_empty_or_cut_are_counted(tmp_path):
+    corpus = [Pair("Say hello.", "Hello there."), Pair("Say.", ""), Pair("Say.", "Hello " * 300)]
+    settings = config(tmp_path, nll_on="corpus")
+    made = DCRTrainer(world.network(), settings, world.prompts(), TOKENIZER, corpus=corpus)
+    counts = {name: n for name, n in made.data_report.items() if name.startswith("corpus")}
+    assert counts == {"corpus": 2, "corpus_empty": 1, "corpus_cut": 1}
+
+
 def test_the_log_shows_the_circle_loss_as_its_excess_over_the_floor(tmp_path):
     made = trainer(tmp_path, max_steps=1, nll_weight=0.5)
     made.train()

@@ -47,7 +47,7 @@ def test_every_block_is_code_or_says_that_it_is_none(page):
 
 def test_few_blocks_are_not_run_and_each_says_why():
     reasons = [block.reason for page in PAGES for block in blocks(page) if block.reason]
-    assert len(reasons) <= 7 and all(len(reason) > 20 for reason in reasons)
+    assert len(reasons) <= 8 and all(len(reason) > 20 for reason in reasons)
 
 
 def test_every_page_is_in_the_navigation():

@@ -80,9 +80,8 @@ def encode_prompts(
     for side in SIDES:
         if not report[side]:
             raise UserError(f"all {side} prompts are longer than max_length={config.max_length}")
-    companions = _encode_corpus(corpus, tokenizer, template, config)
-    if config.nll_on == "corpus":
-        report["corpus"] = len(companions)
+    companions, counts = _encode_corpus(corpus, tokenizer, template, config)
+    report |= counts
     return PromptRows(rows, companions), report
 
 
@@ -129,24 +128,26 @@ def _encode_corpus(
     tokenizer: PreTrainedTokenizerBase,
     template: Template,
     config: "DCRConfig",
-) -> list[dict[str, Any]]:
-    """Return the rows of the corpus, whose answers the regulariser predicts.
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Return the rows of the corpus, whose answers the regulariser predicts, and their counts.
 
     Raises:
         UserError: if there are none.
     """
     if config.nll_on != "corpus":
-        return []
-    rows = []
+        return [], {}
+    rows, cut = [], 0
     for pair in corpus or ():
         if not pair.empty:
             ids, answer = template.encode_pair(tokenizer, pair.prompt, pair.response)
+            cut += len(ids) > config.max_length
             ids, answer = ids[: config.max_length], answer[: config.max_length]
             labels = [token if kept else IGNORED for token, kept in zip(ids, answer, strict=True)]
             rows.append({"input_ids": ids, "labels": labels, "group": CORPUS, "ends": len(ids)})
     if not rows:
         raise UserError("nll_on=corpus: give a corpus of question-answer pairs")
-    return rows
+    empty = len(corpus or ()) - len(rows)
+    return rows, {"corpus": len(rows), "corpus_empty": empty, "corpus_cut": cut}
 
 
 def collate(

@@ -296,7 +296,7 @@ class DCRTrainer(Trainer):
 
 
 def train_dcr(
-    model: str,
+    model: str | Path,
     prompts: PromptSet,
     config: DCRConfig,
     *,
@@ -322,17 +322,18 @@ def train_dcr(
     Raises:
         UserError: for a mistake in the settings or data, or a folder that holds another run.
     """  # ruff: ignore[docstring-extraneous-exception]
-    digests = {"prompts": prompts.digest} | model_digest(model)
+    start = str(model)
+    digests = {"prompts": prompts.digest} | model_digest(start)
     digests |= {"corpus": digest(corpus)} if corpus else {}
-    inputs = {"stage": "dcr", "model": model, **(sources or {}), "digests": digests}
+    inputs = {"stage": "dcr", "model": start, **(sources or {}), "digests": digests}
     run = Run(config, inputs)
     if run.finished:
         return run.final
     chosen = prompts.in_group(*SIDES)
     check_overlaps(run, {"dcr": [p.text for p in chosen], **(held_out or {})}, strict=config.strict)
     with quiet(), run.stage("load"):
-        network = load_model(located(model), config.loading())
-        tokenizer = load_tokenizer(located(model), local=False)
+        network = load_model(located(start), config.loading())
+        tokenizer = load_tokenizer(located(start), local=False)
     with quiet(), run.stage("encode"):
         trainer = DCRTrainer(
             network, config, prompts, tokenizer, corpus=corpus, callbacks=list(callbacks)
@@ -357,3 +358,7 @@ def _describe(run: Run, trainer: DCRTrainer) -> None:
     )
     if data["too_long"]:
         run.note(f"{data['too_long']} prompts longer than {run.config.max_length} tokens left out")
+    if data.get("corpus_empty"):
+        run.note(f"corpus: {data['corpus_empty']} pairs without question or answer left out")
+    if data.get("corpus_cut"):
+        run.note(f"corpus: {data['corpus_cut']} pairs cut to {run.config.max_length} tokens")

@@ -180,7 +180,7 @@ def mix(
 
 
 def train_sft(
-    model: str,
+    model: str | Path,
     general: Sequence[Pair],
     safe: Sequence[Pair],
     config: SFTConfig,
@@ -208,18 +208,19 @@ def train_sft(
     Raises:
         UserError: for a mistake in the settings or data, or a folder that holds another run.
     """  # ruff: ignore[docstring-extraneous-exception]
+    start = str(model)
     given = {"general": general, "safe": safe, "seemingly": seemingly}
-    digests = {name: digest(pairs) for name, pairs in given.items() if pairs} | model_digest(model)
-    run = Run(config, {"stage": "sft", "model": model, **(sources or {}), "digests": digests})
+    digests = {name: digest(pairs) for name, pairs in given.items() if pairs} | model_digest(start)
+    run = Run(config, {"stage": "sft", "model": start, **(sources or {}), "digests": digests})
     if run.finished:
         return run.final
     drawn, counts = mix(config, given)
     asked = {name: [p.prompt for p in pairs] for name, pairs in drawn.items()}
-    asked |= prompts_of_stage_before(model)
+    asked |= prompts_of_stage_before(start)
     check_overlaps(run, {**asked, **(held_out or {})}, strict=config.strict)
     with quiet(), run.stage("load"):
-        network = load_model(located(model), config.loading())
-        tokenizer = load_tokenizer(located(model), local=False)
+        network = load_model(located(start), config.loading())
+        tokenizer = load_tokenizer(located(start), local=False)
     with run.stage("encode"):
         rows, report = encode_pairs([p for ps in drawn.values() for p in ps], tokenizer, config)
     _describe(run, counts, report)
