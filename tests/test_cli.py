@@ -88,9 +88,23 @@ def test_a_dry_run_tells_what_is_measured_already_and_how_long_it_took(call):
     assert re.search(r"1 to measure, \d+\.\d MB to read, about \d+ s each", out)
 
 
-def test_the_estimator_is_verified_on_the_first_model_if_asked(call):
-    _, _, err = call("--verify")
+def test_the_estimator_is_verified_once_a_run_unless_that_is_not_wanted(call):
+    _, _, err = call()
     assert err.count("verified over") == 1 and "relative error" in err
+    assert "verified" not in call("--overwrite", "--no-verify")[2]
+
+
+def test_an_approximation_that_is_off_warns_and_is_measured(call, monkeypatch):
+    monkeypatch.setattr("ntkprobe.estimators.finite_difference.FiniteDifference.rtol", 0.0)
+    status, _, err = call("--estimator", "finite_difference")
+    assert status == 0 and err.count("differs from plain backward passes") == 1
+
+
+def test_an_exact_estimator_that_is_off_measures_nothing(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("ntkprobe.verification._tolerance", lambda chosen: 0.0)
+    status, _, err = call()
+    assert status == 2 and "differs from plain backward passes" in err
+    assert not list((tmp_path / "out").rglob("step-*"))
 
 
 # --- mistakes: one line, status 2 ---

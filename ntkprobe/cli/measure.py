@@ -117,8 +117,8 @@ def measure(
     ] = None,
     until_step: Annotated[int | None, Flag(help="With --follow: stop after this step.")] = None,
     verify: Annotated[
-        bool, Flag("--verify", help="First compare the estimator with plain backward passes.")
-    ] = False,
+        bool, Flag(help="First compare the estimator with plain backward passes.")
+    ] = True,
     report_to: Annotated[
         list[str] | None,
         Flag(metavar="tensorboard", help="Show group means there, in OUT; may be repeated."),

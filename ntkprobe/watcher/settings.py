@@ -124,7 +124,7 @@ class MeasureSettings:
         max_length: longer prompts lose the end of their text.
         load: how models are loaded.
         batch_size: prompts at a time, which changes no number; None to find out.
-        verify: compare the estimator with plain backward passes on the first model.
+        verify: first compare the estimator with plain backward passes, on the first model of a run.
     """
 
     kernel: KernelSettings | None = field(default_factory=KernelSettings)
@@ -134,7 +134,7 @@ class MeasureSettings:
     max_length: int | None = None
     load: LoadSettings = field(default_factory=LoadSettings)
     batch_size: int | None = None
-    verify: bool = False
+    verify: bool = True
 
     def record(
         self, prompts: Mapping[str, Any], base: tuple[str, str] | None = None
