@@ -76,8 +76,8 @@ def main() -> None:
             "answers) and mean P_refuse (A.5, literal). Similarity: mean of both directions of the "
             "paper's ‖K(x′,x)‖/‖K(x′,x′)‖ between seemingly toxic and toxic prompts, top-10 "
             "tokens, all parameters, 25 prompts per group, of the model that safety SFT starts "
-            "from. Seeds are those asked for, none left out; the preset's settings were chosen after "
-            "looking at seeds 0 to 3, so that only those from 4 on are fresh. "
+            "from. Seeds are those asked for, none left out; the preset's settings were chosen "
+            "after looking at seeds 0 to 3, so that only those from 4 on are fresh. "
             f"{machine()}; by `python benchmarks/demo_effect.py {' '.join(sys.argv[1:])}`.",
             table(*rows(outcomes)),
             "## Similarity of all groups",
