@@ -137,10 +137,11 @@ def test_prompts_of_an_evaluation_are_compared(files, tmp_path, capsys):
     assert not (tmp_path / "b/final").exists()
 
 
-def test_an_interrupted_run_exits_130_and_goes_on(files, tmp_path, monkeypatch):
+def test_an_interrupted_run_exits_130_and_goes_on(files, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr("ntkprobe.training.callbacks.Progress.on_step_end", _interrupt)
         assert dcr(files, tmp_path, "--save-steps", "1") == 130
+    assert "interrupted; the same command goes on where it was" in capsys.readouterr().err
     assert not (tmp_path / "final").exists()
     assert dcr(files, tmp_path, "--save-steps", "1") == 0
 

@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ClickException as error:
         return _say(error.format_message(), 2)
     except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted", 130)
+        status = 130
     except BrokenPipeError:
         # `ntkprobe … | head`: nobody reads on, and the interpreter must not complain of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -118,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         kept = "what was finished is kept; run the same command to go on"
         return _say(f"{where}{error.strerror or error}; {kept}", 1)
+    if status == 130:  # also where typer caught the interrupt itself
+        return _say("interrupted; the same command goes on where it was", 130)
     return status if isinstance(status, int) else 0
 
 
