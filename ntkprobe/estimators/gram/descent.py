@@ -11,7 +11,7 @@ from .factors import Factor, summed
 from .formed import Formed
 from .memory import fits
 from .passes import Factors, Pass
-from .products import Known, product
+from .products import Known, begun, finished
 from .rules import Key
 from .trial import Plan
 
@@ -123,11 +123,16 @@ def _stage(
 
 def _blocks(left: Factors, right: Factors, group: Group) -> Sums:
     """Return the products of two tiles' factors, added up by group."""
-    sums: Sums = {}
     known: Known = {}
-    for key in (key for key in left if key in right):
-        for p in left[key]:
-            for q in right[key]:
-                found, block = group(key[0]), product(p, q, known)
-                sums[found] = sums[found] + block if found in sums else block
+    products = [
+        (group(key[0]), begun(p, q, known))
+        for key in left
+        if key in right
+        for p in left[key]
+        for q in right[key]
+    ]
+    sums: Sums = {}
+    blocks = finished(product for _, product in products)
+    for (found, _), block in zip(products, blocks, strict=True):
+        sums[found] = sums[found] + block if found in sums else block
     return sums

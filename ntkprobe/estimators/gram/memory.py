@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...kernel import Probe
 from .passes import Factors, Route
 
-TOKENS = {"cpu": 3072, "cuda": 4096}  # in one pass: many prompts make products that meet themselves
+TOKENS = {"cpu": 1280, "cuda": 4096}  # in one pass: few enough to be padded little
 _SHARE = 0.4  # of the memory that is free
 
 

@@ -12,15 +12,16 @@ multiply-adds for n prompts of T positions, k values each, and a matrix from I t
 Half of each where a tile meets itself, by symmetry.
 """
 
-from dataclasses import replace
-from threading import get_ident
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from .factors import Direct, Factor, Lookup, Outer
-from .threads import side_by_side
+from .threads import scratch, side_by_side
 
 Block = Float64[Tensor, "n k m h"]
 Known = dict[tuple[object, ...], Tensor]
@@ -30,11 +31,41 @@ _LONGEST_SUM = 2**14
 _PROMPTS_AT_A_TIME = 8
 
 
-def product(p: Factor, q: Factor, known: Known | None = None) -> Block:
-    """Return the inner products of two factors of one parameter, rows from `p`.
+@dataclass(frozen=True)
+class Product:
+    """A product in pieces that may be done in any order, side by side with those of others.
+
+    Attributes:
+        result: what it is once they are done.
+        device: where.
+        pieces: the work.
+    """
+
+    result: Callable[[], Block]
+    device: torch.device
+    pieces: tuple[Callable[[], None], ...] = ()
+
+
+def product(p: Factor, q: Factor) -> Block:
+    """Return the inner products of two factors of one parameter, rows from `p`."""
+    return finished([begun(p, q, {})])[0]
+
+
+def finished(products: Iterable[Product]) -> list[Block]:
+    """Return what products give, the pieces of all of them done side by side."""
+    begun = list(products)
+    for device in {one.device for one in begun}:
+        side_by_side(
+            [piece for one in begun if one.device == device for piece in one.pieces], device
+        )
+    return [one.result() for one in begun]
+
+
+def begun(p: Factor, q: Factor, known: Known) -> Product:
+    """Return the inner products of two factors of one parameter, yet to be finished.
 
     Args:
-        p: the factor of the observed prompts.
+        p: the factor of the observed prompts, the rows.
         q: that of the updated ones.
         known: activations' inner products by the tensors they are of: modules share inputs.
 
@@ -43,15 +74,15 @@ def product(p: Factor, q: Factor, known: Known | None = None) -> Block:
     """
     if isinstance(p, Outer) and isinstance(q, Outer):
         p, q = _same_columns(p, q)
-        return _ORDERS[cheapest(p, q)](p, q, {} if known is None else known)
+        return _ORDERS[cheapest(p, q)](p, q, known)
     if isinstance(p, Direct) and isinstance(q, Direct):
-        return _plain(p, q)
+        return Product(lambda: _plain(p, q), p.v.device)
     if isinstance(p, Lookup) and isinstance(q, Lookup):
-        return _equal_tokens(p, q)
+        return Product(lambda: _equal_tokens(p, q), p.g.device)
     if isinstance(p, Outer) and isinstance(q, Lookup):
-        return _matrix_and_table(p, q)
+        return Product(lambda: _matrix_and_table(p, q), p.g.device)
     if isinstance(p, Lookup) and isinstance(q, Outer):
-        return _matrix_and_table(q, p).permute(2, 3, 0, 1)
+        return Product(lambda: _matrix_and_table(q, p).permute(2, 3, 0, 1), p.g.device)
     raise TypeError(f"no product of {type(p).__name__} and {type(q).__name__}")
 
 
@@ -115,13 +146,18 @@ def _alike(a: Float[Tensor, "n t i"]) -> Float[Tensor, "n n t t"]:
     return near
 
 
-def _ghost(p: Outer, q: Outer, known: Known) -> Block:
-    """Return Σ_ts (a_t·a′_s)(g_it·g′_js), some entries of the output at a time.
+def _ghost(p: Outer, q: Outer, known: Known) -> Product:
+    """Return Σ_ts (a_t·a′_s)(g_it·g′_js), in one piece."""
+    near = _activations(p, q, known)
+    return Product(lambda: _weighed(p, q, near), p.g.device)
+
+
+def _weighed(p: Outer, q: Outer, near: Float[Tensor, "n m t s"]) -> Block:
+    """Return Σ_ts near_ts (g_it·g′_js), some entries of the output at a time.
 
     Those sums meet in float64: in float32 one sum over a vocabulary of 150,000 is off by 1e-3.
     """
     (n, k, t, _), (m, h, u, _) = p.g.shape, q.g.shape
-    near = _activations(p, q, known)
     out = p.g.new_zeros((n, k, m, h), dtype=torch.float64)
     step = max(1, _room(p.g) // (n * k * t * h * u))
     for left, right in zip(*(f.g.split(_ENTRIES_AT_A_TIME, 3) for f in (p, q)), strict=True):
@@ -132,8 +168,11 @@ def _ghost(p: Outer, q: Outer, known: Known) -> Block:
     return out
 
 
-def _mixed(p: Outer, q: Outer, known: Known) -> Block:
-    """Return Σ_t g_it · (Σ_s (a_t·a′_s) g′_js), some entries of the output at a time."""
+def _mixed(p: Outer, q: Outer, known: Known) -> Product:
+    """Return Σ_t g_it · (Σ_s (a_t·a′_s) g′_js), some observed prompts a piece.
+
+    Some entries of the output at a time.
+    """
     near = _activations(p, q, known)
     (n, k, _, o), (m, h, u, _) = p.g.shape, q.g.shape
     out = torch.zeros((n, m, k, h), dtype=torch.float64, device=p.g.device)
@@ -141,15 +180,12 @@ def _mixed(p: Outer, q: Outer, known: Known) -> Block:
     one = h * max(p.lengths) * width  # what carrying one updated prompt to one observed one takes
     down = _even(min(m, _room(p.g) // (2 * one)))
     up = max(1, min(n, _room(p.g) // (down * one)))
-    rooms: dict[int, Tensor] = {}  # of each thread: fresh memory costs more than what it holds
 
     def observe(a: int) -> None:
         some = slice(a, min(a + up, n))
         c, t = some.stop - a, max(p.lengths[some])
         mix = near[some, :, :t].transpose(0, 1).reshape(m, 1, c * t, u)
-        room = rooms.get(get_ident())
-        if room is None:
-            room = rooms[get_ident()] = p.g.new_empty(down * up * one)
+        room = scratch(down * up * one, p.g)
         for entries in (slice(e, e + width) for e in range(0, o, width)):
             mine = p.g[some, :, :t, entries].flatten(2)
             for b in range(a if p is q else 0, m, down):
@@ -160,9 +196,11 @@ def _mixed(p: Outer, q: Outer, known: Known) -> Block:
                 found = torch.bmm(mine, carried.permute(1, 2, 0))
                 out[some, these] += found.view(c, k, -1, h).transpose(1, 2)
 
-    side_by_side(observe, range(0, n, up), p.g.device)
-    whole = out.permute(0, 2, 1, 3)
-    return _mirrored(whole) if p is q else whole
+    def result() -> Block:
+        whole = out.permute(0, 2, 1, 3)
+        return _mirrored(whole) if p is q else whole
+
+    return Product(result, p.g.device, tuple(partial(observe, a) for a in range(0, n, up)))
 
 
 def _carried(
@@ -180,7 +218,12 @@ def _even(count: int) -> int:
     return count // 4 * 4 if count >= 4 else max(1, count)
 
 
-def _explicit(p: Outer, q: Outer, known: Known) -> Block:
+def _explicit(p: Outer, q: Outer, known: Known) -> Product:
+    """Return the products of the gradients themselves, in one piece."""
+    return Product(lambda: _formed(p, q), p.g.device)
+
+
+def _formed(p: Outer, q: Outer) -> Block:
     """Return the products of the gradients themselves, some rows of the matrix at a time."""
     (n, k, _, o), (m, h, _, _), width = p.g.shape, q.g.shape, p.a.shape[2]
     out = p.g.new_zeros((n, k, m, h), dtype=torch.float64)
