@@ -67,6 +67,7 @@ SWEEPS: dict[str, list[Work]] = {
 }
 
 GRAM, STACKED, JACREV, LITERAL = "gram", "stacked gradients, W Wᵀ", "jacrev", "A.6, pair by pair"
+KEPT = "A.6, pair by pair, w kept"
 BATCHED = "finite_difference (A.6, batched)"
 METHODS: dict[str, Method] = {
     GRAM: whole(Gram(), repeats=3),
@@ -76,6 +77,7 @@ METHODS: dict[str, Method] = {
     STACKED: plain.stacked,
     JACREV: plain.jacobian_contraction,
     LITERAL: plain.literal,
+    KEPT: plain.literal_kept,
     **packages.installed(),
 }
 
@@ -103,7 +105,7 @@ def main() -> None:
 
 def paper() -> list[str]:
     """Return the sections on the paper's setting."""
-    shown, found = compared(PAPER, [GRAM, BATCHED, "forward_mode", STACKED, LITERAL, "floor"])
+    shown, found = compared(PAPER, [GRAM, BATCHED, "forward_mode", STACKED, LITERAL, KEPT, "floor"])
     fit = replace(PAPER, prompts=fitting(PAPER))
     few, found_few = compared(fit, [GRAM, JACREV, STACKED])
     model, _ = PAPER.build()
@@ -115,7 +117,8 @@ def paper() -> list[str]:
 
     required = [
         ["A.6, pair by pair / gram", "≥ 300", f"{times(found[LITERAL]):.0f}"],
-        ["A.6, pair by pair / floor", "", f"{times(found[LITERAL], found['floor']):.0f}"],
+        ["A.6, pair by pair, w kept / gram", "", f"{times(found[KEPT]):.0f}"],
+        ["A.6, pair by pair, w kept / floor", "", f"{times(found[KEPT], found['floor']):.0f}"],
         ["A.6, batched / gram", "≥ 30", f"{times(found[BATCHED]):.0f}"],
         ["stacked gradients / gram", "≥ 8", f"{times(found[STACKED]):.0f}"],
         [
@@ -133,6 +136,9 @@ def paper() -> list[str]:
     return [
         "## The paper's setting",
         shown,
+        "A.6 says how the block of one pair is built, a column at a time: 1. a gradient w of x; "
+        "2. two perturbed passes of x′. Pair by pair does both for every pair, as printed; with w "
+        "kept, the gradients of a prompt are taken once, for all 75 rows.",
         f"Stacked gradients are N·k·P = {stacked_bytes / 2**30:.1f} GiB. The floor: "
         f"{found['floor'].get('note')}.",
         table(["ratio", "required", "measured"], required),
