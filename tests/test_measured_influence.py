@@ -168,7 +168,7 @@ def test_updated_pairs_come_from_a_file(source, tmp_path, capsys):
     (tmp_path / "pairs.json").write_text(json.dumps(rows))
     flags = ["--influence", "refusal", "--updated", tmp_path / "pairs.json", "--only", "influence"]
     assert call(source, tmp_path, *flags, "--steps", "20") == 0
-    assert "updated pairs: 2 of the 2 in" in capsys.readouterr().err
+    assert "pairs.json: 2 prompts: 2 toxic" in capsys.readouterr().err
     wanted = directly(tiny_adapter(tiny_model(), seed=20)).refusal.numpy()
     np.testing.assert_allclose(change_at(tmp_path / "out", 20), wanted, rtol=1e-3)
 
@@ -181,7 +181,7 @@ def test_an_answer_for_all_prompts_gives_the_map_of_figure_6_its_sign(source, tm
     assert set(table["updated_group"]) == set(table["observed_group"]) == set(TEXTS)
 
 
-def test_the_runs_own_safety_data_are_the_default(source, tmp_path):
+def test_the_runs_own_data_are_the_default(source, tmp_path):
     run = shutil.copytree(source, tmp_path / "run")
     rows = [("general", "bake a cake", "sure")]
     rows += [("safe", p.text, p.response) for p in PAIRS]
@@ -189,7 +189,9 @@ def test_the_runs_own_safety_data_are_the_default(source, tmp_path):
     data.to_parquet(run / "data.parquet")
     base = ["--model", source.parent / "base"]
     assert call(run, tmp_path, "--only", "influence", "--steps", "20", *base) == 0
-    assert ntk.Trajectory(tmp_path / "out").updated["text"].tolist() == TEXTS["toxic"]
+    table = ntk.Trajectory(tmp_path / "out").updated
+    assert table.loc[table["group"] == "toxic", "text"].tolist() == TEXTS["toxic"]
+    assert table.loc[table["group"] == "normal", "text"].tolist() == ["bake a cake"]
 
 
 @pytest.mark.parametrize(
@@ -200,6 +202,7 @@ def test_the_runs_own_safety_data_are_the_default(source, tmp_path):
         (["--influence", "refusal", "--updated", "PROMPTS"], ["row 0", "--answer TEXT"]),
         (["--influence", "refusal", "--updated", "nowhere.csv"], ["no file nowhere.csv"]),
         (["--updated", "PROMPTS"], ["--influence refusal"]),
+        (["--answer", "sure"], ["--influence refusal"]),
         (["--only", "kernel", "--influence", "refusal"], ["--only kernel,influence"]),
         (
             [
