@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .bounds import BoundMeasurement as BoundMeasurement
+    from .bounds import measure_bounds as measure_bounds
     from .errors import UserError as UserError
     from .measurement import ActivationMeasurement as ActivationMeasurement
     from .measurement import KernelMeasurement as KernelMeasurement
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ActivationMeasurement": "measurement",
+    "BoundMeasurement": "bounds",
     "DCRConfig": "training.dcr",
     "DCRTrainer": "training.dcr",
     "KernelMeasurement": "measurement",
@@ -39,6 +42,7 @@ _HOMES = {
     "UserError": "errors",
     "full_vocabulary_norms": "vocabulary",
     "measure_activations": "measurement",
+    "measure_bounds": "bounds",
     "measure_kernel": "measurement",
     "measure_refusal": "measurement",
     "random_probe_norms": "random_probes",
