@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .bounds import BoundMeasurement as BoundMeasurement
     from .bounds import measure_bounds as measure_bounds
     from .errors import UserError as UserError
+    from .influences import Influence as Influence
+    from .influences import influence as influence
     from .measurement import ActivationMeasurement as ActivationMeasurement
     from .measurement import KernelMeasurement as KernelMeasurement
     from .measurement import RefusalMeasurement as RefusalMeasurement
@@ -33,6 +35,7 @@ _HOMES = {
     "BoundMeasurement": "bounds",
     "DCRConfig": "training.dcr",
     "DCRTrainer": "training.dcr",
+    "Influence": "influences",
     "KernelMeasurement": "measurement",
     "Prompt": "prompts",
     "PromptSet": "prompts",
@@ -41,6 +44,7 @@ _HOMES = {
     "TrajectoryCallback": "watcher.callback",
     "UserError": "errors",
     "full_vocabulary_norms": "vocabulary",
+    "influence": "influences",
     "measure_activations": "measurement",
     "measure_bounds": "bounds",
     "measure_kernel": "measurement",
