@@ -61,7 +61,7 @@ class Trajectory:
     @property
     def steps(self) -> list[int]:
         """The steps with at least one measurement, ascending."""
-        kinds = ("kernel", "refusal", "activations")
+        kinds = ("kernel", "refusal", "activations", "influence")
         return sorted({step_of(path) for kind in kinds for path in self._files(kind)})
 
     def kernel(self) -> pd.DataFrame:
@@ -109,6 +109,56 @@ class Trajectory:
         """Return the kernel by layer: `step, observed, updated, layer, part, norm, share`."""
         columns = ["step", "observed", "updated", "layer", "part", "norm", "share"]
         return self._read("parts", columns)
+
+    @property
+    def updated(self) -> pd.DataFrame:
+        """The pairs whose influence was measured: `updated, id, group, text, response`.
+
+        Raises:
+            UserError: if there are none.
+        """
+        try:
+            return pd.read_parquet(self.folder / "updated.parquet")
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.folder} has no influence: measure it with"
+                " `ntkprobe measure --influence refusal`"
+            ) from error
+
+    def influence(self) -> pd.DataFrame:
+        """Return the predicted effect of a step on each updated pair on each observed prompt.
+
+        Returns:
+            `step, observed, updated, observed_group, updated_group, target, change`: `updated` is a
+            row of `updated`, the target `refusal_literal` or `refusal_prefix_free`, and `change`
+            the signed change of log P_refuse per unit step of gradient descent, to first order.
+        """
+        table = self._read("influence", ["step", "observed", "updated", "target", "change"])
+        return self._with_groups(table)
+
+    def terms(self) -> pd.DataFrame:
+        """Return the norms of the terms of Eq. 2: `step, term, observed, updated, …, norm`.
+
+        Returns:
+            Rows with `observed_group` and `updated_group`, missing where a term has no such side:
+            `A` is ‖A(x′)‖_F, `G` is ‖G(x, y)‖_F and `gradient` ‖J(x)ᵀ G‖. ‖K(x′,x)‖_F is in
+            `kernel()`, whose updated side are prompts and not pairs.
+        """
+        return self._with_groups(
+            self._read("terms", ["step", "term", "observed", "updated", "norm"])
+        )
+
+    def _with_groups(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return rows of influence with the groups of both sides."""
+        pairs = self.updated.set_index("updated")["group"] if len(table) else pd.Series(dtype=str)
+        prompts = self.prompts.set_index("prompt")["group"]
+        groups = {
+            "observed_group": table["observed"].map(prompts),
+            "updated_group": table["updated"].map(pairs),
+        }
+        place = list(table.columns).index("updated") + 1
+        order = [*table.columns[:place], *groups, *table.columns[place:]]
+        return table.assign(**groups)[order]
 
     def activation_steps(self) -> list[int]:
         """Return the steps with activations, ascending."""
@@ -277,8 +327,8 @@ class Trajectory:
 
 _EMPTY = {
     **dict.fromkeys(["step", "observed", "updated", "prompt", "rank", "token", "layer"], "int64"),
-    **dict.fromkeys(["norm", "share", "log_probability"], "float64"),
-    **dict.fromkeys(["text", "part", "phrase_set", "reduction"], "str"),
+    **dict.fromkeys(["norm", "share", "log_probability", "change"], "float64"),
+    **dict.fromkeys(["text", "part", "phrase_set", "reduction", "target", "term"], "str"),
     "refuses": "boolean",
 }
 

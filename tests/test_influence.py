@@ -45,7 +45,7 @@ def stepped(model, pair, size, selection=None, loss="sum"):
     with requiring_grad(moved, chosen):
         ids = torch.tensor([[*prompt, *answer]])
         labels = torch.tensor([[-100] * len(prompt) + answer])
-        if loss == "first token":
+        if loss == "first_token":
             labels[0, len(prompt) + 1 :] = -100
         mean = moved(input_ids=ids, labels=labels).loss  # transformers' own, a mean
         (mean * (len(answer) if loss == "sum" else 1)).backward()
@@ -114,7 +114,7 @@ class TestTerms:
     def test_the_first_token_is_a_k_g_over_the_whole_vocabulary(self, name):
         model = build(name, torch.float64)
         with Float64Throughout():
-            found = predicted(model, loss="first token", phrases=None).log_probability
+            found = predicted(model, loss="first_token", phrases=None).log_probability
             torch.testing.assert_close(found, by_definition(model, 1), rtol=1e-9, atol=1e-12)
 
     def test_the_whole_answer_is_the_sum_over_its_positions(self):
@@ -126,7 +126,7 @@ class TestTerms:
 
     def test_norms_are_those_of_the_matrices(self):
         model = build("llama", torch.float64)
-        found = predicted(model, loss="first token")
+        found = predicted(model, loss="first_token")
         chances = last_logits(model, OBSERVED).softmax(-1).detach()
         matrices = torch.eye(VOCABULARY) - chances[:, None]
         expected = torch.linalg.matrix_norm(matrices)
@@ -216,7 +216,8 @@ class TestTexts:
         assert set(table["observed_group"]) == set(TEXTS)
         assert set(table["updated_group"]) == {"toxic"}
         row = table.iloc[-1]
-        assert row["change"] == float(found.refusal[row["updated"], row["observed"]])
+        place = row["updated"], row["observed"]
+        assert row["change"] == pytest.approx(float(found.refusal[place]))
 
     def test_learning_a_refusal_raises_it_where_it_is_learnt(self):
         pair = ("how do i kill my neighbour ?", self.answer)

@@ -7,11 +7,13 @@ from typing import Any
 
 from .. import estimators, plugins
 from ..checkpoints import LoadSettings
-from ..errors import UserError
+from ..errors import UserError, one_line
+from ..influences.pair_files import read_updated, recorded_data
 from ..watcher import (
     ActivationSettings,
     Choice,
     Following,
+    InfluenceSettings,
     KernelSettings,
     MeasureSettings,
     RefusalSettings,
@@ -87,6 +89,7 @@ def _settings(options: dict[str, Any]) -> MeasureSettings:
         kernel=kernel if "kernel" in asked else None,
         refusal=refusal if "refusal" in asked else None,
         activations=layers if "activations" in asked else None,
+        influence=_influence(options) if "influence" in asked else None,
         template=options["template"],
         max_length=options["max_length"],
         load=LoadSettings(**load),
@@ -96,21 +99,56 @@ def _settings(options: dict[str, Any]) -> MeasureSettings:
 
 
 def _asked(options: dict[str, Any]) -> set[str]:
-    """Return what is to be measured: by default kernel and refusal, activations with --layers.
+    """Return what is to be measured: by default kernel and refusal, and what a flag is about.
 
     Raises:
-        UserError: if `--only` names something else, or contradicts `--layers`.
+        UserError: if `--only` names something else, or contradicts another flag.
     """
-    if options["only"] is None:
-        return {"kernel", "refusal"} | ({"activations"} if options["layers"] else set())
-    asked = set(options["only"].replace(" ", "").split(","))
-    if unknown := sorted(asked - {"kernel", "refusal", "activations"}):
+    about = {"layers": "activations", "influence": "influence"}
+    extra = {kind: flag for flag, kind in about.items() if options[flag]}
+    only = options["only"]
+    asked = {"kernel", "refusal", *extra} if only is None else set(only.replace(" ", "").split(","))
+    if unknown := sorted(asked - {"kernel", "refusal", *about.values()}):
         raise UserError(
-            f"no --only {unknown[0]!r}: choose from kernel, refusal and activations, joined by ,"
+            f"no --only {unknown[0]!r}: choose from kernel, refusal, activations and influence,"
+            " joined by ,"
         )
-    if options["layers"] and "activations" not in asked:
-        raise UserError(f"--layers is about activations: give --only {options['only']},activations")
+    if left_out := sorted(set(extra) - asked):
+        kind = left_out[0]
+        raise UserError(f"--{extra[kind]} is about {kind}: give --only {only},{kind}")
+    if "influence" not in asked and (options["updated"] or options["answer"]):
+        raise UserError("--updated and --answer go with --influence refusal")
     return asked
+
+
+def _influence(options: dict[str, Any]) -> InfluenceSettings:
+    """Return which pairs' influence is measured; on standard error, where they are from.
+
+    Raises:
+        UserError: if no pairs are known.
+    """
+    path = options["updated"]
+    if path is not None:
+        updated = read_updated(path, options["answer"])
+    else:
+        path = recorded_data(options["ckpt_dir"])
+        if path is None:
+            raise UserError(
+                "--influence needs the pairs that are learnt: give --updated FILE (columns prompt"
+                " and response), since no data.parquet lies beside the checkpoints"
+            )
+        updated = read_updated(path, options["answer"], source="safe")
+    settings = InfluenceSettings(
+        updated=updated,
+        target=options["influence"] or "refusal",
+        loss=options["influence_loss"],
+        parameters=options["influence_parameters"],
+        per_group=options["per_group"] or None,
+        seed=options["seed"],
+    )
+    found = f"updated pairs: {len(settings.sample())} of the {len(updated)} in {path}"
+    print(one_line(found), file=sys.stderr)
+    return settings
 
 
 def _batch_size(spec: str) -> int | None:

@@ -31,12 +31,29 @@ def measure(
     ] = None,
     only: Annotated[
         str | None,
-        Flag(metavar="WHAT", help="Only kernel, refusal or activations; several joined by ,."),
+        Flag(metavar="WHAT", help="Only kernel, refusal, activations, influence; joined by ,."),
     ] = None,
     layers: Annotated[
         str | None,
         Flag(metavar="1,3,5|all", help="Keep the activations of these decoder blocks as well."),
     ] = None,
+    influence: Annotated[
+        str | None,
+        Flag(metavar="refusal", help="Predict what learning each of some pairs does to refusals."),
+    ] = None,
+    updated: Annotated[
+        Path | None,
+        Flag(metavar="FILE", help="These pairs (prompt, response); else the run's safety data."),
+    ] = None,
+    answer: Annotated[
+        str | None, Flag(help="The response of updated prompts that have none.")
+    ] = None,
+    influence_loss: Annotated[
+        str, Flag(metavar="sum|mean|first_token", help="Of the answer's tokens.")
+    ] = "sum",
+    influence_parameters: Annotated[
+        str, Flag(help="What a step moves: auto (lora for adapters, else all), or as below.")
+    ] = "auto",
     estimator: Annotated[
         str, Flag(help="gram, finite_difference, forward_mode or dense.")
     ] = "gram",

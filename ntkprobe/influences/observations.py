@@ -71,14 +71,17 @@ class Observation(nn.Module):
                 )
                 for value in values
             ]
-        columns = [
-            sum(
-                (rows @ part.flatten().to(rows)).double().cpu()
-                for rows, part in zip(directions.values(), gradient, strict=True)
-            )
-            for gradient in gradients
-        ]
-        return torch.stack(columns, 1)  # type: ignore[arg-type]
+        return torch.stack([_inner(directions, gradient) for gradient in gradients], 1)
+
+
+def _inner(
+    directions: dict[str, Float[Tensor, "n _"]], gradient: Sequence[Tensor]
+) -> Float64[Tensor, " n"]:
+    """Return the inner products of n directions with a gradient, summed up in float64."""
+    pairs = list(zip(directions.values(), gradient, strict=True))
+    home = pairs[0][0].device  # a model may lie on several
+    shares = [(rows @ part.flatten().to(rows)).to(home) for rows, part in pairs]
+    return torch.stack(shares).cpu().double().sum(0)
 
 
 class LogProbabilities(Observation):

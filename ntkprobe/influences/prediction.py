@@ -58,7 +58,7 @@ def influence(
         observed: the prompts x′: a `PromptSet`, texts, or rows of token ids.
         updated: the pairs (x, y): `(prompt, answer)`, prompts with a `response`, or pairs of ids.
         loss: `sum` over the answer's tokens (what an example adds to a batch's loss), their `mean`,
-            or the `first token` alone, as the paper has it.
+            or the `first_token` alone, as the paper has it.
         tokens: of which log-probability is predicted: `all`, vocabulary ids, or None.
         phrases: the refusals whose probability is predicted: a set's name, texts, token ids, or
             None. Names and texts need a tokenizer; without one they are left out.

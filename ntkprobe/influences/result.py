@@ -77,12 +77,37 @@ class Influence:
         names = ["observed", "updated", "observed_group", "updated_group", "target", "change"]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=names)
 
+    def terms(self) -> "pd.DataFrame":
+        """Return the norms of the terms of Eq. 2 that belong to one side: `term, observed, …`.
+
+        Returns:
+            `term, observed, updated, norm`: `A` (‖A(x′)‖_F) for each observed prompt, `G`
+            (‖G(x,y)‖_F) and `gradient` (‖J(x)ᵀ G‖) for each updated pair.
+        """
+        import pandas as pd
+
+        sides = [
+            ("A", "observed", self.a_norm),
+            ("G", "updated", self.g_norm),
+            ("gradient", "updated", self.gradient_norm),
+        ]
+        tables = [
+            pd.DataFrame({"term": term, side: range(len(norms)), "norm": norms.numpy()})
+            for term, side, norms in sides
+        ]
+        columns = ["term", "observed", "updated", "norm"]
+        whole = pd.concat(tables, ignore_index=True)[columns]
+        return whole.astype({"observed": "Int64", "updated": "Int64"})
+
     def _rows(self, target: str, values: Tensor) -> "pd.DataFrame":
         """Return the rows of one target."""
         import pandas as pd
 
         updated, observed = torch.meshgrid(*map(torch.arange, values.shape), indexing="ij")
-        rows = {"observed": observed.flatten().numpy(), "updated": updated.flatten().numpy()}
+        rows: dict[str, Any] = {
+            "observed": observed.flatten().numpy(),
+            "updated": updated.flatten().numpy(),
+        }
         for name, prompts in (("observed", self.observed), ("updated", self.updated)):
             groups = None if prompts is None else [p.group for p in prompts]
             rows[f"{name}_group"] = None if groups is None else [groups[i] for i in rows[name]]

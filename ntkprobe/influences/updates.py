@@ -3,7 +3,7 @@
 The loss is what supervised fine-tuning minimises, −log π over the answer's tokens, its end-of-turn
 token included: their sum (`sum`), as an example adds to a batch's loss, or their `mean`. A trainer
 divides the sum over a batch by its number of answer tokens, so that one of its steps is the sum of
-the batch's `sum` predictions over that number. `first token` is the paper's reading of Eq. 2.
+the batch's `sum` predictions over that number. `first_token` is the paper's reading of Eq. 2.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..parameters import requiring_grad
 from .examples import Example
 
-LOSSES = ("sum", "mean", "first token")
+LOSSES = ("sum", "mean", "first_token")
 
 Direction = dict[str, Tensor]
 """A change of the selected parameters θ, by their canonical names."""
@@ -97,7 +97,7 @@ def weights(length: int, loss: str) -> Float64[Tensor, " answer"]:
     """
     if loss not in LOSSES:
         raise UserError(f"no loss {loss!r}: choose from {list(LOSSES)}")
-    if loss == "first token":
+    if loss == "first_token":
         return torch.eye(1, length, dtype=torch.float64)[0]
     return torch.ones(length, dtype=torch.float64) / (length if loss == "mean" else 1)
 

@@ -9,6 +9,7 @@ from .outcome import Outcome as Outcome
 from .run import measure_run as measure_run
 from .run import plan as plan
 from .settings import ActivationSettings as ActivationSettings
+from .settings import InfluenceSettings as InfluenceSettings
 from .settings import KernelSettings as KernelSettings
 from .settings import MeasureSettings as MeasureSettings
 from .settings import RefusalSettings as RefusalSettings

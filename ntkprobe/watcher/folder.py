@@ -1,8 +1,7 @@
 """The folder of one run's measurements: who writes what, and in which order.
 
 Every table is a file of its own, whole from the moment it is there, and carries the identity of the
-checkpoint it was measured on. The kernel's own file is written after its companions: where it is,
-they are.
+checkpoint it was measured on. What has companions is written after them: where it is, they are.
 """
 
 import json
@@ -20,19 +19,21 @@ from torch import Tensor
 
 from ..checkpoints import remove_stale_pins
 from ..errors import UserError
+from ..influences import Influence
 from ..measurement import (
     ActivationMeasurement,
     Encoded,
     KernelMeasurement,
     RefusalMeasurement,
 )
+from ..prompts import PromptSet
 from ..storage import replacing, write_json, write_table, write_tensors
 from ..trajectory import step_of
 from .settings import SCHEMA_VERSION, insist_on_equal, versions
 
-COMPANIONS = ("tokens", "parts", "blocks")
-MEASURED = ("kernel", "refusal", "activations")
-TABLES = (*MEASURED, *COMPANIONS)
+COMPANIONS = {"kernel": ("tokens", "parts", "blocks"), "influence": ("terms",)}
+MEASURED = ("kernel", "refusal", "activations", "influence")
+TABLES = (*MEASURED, *(name for names in COMPANIONS.values() for name in names))
 TENSORS = ("activations", "blocks")  # the others are Parquet
 IDENTITY = "ntkprobe.identity"
 ABANDONED = 3600.0  # seconds; no table takes so long to write
@@ -82,7 +83,7 @@ class MeasurementFolder:
         """Remove what we wrote, and nothing else."""
         for name in (*TABLES, "tensorboard"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in ("run.json", "prompts.parquet", "first_tokens.parquet"):
+        for name in ("run.json", "prompts.parquet", "updated.parquet", "first_tokens.parquet"):
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob("events-*.jsonl"):
             events.unlink(missing_ok=True)
@@ -120,6 +121,12 @@ class MeasurementFolder:
         table["n_tokens"] = [len(row) for row in encoded.input_ids]
         table["in_kernel"] = [row in in_kernel for row in range(len(table))]
         write_table(self.path / "prompts.parquet", table)
+
+    def write_updated(self, updated: PromptSet) -> None:
+        """Write `updated.parquet`, the pairs whose influence is measured, if it is not there."""
+        if not (self.path / "updated.parquet").is_file():
+            table = updated.frame().rename(columns={"prompt": "updated"})
+            write_table(self.path / "updated.parquet", table)
 
     def file(self, kind: str, step: int) -> Path:
         """Return where a table of a step is, or would be."""
@@ -181,6 +188,30 @@ class MeasurementFolder:
         tensors = {f"layer_{number}": values for number, values in measured.layers.items()}
         write_tensors(self.file("activations", step), tensors, _stamp(identity))
 
+    def write_influence(
+        self, step: int, identity: str, measured: Influence, rows: list[int]
+    ) -> None:
+        """Write the influence of the updated pairs at one checkpoint, its terms first.
+
+        Args:
+            step: the checkpoint's.
+            identity: the checkpoint's.
+            measured: the numbers.
+            rows: the row in `prompts.parquet` of each prompt observed.
+        """
+        of_row = pd.Series(rows)
+        terms = measured.terms()
+        self._write(
+            "terms",
+            step,
+            identity,
+            terms.assign(observed=terms["observed"].map(of_row.astype("Int64"))),
+        )
+        table = measured.frame()[["observed", "updated", "target", "change"]]
+        self._write(
+            "influence", step, identity, table.assign(observed=table["observed"].map(of_row))
+        )
+
     def _write(self, kind: str, step: int, identity: str, table: pd.DataFrame) -> None:
         """Write one table with its step and identity."""
         whole = table.assign(step=step)[["step", *table.columns]]
@@ -223,7 +254,7 @@ class MeasurementFolder:
             identity: of the tables that stay.
         """
         for kind in self.of_others(step, identity):
-            for name in (kind, *COMPANIONS) if kind == "kernel" else (kind,):
+            for name in (kind, *COMPANIONS.get(kind, ())):
                 self.file(name, step).unlink(missing_ok=True)
 
     def note(self, state: str, **details: Any) -> None:

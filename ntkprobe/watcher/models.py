@@ -36,6 +36,7 @@ class Models:
         self.name = named
         self.load = load
         self.merge = merge
+        self.adapts = False  # whether the run's checkpoints are adapters
         self._base: PreTrainedModel | None = None
 
     def learn_base(self, adapter: Path) -> None:
@@ -47,6 +48,7 @@ class Models:
         Raises:
             UserError: if it names no local folder: what a checkpoint says is fetched from nowhere.
         """
+        self.adapts = True
         if self.name is not None:
             return
         named = base_named_by(adapter)

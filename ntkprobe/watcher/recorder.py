@@ -9,6 +9,7 @@ import torch
 
 from .. import estimators, kernel, plugins
 from ..errors import UserError, one_line
+from ..influences import Influence, influence
 from ..measurement import (
     ActivationMeasurement,
     Encoded,
@@ -20,9 +21,16 @@ from ..measurement import (
     measure_refusal,
 )
 from ..prompts import PromptSet
+from ..refusal import REDUCTIONS
 from ..verification import WrongKernel, verify
 from .folder import MeasurementFolder
-from .settings import KernelSettings, MeasureSettings, RefusalSettings, insist_on_equal
+from .settings import (
+    InfluenceSettings,
+    KernelSettings,
+    MeasureSettings,
+    RefusalSettings,
+    insist_on_equal,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,6 +65,10 @@ class Recorder:
         if settings.kernel is not None:
             chosen = prompts.sampled_rows(settings.kernel.per_group, settings.kernel.seed)
             self.rows = list(chosen)
+        self.observed: list[int] = []
+        if settings.influence is not None:
+            how = settings.influence
+            self.observed = list(prompts.sampled_rows(how.per_group, how.seed))
         self._batch_size = settings.batch_size or FIRST_BATCH_SIZE
         self._encoded: Encoded | None = None
         self._tokenizer: Any = None
@@ -89,15 +101,18 @@ class Recorder:
         }
         self.folder.adopt(self.settings.record(told, base), self.about)
         self.folder.write_prompts(encoded, set(self.rows))
+        if self.settings.influence is not None:
+            self.folder.write_updated(self.settings.influence.sample())
         self._tokenizer, self._encoded = tokenizer, encoded
 
     def missing(self, step: int, identity: str) -> list[str]:
-        """Return which of `kernel`, `refusal`, `activations` this checkpoint still lacks."""
+        """Return which of `folder.MEASURED` this checkpoint still lacks."""
         how = self.settings
         asked = {
             "kernel": how.kernel,
             "refusal": how.refusal,
             "activations": how.activations,
+            "influence": how.influence,
         }
         return [
             kind
@@ -128,6 +143,10 @@ class Recorder:
             layers = self.settings.activations.layers
             found = self._in_batches(lambda size: self._activations(model, layers, size))
             self.folder.write_activations(step, identity, found)
+        if "influence" in kinds and self.settings.influence is not None:
+            pairs = self.settings.influence
+            predicted = self._in_batches(lambda size: self._influence(model, pairs, size))
+            self.folder.write_influence(step, identity, predicted, self.observed)
         self.folder.discard_others(step, identity)
         for kind in old:
             self.folder.note("replaced", step=step, table=kind, identity=identity)
@@ -197,6 +216,22 @@ class Recorder:
         """Return the activations."""
         return measure_activations(
             model, self._tokenizer, self.encoded, layers=layers, batch_size=batch_size
+        )
+
+    def _influence(self, model: "nn.Module", how: InfluenceSettings, batch_size: int) -> Influence:
+        """Return the influence on refusals."""
+        return influence(
+            model,
+            self._tokenizer,
+            observed=self.encoded.take(self.observed),
+            updated=how.sample(),
+            loss=how.loss,
+            tokens=None,
+            phrases=how.phrases,
+            apostrophes=how.apostrophes,
+            reductions=REDUCTIONS,
+            parameters=how.parameters,
+            batch_size=batch_size,
         )
 
     def _in_batches(self, measure: Callable[[int], T]) -> T:

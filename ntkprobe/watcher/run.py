@@ -65,9 +65,11 @@ def measure_run(
     if how.kernel is not None and how.kernel.top_k_at == "first" and which.shard[1] > 1:
         _insist_on_first_tokens(folder)
     worker = "-of-".join(map(str, which.shard))
-    models = Models(model, how.load, merge=not _needs_adapter(how))
+    over_adapter = _kernel_needs_adapter(how)
+    apart = over_adapter or (how.influence is not None and how.influence.needs_adapter)
+    models = Models(model, how.load, merge=not apart)
     scout = Scout(ckpt_dir, which) if ckpt_dir is not None else None
-    work = Work(recorder, models)
+    work = Work(recorder, models, measures_base=not over_adapter)
     with closing(folder), closing(Sinks(report_to, output_dir, worker)) as sinks:
         session = Session(work, scout, following, sinks)
         try:
@@ -106,7 +108,7 @@ def open_recorder(
     return recorder
 
 
-def _needs_adapter(how: MeasureSettings) -> bool:
+def _kernel_needs_adapter(how: MeasureSettings) -> bool:
     """Return whether the kernel is over an adapter's own parameters."""
     return (
         how.kernel is not None and "lora" in ParameterSelection.parse(how.kernel.parameters).terms

@@ -141,7 +141,8 @@ class Session:
         self.work.prepare(first)
         self._prepared = True
         print(one_line(self.work.describe()), file=sys.stderr)
-        if models.name is None or not models.merge or (scout is not None and not scout.wants_base):
+        wanted = self.work.measures_base and (scout is None or scout.wants_base)
+        if models.name is None or not wanted:
             return
         self._bar.total += 1
         self._bar.set_postfix_str("the base, step 0")

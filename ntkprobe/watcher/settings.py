@@ -2,16 +2,19 @@
 
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .. import estimators, plugins
 from ..checkpoints import LoadSettings
 from ..errors import UserError
+from ..influences import LOSSES, answered
+from ..parameters import ParameterSelection
+from ..prompts import PromptSet
 
 SCHEMA_VERSION = 1
-COMPARED = ("prompts", "model", "kernel", "refusal", "activations")
+COMPARED = ("prompts", "model", "kernel", "refusal", "activations", "influence")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,57 @@ class ActivationSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InfluenceSettings:
+    """Which pairs' influence on which answers is measured, and how.
+
+    Attributes:
+        updated: the pairs that are learnt: prompts with the answer as `response`.
+        target: what changes: `refusal`, log P_refuse.
+        loss: one of `influences.LOSSES`.
+        parameters: what a step moves; `auto` is `lora` for adapters, else `all`.
+        phrases: the name of a phrase set.
+        apostrophes: `ascii`, `curly` or `both`.
+        per_group: observed prompts and updated pairs of each group at most; None for all.
+        seed: of their choice.
+    """
+
+    updated: PromptSet
+    target: str = "refusal"
+    loss: str = "sum"
+    parameters: str = "auto"
+    phrases: str = "paper31"
+    apostrophes: str = "ascii"
+    per_group: int | None = 25
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        answered(self.updated)
+        if self.target != "refusal":
+            raise UserError(f"no --influence {self.target!r}: the only one is refusal")
+        if self.loss not in LOSSES:
+            raise UserError(f"no --influence-loss {self.loss!r}: choose from {list(LOSSES)}")
+        if self.parameters != "auto":
+            ParameterSelection.parse(self.parameters)
+
+    @property
+    def needs_adapter(self) -> bool:
+        """Whether it is about an adapter's own parameters, where there is one."""
+        return self.parameters == "auto" or (
+            "lora" in ParameterSelection.parse(self.parameters).terms
+        )
+
+    def sample(self) -> PromptSet:
+        """Return the pairs that are measured."""
+        return self.updated.sample(self.per_group, self.seed)
+
+    def record(self) -> dict[str, Any]:
+        """Return the settings, the pairs by their digest."""
+        names = [each.name for each in fields(self) if each.name != "updated"]
+        pairs = {"digest": self.updated.digest, "count": len(self.updated)}
+        return {**{name: getattr(self, name) for name in names}, "updated": pairs}
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeasureSettings:
     """How every checkpoint of a run is measured.
 
@@ -120,6 +174,7 @@ class MeasureSettings:
         kernel: None to leave the kernel out.
         refusal: None to leave refusals out.
         activations: None to leave activations out.
+        influence: None to leave the influence of updated pairs out.
         template: how prompts become tokens.
         max_length: longer prompts lose the end of their text.
         load: how models are loaded.
@@ -130,6 +185,7 @@ class MeasureSettings:
     kernel: KernelSettings | None = field(default_factory=KernelSettings)
     refusal: RefusalSettings | None = field(default_factory=RefusalSettings)
     activations: ActivationSettings | None = None
+    influence: InfluenceSettings | None = None
     template: str = "auto"
     max_length: int | None = None
     load: LoadSettings = field(default_factory=LoadSettings)
@@ -157,6 +213,7 @@ class MeasureSettings:
             "kernel": self.kernel.record() if self.kernel else None,
             "refusal": asdict(self.refusal) if self.refusal else None,
             "activations": asdict(self.activations) if self.activations else None,
+            "influence": self.influence.record() if self.influence else None,
         }
 
 

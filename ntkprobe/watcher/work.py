@@ -23,11 +23,13 @@ class Work:
     Args:
         recorder: what measures and writes.
         models: what loads.
+        measures_base: whether what is measured can be measured on a base without an adapter.
     """
 
-    def __init__(self, recorder: Recorder, models: Models) -> None:
+    def __init__(self, recorder: Recorder, models: Models, *, measures_base: bool = True) -> None:
         self.recorder = recorder
         self.models = models
+        self.measures_base = measures_base
 
     def prepare(self, first: Sighting | None) -> None:
         """Settle tokenizer and settings.
@@ -58,7 +60,11 @@ class Work:
         refusal = f"refusal of {len(recorder.prompts)}" if recorder.settings.refusal else ""
         activations = f"activations of {len(recorder.prompts)}"
         kept = activations if recorder.settings.activations else ""
-        what = " and ".join(filter(None, [kernel, refusal, kept]))
+        pairs = recorder.settings.influence
+        moved = (
+            f"influence of {len(pairs.sample())} pairs on {len(recorder.observed)}" if pairs else ""
+        )
+        what = " and ".join(filter(None, [kernel, refusal, kept, moved]))
         below = f", base {base}" if base else ", no base known (step 0 needs --model)"
         return f"{what} prompts, template {recorder.encoded.template.name}{below}"
 
@@ -71,6 +77,9 @@ class Work:
         known = self.models.base_identity()
         assert known is not None
         kinds = self.recorder.missing(BASE_STEP, known[1])
+        how = self.recorder.settings.influence
+        if how is not None and how.needs_adapter and self.models.adapts:
+            kinds = [kind for kind in kinds if kind != "influence"]  # it has nothing that moves
         if kinds:
             self._note_ready(BASE_STEP, known[1])
             self.recorder.record(self.models.base(), BASE_STEP, known[1], kinds)
