@@ -58,13 +58,13 @@ def main() -> None:
         write(
             __file__,
             "# Does the first order explain how refusals grow?",
-            "The demo (a constructed world; LoRA, AdamW, 250 steps, seed 0), without and with DCR "
-            f"before safety SFT, {count} prompts that no stage has seen. Predicted: Σ J(x′; θ_t) "
-            "Δθ_t over AdamW's recorded steps, for log P_refuse (A.5, literal). Measured: log "
-            "P_refuse after less before. The derivative is taken anew every so many steps: at 1, "
-            "Eq. 2 with the optimiser's own step in the place of −η ∇L; at 250, once at the beginning, as if "
-            "the kernel never changed. Slope: of measured on predicted over prompts; 1 is "
-            f"calibrated. {machine()}; by `python benchmarks/dynamics.py`.",
+            "The demo (a constructed world; LoRA, AdamW, 250 steps, seed 0), without and with "
+            f"DCR before safety SFT, {count} prompts that no stage has seen. Predicted: Σ J(x′; "
+            "θ_t) Δθ_t over AdamW's recorded steps, for log P_refuse (A.5, literal). Measured: "
+            "log P_refuse after less before. The derivative is taken anew every so many steps: "
+            "at 1, Eq. 2 with the optimiser's own step in the place of −η ∇L; at 250, once at "
+            "the beginning, as if the kernel never changed. Slope: of measured on predicted "
+            f"over prompts; 1 is calibrated. {machine()}; by `python benchmarks/dynamics.py`.",
             "## The whole run, per prompt",
             table(
                 (
