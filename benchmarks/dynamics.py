@@ -32,7 +32,7 @@ from ntkprobe.training.data import read_pairs
 from ntkprobe.training.sft import SFTConfig, train_sft
 
 BASE = str(tiny.model_path())
-WINDOWS = (1, 5, 25, 250)
+WINDOWS = (1, 10, 50, 250)
 GROUPS = ("normal", "seemingly_toxic", "toxic")
 PHASES = {"1 – 10": (1, 10), "11 – 50": (11, 50), "51 – 250": (51, 250)}
 
