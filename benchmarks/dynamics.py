@@ -41,7 +41,7 @@ def main() -> None:
     """Train, replay both runs, and write the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/dynamics"))
-    parser.add_argument("--per-group", type=int, default=8)
+    parser.add_argument("--per-group", type=int, default=6)
     given = parser.parse_args()
     rows, ends = {}, {}
     for name in ("STL", "DCR → STL"):
@@ -116,7 +116,9 @@ def replayed(start: str, run: Path, per_group: int) -> Iterator[dict[str, object
             for window in WINDOWS:
                 if number % window == 0:
                     whole = total(steps[number : number + window])
-                    found = ntk.predict_step(model, tokenizer, observed=prompts, step=whole)
+                    found = ntk.predict_step(
+                        model, tokenizer, observed=prompts, step=whole, mode="reverse"
+                    )
                     predictions.append((window, number, found.refusal))
             ntk.apply_step(model, step)
             values.append(refusals(model, tokenizer, prompts))

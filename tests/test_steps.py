@@ -86,6 +86,12 @@ class TestPrediction:
             one, all_at_once = (predicted(model, step, batch_size=n)[1] for n in (1, 4))
         torch.testing.assert_close(one, all_at_once)
 
+    def test_forward_and_reverse_agree(self):
+        model, step = adapter(), stepped(adapter(), "adamw", 1e-3)
+        with Float64Throughout():
+            both = [predicted(model, step, mode=mode)[1] for mode in ("forward", "reverse")]
+        torch.testing.assert_close(*both)
+
     def test_it_is_what_influence_predicts_for_a_step_of_descent_on_one_pair(self):
         model, before, pair = adapter(), adapter(), ([3, 1], [4, 1, 5])
         with Float64Throughout():
@@ -161,3 +167,5 @@ class TestRecording:
             predicted(build("llama"), {"nowhere": torch.zeros(2)})
         with pytest.raises(UserError, match="moves nothing"):
             predicted(build("llama"), {})
+        with pytest.raises(UserError, match="no mode 'sideways'"):
+            predicted(build("llama"), {}, mode="sideways")

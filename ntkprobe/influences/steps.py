@@ -32,6 +32,7 @@ from .updates import Direction
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MODES = ("forward", "reverse")
 _FILE = re.compile(r"step-(\d{8})\.safetensors")
 
 
@@ -74,8 +75,9 @@ def predict_step(
     template: str | Template = "auto",
     max_length: int | None = None,
     batch_size: int = 32,
+    mode: str = "forward",
 ) -> StepPrediction:
-    """Predict what a step Δθ does to each observed prompt, by one pass in forward mode (Eq. 2).
+    """Predict what a step Δθ does to each observed prompt, to first order (Eq. 2).
 
     Args:
         model: as it was before the step.
@@ -89,11 +91,14 @@ def predict_step(
         template: how prompts become tokens.
         max_length: longer prompts lose the end of their text.
         batch_size: prompts at a time, which changes no number.
+        mode: how refusals are differentiated: `forward`, one pass over all prompts; `reverse`, a
+            backward pass for each and its inner product with Δθ: on small models often faster.
 
     Returns:
         The predicted changes. A step that names a parameter which the model does not have is a
         `UserError`.
     """
+    refuse(mode not in MODES, f"no mode {mode!r}: choose from {list(MODES)}")
     encoded, ids = encode_observed(tokenizer, observed, template, max_length)
     ends = _phrases(tokenizer, phrases, "ascii", encoded.template if encoded else RAW)
     refuse(tokens is None and not ends, "nothing to predict: give tokens=, phrases=, or both")
@@ -101,24 +106,31 @@ def predict_step(
         check_measurable(model)
         require_measurable(model, ids, room=max(map(len, ends), default=1) - 1)
         chosen = _named_by(step, model)
-        moved = partial(_moved, ids=ids, step=step, batch_size=batch_size)
+        moved = partial(_forward, ids=ids, step=step, batch_size=batch_size)
         first = None
         if tokens is not None:
             first = moved(LogProbabilities(model, chosen, _tokens(model, tokens)))
         refusals: dict[str, Tensor] = {}
         if ends:
             what = Refusals(model, chosen, ends, reductions, max(ids, key=len))
-            refusals = dict(zip(reductions, moved(what).unbind(-1), strict=True))
+            found = moved(what) if mode == "forward" else _reverse(what, ids, step)
+            refusals = dict(zip(reductions, found.unbind(-1), strict=True))
     return StepPrediction(encoded.prompts if encoded else None, first, refusals)
 
 
-def _moved(what: Observation, ids: list[Tensor], step: Direction, batch_size: int) -> Tensor:
+def _forward(what: Observation, ids: list[Tensor], step: Direction, batch_size: int) -> Tensor:
     """Return J(x′) Δθ of every prompt, `[observed, values]`."""
     found: list[Tensor] = [torch.empty(0)] * len(ids)
     for rows in length_batches(ids, batch_size):
         for row, change in zip(rows, what.along([ids[r] for r in rows], step), strict=True):
             found[row] = change
     return torch.stack(found)
+
+
+def _reverse(what: Observation, ids: list[Tensor], step: Direction) -> Tensor:
+    """Return the same, by a backward pass for each prompt and value."""
+    row = {name: step[name].flatten()[None] for name in what.chosen}
+    return torch.cat([what.products(prompt, row) for prompt in ids])
 
 
 def _named_by(step: Direction, model: nn.Module) -> dict[str, nn.Parameter]:
