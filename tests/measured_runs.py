@@ -40,7 +40,28 @@ def write_run(
             rows["refuses"] = rows["refuses"].mask(rows["refuses"].notna())
         rows.to_parquet(folder / f"refusal/step-{step:08d}.parquet")
     write_activations(folder, prompts)
+    write_influence(folder, prompts)
     return folder
+
+
+def write_influence(folder: Path, prompts: pd.DataFrame, pairs: int = 4) -> None:
+    """Write four toxic pairs; pair i pushes prompt p by (i − 1)(p + 1), halved at each step."""
+    (folder / "influence").mkdir()
+    (folder / "terms").mkdir()
+    numbers = pd.DataFrame({"updated": range(pairs)})
+    texts = {"text": [f"toxic lesson {i}, $5" for i in range(pairs)], "response": "I cannot."}
+    about = numbers.assign(id=None, group="toxic", **texts)
+    about.to_parquet(folder / "updated.parquet", index=False)
+    grid = prompts.loc[prompts["in_kernel"], ["prompt"]].merge(numbers, how="cross")
+    push = (grid["updated"] - 1.0) * (grid["prompt"] + 1)
+    sides = {"observed": grid["prompt"], "updated": grid["updated"]}
+    for number, step in enumerate(STEPS):
+        rows = pd.DataFrame({"step": step, **sides, "target": "refusal_literal"})
+        table = rows.assign(change=push / 2**number)
+        table.to_parquet(folder / f"influence/step-{step:08d}.parquet", index=False)
+        terms = numbers.assign(step=step, term="G", observed=None, norm=1.5)
+        terms = terms.astype({"observed": "Int64", "updated": "Int64"})
+        terms.to_parquet(folder / f"terms/step-{step:08d}.parquet", index=False)
 
 
 def write_activations(folder: Path, prompts: pd.DataFrame, steps: tuple[int, ...] = STEPS) -> None:

@@ -267,6 +267,47 @@ def test_neighbours_are_the_most_similar_toxic_prompts(runs):
     assert numbers.query("run == 'stl'")["similarity"].max() == pytest.approx(0.32)
 
 
+def test_influence_has_the_sign_of_the_mean_at_both_ends(runs):
+    numbers = figure("influence").numbers({"stl": runs["stl"]})
+    assert set(numbers["step"]) == {0, 40} and set(numbers["updated_group"]) == {"toxic"}
+    first = numbers.query("step == 0").set_index("observed_group")
+    # Pairs push by −1, 0, 1 and 2 times the prompt's number: its mean is half of that.
+    assert first["change"].round(6).to_dict() == {
+        "normal": 1.5,
+        "seemingly_toxic": 7.5,
+        "toxic": 13.5,
+    }
+    assert set(first["raising"]) == {0.5} and set(first["pairs"]) == {20}
+
+
+def test_a_map_of_influence_is_symmetric_about_zero(runs):
+    module = figure("influence")
+    for ax in module.draw(module.numbers(runs)).axes:
+        low, high = ax.collections[0].get_clim()
+        assert low == -high < 0
+
+
+def test_why_names_the_pairs_that_pushed_most_when_refusals_rose(runs):
+    numbers = figure("why").numbers({"stl": runs["stl"]})
+    assert numbers.groupby("prompt")["updated"].apply(list).tolist() == 4 * [[3, 2, 1]]
+    refused = numbers.drop_duplicates("prompt").iloc[0]
+    assert refused["text"].startswith("seemingly_toxic") and refused["refusal"] == pytest.approx(
+        0.88
+    )
+    late = numbers[numbers["prompt"] == numbers["prompt"].max()].iloc[0]
+    rises = runs["stl"].refusal().query("reduction == 'literal'")
+    path = rises[rises["prompt"] == late["prompt"]].set_index("step")["probability"]
+    assert late["step"] == path.index[path.diff().shift(-1).argmax()]
+
+
+def test_influence_that_is_missing_goes_into_the_same_folder(tmp_path):
+    run = write_run(tmp_path / "stl-ntk")
+    shutil.rmtree(run / "influence")
+    drawn = draw_figures(find_runs([run]), tmp_path / "figures", ["influence", "why"])
+    assert set(drawn.missing) == {"influence", "why"}
+    assert f"--influence refusal --output-dir {run}`" in drawn.missing["why"]
+
+
 @pytest.mark.parametrize("name", figure_names())
 def test_a_figure_redraws_from_its_own_csv(name, runs, tmp_path):
     with warnings.catch_warnings():

@@ -8,7 +8,7 @@ from typing import Any
 from .. import estimators, plugins
 from ..checkpoints import LoadSettings
 from ..errors import UserError, one_line
-from ..influences.pair_files import read_updated, recorded_data
+from ..influences.pair_files import read_recorded, read_updated, recorded_data
 from ..watcher import (
     ActivationSettings,
     Choice,
@@ -137,7 +137,7 @@ def _influence(options: dict[str, Any]) -> InfluenceSettings:
                 "--influence needs the pairs that are learnt: give --updated FILE (columns prompt"
                 " and response), since no data.parquet lies beside the checkpoints"
             )
-        updated = read_updated(path, options["answer"], source="safe")
+        updated = read_recorded(path)
     settings = InfluenceSettings(
         updated=updated,
         target=options["influence"] or "refusal",
@@ -146,8 +146,7 @@ def _influence(options: dict[str, Any]) -> InfluenceSettings:
         per_group=options["per_group"] or None,
         seed=options["seed"],
     )
-    found = f"updated pairs: {len(settings.sample())} of the {len(updated)} in {path}"
-    print(one_line(found), file=sys.stderr)
+    print(one_line(f"updated pairs from {path}: {settings.sample().describe()}"), file=sys.stderr)
     return settings
 
 

@@ -43,7 +43,7 @@ def measure(
     ] = None,
     updated: Annotated[
         Path | None,
-        Flag(metavar="FILE", help="These pairs (prompt, response); else the run's safety data."),
+        Flag(metavar="FILE", help="These pairs (prompt, response); else the run's own data."),
     ] = None,
     answer: Annotated[
         str | None, Flag(help="The response of updated prompts that have none.")

@@ -13,20 +13,23 @@ ANSWER_COLUMNS = ("response", "output", "answer", "completion", "refusal")
 """Names of the column with the answer; the first one present is read."""
 
 
-def read_updated(path: Path, answer: str | None = None, source: str | None = None) -> PromptSet:
+SOURCES = {"general": "normal", "safe": "toxic", "seemingly": "seemingly_toxic"}
+"""The groups of the prompts that a run was trained on, by their source."""
+
+
+def read_updated(path: Path, answer: str | None = None) -> PromptSet:
     """Return the pairs of a file, their answer in `response`.
 
     Args:
         path: as `PromptSet.from_file` reads it, with a column of `ANSWER_COLUMNS`; where no column
             says the group they are `toxic`.
         answer: the answer of prompts that have none.
-        source: only rows that say so in their column `source`, as a run's `data.parquet` does.
 
     Returns:
-        At least one pair.
+        The pairs.
 
     Raises:
-        UserError: if there is none, or one has no answer.
+        UserError: if one has no answer.
     """
     rows = read_rows(path)
     grouped = any(name in row for row in rows for name in GROUP_COLUMNS)
@@ -34,15 +37,35 @@ def read_updated(path: Path, answer: str | None = None, source: str | None = Non
     pairs = [
         replace(prompt, response=_answer(row, prompt) or answer or "")
         for row, prompt in zip(rows, prompts, strict=True)
-        if source is None or row.get("source") == source
     ]
-    if not pairs:
-        raise UserError(f"{path} has no pairs from {source!r}: give another file with --updated")
     if lacking := [number for number, pair in enumerate(pairs) if not pair.response.strip()]:
         raise UserError(
             f"{path}: the pair in row {lacking[0]} has no answer: give it a column of"
             f" {list(ANSWER_COLUMNS)}, or all of them --answer TEXT"
         )
+    return answered(pairs)
+
+
+def read_recorded(path: Path) -> PromptSet:
+    """Return the pairs that a run was trained on, each in the group that its source stands for.
+
+    Args:
+        path: the `data.parquet` of a run of `ntkprobe train sft`.
+
+    Returns:
+        The pairs of a source in `SOURCES`.
+
+    Raises:
+        UserError: if there are no refusals among them.
+    """
+    rows = read_rows(path)
+    pairs = [
+        Prompt(str(row["prompt"]), SOURCES[row["source"]], response=str(row.get("response") or ""))
+        for row in rows
+        if row.get("source") in SOURCES and row.get("prompt")
+    ]
+    if not any(pair.group == "toxic" for pair in pairs):
+        raise UserError(f"{path} names no pairs with source 'safe': give a file with --updated")
     return answered(pairs)
 
 

@@ -1,0 +1,71 @@
+"""What learning a pair does to refusals, group by group: figure 6 with a sign (Eq. 2)."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..plots import style
+from ..plots.heatmap import group_map
+from ..trajectory import Trajectory
+from ._influences import influence_rows
+
+
+def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
+    """Return the mean change of log P_refuse by groups, at each run's first and last step.
+
+    Args:
+        runs: the measured runs, by name.
+
+    Returns:
+        `run, step, observed_group, updated_group, change, raising, pairs`: the change per unit step
+        of gradient descent, and the share of prompts and training pairs for which it is positive.
+    """
+    return pd.concat([_means(run).assign(run=n) for n, run in runs.items()], ignore_index=True)
+
+
+def _means(run: Trajectory) -> pd.DataFrame:
+    """Return the means of one run's first and last step."""
+    rows = influence_rows(run)
+    ends = {rows["step"].min(), rows["step"].max()}
+    rows = rows[rows["step"].isin(ends)].assign(raising=rows["change"] > 0)
+    groups = rows.groupby(["step", "observed_group", "updated_group"], as_index=False, sort=False)
+    return groups.agg(
+        change=("change", "mean"), raising=("raising", "mean"), pairs=("change", "size")
+    )
+
+
+@style.in_print
+def draw(numbers: pd.DataFrame) -> Figure:
+    """Return the figure: a map per run and step, red where refusals rise, blue where they fall.
+
+    Args:
+        numbers: of this figure.
+
+    Returns:
+        The figure. A step is worth many times more before training than after it: each map has its
+        own scale, symmetric about 0.
+    """
+    parts = list(numbers.groupby(["run", "step"], sort=False))
+    titles = [f"{style.run_label(name)}, step {step}" for (name, step), _ in parts]
+    figure, axes = style.row(titles, width=1.0 + 2.6 * min(len(titles), style.ACROSS), height=2.9)
+    for (_, table), ax in zip(parts, axes, strict=True):
+        largest = float(table["change"].abs().max()) or 1.0
+        group_map(
+            table,
+            ax,
+            value="change",
+            limits=(-largest, largest),
+            colours="RdBu_r",
+            form=_signed,
+        )
+        ax.set(xlabel="learnt pair (x, y)", ylabel="observed prompt x′")
+    style.footnote(
+        figure,
+        "Mean change of log P(refuse | x′) per unit step of gradient descent on (x, y), to first "
+        "order. Red: refused more; blue: less; as deep as it is large within its map.",
+    )
+    return figure
+
+
+def _signed(change: float) -> str:
+    """Return a change with its sign, in three digits or in whole numbers."""
+    return f"{change:+,.0f}" if abs(change) >= 100 else f"{change:+.3g}"

@@ -1,0 +1,132 @@
+"""Why does it refuse this? The training pairs that push a harmless prompt most towards refusal."""
+
+from textwrap import shorten
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..errors import UserError
+from ..plots import style
+from ..plots.ranked import ranked_bars
+from ..trajectory import Trajectory
+from ._influences import influence_rows
+
+PROMPTS, PAIRS = 4, 3
+
+
+def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
+    """Return, for the seemingly toxic prompts refused most, the pairs that pushed them most.
+
+    Prompts are those with the highest refusal probability at the last step. Each is looked at where
+    it began to be refused: at the step from which its refusal probability rose most until the next
+    one measured. Without refusal probabilities it is the prompts pushed most, at the first step.
+
+    Args:
+        runs: the measured runs, by name.
+
+    Returns:
+        `run, prompt, text, refusal, step, rank, updated, updated_text, push`; a pair's push is the
+        change of log P_refuse per unit step of gradient descent on it.
+    """
+    return pd.concat([_pushed(run).assign(run=n) for n, run in runs.items()], ignore_index=True)
+
+
+def _pushed(run: Trajectory) -> pd.DataFrame:
+    """Return the rows of one run.
+
+    Args:
+        run: a measured run.
+
+    Returns:
+        At most `PROMPTS` × `PAIRS` rows.
+
+    Raises:
+        UserError: if it has no influence on seemingly toxic prompts.
+    """
+    rows = influence_rows(run)
+    rows = rows[(rows["observed_group"] == "seemingly_toxic") & (rows["updated_group"] == "toxic")]
+    if rows.empty:
+        raise UserError(
+            f"{run.folder} has no influence of toxic pairs on seemingly toxic prompts: measure both"
+        )
+    about = _moments(run, rows).rename_axis("observed").reset_index()
+    pushes = rows.rename(columns={"change": "push"}).merge(about, on=["observed", "step"])
+    best = pushes.sort_values("push", ascending=False).groupby("observed").head(PAIRS)
+    order = {prompt: place for place, prompt in enumerate(about["observed"])}
+    best = best.sort_values("observed", key=lambda of: of.map(order), kind="stable")
+    table = best.rename(columns={"observed": "prompt"}).assign(
+        rank=best.groupby("observed").cumcount().to_numpy() + 1,
+        text=best["observed"].map(run.prompts.set_index("prompt")["text"]),
+        updated_text=best["updated"].map(run.updated.set_index("updated")["text"]),
+    )
+    columns = ["prompt", "text", "refusal", "step", "rank", "updated", "updated_text", "push"]
+    return table[columns]
+
+
+def _moments(run: Trajectory, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return which prompts are shown and when, `step` and `refusal`, the most refused first.
+
+    Args:
+        run: a measured run.
+        rows: its influence on seemingly toxic prompts.
+
+    Returns:
+        At most `PROMPTS` rows, by prompt.
+    """
+    table = run.refusal()
+    table = table[(table["reduction"] == "literal") & table["prompt"].isin(rows["observed"])]
+    grid = table.pivot(index="step", columns="prompt", values="probability")
+    known = grid.loc[grid.index.isin(rows["step"])]
+    if known.empty:
+        first = rows[rows["step"] == rows["step"].min()]
+        pushed = first.groupby("observed")["change"].max().nlargest(PROMPTS).index
+        return pd.DataFrame({"step": rows["step"].min(), "refusal": float("nan")}, index=pushed)
+    rises = grid.shift(-1).sub(grid).loc[known.index].fillna(-1)
+    most = grid.iloc[-1].nlargest(PROMPTS)
+    return pd.DataFrame({"step": rises.idxmax()[most.index], "refusal": most})
+
+
+@style.in_print
+def draw(numbers: pd.DataFrame) -> Figure:
+    """Return the figure: a panel per run, the pairs under the prompt that they push.
+
+    Args:
+        numbers: of this figure.
+
+    Returns:
+        The figure.
+    """
+    names = list(numbers["run"].unique())
+    lines = max(len(rows) + rows["prompt"].nunique() for _, rows in numbers.groupby("run"))
+    figure, axes = style.panels(len(names), 1, height=0.7 + 0.175 * lines)
+    for name, ax in zip(names, axes[:, 0], strict=True):
+        rows = numbers[numbers["run"] == name]
+        headings = {prompt: _heading(own) for prompt, own in rows.groupby("prompt")}
+        ranked_bars(
+            rows.assign(
+                heading=rows["prompt"].map(headings), label=rows["updated_text"].map(_short)
+            ),
+            ax,
+            colours=(style.look("toxic").colour, style.look("normal").colour),
+            texts=(style.look("seemingly_toxic").text, style.look("toxic").text),
+        )
+        ax.set_title(style.run_label(name))
+        ax.set_xlabel("change of log P(refuse) per unit step on the pair")
+    style.letter(list(axes[:, 0]))
+    style.footnote(
+        figure,
+        "Bold: the seemingly toxic prompts refused most at the end, and the step from which this "
+        "rose most. Below each: the toxic training pairs that then pushed it most.",
+    )
+    return figure
+
+
+def _heading(rows: pd.DataFrame) -> str:
+    """Return a prompt's text, and where known how probably it is refused in the end, and when."""
+    first = rows.iloc[0]
+    refused = "" if pd.isna(first["refusal"]) else f"{first['refusal']:.0%} refused, "
+    return f"{_short(first['text'])}  ({refused}step {first['step']})"
+
+
+def _short(text: str) -> str:
+    return style.safe(shorten(text, 60, placeholder=" …"))
