@@ -3,10 +3,11 @@
 `python benchmarks/dynamics.py` writes `dynamics.md`; minutes on 2 cores. The demo's alignment
 (preset `tiny`) is trained with `StepCallback`, without and with DCR before it; then AdamW's steps
 are replayed one after another. Before each, J(x′) Δθ predicts the change of log P_refuse; after it
-that is measured. Both are kept in `--output-dir`: a second call only draws up the tables.
+that is measured. Both are kept in `--output-dir`: what is there is not computed again.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,17 +42,17 @@ def main() -> None:
     """Train, replay both runs, and write the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/dynamics"))
-    parser.add_argument("--per-group", type=int, default=6)
+    parser.add_argument("--per-group", type=int, default=8)
+    parser.add_argument("--every", type=int, nargs="+", default=WINDOWS, help="steps a derivative")
     given = parser.parse_args()
     rows, ends = {}, {}
     for name in ("STL", "DCR → STL"):
         start = BASE if name == "STL" else str(refine(given.output_dir / "dcr", 0))
         run = given.output_dir / ("stl" if name == "STL" else "dcr-stl")
-        kept = run.with_name(f"{run.name}-dynamics-{given.per_group}.parquet")
-        if not kept.exists():
-            align(start, run)
-            write_table(kept, pd.DataFrame(replayed(start, run, given.per_group)))
-        rows[name] = pd.read_parquet(kept)
+        align(start, run)
+        rows[name] = pd.concat(
+            followed(start, run, given.per_group, window) for window in given.every
+        )
         ends[name] = at_the_end(rows[name])
     count = rows["STL"]["prompt"].nunique()
     print(
@@ -64,7 +65,7 @@ def main() -> None:
             "log P_refuse after less before. The derivative is taken anew every so many steps: "
             "at 1, Eq. 2 with the optimiser's own step in the place of −η ∇L; at 250, once at "
             "the beginning, as if the kernel never changed. Slope: of measured on predicted "
-            f"over prompts; 1 is calibrated. {machine()}; by `python benchmarks/dynamics.py`.",
+            f"over prompts; 1 is calibrated. {machine()}; by `{command()}`.",
             "## The whole run, per prompt",
             table(
                 (
@@ -79,14 +80,15 @@ def main() -> None:
                 ),
                 [(name, *line) for name, end in ends.items() for line in whole_run(end)],
             ),
-            "## The same by group, derivative at every step",
+            f"## The same by group, derivative every {steps_of(min(given.every))}",
             "Mean change of log P_refuse (nats) over the run.",
             table(
                 ("run", "group", "predicted", "measured", "Pearson within", "slope within"),
                 [(name, *line) for name, end in ends.items() for line in by_group(end)],
             ),
-            "## Single steps",
-            "Over all prompts and the steps named: predicted and measured change of one step. "
+            f"## Piece by piece, derivative every {steps_of(min(given.every))}",
+            "Over all prompts and the pieces that begin in the steps named: predicted and measured "
+            "change between one derivative and the next. "
             "Unexplained: Σ (measured − predicted)² / Σ measured².",
             table(
                 ("run", "steps", "Pearson", "Spearman", "slope", "unexplained"),
@@ -94,6 +96,16 @@ def main() -> None:
             ),
         )
     )
+
+
+def command() -> str:
+    """Return how this was called."""
+    return " ".join(["python benchmarks/dynamics.py", *sys.argv[1:]])
+
+
+def steps_of(window: int) -> str:
+    """Return so many steps in words."""
+    return "step" if window == 1 else f"{window} steps"
 
 
 def align(start: str, folder: Path) -> None:
@@ -104,36 +116,41 @@ def align(start: str, folder: Path) -> None:
     train_sft(start, *pairs, SFTConfig(**settings), callbacks=[ntk.StepCallback()])
 
 
-def replayed(start: str, run: Path, per_group: int) -> Iterator[dict[str, object]]:
-    """Yield a row for each window of steps and prompt: predicted and measured change."""
+def followed(start: str, run: Path, per_group: int, window: int) -> pd.DataFrame:
+    """Return a row for each piece of a run and prompt, from its file where there is one."""
+    kept = run.with_name(f"{run.name}-dynamics-{per_group}-{window}.parquet")
+    if not kept.exists():
+        write_table(kept, pd.DataFrame(replayed(start, run, per_group, window)))
+    return pd.read_parquet(kept)
+
+
+def replayed(start: str, run: Path, per_group: int, window: int) -> Iterator[dict[str, object]]:
+    """Yield a row for each piece of `window` steps and prompt: predicted and measured change."""
     prompts = ntk.PromptSet.from_file(tiny.measure_path()).sample(per_group)
     steps = [step for _, step in ntk.read_steps(run.with_name(f"{run.name}-steps"))]
+    pieces = [total(steps[first : first + window]) for first in range(0, len(steps), window)]
     tokenizer = load_tokenizer(BASE)
+    found = []
     with adapted(load_model(start), run / "checkpoint-0", merge=False) as model:
-        values = [refusals(model, tokenizer, prompts)]
-        predictions: list[tuple[int, int, Tensor]] = []
-        for number, step in enumerate(tqdm(steps, desc=run.name, unit="step")):
-            for window in WINDOWS:
-                if number % window == 0:
-                    whole = total(steps[number : number + window])
-                    found = ntk.predict_step(
-                        model, tokenizer, observed=prompts, step=whole, mode="reverse"
-                    )
-                    predictions.append((window, number, found.refusal))
-            ntk.apply_step(model, step)
-            values.append(refusals(model, tokenizer, prompts))
+        for piece in tqdm(pieces, desc=f"{run.name}, every {steps_of(window)}"):
+            found.append(
+                ntk.predict_step(model, tokenizer, observed=prompts, step=piece, mode="reverse")
+            )
+            ntk.apply_step(model, piece)
+        after = refusals(model, tokenizer, prompts)
     with adapted(load_model(start), run / "final", merge=False) as model:
-        gap = float((refusals(model, tokenizer, prompts) - values[-1]).abs().max())
+        gap = float((refusals(model, tokenizer, prompts) - after).abs().max())
     assert gap < 1e-2, f"the steps do not lead to the trained adapter: log P_refuse off by {gap}"
-    for window, number, predicted in predictions:
-        measured = values[min(number + window, len(steps))] - values[number]
+    levels = [*(each.before["literal"] for each in found), after]
+    for number, prediction in enumerate(found):
+        measured = levels[number + 1] - levels[number]
         for row, prompt in enumerate(prompts):
             yield {
                 "window": window,
-                "step": number + 1,
+                "step": number * window + 1,
                 "prompt": row,
                 "group": prompt.group,
-                "predicted": float(predicted[row]),
+                "predicted": float(prediction.refusal[row]),
                 "measured": float(measured[row]),
             }
 
@@ -169,18 +186,17 @@ def agreement(rows: pd.DataFrame) -> tuple[str, str, str]:
 
 def whole_run(end: pd.DataFrame) -> Iterator[tuple[str, ...]]:
     """Yield a line for each number of steps after which the derivative is taken anew."""
-    for window in WINDOWS:
-        rows = end.query("window == @window")
+    for window in sorted(end["window"].unique()):
+        rows = end[end["window"] == window]
         error = float(((rows["predicted"] - rows["measured"]) ** 2).mean() ** 0.5)
         means = (f"{rows[column].mean():+.2f}" for column in ("predicted", "measured"))
-        steps = "step" if window == 1 else f"{window} steps"
-        yield (steps, *agreement(rows), *means, f"{error:.2f}")
+        yield (steps_of(window), *agreement(rows), *means, f"{error:.2f}")
 
 
 def by_group(end: pd.DataFrame) -> Iterator[tuple[str, ...]]:
     """Yield a line for each group of prompts."""
     for group in GROUPS:
-        rows = end.query("window == 1 and group == @group")
+        rows = end[(end["window"] == end["window"].min()) & (end["group"] == group)]
         pearson, _, slope = agreement(rows)
         means = (f"{rows[column].mean():+.2f}" for column in ("predicted", "measured"))
         yield (group, *means, pearson, slope)
@@ -189,7 +205,7 @@ def by_group(end: pd.DataFrame) -> Iterator[tuple[str, ...]]:
 def by_phase(rows: pd.DataFrame) -> Iterator[tuple[str, ...]]:
     """Yield a line for each phase of training."""
     for name, (first, last) in PHASES.items():
-        some = rows[(rows["window"] == 1) & rows["step"].between(first, last)]
+        some = rows[(rows["window"] == rows["window"].min()) & rows["step"].between(first, last)]
         left = ((some["predicted"] - some["measured"]) ** 2).sum() / (some["measured"] ** 2).sum()
         yield (name, *agreement(some), f"{left:.1%}")
 

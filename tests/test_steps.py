@@ -89,8 +89,16 @@ class TestPrediction:
     def test_forward_and_reverse_agree(self):
         model, step = adapter(), stepped(adapter(), "adamw", 1e-3)
         with Float64Throughout():
-            both = [predicted(model, step, mode=mode)[1] for mode in ("forward", "reverse")]
-        torch.testing.assert_close(*both)
+            both = [
+                ntk.predict_step(
+                    model, None, observed=OBSERVED, step=step, phrases=PHRASES, mode=mode
+                )
+                for mode in ("forward", "reverse")
+            ]
+            before = measured(model)[1]
+        torch.testing.assert_close(*(found.refusal for found in both))
+        for found in both:
+            torch.testing.assert_close(found.before["literal"], before)
 
     def test_it_is_what_influence_predicts_for_a_step_of_descent_on_one_pair(self):
         model, before, pair = adapter(), adapter(), ([3, 1], [4, 1, 5])

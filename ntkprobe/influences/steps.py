@@ -6,7 +6,7 @@ Trainer) and put in Eq. 2's place. The rest is the same exact derivative.
 """
 
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,12 @@ from ..checks import check_measurable, refuse
 from ..errors import UserError
 from ..generation import length_batches, require_measurable
 from ..measurement.encoding import evaluating
-from ..parameters import ParameterSelection, adapter_parameters, effective_parameters
+from ..parameters import (
+    ParameterSelection,
+    adapter_parameters,
+    effective_parameters,
+    requiring_grad,
+)
 from ..prompts import PromptSet
 from .examples import encode_observed
 from .observations import LogProbabilities, Observation, Refusals
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MODES = ("forward", "reverse")
+Pair = tuple[Tensor, Tensor]
 _FILE = re.compile(r"step-(\d{8})\.safetensors")
 
 
@@ -45,11 +51,13 @@ class StepPrediction:
         log_probability: the change of log π of the answer's first token, `[observed, vocab]` or
             `[observed, k]` float64; None if not asked for.
         refusals: the change of log P_refuse by reduction, each `[observed]` float64.
+        before: log P_refuse before the step by reduction, from the same pass.
     """
 
     observed: PromptSet | None
     log_probability: Tensor | None
     refusals: dict[str, Tensor]
+    before: dict[str, Tensor]
 
     @property
     def refusal(self) -> Tensor:
@@ -106,31 +114,52 @@ def predict_step(
         check_measurable(model)
         require_measurable(model, ids, room=max(map(len, ends), default=1) - 1)
         chosen = _named_by(step, model)
-        moved = partial(_forward, ids=ids, step=step, batch_size=batch_size)
+        forward = partial(_forward, ids=ids, step=step, batch_size=batch_size)
         first = None
         if tokens is not None:
-            first = moved(LogProbabilities(model, chosen, _tokens(model, tokens)))
-        refusals: dict[str, Tensor] = {}
+            first = forward(LogProbabilities(model, chosen, _tokens(model, tokens)))[1]
+        found: Pair = (torch.empty(len(ids), 0), torch.empty(len(ids), 0))
         if ends:
             what = Refusals(model, chosen, ends, reductions, max(ids, key=len))
-            found = moved(what) if mode == "forward" else _reverse(what, ids, step)
-            refusals = dict(zip(reductions, found.unbind(-1), strict=True))
-    return StepPrediction(encoded.prompts if encoded else None, first, refusals)
+            found = forward(what) if mode == "forward" else _reverse(what, ids, step)
+    named = [dict(zip(reductions, values.unbind(-1), strict=bool(ends))) for values in found]
+    return StepPrediction(encoded.prompts if encoded else None, first, named[1], named[0])
 
 
-def _forward(what: Observation, ids: list[Tensor], step: Direction, batch_size: int) -> Tensor:
-    """Return J(x′) Δθ of every prompt, `[observed, values]`."""
-    found: list[Tensor] = [torch.empty(0)] * len(ids)
+def _forward(what: Observation, ids: list[Tensor], step: Direction, batch_size: int) -> Pair:
+    """Return what is observed of every prompt and J(x′) Δθ, each `[observed, values]`."""
+    found: list[tuple[Tensor, ...]] = [()] * len(ids)
     for rows in length_batches(ids, batch_size):
-        for row, change in zip(rows, what.along([ids[r] for r in rows], step), strict=True):
-            found[row] = change
-    return torch.stack(found)
+        pairs = zip(*what.moved([ids[row] for row in rows], step), strict=True)
+        for row, pair in zip(rows, pairs, strict=True):
+            found[row] = pair
+    before, change = (torch.stack(values) for values in zip(*found, strict=True))
+    return before, change
 
 
-def _reverse(what: Observation, ids: list[Tensor], step: Direction) -> Tensor:
+def _reverse(what: Observation, ids: list[Tensor], step: Direction) -> Pair:
     """Return the same, by a backward pass for each prompt and value."""
-    row = {name: step[name].flatten()[None] for name in what.chosen}
-    return torch.cat([what.products(prompt, row) for prompt in ids])
+    before, change = [], []
+    parameters = list(what.chosen.values())
+    for prompt in ids:
+        with requiring_grad(what.model, what.chosen), torch.enable_grad():
+            values = what([prompt])[0]
+            gradients = [
+                torch.autograd.grad(v, parameters, retain_graph=True, materialize_grads=True)
+                for v in values
+            ]
+        before.append(values.detach().double().cpu())
+        change.append(torch.stack([_inner(step, what.chosen, each) for each in gradients]))
+    return torch.stack(before), torch.stack(change)
+
+
+def _inner(step: Direction, names: Iterable[str], gradient: Sequence[Tensor]) -> Tensor:
+    """Return the inner product of a step and a gradient, in float64."""
+    parts = [
+        (g.double().cpu() * step[n].double().cpu()).sum()
+        for n, g in zip(names, gradient, strict=True)
+    ]
+    return torch.stack(parts).sum()
 
 
 def _named_by(step: Direction, model: nn.Module) -> dict[str, nn.Parameter]:
