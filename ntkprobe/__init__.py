@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .bounds import BoundMeasurement as BoundMeasurement
+    from .bounds import measure_bounds as measure_bounds
     from .errors import UserError as UserError
     from .influences import Influence as Influence
+    from .influences import apply_step as apply_step
     from .influences import influence as influence
+    from .influences import predict_step as predict_step
+    from .influences import read_steps as read_steps
+    from .influences import record_step as record_step
     from .measurement import ActivationMeasurement as ActivationMeasurement
     from .measurement import KernelMeasurement as KernelMeasurement
     from .measurement import RefusalMeasurement as RefusalMeasurement
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
     from .random_probes import random_probe_norms as random_probe_norms
     from .training.dcr import DCRConfig as DCRConfig
     from .training.dcr import DCRTrainer as DCRTrainer
+    from .training.steps import StepCallback as StepCallback
     from .trajectory import Trajectory as Trajectory
     from .verification import verify as verify
     from .vocabulary import full_vocabulary_norms as full_vocabulary_norms
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ActivationMeasurement": "measurement",
+    "BoundMeasurement": "bounds",
     "DCRConfig": "training.dcr",
     "DCRTrainer": "training.dcr",
     "Influence": "influences",
@@ -37,15 +45,21 @@ _HOMES = {
     "Prompt": "prompts",
     "PromptSet": "prompts",
     "RefusalMeasurement": "measurement",
+    "StepCallback": "training.steps",
     "Trajectory": "trajectory",
     "TrajectoryCallback": "watcher.callback",
     "UserError": "errors",
+    "apply_step": "influences",
     "full_vocabulary_norms": "vocabulary",
     "influence": "influences",
     "measure_activations": "measurement",
+    "measure_bounds": "bounds",
     "measure_kernel": "measurement",
     "measure_refusal": "measurement",
+    "predict_step": "influences",
     "random_probe_norms": "random_probes",
+    "read_steps": "influences",
+    "record_step": "influences",
     "verify": "verification",
 }
 __all__ = sorted([*_HOMES, "__version__"])

@@ -70,6 +70,36 @@ def full_vocabulary_norms(
     return found
 
 
+def full_vocabulary_gradients(
+    model: nn.Module,
+    prompts: Sequence[Int[Tensor, " _"]],
+    parameters: str | ParameterSelection = "all",
+    *,
+    estimator: Estimator | None = None,
+) -> Float64[Tensor, " n"]:
+    """Return ‖∂z/∂θ‖_F of all logits, exactly: the root of the trace of K(x,x).
+
+    Args:
+        model: the model.
+        prompts: token ids of each prompt, nothing padded.
+        parameters: the selection.
+        estimator: what computes K_h; `Gram` by default.
+
+    Returns:
+        `[n]` float64.
+    """
+    check_measurable(model)
+    chosen = ParameterSelection.parse(parameters).parameters(model)
+    head = Head.of(model, chosen)
+    squares = [
+        head.trace(
+            head.end(model, ids), hidden_kernel(model, [ids], chosen, estimator or Gram())[0, :, 0]
+        )
+        for ids in prompts
+    ]
+    return torch.tensor(squares, dtype=torch.float64).clamp(min=0).sqrt()
+
+
 @dataclass(frozen=True)
 class End:
     """What one prompt contributes at the head.
@@ -148,20 +178,14 @@ class Head:
         return rows, moves.double().cpu()
 
     def norm(self, observed: End, updated: End, inner: Float64[Tensor, "d d"]) -> float:
-        """Return ‖K(x′,x)‖_F for K = L Xᵀ + Y Rᵀ + diag(δ), from products of d columns.
+        """Return ‖K(x′,x)‖_F from products of d columns.
 
         Args:
             observed: x′.
             updated: x.
             inner: K_h(x′,x).
         """
-        left = observed.slope[:, None] * self.matrix
-        right = updated.slope[:, None] * self.matrix
-        x, y = right @ inner.T, torch.zeros_like(left)
-        x[observed.rows] += updated.slope[observed.rows, None] * (observed.moves @ updated.hidden).T
-        y[updated.rows] = observed.slope[updated.rows, None] * (updated.moves @ observed.hidden).T
-        shared = self.learned * float(observed.hidden @ updated.hidden) + self.biased
-        delta = shared * observed.slope * updated.slope
+        left, x, y, right, delta = self._terms(observed, updated, inner)
         squared = (
             ((left.T @ left) * (x.T @ x)).sum()
             + ((right.T @ right) * (y.T @ y)).sum()
@@ -170,6 +194,23 @@ class Head:
             + 2 * delta @ ((left * x).sum(1) + (right * y).sum(1))
         )
         return float(squared.clamp(min=0).sqrt())
+
+    def trace(self, end: End, inner: Float64[Tensor, "d d"]) -> float:
+        """Return the trace of K(x,x), which is ‖∂z/∂θ‖_F²; `inner` is K_h(x,x)."""
+        left, x, y, right, delta = self._terms(end, end, inner)
+        return float((left * x).sum() + (right * y).sum() + delta.sum())
+
+    def _terms(
+        self, observed: End, updated: End, inner: Float64[Tensor, "d d"]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return L, X, Y, R and δ of K = L Xᵀ + Y Rᵀ + diag(δ)."""
+        left = observed.slope[:, None] * self.matrix
+        right = updated.slope[:, None] * self.matrix
+        x, y = right @ inner.T, torch.zeros_like(left)
+        x[observed.rows] += updated.slope[observed.rows, None] * (observed.moves @ updated.hidden).T
+        y[updated.rows] = observed.slope[updated.rows, None] * (updated.moves @ observed.hidden).T
+        shared = self.learned * float(observed.hidden @ updated.hidden) + self.biased
+        return left, x, y, right, shared * observed.slope * updated.slope
 
 
 def hidden_kernel(

@@ -13,6 +13,11 @@ from .observations import Observation as Observation
 from .observations import Refusals as Refusals
 from .prediction import influence as influence
 from .result import Influence as Influence
+from .steps import StepPrediction as StepPrediction
+from .steps import apply_step as apply_step
+from .steps import predict_step as predict_step
+from .steps import read_steps as read_steps
+from .steps import record_step as record_step
 from .updates import LOSSES as LOSSES
 from .updates import Direction as Direction
 from .updates import Update as Update
