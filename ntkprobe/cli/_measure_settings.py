@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import estimators, plugins
+from .. import estimators, mitigations, plugins
 from ..checkpoints import LoadSettings
 from ..errors import UserError, one_line
 from ..influences.pair_files import read_recorded, read_updated, recorded_data
@@ -40,7 +40,7 @@ def arguments(options: dict[str, Any]) -> dict[str, Any]:
     return {
         "ckpt_dir": run,
         "model": model,
-        "output_dir": options["output_dir"] or _beside(run, model),
+        "output_dir": options["output_dir"] or _beside(run, model, options["mitigation"]),
         "settings": _settings(options),
         "choice": Choice(
             steps=parse_steps(options["steps"]) if options["steps"] else (),
@@ -53,12 +53,13 @@ def arguments(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _beside(run: Path | None, model: str | None) -> Path:
-    """Return `RUN-ntk`, or `NAME-ntk` here for a model alone."""
+def _beside(run: Path | None, model: str | None, mitigation: Path | None) -> Path:
+    """Return `RUN-ntk`, or `NAME-ntk` here for a model alone; `RUN-M-ntk` under a mitigation M."""
+    end = f"-{mitigation.resolve().name}-ntk" if mitigation else "-ntk"
     if run is not None:
         place = run if run.name not in ("", "..") else run.resolve()
-        return place.with_name(place.name + "-ntk")
-    return Path(Path(str(model)).name + "-ntk")
+        return place.with_name(place.name + end)
+    return Path(Path(str(model)).name + end)
 
 
 def _settings(options: dict[str, Any]) -> MeasureSettings:
@@ -95,6 +96,7 @@ def _settings(options: dict[str, Any]) -> MeasureSettings:
         load=LoadSettings(**load),
         batch_size=_batch_size(options["batch_size"]),
         verify=options["verify"],
+        mitigation=options["mitigation"].resolve() if options["mitigation"] else None,
     )
 
 
@@ -107,7 +109,15 @@ def _asked(options: dict[str, Any]) -> set[str]:
     about = {"layers": "activations", "influence": "influence"}
     extra = {kind: flag for flag, kind in about.items() if options[flag]}
     only = options["only"]
-    asked = {"kernel", "refusal", *extra} if only is None else set(only.replace(" ", "").split(","))
+    decodes = _decodes(options["mitigation"])
+    if only is None and decodes:
+        print(
+            f"{options['mitigation']} is a decoding method, which has no kernel of its own: "
+            "refusal alone is measured",
+            file=sys.stderr,
+        )
+    usual = {"refusal"} if decodes else {"kernel", "refusal"}
+    asked = {*usual, *extra} if only is None else set(only.replace(" ", "").split(","))
     if unknown := sorted(asked - {"kernel", "refusal", *about.values()}):
         raise UserError(
             f"no --only {unknown[0]!r}: choose from kernel, refusal, activations and influence,"
@@ -116,6 +126,10 @@ def _asked(options: dict[str, Any]) -> set[str]:
     if left_out := sorted(set(extra) - asked):
         kind = left_out[0]
         raise UserError(f"--{extra[kind]} is about {kind}: give --only {only},{kind}")
+    if decodes and "influence" in asked:
+        raise UserError(
+            "a decoding method has no influence of its own: measure without --influence"
+        )
     if "influence" not in asked and (options["updated"] or options["answer"]):
         raise UserError("--updated and --answer go with --influence refusal")
     return asked
@@ -148,6 +162,11 @@ def _influence(options: dict[str, Any]) -> InfluenceSettings:
     )
     print(one_line(f"updated pairs from {path}: {settings.sample().describe()}"), file=sys.stderr)
     return settings
+
+
+def _decodes(mitigation: Path | None) -> bool:
+    """Return whether there is a mitigation that changes the distribution, not the activations."""
+    return mitigation is not None and mitigations.load(mitigation).kind == "decoding"
 
 
 def _batch_size(spec: str) -> int | None:

@@ -1,0 +1,143 @@
+"""Surgical: ablate the direction of false refusals from every layer, leave that of true ones.
+
+r = mean(toxic) − mean(normal) and w = mean(seemingly toxic) − mean(normal) of what enters a block
+at a position behind the instruction; w⊥ = w − λ (w·r / ‖r‖²) r, and ŵ = w⊥ / ‖w⊥‖. Of all blocks
+and positions, the ŵ whose ablation lowers refusal of seemingly toxic prompts most is taken.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from ..chat import resolve_template
+from ..errors import UserError
+from ..hooks import Before, Hook, decoder_layers, hidden_state, writers
+from ..prompts import PromptSet
+from ._interface import Steering, identity, learned
+from ._states import entering, replaced, rewrapped
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class Surgical(Steering):
+    """x ← x − c (x·ŵ) ŵ wherever the residual stream is written or read; x ← x + a r at one block.
+
+    Prompts that the model treats unlike their group (toxic ones answered, others refused or not)
+    teach nothing about refusal and are left out, unless `filtered` is off.
+
+    Attributes:
+        coefficient: c; 0 changes nothing.
+        addition: a; the true-refusal vector is added, after the ablation, to what enters its block.
+        projection: λ, how much of the true refusal is taken out of the false one.
+        refusal_words: a refusal's first token is one of those that begin these.
+        per_group: prompts of each group at most.
+        held_out: the share of them that vectors are chosen by.
+        filtered: whether to leave out prompts that the model treats unlike their group.
+        kl_ablation: on normal prompts, a false-refusal vector may change the next token so much.
+        kl_addition: the same, for a true-refusal vector.
+        depth: vectors come from blocks below this share of the model's.
+        template: how prompts become tokens.
+        batch_size: prompts at a time while fitting.
+        seed: of the choice of prompts.
+        false_refusal: ŵ, `[hidden]`.
+        true_refusal: r, `[hidden]`.
+        block: the number of the block that r is added before, counted from 1.
+        report: where both were found, and how they scored.
+    """
+
+    coefficient: float = 1.0
+    addition: float = 0.0
+    projection: float = 1.0
+    refusal_words: tuple[str, ...] = ("I", "As")
+    per_group: int = 160
+    held_out: float = 0.2
+    filtered: bool = True
+    kl_ablation: float = 0.2
+    kl_addition: float = 2.0
+    depth: float = 0.8
+    template: str = "auto"
+    batch_size: int = 16
+    seed: int = 0
+    false_refusal: Tensor | None = learned()
+    true_refusal: Tensor | None = learned()
+    block: int | None = learned()
+    report: dict[str, Any] | None = learned()
+
+    source: ClassVar[str] = "Wang et al., ICLR 2025 (arXiv 2410.03415), section 3"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.depth <= 1:
+            raise UserError(f"depth is {self.depth}: give a share of the blocks, over 0, at most 1")
+        if not 0 < self.held_out < 1:
+            raise UserError(f"held_out is {self.held_out}: give a share between 0 and 1")
+
+    def fit(
+        self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", prompts: PromptSet
+    ) -> Self:
+        """Return a copy with both vectors.
+
+        Args:
+            model: in evaluation mode.
+            tokenizer: its tokenizer.
+            prompts: of all three groups.
+
+        Returns:
+            A fitted copy; too few prompts, or vectors that all do harm, are a `UserError`.
+        """
+        from ._surgical_fit import choose
+
+        template = resolve_template(tokenizer, self.template)
+        found = choose(self, model, tokenizer, template, prompts)
+        return replace(self, **found, fitted_on=identity(model))
+
+    def hooks(self, model: nn.Module) -> Sequence[tuple[nn.Module, Hook | Before]]:
+        """Return hooks on what enters each block, and on all that a block adds to the stream.
+
+        Raises:
+            UserError: if nothing was learned yet.
+        """
+        if not (self.coefficient or self.addition):
+            return []
+        if self.false_refusal is None or self.true_refusal is None or self.block is None:
+            raise UserError("Surgical has learned nothing yet: fit it first")
+        found: list[tuple[nn.Module, Hook | Before]] = []
+        if self.coefficient:
+            found += ablating(model, self.false_refusal, self.coefficient)
+        if self.addition:
+            module = decoder_layers(model)[self.block - 1]
+            found.append((module, adding(self.true_refusal, self.addition)))
+        return found
+
+
+def ablating(
+    model: nn.Module, unit: Tensor, coefficient: float
+) -> list[tuple[nn.Module, Hook | Before]]:
+    """Return hooks that take `coefficient` times the part along a unit vector out of the stream."""
+
+    def without(state: Tensor) -> Tensor:
+        along = unit.to(state)
+        return state - coefficient * (state @ along)[..., None] * along
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return replaced(args, kwargs, without(entering(args, kwargs)))
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return rewrapped(output, without(hidden_state(output)))
+
+    blocks = decoder_layers(model)
+    inputs: list[tuple[nn.Module, Hook | Before]] = [(block, Before(before)) for block in blocks]
+    return inputs + [(writer, after) for block in blocks for writer in writers(block)]
+
+
+def adding(vector: Tensor, weight: float) -> Before:
+    """Return a hook that adds a vector to what enters a block, at every position."""
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        state = entering(args, kwargs)
+        return replaced(args, kwargs, state + weight * vector.to(state))
+
+    return Before(before)
