@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UserError
-from ..generation import input_device, left_padded, text_config
+from ..generation import input_device, left_padded, require_numbers, text_config
 
 
 class Branch:
@@ -46,7 +46,7 @@ class Branch:
             chosen: the tokens that came to each row since the last call; none in the first.
 
         Returns:
-            Logits; a text that exceeds the model's context is a `UserError`.
+            Logits. A text that exceeds the model's context, and NaN, are each a `UserError`.
         """
         self.ids = torch.cat([self.ids, chosen.to(self.ids.device)], 1)
         self.mask = torch.nn.functional.pad(self.mask, (0, chosen.shape[1]), value=1)
@@ -66,7 +66,9 @@ class Branch:
             )
         self.cache = getattr(output, "past_key_values", None)
         self.cached = 0 if self.cache is None else self.ids.shape[1]
-        return output.logits[:, -1]
+        logits = output.logits[:, -1]
+        require_numbers(logits.isnan().any(-1), range(len(logits)))
+        return logits
 
     def _insist_on_room(self) -> None:
         context = getattr(text_config(self.model), "max_position_embeddings", None)
