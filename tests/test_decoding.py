@@ -329,14 +329,36 @@ def test_nothing_is_left_behind(number, experts, draft):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_nothing_is_computed_after_the_last_changed_token():
-    model, calls = model_of("gpt2"), []
-    handle = model.register_forward_hook(lambda *args: calls.append(1))
+def rows_of_each_pass(name, method, spec="chat"):
+    model, rows = model_of(name), []
+    count = lambda module, args, kwargs: rows.append(len(kwargs["input_ids"]))  # noqa: E731
+    handle = decoder(model).register_forward_pre_hook(count, with_kwargs=True)
     try:
-        answers(model, Adacd(steps=4), "chat")
+        answers(model, method, spec)
     finally:
         handle.remove()
-    assert len(calls) == STEPS + 4
+    return rows
+
+
+def decoder(model):
+    return model.base_model
+
+
+def test_both_branches_are_one_pass_and_nothing_is_computed_after_the_last_changed_token(gemma):
+    assert rows_of_each_pass("gpt2", Adacd(steps=4)) == [3, 3, 6, 6, 6] + [3] * 8
+    apart = rows_of_each_pass("gemma2", Adacd(steps=4, template=gemma), gemma)  # sliding windows
+    assert apart == [3] * (STEPS + 4)
+
+
+def test_one_pass_for_both_leaves_generate_its_own_cache():
+    model, ids = model_of("qwen2-untied"), torch.tensor(prompts("chat")[:1])
+    settings = dict(max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
+    with applied(Adacd(steps=3), model, byte_bpe()) as processors, exactly(model):
+        found = model.generate(ids, logits_processor=processors, **settings)
+    with exactly(model), torch.no_grad():
+        expected = model(found.sequences[:, :-1]).past_key_values
+    for layer, other in zip(found.past_key_values.layers, expected.layers, strict=True):
+        assert torch.allclose(layer.keys, other.keys) and layer.keys.shape == other.keys.shape
 
 
 def test_other_processors_may_come_before_and_behind():
