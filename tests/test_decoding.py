@@ -24,6 +24,7 @@ from ntkprobe.mitigations.prompt import Prompt
 from ntkprobe.mitigations.safe_decoding import SafeDecoding
 from ntkprobe.mitigations.self_cd import SelfCd
 from ntkprobe.mitigations.ssd import Ssd
+from ntkprobe.refusal import score_phrases
 
 WORDS = 640
 STEPS = 12
@@ -390,6 +391,16 @@ def test_settings_come_back_from_disk(tmp_path, draft):
     saved = Ssd(draft=draft, threshold=0.5).fit(model_of("gpt2"), byte_bpe(), None)
     found = load(save(saved, tmp_path))
     assert (found.draft, found.threshold) == (draft, 0.5)
+
+
+def test_refusals_under_prompt_are_those_of_prompts_with_the_message():
+    model = build("qwen2-untied", vocab_size=WORDS, max_position_embeddings=256)
+    phrases = [byte_bpe().encode(text) for text in ("I cannot", "No, ", "No.")]
+    expected = score_phrases(model, prompts("chat", Prompt.system), phrases)
+    with applied(Prompt(), model, byte_bpe()) as processors:
+        found = score_phrases(model, prompts("chat"), phrases, logits_processor=processors)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert not torch.allclose(found, score_phrases(model, prompts("chat"), phrases), atol=1e-2)
 
 
 def use(method, model=None, tokenizer=None, ids=None, **settings):
