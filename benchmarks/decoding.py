@@ -36,12 +36,14 @@ from ntkprobe.prompts import PromptSet
 from ntkprobe.tiny.files import measure_path, model_path
 
 TOKENS = 128
+FEWER = 32  # for the methods that cost the same for every token
 REPEATS = 5
+Spans = tuple[float, float, float]
 DRAFT = Shape(128, 4, 8000)
 CASES = [
     ("one prompt at a time", Shape(512, 8, 8000), 1),
     ("eight prompts at a time", Shape(512, 8, 8000), 8),
-    ("a wider model", Shape(1024, 8, 8000), 1),
+    ("a small model", Shape(128, 4, 8000), 1),
     ("the vocabulary of Qwen2.5", Shape(512, 8, 151_936), 1),
 ]
 
@@ -81,7 +83,7 @@ def main() -> None:
             f"branches' prompts. {machine()}; by `python benchmarks/decoding.py`.",
             "## AdaCD",
             table(mine, rows),
-            "## The others, over all tokens",
+            f"## The others, over {FEWER} tokens",
             f"SafeDecoding changes {SafeDecoding().steps} tokens. SSD's draft has d = "
             f"{DRAFT.width} and {DRAFT.depth} layers. Prompt as a processor runs a plain branch "
             "that is not used: to serve a model, put the message into its prompts.",
@@ -93,27 +95,30 @@ def main() -> None:
 def measured(title: str, shape: Shape, batch: int, place: Path) -> tuple[list[str], list[str]]:
     """Return one line of each table."""
     model, tokenizer = shape.build(), load_tokenizer(model_path())
-    methods = {"plain": None, **all_methods(shape, place)}
-    spans = {name: [] for name in methods}
+    methods = all_methods(shape, place)
+    ratios: dict[str, list[Spans]] = {name: [] for name in methods}
+    plain = []
     for _ in range(REPEATS):
+        ticks = timed(model, tokenizer, batch, None, TOKENS)
+        plain.append(ticks[-1] / TOKENS * 1000)
         for name, method in methods.items():
-            spans[name].append(timed(model, tokenizer, batch, method))
-    ratios = {
-        name: [
-            median(own[i] / plain[i] for own, plain in zip(each, spans["plain"], strict=True))
-            for i in range(3)
-        ]
-        for name, each in spans.items()
-    }
-    plain = median(span[2] for span in spans["plain"]) / TOKENS * 1000
+            tokens = TOKENS if name == "adacd" else FEWER
+            ratios[name].append(compared(timed(model, tokenizer, batch, method, tokens), ticks))
     about = f"d = {shape.width}, {shape.depth} layers, {shape.vocabulary} words"
-    mine = [title, about, str(batch), f"{plain:.1f}", *(f"{r:.2f}" for r in ratios["adacd"])]
-    names = ("selfcd", "prompt", "safedecoding", "ssd")
-    return mine, [title, *(f"{ratios[name][2]:.2f}" for name in names)]
+    mine = [f"{median(part):.2f}" for part in zip(*ratios.pop("adacd"), strict=True)]
+    others = [f"{median(span[2] for span in each):.2f}" for each in ratios.values()]
+    return [title, about, str(batch), f"{median(plain):.1f}", *mine], [title, *others]
+
+
+def compared(own: list[float], plain: list[float]) -> Spans:
+    """Return ratios to a plain generation: of the first k tokens, of the others, and of all."""
+    k, last = Adacd().steps - 1, len(own) - 1
+    after = (own[last] - own[k]) / (plain[last] - plain[k])
+    return own[k] / plain[k], after, own[last] / plain[last]
 
 
 def all_methods(shape: Shape, place: Path) -> dict[str, Decoding]:
-    """Return every method; an expert and a draft are made for it."""
+    """Return every method, AdaCD and then the columns of the other table; an expert and a draft are made for it."""
     expert, draft = place / f"{shape.width}-{shape.vocabulary}", place / f"draft-{shape.vocabulary}"
     settings = LoraConfig(r=16, target_modules=["q_proj", "k_proj", "v_proj"])
     get_peft_model(shape.build(), settings).save_pretrained(expert)
@@ -130,11 +135,11 @@ def all_methods(shape: Shape, place: Path) -> dict[str, Decoding]:
 
 @torch.no_grad()
 def timed(
-    model: Any, tokenizer: Any, batch: int, method: Decoding | None
-) -> tuple[float, float, float]:
-    """Return the seconds of AdaCD's first k tokens, of all others, and of all."""
+    model: Any, tokenizer: Any, batch: int, method: Decoding | None, tokens: int
+) -> list[float]:
+    """Return the seconds from the start until the scores of each token were ready."""
     ids, mask = prompts(tokenizer, batch)
-    clock, k = Clock(), Adacd().steps
+    clock = Clock()
     with applied(method, model, tokenizer) as processors:
         for processor in processors:
             processor.begin(mask)
@@ -143,13 +148,12 @@ def timed(
             input_ids=ids,
             attention_mask=mask,
             logits_processor=LogitsProcessorList([*processors, clock]),
-            max_new_tokens=TOKENS,
+            max_new_tokens=tokens,
             do_sample=False,
             pad_token_id=0,
         )
-    first, last = clock.ticks[k - 1], clock.ticks[-1]
-    assert len(clock.ticks) == TOKENS
-    return first - start, last - first, last - start
+    assert len(clock.ticks) == tokens
+    return [tick - start for tick in clock.ticks]
 
 
 def prompts(tokenizer: Any, batch: int) -> tuple[Tensor, Tensor]:
