@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server as a function from conversations to answers."""
