@@ -35,7 +35,7 @@ def judge_answers(
 
     Returns:
         All verdicts of this judge: `id`, `verdict`, `detail`, `digest` (of the answer judged).
-    """  # ruff: ignore[docstring-missing-exception]
+    """
     from tqdm.auto import tqdm
 
     items = read_items(folder, benchmark)
