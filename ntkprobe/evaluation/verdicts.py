@@ -12,6 +12,9 @@ COMPLIANCE, REFUSAL, PARTIAL = "compliance", "refusal", "partial"
 SAFE, UNSAFE = "safe", "unsafe"
 UNDETERMINED = "undetermined"
 
+FAILED = "no reply: "
+"""How the `detail` of a verdict begins that another run should ask for again."""
+
 CLASSES = {
     "refusal": (COMPLIANCE, PARTIAL, REFUSAL, UNDETERMINED),
     "safety": (SAFE, UNSAFE, UNDETERMINED),
@@ -54,6 +57,9 @@ class Judge(Protocol):
 
     `asks` is a class variable: `refusal` or `safety`. A judge gives one verdict an item, in the
     order of the items; it raises nothing over a single answer, which is `undetermined` then.
+
+    A judge may have `label`, its name in files and tables (else its module's), and `identity`, a
+    dict of what its verdicts depend on: other verdicts never go into the same file.
     """
 
     asks: ClassVar[str]
