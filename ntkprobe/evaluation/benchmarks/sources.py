@@ -18,6 +18,7 @@ from .schema import KINDS, Benchmark
 EMBEDDED = "tiny"
 """The name of the embedded prompts, which the embedded models are measured on."""
 
+
 def read_benchmark(word: str) -> Questions:
     """Return the prompts that a word of `--benchmark` means.
 
@@ -47,7 +48,11 @@ def read_benchmark(word: str) -> Questions:
 
 
 def _published(benchmark: Benchmark, path: Path | None) -> Questions:
-    """Return a benchmark's prompts from its file, or from the hub."""
+    """Return a benchmark's prompts from its file, or from the hub.
+
+    Raises:
+        UserError: if there is neither.
+    """
     if path is not None:
         records, where = read_rows(path), str(path)
     elif benchmark.hub is None:
@@ -94,7 +99,5 @@ def _refused(benchmark: Benchmark, error: Exception) -> str:
     place, text = benchmark.hub.path, f"{type(error).__name__} {error}"
     instead = f"or give its file: --benchmark {benchmark.name}=FILE ({benchmark.source})"
     if re.search(r"gated|401|403|[Aa]uthenticat|restricted", text):
-        return (
-            f"{place} is gated: accept its terms on huggingface.co and set HF_TOKEN, {instead}"
-        )
+        return f"{place} is gated: accept its terms on huggingface.co and set HF_TOKEN, {instead}"
     return f"{place} cannot be read from the hub ({one_line(text)[:160]}): try again, {instead}"

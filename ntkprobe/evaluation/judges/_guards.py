@@ -1,8 +1,7 @@
 """A guard model: a causal language model that was trained to say what an answer is."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 

@@ -65,7 +65,7 @@ class OrBenchStrings:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Return what a verdict depends on."""
+        """What a verdict depends on."""
         return {"judge": "or_bench_strings", "family": self.family}
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
