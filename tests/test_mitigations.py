@@ -12,9 +12,11 @@ from transformers import LogitsProcessor
 
 from ntkprobe import mitigations, plugins
 from ntkprobe.errors import UserError
+from ntkprobe.generation import generate_answers
 from ntkprobe.hooks import decoder_layers
 from ntkprobe.mitigations import Decoding, Steering, applied, learned, load, save
 from ntkprobe.mitigations._interface import identity
+from ntkprobe.refusal import score_phrases
 
 PROMPT = ragged_prompts()[2][None]
 
@@ -100,3 +102,62 @@ def test_a_vector_of_another_model_is_refused(registry, tmp_path):
 
 def test_names_are_the_files_of_the_folder():
     assert "surgical" in mitigations.names() and not any(n[0] == "_" for n in mitigations.names())
+
+
+PROMPTS = ragged_prompts((5, 3, 9))
+PHRASES = [(3, 4, 5), (3, 4), (), (7,), (3, 9, 1, 2)]
+
+
+class _Backwards(LogitsProcessor):
+    """Adds what depends on how far a sequence has come; a generation of another one begins anew."""
+
+    def begin(self, attention_mask):
+        self.prompt = attention_mask.shape[1]
+
+    def __call__(self, input_ids, scores):
+        steps = input_ids.shape[1] - self.prompt
+        weights = torch.linspace(0, 1 + steps, scores.shape[-1])
+        return (scores + weights * input_ids[:, -1:]).masked_fill(weights > 2.9, -torch.inf)
+
+
+def by_hand(model, prompt, phrase):
+    """log P of a phrase under `_Backwards`, from its definition, a pass for each token."""
+    total, text = 0.0, prompt.tolist()
+    for step, token in enumerate(phrase):
+        with torch.no_grad():
+            scores = model(torch.tensor([text])).logits[0, -1]
+        weights = torch.linspace(0, 1 + step, len(scores))
+        scores = (scores + weights * text[-1]).masked_fill(weights > 2.9, -torch.inf)
+        total += float(scores.double().log_softmax(-1)[token])
+        text.append(token)
+    return total
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3"])
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_a_refusal_is_teacher_forced_through_the_processors(name, batch_size):
+    model = build(name)
+    found = score_phrases(
+        model, PROMPTS, PHRASES, logits_processor=[_Backwards()], batch_size=batch_size
+    )
+    expected = [[by_hand(model, p, ids) if ids else -torch.inf for ids in PHRASES] for p in PROMPTS]
+    torch.testing.assert_close(found, torch.tensor(expected).double(), atol=1e-5, rtol=0)
+    assert (found[:, 0] - score_phrases(model, PROMPTS, PHRASES)[:, 0]).abs().min() > 0.01
+
+
+def test_a_ruled_out_phrase_has_no_probability():
+    found = score_phrases(
+        build("llama"), PROMPTS, [(1, 47, 1, 47), (1,)], logits_processor=[_Backwards()]
+    )
+    assert found[:, 0].isneginf().all() and found[:, 1].isfinite().all()
+
+
+def test_answers_go_through_the_processors_whatever_the_batch():
+    model, tokenizer = build("gpt2", vocab_size=len(byte_bpe())), byte_bpe()
+    plain, one, two = (
+        generate_answers(
+            model, tokenizer, PROMPTS, max_new_tokens=5, batch_size=size, logits_processor=change
+        )
+        for size, change in [(3, ()), (1, [_Shift(0.1)]), (3, [_Shift(0.1)])]
+    )
+    assert one == two != plain
