@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,21 @@ Ids = Sequence[int] | Tensor
 """Token ids of one text, a tensor or not."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered to one prompt.
+
+    Attributes:
+        text: without special tokens.
+        n_tokens: its length, the token that ended it not counted.
+        ended: whether the model ended it, and not `max_new_tokens`.
+    """
+
+    text: str
+    n_tokens: int
+    ended: bool
+
+
 def generate_answers(
     model: Any,
     tokenizer: "PreTrainedTokenizerBase",
@@ -26,6 +42,7 @@ def generate_answers(
     max_new_tokens: int = 64,
     batch_size: int = 16,
     stop_ids: Sequence[int] = (),
+    logits_processor: Sequence[LogitsProcessor] = (),
     progress: bool = False,
 ) -> list[str]:
     """Return the model's greedy answers, the same for every batch size (in float32).
@@ -40,6 +57,7 @@ def generate_answers(
         max_new_tokens: an answer's length at most, in tokens.
         batch_size: prompts at a time; prompts of similar length go together.
         stop_ids: tokens that end an answer besides EOS, such as `template.end_of_turn(tokenizer)`.
+        logits_processor: what changes the logits first, as `mitigations.applied` yields it.
         progress: show a bar on stderr.
 
     Returns:
@@ -47,6 +65,48 @@ def generate_answers(
         `require_measurable`) and NaN logits are a `UserError`.
     """
     require_measurable(model, input_ids, room=max_new_tokens)
+    answers = [""] * len(input_ids)
+    with tqdm(total=len(answers), disable=not progress) as bar:
+        for rows in length_batches(input_ids, batch_size):
+            new = answer_batch(
+                model,
+                tokenizer,
+                [input_ids[row] for row in rows],
+                max_new_tokens=max_new_tokens,
+                stop_ids=stop_ids,
+                logits_processor=logits_processor,
+                rows=rows,
+            )
+            for row, answer in zip(rows, new, strict=True):
+                answers[row] = answer.text
+            bar.update(len(rows))
+    return answers
+
+
+def answer_batch(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    input_ids: Sequence[Ids],
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int] = (),
+    logits_processor: Sequence[LogitsProcessor] = (),
+    rows: Sequence[int] | None = None,
+) -> list[Answer]:
+    """Return the answers to one batch of prompts, which must be measurable.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        tokenizer: decodes.
+        input_ids: encoded prompts, answered at the same time.
+        max_new_tokens: an answer's length at most, in tokens.
+        stop_ids: tokens that end an answer besides EOS.
+        logits_processor: what changes the logits first.
+        rows: the prompts' numbers, for messages.
+
+    Returns:
+        As `generate_answers`, with each answer's length and ending.
+    """
     stops = sorted({*_stop_ids(model), *stop_ids} | ({tokenizer.eos_token_id} - {None}))
     padding = next(t for t in (tokenizer.pad_token_id, *stops, 0) if t is not None)
     settings = GenerationConfig(
@@ -55,15 +115,30 @@ def generate_answers(
         eos_token_id=stops or None,
         pad_token_id=padding,
     )
-    answers = [""] * len(input_ids)
-    with _own_settings_aside(model), tqdm(total=len(answers), disable=not progress) as bar:
-        for rows in length_batches(input_ids, batch_size):
-            new = _generate(model, [input_ids[row] for row in rows], settings, rows)
-            for row, ids in zip(rows, new, strict=True):
-                ended = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-                answers[row] = str(tokenizer.decode(ids[:ended], skip_special_tokens=True))
-            bar.update(len(rows))
-    return answers
+    numbers = list(range(len(input_ids)) if rows is None else rows)
+    with _own_settings_aside(model):
+        new = _generate(model, list(input_ids), settings, numbers, logits_processor)
+    ends = [next((i for i, token in enumerate(ids) if token in stops), None) for ids in new]
+    return [
+        Answer(
+            str(tokenizer.decode(ids[:end], skip_special_tokens=True)),
+            len(ids) if end is None else end,
+            end is not None,
+        )
+        for ids, end in zip(new, ends, strict=True)
+    ]
+
+
+def begin(processors: Sequence[LogitsProcessor], attention_mask: Tensor) -> None:
+    """Tell processors with a state that new sequences begin.
+
+    Args:
+        processors: those with a method `begin` are told.
+        attention_mask: [batch, prompt], 1 for the prompts' tokens and 0 for padding.
+    """
+    for processor in processors:
+        if hasattr(processor, "begin"):
+            processor.begin(attention_mask)
 
 
 def length_batches(input_ids: Sequence[Ids], batch_size: int) -> Iterator[list[int]]:
@@ -202,13 +277,18 @@ def require_numbers(broken: Tensor, rows: Sequence[int]) -> None:
 
 @torch.no_grad()
 def _generate(
-    model: Any, prompts: list[Ids], settings: GenerationConfig, rows: list[int]
+    model: Any,
+    prompts: list[Ids],
+    settings: GenerationConfig,
+    rows: list[int],
+    processors: Sequence[LogitsProcessor],
 ) -> list[list[int]]:
     ids, mask = left_padded(prompts, settings.pad_token_id, input_device(model))
+    begin(processors, mask)
     out = model.generate(
         input_ids=ids,
         attention_mask=mask,  # from which generate() derives the position ids
         generation_config=settings,
-        logits_processor=LogitsProcessorList([_RefuseNan(rows)]),
+        logits_processor=LogitsProcessorList([_RefuseNan(rows), *processors]),
     )
     return out[:, ids.shape[1] :].tolist()
