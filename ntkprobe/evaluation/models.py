@@ -67,11 +67,11 @@ class Subject:
             model, adapter = None, Path(model)
         if adapter is not None and not (adapter / "adapter_config.json").is_file():
             raise UserError(f"{adapter} is no adapter: it has no adapter_config.json")
-        if model is None and adapter is None:
-            raise UserError("no model: give --model MODEL, or --adapter ADAPTER")
         if mitigation is not None and not mitigation.is_dir():
             raise UserError(f"no folder {mitigation}: make it with ntkprobe mitigate fit")
-        base = model if model is not None else str(base_folder_of(Path(str(adapter))))
+        if model is None and adapter is None:
+            raise UserError("no model: give --model MODEL, or --adapter ADAPTER")
+        base = model or str(base_folder_of(Path(str(adapter))))
         return cls(base, adapter, mitigation, load)
 
     def record(self) -> dict[str, Any]:
