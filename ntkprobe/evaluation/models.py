@@ -1,6 +1,6 @@
 """Which model answers: what it is on disk, and how it comes into memory while it answers."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -78,10 +78,8 @@ class Subject:
         """Return what `run.json` keeps: names, which are told, and identities, which count."""
         return {
             "base": {"name": self.model, "identity": _weights(self.model)},
-            "adapter": _told(self.adapter, _weights(str(self.adapter))) if self.adapter else None,
-            "mitigation": _told(self.mitigation, _digest(self.mitigation))
-            if self.mitigation
-            else None,
+            "adapter": _told(self.adapter, _weights),
+            "mitigation": _told(self.mitigation, _digest),
             "dtype": self.load.dtype,
         }
 
@@ -142,12 +140,14 @@ class Subject:
         return load_tokenizer(self.model, local=False)
 
 
-def _told(place: Path, what: str) -> dict[str, str]:
-    """Return a name and an identity."""
-    return {"name": str(place), "identity": what}
+def _told(place: Path | None, identify: Callable[[Path], str]) -> dict[str, str | None]:
+    """Return a name and an identity; both None for none, which is another model than with one."""
+    if place is None:
+        return {"name": None, "identity": None}
+    return {"name": str(place), "identity": identify(place)}
 
 
-def _weights(name: str) -> str:
+def _weights(name: str | Path) -> str:
     """Return the identity of a model's or adapter's weights; a hub name is its own.
 
     Raises:
