@@ -136,7 +136,7 @@ def _evaluate(options: dict[str, Any]) -> int:
         overwrite=options["overwrite"],
         argv=sys.argv[1:],
     )
-    for line in (*done.lines(), *done.warnings()):
+    for line in done.lines():
         _tell(line)
     typer.echo(one_line(done.closing_line()))
     return done.status

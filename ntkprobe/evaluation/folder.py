@@ -1,6 +1,7 @@
 """The folder of one evaluation: settings, prompts, and answers in batches, each whole or absent.
 
 E/run.json                          settings, versions, model, label
+E/overlap.json                      how many prompts were trained on, where that is known
 E/prompts/NAME.parquet              id, prompt, kind, type, pair
 E/answers/NAME/batch-00000.parquet  id, answer, n_tokens, ended, seconds
 E/verdicts/NAME/JUDGE.parquet       see `judging`
@@ -9,7 +10,6 @@ E/verdicts/NAME/JUDGE.parquet       see `judging`
 import json
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ class EvaluationFolder:
 
     def _forget(self) -> None:
         """Remove what we wrote, and nothing else."""
-        for name in ("prompts", "answers", "verdicts"):
+        for name in ("prompts", "answers", "verdicts", "preferences"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        with suppress(FileNotFoundError):
-            (self.path / "run.json").unlink()
+        for name in ("run.json", "overlap.json"):
+            (self.path / name).unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Which model answers: what it is on disk, and how it comes into memory while it answers."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -67,21 +67,19 @@ class Subject:
             model, adapter = None, Path(model)
         if adapter is not None and not (adapter / "adapter_config.json").is_file():
             raise UserError(f"{adapter} is no adapter: it has no adapter_config.json")
-        if model is None and adapter is None:
-            raise UserError("no model: give --model MODEL, or --adapter ADAPTER")
         if mitigation is not None and not mitigation.is_dir():
             raise UserError(f"no folder {mitigation}: make it with ntkprobe mitigate fit")
-        base = model if model is not None else str(base_folder_of(Path(str(adapter))))
+        if model is None and adapter is None:
+            raise UserError("no model: give --model MODEL, or --adapter ADAPTER")
+        base = model or str(base_folder_of(Path(str(adapter))))
         return cls(base, adapter, mitigation, load)
 
     def record(self) -> dict[str, Any]:
         """Return what `run.json` keeps: names, which are told, and identities, which count."""
         return {
             "base": {"name": self.model, "identity": _weights(self.model)},
-            "adapter": _told(self.adapter, _weights(str(self.adapter))) if self.adapter else None,
-            "mitigation": _told(self.mitigation, _digest(self.mitigation))
-            if self.mitigation
-            else None,
+            "adapter": _told(self.adapter, _weights),
+            "mitigation": _told(self.mitigation, _digest),
             "dtype": self.load.dtype,
         }
 
@@ -142,12 +140,14 @@ class Subject:
         return load_tokenizer(self.model, local=False)
 
 
-def _told(place: Path, what: str) -> dict[str, str]:
-    """Return a name and an identity."""
-    return {"name": str(place), "identity": what}
+def _told(place: Path | None, identify: Callable[[Path], str]) -> dict[str, str | None]:
+    """Return a name and an identity; both None for none, which is another model than with one."""
+    if place is None:
+        return {"name": None, "identity": None}
+    return {"name": str(place), "identity": identify(place)}
 
 
-def _weights(name: str) -> str:
+def _weights(name: str | Path) -> str:
     """Return the identity of a model's or adapter's weights; a hub name is its own.
 
     Raises:

@@ -5,7 +5,7 @@ something else in files and tables, as several judges of one kind have to be.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -44,7 +44,7 @@ def read_judges(words: Sequence[str]) -> dict[str, Judge]:
     return found
 
 
-def check(panel: dict[str, Judge]) -> None:
+def check(panel: Mapping[str, Judge]) -> None:
     """Do nothing if all judges can be asked; raise UserError for one that says it cannot."""
     for judge in panel.values():
         server = getattr(judge, "server", None)

@@ -8,7 +8,7 @@ from ..errors import UserError
 
 COMPARED = ("model", "answers", "benchmarks")
 """Sections of `run.json` of which one folder has one setting."""
-_TOLD = frozenset({"name", "source", "licence", "published", "found", "overlap"})
+_TOLD = frozenset({"name", "source", "licence", "published", "found", "server"})
 """Entries of these that are only told: another path to the same weights is the same model."""
 
 
@@ -42,7 +42,7 @@ class AnswerSettings:
             raise UserError(f"--temperature {self.temperature}: give 0 (greedy) or more")
 
     def record(self) -> dict[str, Any]:
-        """Return what is kept; the seed only where it plays a part."""
+        """Return what is kept; the seed where it plays a part."""
         return {**asdict(self), "seed": self.seed if self.temperature else None}
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
 from .schema import COLUMNS
@@ -67,3 +67,14 @@ class Questions:
             raise UserError(f"--limit {limit}: give 1 or more")
         kept = self.table.groupby("kind", sort=False).head(limit).reset_index(drop=True)
         return replace(self, table=kept)
+
+    def record(self) -> dict[str, Any]:
+        """Return what `run.json` keeps about them."""
+        return {
+            "source": self.source,
+            "licence": self.licence,
+            "published": self.published,
+            "found": self.found,
+            "prompts": len(self.table),
+            "digest": self.digest,
+        }
