@@ -20,7 +20,7 @@ from ntkprobe.checkpoints import load_model, load_tokenizer
 from ntkprobe.cli import main
 from ntkprobe.evaluation.answers import Asked, LocalModel
 from ntkprobe.evaluation.benchmarks import read_benchmark
-from ntkprobe.evaluation.folders import Evaluation
+from ntkprobe.evaluation.results import Evaluation
 from ntkprobe.evaluation.settings import AnswerSettings
 from ntkprobe.tiny import dcr_path, measure_path, model_path
 

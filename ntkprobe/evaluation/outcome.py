@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .folders import Evaluation
+from .results import Evaluation
 
 if TYPE_CHECKING:
     import pandas as pd
