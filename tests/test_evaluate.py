@@ -343,7 +343,7 @@ def test_empty_answers_are_undetermined_and_told(call):
         ([*TINY, "--batch-size", "few"], "--batch-size 'few'"),
         ([*TINY, "--temperature", "-1"], "--temperature -1"),
         ([*TINY, "--adapter", "absent"], "absent is no adapter"),
-        ([*TINY, "--mitigation", "absent"], "no folder absent"),
+        ([*TINY, "--mitigation", "absent"], "absent holds no mitigation"),
         ([*TINY, "--base-url", "http://h/v1", "--adapter", "a"], "--adapter goes with a model"),
         ([*TINY, "--max-new-tokens", "9999"], "exceeds the model's context"),
         ([*TINY, "--benchmark", "tiny"], "two benchmarks are called 'tiny'"),

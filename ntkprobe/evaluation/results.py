@@ -60,9 +60,13 @@ class Evaluation:
         return sorted(path.stem for path in (self.folder / "prompts").glob("[!.]*.parquet"))
 
     @property
-    def overlap(self) -> dict[str, dict[str, int]]:
-        """How many prompts of a benchmark the model was trained on: `{name: {count, of}}`."""
-        return _json(self.folder / "overlap.json")
+    def overlap(self) -> dict[str, dict[str, Any]]:
+        """Which benchmarks the model was trained on: `{name: {prompts, of, kinds: {safe: …}}}`."""
+        found = {
+            name: about.get("overlap") or {}
+            for name, about in (self.settings.get("benchmarks") or {}).items()
+        }
+        return {name: about for name, about in found.items() if about.get("prompts")}
 
     def prompts(self, benchmark: str) -> pd.DataFrame:
         """Return the prompts of a benchmark: `id, prompt, kind, type, pair`."""
@@ -85,10 +89,10 @@ class Evaluation:
             also where the prompt has no answer, or not the one that was judged.
         """
         tables = [table for name in self.benchmarks for table in self._judged(name)]
-        columns = ["method", "benchmark", "judge", "asks", *PROMPTS, "verdict"]
-        return (pd.concat(tables) if tables else pd.DataFrame(columns=columns)).reset_index(
-            drop=True
-        )[[column for column in columns if column != "prompt"]]
+        columns = ["method", "benchmark", "judge", "asks", "id", "kind", "type", "pair", "verdict"]
+        if not tables:
+            return pd.DataFrame(columns=columns)
+        return pd.concat(tables).reset_index(drop=True)[columns]
 
     def rates(self, *, by_type: bool = False) -> pd.DataFrame:
         """Return how often the model does what one hopes for.
