@@ -59,12 +59,8 @@ class Subject:
         Raises:
             UserError: if there is no model, or it is not whole.
         """
-        if (
-            model is not None
-            and adapter is None
-            and (Path(model) / "adapter_config.json").is_file()
-        ):
-            model, adapter = None, Path(model)
+        if model is not None and adapter is None and _is_adapter(Path(model)):
+            return cls.named(None, Path(model), mitigation, load)
         if adapter is not None and not _is_adapter(adapter):
             raise UserError(f"{adapter} is no adapter: it has no adapter_config.json")
         if model is None and adapter is None:

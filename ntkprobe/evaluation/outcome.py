@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .folders import Evaluation
+from .results import Evaluation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,10 +82,10 @@ class Outcome:
         """Return a line for each benchmark with prompts that the model was trained on."""
         found = Evaluation(self.folder).overlap
         return [
-            f"{name}: {found[name]['count']} of {found[name]['of']} prompts were trained on: "
+            f"{name}: {found[name]['prompts']} of {found[name]['of']} prompts were trained on: "
             "its rates are in-distribution"
             for name in self.benchmarks
-            if found.get(name, {}).get("count")
+            if name in found
         ]
 
 
