@@ -360,10 +360,13 @@ def test_a_mistake_is_one_clear_line(call, flags, words):
     assert words in mistake(call(*flags))
 
 
-def test_a_folder_of_something_else_is_refused(call, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "words"), [('{"kernel": {}}', "is no evaluation's folder"), ("{", "is damaged")]
+)
+def test_a_folder_of_something_else_is_refused(call, tmp_path, text, words):
     (tmp_path / "e").mkdir()
-    (tmp_path / "e/run.json").write_text('{"kernel": {}}')
-    assert "is no evaluation's folder" in mistake(call(*TINY, *QUICK))
+    (tmp_path / "e/run.json").write_text(text)
+    assert words in mistake(call(*TINY, *QUICK))
 
 
 @pytest.mark.slow

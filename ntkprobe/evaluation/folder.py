@@ -58,11 +58,19 @@ class EvaluationFolder:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `run.json` says; empty without one."""
+        """What `run.json` says; empty without one.
+
+        Raises:
+            UserError: if it cannot be read.
+        """
         try:
             return json.loads((self.path / "run.json").read_text("utf-8"))
         except FileNotFoundError:
             return {}
+        except ValueError as error:
+            raise UserError(
+                f"{self.path}/run.json is damaged ({error}): give another --output-dir"
+            ) from error
 
     def adopt(self, record: dict[str, Any], **about: Any) -> None:
         """Write the settings to `run.json`, or insist that they agree with what it says.
