@@ -46,8 +46,8 @@ class Evaluation:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything in `run.json`; empty where it holds abilities only."""
-        return _json(self.folder / "run.json")
+        """Everything in `run.json`, or in `abilities.json` where there is nothing else."""
+        return _json(self.folder / "run.json") or _json(self._abilities)
 
     @property
     def label(self) -> str:
