@@ -206,12 +206,16 @@ def test_an_adapter_is_evaluated_over_its_base_and_its_training_data_is_compared
     files = trained(tmp_path)
     status, _, err = call("--adapter", tmp_path / "run/final", *TINY[2:4], *files, *QUICK)
     assert status == 0 and "own: 2 of 3 prompts were trained on" in err
-    found = json.loads((tmp_path / "e/overlap.json").read_text())
-    assert found["own"]["kinds"] == {"safe": 2} and found["tiny"]["count"] == 0
+    overlap = {name: about["overlap"] for name, about in record(tmp_path).items()}
+    assert overlap["own"]["kinds"] == {"safe": 2} and overlap["tiny"]["prompts"] == 0
     adapted = answers()["answer"]
     call("--model", tmp_path / "base", *TINY[2:4], *files, *QUICK, "--overwrite")
-    assert not (tmp_path / "e/overlap.json").exists()
+    assert record(tmp_path)["own"]["overlap"] is None  # nothing is known of a model of others
     assert adapted.tolist() != answers()["answer"].tolist()
+
+
+def record(folder):
+    return json.loads((folder / "e/run.json").read_text())["benchmarks"]
 
 
 def trained(folder):
@@ -244,7 +248,7 @@ def test_the_stage_before_counts_as_trained_on_and_so_do_files(tmp_path):
         str(tmp_path / "later/sft"): 1,
         str(tmp_path / "run"): 2,
     }
-    assert overlap(questions, training_prompts([], [tmp_path / "own.json"]))["count"] == 3
+    assert overlap(questions, training_prompts([], [tmp_path / "own.json"]))["prompts"] == 3
     assert training_prompts([tmp_path / "base"]) == {}
 
 
@@ -254,6 +258,8 @@ def test_prompts_of_dcr_are_in_distribution_for_a_model_that_dcr_made(tmp_path, 
     safe.to_csv(tmp_path / "own.csv", index=False)
     flags = [*TINY[:2], *QUICK, "--trained-on", dcr_path(), "--benchmark", tmp_path / "own.csv"]
     assert "own: 4 of 4 prompts were trained on: its rates are in-dist" in call(*flags)[2]
+    again = [flag for flag in flags if flag not in ("--trained-on", dcr_path())]
+    assert "own: 4 of 4 prompts were trained on" in call(*again)[2]
 
 
 def test_a_mitigation_is_in_place_while_the_model_answers(call, answers, tmp_path):
@@ -343,7 +349,7 @@ def test_empty_answers_are_undetermined_and_told(call):
         ([*TINY, "--batch-size", "few"], "--batch-size 'few'"),
         ([*TINY, "--temperature", "-1"], "--temperature -1"),
         ([*TINY, "--adapter", "absent"], "absent is no adapter"),
-        ([*TINY, "--mitigation", "absent"], "no folder absent"),
+        ([*TINY, "--mitigation", "absent"], "absent holds no mitigation"),
         ([*TINY, "--base-url", "http://h/v1", "--adapter", "a"], "--adapter goes with a model"),
         ([*TINY, "--max-new-tokens", "9999"], "exceeds the model's context"),
         ([*TINY, "--benchmark", "tiny"], "two benchmarks are called 'tiny'"),
@@ -354,10 +360,13 @@ def test_a_mistake_is_one_clear_line(call, flags, words):
     assert words in mistake(call(*flags))
 
 
-def test_a_folder_of_something_else_is_refused(call, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "words"), [('{"kernel": {}}', "is no evaluation's folder"), ("{", "is damaged")]
+)
+def test_a_folder_of_something_else_is_refused(call, tmp_path, text, words):
     (tmp_path / "e").mkdir()
-    (tmp_path / "e/run.json").write_text('{"kernel": {}}')
-    assert "is no evaluation's folder" in mistake(call(*TINY, *QUICK))
+    (tmp_path / "e/run.json").write_text(text)
+    assert words in mistake(call(*TINY, *QUICK))
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """The folder of one evaluation: settings, prompts, and answers in batches, each whole or absent.
 
 E/run.json                          settings, versions, model, label
-E/overlap.json                      how many prompts were trained on, where that is known
 E/prompts/NAME.parquet              id, prompt, kind, type, pair
 E/answers/NAME/batch-00000.parquet  id, answer, n_tokens, ended, seconds
 E/verdicts/NAME/JUDGE.parquet       see `judging`
@@ -59,11 +58,19 @@ class EvaluationFolder:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `run.json` says; empty without one."""
+        """What `run.json` says; empty without one.
+
+        Raises:
+            UserError: if it cannot be read.
+        """
         try:
             return json.loads((self.path / "run.json").read_text("utf-8"))
         except FileNotFoundError:
             return {}
+        except ValueError as error:
+            raise UserError(
+                f"{self.path}/run.json is damaged ({error}): give another --output-dir"
+            ) from error
 
     def adopt(self, record: dict[str, Any], **about: Any) -> None:
         """Write the settings to `run.json`, or insist that they agree with what it says.
@@ -113,5 +120,4 @@ class EvaluationFolder:
         """Remove what we wrote, and nothing else."""
         for name in ("prompts", "answers", "verdicts", "preferences"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in ("run.json", "overlap.json"):
-            (self.path / name).unlink(missing_ok=True)
+        (self.path / "run.json").unlink(missing_ok=True)

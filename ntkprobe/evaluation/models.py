@@ -3,10 +3,10 @@
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from .. import mitigations
 from ..checkpoints import (
     LoadSettings,
     adapted,
@@ -59,16 +59,10 @@ class Subject:
         Raises:
             UserError: if there is no model, or it is not whole.
         """
-        if (
-            model is not None
-            and adapter is None
-            and (Path(model) / "adapter_config.json").is_file()
-        ):
-            model, adapter = None, Path(model)
-        if adapter is not None and not (adapter / "adapter_config.json").is_file():
+        if model is not None and adapter is None and _is_adapter(Path(model)):
+            return cls.named(None, Path(model), mitigation, load)
+        if adapter is not None and not _is_adapter(adapter):
             raise UserError(f"{adapter} is no adapter: it has no adapter_config.json")
-        if mitigation is not None and not mitigation.is_dir():
-            raise UserError(f"no folder {mitigation}: make it with ntkprobe mitigate fit")
         if model is None and adapter is None:
             raise UserError("no model: give --model MODEL, or --adapter ADAPTER")
         base = model or str(base_folder_of(Path(str(adapter))))
@@ -79,7 +73,7 @@ class Subject:
         return {
             "base": {"name": self.model, "identity": _weights(self.model)},
             "adapter": _told(self.adapter, _weights),
-            "mitigation": _told(self.mitigation, _digest),
+            "mitigation": _told(self.mitigation, mitigations.digest),
             "dtype": self.load.dtype,
         }
 
@@ -120,10 +114,8 @@ class Subject:
             tokenizer = self._tokenizer()
             processors: Any = ()
             if self.mitigation:
-                from ..mitigations import applied, load
-
-                fitted = load(self.mitigation, model)
-                processors = stack.enter_context(applied(fitted, model, tokenizer))
+                fitted = mitigations.load(self.mitigation, model)
+                processors = stack.enter_context(mitigations.applied(fitted, model, tokenizer))
             yield LocalModel(
                 model,
                 tokenizer,
@@ -138,6 +130,11 @@ class Subject:
         if self.adapter and (self.adapter / "tokenizer_config.json").is_file():
             return load_tokenizer(self.adapter)
         return load_tokenizer(self.model, local=False)
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Return whether a folder holds an adapter."""
+    return (folder / "adapter_config.json").is_file()
 
 
 def _told(place: Path | None, identify: Callable[[Path], str]) -> dict[str, str | None]:
@@ -160,12 +157,3 @@ def _weights(name: str | Path) -> str:
     if verdict.state in ("refused", "incomplete"):
         raise UserError(f"{folder} cannot be evaluated: {verdict.reason}")
     return identity(folder, verdict.weights)
-
-
-def _digest(folder: Path) -> str:
-    """Return the SHA-256 of the files in a folder, names included."""
-    digest = sha256()
-    for path in sorted(each for each in folder.iterdir() if each.is_file()):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -82,10 +82,10 @@ class Outcome:
         """Return a line for each benchmark with prompts that the model was trained on."""
         found = Evaluation(self.folder).overlap
         return [
-            f"{name}: {found[name]['count']} of {found[name]['of']} prompts were trained on: "
+            f"{name}: {found[name]['prompts']} of {found[name]['of']} prompts were trained on: "
             "its rates are in-distribution"
             for name in self.benchmarks
-            if found.get(name, {}).get("count")
+            if name in found
         ]
 
 

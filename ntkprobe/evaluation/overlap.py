@@ -4,7 +4,6 @@ A training run of ours keeps the prompts it trained on beside its checkpoints (`
 the model it began with in its settings (`training.yaml`), which may lie in another such run.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from typing import Any
 from ..errors import UserError
 from ..prompt_files import read_rows
 from ..prompts import TEXT_COLUMNS, normalised
-from ..storage import write_json
 from .benchmarks import Questions
 
-SETTINGS, DATA, OVERLAP = "training.yaml", "data.parquet", "overlap.json"
+SETTINGS, DATA = "training.yaml", "data.parquet"
 
 
 def training_prompts(models: Iterable[Path], files: Iterable[Path] = ()) -> dict[str, set[str]]:
@@ -33,7 +31,7 @@ def training_prompts(models: Iterable[Path], files: Iterable[Path] = ()) -> dict
     return {name: _texts(path) for name, path in sources.items()}
 
 
-def overlap(questions: Questions, trained: Mapping[str, set[str]]) -> dict[str, Any]:
+def overlap(questions: Questions, trained: Mapping[str, set[str]]) -> dict[str, Any] | None:
     """Return how many prompts of a benchmark were trained on.
 
     Args:
@@ -41,36 +39,20 @@ def overlap(questions: Questions, trained: Mapping[str, set[str]]) -> dict[str, 
         trained: from `training_prompts`.
 
     Returns:
-        `count` (in any source), `of`, `kinds` (how many of each), `sources` (how many of each).
+        `prompts` (how many, of any source), `of`, `kinds` and `sources` (how many of each); None if
+        no training data is known.
     """
+    if not trained:
+        return None
     asked = [normalised(text) for text in questions.table["prompt"]]
     known = set().union(*trained.values())
     seen = questions.table[[text in known for text in asked]]
     return {
-        "count": len(seen),
+        "prompts": len(seen),
         "of": len(asked),
         "kinds": {str(kind): int(n) for kind, n in seen["kind"].value_counts().items()},
         "sources": {name: sum(t in texts for t in asked) for name, texts in trained.items()},
     }
-
-
-def write_overlap(
-    folder: Path, benchmarks: Iterable[Questions], trained: Mapping[str, set[str]]
-) -> None:
-    """Write `overlap.json` for these benchmarks; nothing where no training data is known.
-
-    Args:
-        folder: the evaluation, whose other benchmarks keep their entries.
-        benchmarks: what is asked.
-        trained: from `training_prompts`.
-    """
-    if not trained:
-        return
-    path = folder / OVERLAP
-    before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    now = {questions.name: overlap(questions, trained) for questions in benchmarks}
-    if {**before, **now} != before:
-        write_json(path, {**before, **now})
 
 
 def _runs(model: Path) -> Iterator[Path]:

@@ -13,7 +13,7 @@ from .folder import EvaluationFolder
 from .judging import judge_answers
 from .models import Subject
 from .outcome import Outcome
-from .overlap import training_prompts, write_overlap
+from .overlap import overlap, training_prompts
 from .panel import check
 from .settings import AnswerSettings
 from .verdicts import Judge
@@ -60,11 +60,14 @@ def evaluate(
     chosen = settings or AnswerSettings()
     folder = EvaluationFolder(output_dir, overwrite=overwrite)
     folder.adopt(
-        _record(subject, benchmarks, chosen),
+        {
+            "model": _model(subject),
+            "answers": chosen.record(),
+            "benchmarks": _asked(benchmarks, _trained(subject, trained_on), folder),
+        },
         label=label or folder.record.get("label") or label_of(subject),
         argv=list(argv),
     )
-    write_overlap(folder.path, benchmarks, _trained(subject, trained_on))
     check(judges)
     new, failures = _answer_all(folder, subject, benchmarks, chosen, batch_size)
     answered = [name for name in names if folder.answered(name)]
@@ -135,14 +138,22 @@ def _missing(folder: EvaluationFolder, questions: Questions) -> list[Asked]:
     return [Asked(str(row.id), str(row.prompt)) for row in rows if str(row.id) not in done]
 
 
-def _record(
-    subject: Subject | Server, benchmarks: Sequence[Questions], settings: AnswerSettings
+def _model(subject: Subject | Server) -> dict[str, Any]:
+    """Return what `run.json` keeps about the model."""
+    if isinstance(subject, Server):
+        return {"server": subject.base_url, "model": subject.model}
+    return subject.record()
+
+
+def _asked(
+    benchmarks: Sequence[Questions], trained: Mapping[str, set[str]], folder: EvaluationFolder
 ) -> dict[str, Any]:
-    """Return what `run.json` keeps and compares."""
+    """Return what `run.json` keeps about benchmarks; an overlap found before is not forgotten."""
+    before = folder.record.get("benchmarks", {})
     return {
-        "model": {"server": subject.base_url, "model": subject.model}
-        if isinstance(subject, Server)
-        else subject.record(),
-        "answers": settings.record(),
-        "benchmarks": {questions.name: questions.record() for questions in benchmarks},
+        each.name: {
+            **each.record(),
+            "overlap": overlap(each, trained) or before.get(each.name, {}).get("overlap"),
+        }
+        for each in benchmarks
     }

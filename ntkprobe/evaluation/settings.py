@@ -8,7 +8,7 @@ from ..errors import UserError
 
 COMPARED = ("model", "answers", "benchmarks")
 """Sections of `run.json` of which one folder has one setting."""
-_TOLD = frozenset({"name", "source", "licence", "published", "found", "server"})
+_TOLD = frozenset({"name", "source", "licence", "published", "found", "overlap", "server"})
 """Entries of these that are only told: another path to the same weights is the same model."""
 
 

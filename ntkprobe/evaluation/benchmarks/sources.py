@@ -4,6 +4,7 @@ A word of `--benchmark` is NAME, NAME=FILE, FILE, or FILE=safe and FILE=unsafe f
 not say which its prompts are.
 """
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def _from_hub(benchmark: Benchmark) -> list[dict[str, Any]]:
         ) from None
     assert benchmark.hub is not None
     hub = benchmark.hub
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
     try:
         return list(load_dataset(hub.path, hub.config, split=hub.split))
     except Exception as error:  # datasets raises what its many parts raise
