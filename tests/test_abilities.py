@@ -121,7 +121,7 @@ def test_a_mitigation_of_the_logits_is_asked_at_every_token() -> None:
 
 def test_mistakes_are_one_clear_line(world: Path, load: Any) -> None:
     measure(world, load=load)
-    with pytest.raises(UserError, match="answered with answers.limit"):
+    with pytest.raises(UserError, match=r"answered with answers\.limit"):
         measure(world, load=load, settings=AbilitySettings(limit=2))
     subject = Subject.named(str(world / "model"), None, None, load)
     with pytest.raises(UserError, match="has no task 'cake': the paper's are mmlu"):
