@@ -127,9 +127,7 @@ def _asked(options: dict[str, Any]) -> set[str]:
         kind = left_out[0]
         raise UserError(f"--{extra[kind]} is about {kind}: give --only {only},{kind}")
     if decodes and "influence" in asked:
-        raise UserError(
-            "a decoding method has no influence of its own: measure without --influence"
-        )
+        raise UserError("a decoding method has no influence of its own: leave out --influence")
     if "influence" not in asked and (options["updated"] or options["answer"]):
         raise UserError("--updated and --answer go with --influence refusal")
     return asked

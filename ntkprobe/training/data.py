@@ -2,8 +2,6 @@
 
 import json
 import random
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..prompt_files import read_rows
+from ..prompts import normalised as normalised
 
 PROMPT_FIELDS = ("instruction", "prompt", "question", "text", "goal")
 RESPONSE_FIELDS = ("output", "response", "answer", "completion", "refusal")
@@ -100,12 +99,6 @@ def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
 def draw(pairs: Sequence[Pair], number: int, seed: str) -> list[Pair]:
     """Return `number` pairs in random order, or all of them where there are fewer."""
     return random.Random(seed).sample(list(pairs), min(number, len(pairs)))
-
-
-def normalised(text: str) -> str:
-    """Return a text as it is compared: Unicode folded, without case, punctuation or spacing."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.findall(r"\w+", folded))
 
 
 def overlaps(sets: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:

@@ -1,9 +1,7 @@
 """Everything that changes a number: kept in `run.json`, and compared before anything is added."""
 
-import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from ..errors import UserError
 from ..influences import LOSSES, answered
 from ..parameters import ParameterSelection
 from ..prompts import PromptSet
+from ..provenance import versions as versions
 
 SCHEMA_VERSION = 1
 COMPARED = ("prompts", "model", "kernel", "refusal", "activations", "influence")
@@ -228,17 +227,6 @@ class MeasureSettings:
             "activations": asdict(self.activations) if self.activations else None,
             "influence": self.influence.record() if self.influence else None,
         }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what computes the numbers."""
-    found = {"python": platform.python_version()}
-    for name in ("ntkprobe", "torch", "transformers", "peft", "tokenizers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
 
 
 def insist_on_equal(folder: object, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

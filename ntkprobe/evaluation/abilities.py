@@ -1,0 +1,188 @@
+"""General ability through lm-evaluation-harness: what a remedy for over-refusal costs elsewhere.
+
+E/abilities.json    label, model, settings, versions, and for each task its metrics; a task is
+                    written as soon as it is done, so that a run can be stopped and continued
+"""
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, one_line
+from ..storage import write_json
+from .models import Subject
+from .settings import AnswerSettings, insist_on_equal
+
+TASKS = ("mmlu", "arc_easy", "arc_challenge", "openbookqa", "piqa")
+"""The paper's five; MMLU scores letters, the others the text of an answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbilitySettings:
+    """How abilities are measured.
+
+    Attributes:
+        num_fewshot: solved examples before a question; None for the task's own number.
+        limit: only so many questions of each task, to try things out; None for all.
+        chat_template: whether questions stand in the model's chat template.
+    """
+
+    num_fewshot: int | None = None
+    limit: int | None = None
+    chat_template: bool = False
+
+
+def measure_abilities(
+    subject: Subject,
+    folder: Path,
+    tasks: Sequence[str] = TASKS,
+    *,
+    settings: AbilitySettings | None = None,
+    label: str | None = None,
+    include_path: Path | None = None,
+    batch_size: int = 8,
+) -> dict[str, list[dict[str, Any]]]:
+    """Let lm-evaluation-harness measure a model on tasks, and none of them twice.
+
+    Args:
+        subject: the model, with its adapter and its mitigation.
+        folder: an evaluation, or a new folder.
+        tasks: names of tasks, the paper's unless given.
+        settings: how they are measured.
+        label: what the model is called in tables.
+        include_path: a folder with tasks of one's own, as YAML.
+        batch_size: questions at a time; with a mitigation it is one.
+
+    Returns:
+        For each task its metrics: `metric, value, stderr, n`.
+
+    Raises:
+        UserError: without lm-evaluation-harness, for an unknown task, or one whose data cannot be
+            had, or if the folder is about another model or other settings.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("lm-evaluation-harness is missing: pip install 'ntkprobe[lmeval]'")
+    path = folder / "abilities.json"
+    how = asdict(settings or AbilitySettings())
+    record = _adopted(path, subject.record(), how)
+    record["label"] = label or record.get("label") or subject.label
+    missing = [task for task in tasks if task not in record["tasks"]]
+    if missing:
+        manager = _manager(missing, include_path)
+        with subject.in_memory(AnswerSettings(), None) as local:
+            from .harness import harness_model
+
+            model = harness_model(
+                local.model,
+                local.tokenizer,
+                local.processors,
+                mitigated=subject.mitigation is not None,
+                batch_size=batch_size,
+            )
+            for task in missing:
+                record["tasks"][task] = _measured(model, task, manager, how)
+                write_json(path, record)
+    return {task: record["tasks"][task] for task in tasks}
+
+
+def _adopted(path: Path, model: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the file says, or a new record of the same form; about the same, or raise."""
+    from ..provenance import versions
+
+    now = {"model": dict(model), "answers": dict(how)}
+    beside = _json(path.with_name("run.json"))
+    insist_on_equal(path.parent, {"model": beside.get("model")}, {"model": model})
+    old = _json(path)
+    insist_on_equal(path.parent, old, now)
+    return {"versions": versions(), "tasks": {}, "label": beside.get("label"), **old, **now}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return the contents of a JSON file; empty where there is none.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:
+    """Return what finds tasks.
+
+    Raises:
+        UserError: if one of them is not found.
+    """
+    from lm_eval.tasks import TaskManager
+
+    if include_path is not None and not include_path.is_dir():
+        raise UserError(f"no folder {include_path}: give one with tasks as YAML")
+    manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown:
+        raise UserError(
+            f"lm-evaluation-harness has no task {unknown[0]!r}: the paper's are "
+            f"{', '.join(TASKS)}; `lm_eval ls tasks` lists all, --include-path adds your own"
+        )
+    return manager
+
+
+def _measured(model: Any, task: str, manager: Any, how: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the metrics of one task.
+
+    Raises:
+        UserError: if its data cannot be had.
+    """
+    from lm_eval import simple_evaluate
+
+    try:
+        results = simple_evaluate(
+            model=model,
+            tasks=[task],
+            task_manager=manager,
+            num_fewshot=how["num_fewshot"],
+            limit=how["limit"],
+            apply_chat_template=how["chat_template"],
+            log_samples=False,
+            bootstrap_iters=1000,  # of a mean, such as an accuracy, the error is a formula
+            random_seed=None,  # the process's generators are not ours
+            numpy_random_seed=None,
+            torch_random_seed=None,
+        )
+    except OSError as error:
+        why = one_line(error)[:200]
+        raise UserError(f"the data of task {task!r} cannot be had: {why}") from error
+    return list(_metrics(task, results))
+
+
+def _metrics(task: str, results: Any) -> list[dict[str, Any]]:
+    """Return the metrics of a task, or of a group of tasks, from what the harness gives."""
+    own = results.get("groups", {}).get(task) or results["results"][task]
+    parts = results.get("group_subtasks", {}).get(task) or [task]
+    counts = results.get("n-samples", {})
+    n = sum(counts[name]["effective"] for name in _leaves(parts, results) if name in counts)
+    rows = []
+    for key, value in own.items():
+        metric, comma, kind = key.partition(",")
+        if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
+            error = own.get(f"{metric}_stderr,{kind}")
+            number = float(error) if isinstance(error, int | float) else None
+            rows.append({"metric": metric, "value": float(value), "stderr": number, "n": n})
+    return rows
+
+
+def _leaves(names: Sequence[str], results: Any) -> list[str]:
+    """Return the tasks in a group, also those of the groups in it."""
+    inside = results.get("group_subtasks", {})
+    return [
+        leaf
+        for name in names
+        for leaf in (_leaves(inside[name], results) if inside.get(name) else [name])
+    ]

@@ -1,0 +1,52 @@
+"""Let a judge look at the answers in a folder, and at none of them twice.
+
+A file of verdicts, `E/verdicts/BENCHMARK/JUDGE.parquet`, is written anew after every few answers:
+whoever stops a run, or loses the server, has every verdict that was given. The next run asks for
+what is missing: answers without a verdict, answers that have changed since, and failed requests.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .verdict_files import digest, kept_rows, read_items, write_rows
+from .verdicts import Judge
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("id", "verdict", "detail", "digest")
+
+
+def judge_answers(
+    folder: Path, benchmark: str, judge: Judge, label: str, *, chunk: int = 64
+) -> "pd.DataFrame":
+    """Judge the answers of one benchmark that have no verdict yet.
+
+    Args:
+        folder: the evaluation, which holds `answers/BENCHMARK`.
+        benchmark: its name.
+        judge: the judge.
+        label: its name in files and tables.
+        chunk: how many answers are judged between two writings.
+
+    Returns:
+        All verdicts of this judge: `id`, `verdict`, `detail`, `digest` (of the answer judged).
+    """
+    import pandas as pd
+    from tqdm.auto import tqdm
+
+    items = read_items(folder, benchmark)
+    path = folder / "verdicts" / benchmark / f"{label}.parquet"
+    identity = {"asks": judge.asks, **getattr(judge, "identity", {})}
+    rows = kept_rows(path, {item.id: digest(item.answer) for item in items}, identity)
+    missing = [item for item in items if item.id not in rows]
+    with tqdm(total=len(missing), desc=f"{benchmark}, {label}", leave=False) as progress:
+        for start in range(0, len(missing), chunk):
+            asked = missing[start : start + chunk]
+            for item, verdict in zip(asked, judge.judge(asked), strict=True):
+                rows[item.id] = {**asdict(verdict), "digest": digest(item.answer)}
+            present = [rows[item.id] for item in items if item.id in rows]
+            write_rows(path, present, COLUMNS, identity)
+            progress.update(len(asked))
+    return pd.DataFrame([rows[item.id] for item in items], columns=list(COLUMNS))

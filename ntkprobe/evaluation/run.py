@@ -1,0 +1,159 @@
+"""Evaluate one model: ask what has not been asked, judge what has not been judged."""
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..server import Server
+from .answers import Asked, RemoteModel, Respondent
+from .benchmarks import Questions
+from .folder import EvaluationFolder
+from .judging import judge_answers
+from .models import Subject
+from .outcome import Outcome
+from .overlap import overlap, training_prompts
+from .panel import check
+from .settings import AnswerSettings
+from .verdicts import Judge
+
+
+def evaluate(
+    subject: Subject | Server,
+    benchmarks: Sequence[Questions],
+    output_dir: Path,
+    *,
+    judges: Mapping[str, Judge],
+    settings: AnswerSettings | None = None,
+    label: str | None = None,
+    trained_on: Sequence[Path] = (),
+    batch_size: int | None = None,
+    overwrite: bool = False,
+    argv: Sequence[str] = (),
+) -> Outcome:
+    """Let a model answer benchmarks, and judges judge the answers; nothing is asked twice.
+
+    Args:
+        subject: the model, on disk or behind a server.
+        benchmarks: what it is asked.
+        output_dir: answers and verdicts go there, whole or not at all.
+        judges: by label.
+        settings: how it answers.
+        label: what the model is called in tables.
+        trained_on: further files with prompts that it was trained on.
+        batch_size: prompts at a time; None to find out.
+        overwrite: forget what the folder holds.
+        argv: the command line, to be told.
+
+    Returns:
+        What came out.
+
+    Raises:
+        UserError: for a mistake in the call, or settings other than the folder's.
+    """
+    if not benchmarks:
+        raise UserError("no benchmark: give --benchmark NAME or FILE")
+    names = [questions.name for questions in benchmarks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"two benchmarks are called {twice[0]!r}: rename one of the files")
+    chosen = settings or AnswerSettings()
+    folder = EvaluationFolder(output_dir, overwrite=overwrite)
+    folder.adopt(
+        {
+            "model": _model(subject),
+            "answers": chosen.record(),
+            "benchmarks": _asked(benchmarks, _trained(subject, trained_on), folder),
+        },
+        label=label or folder.record.get("label") or label_of(subject),
+        argv=list(argv),
+    )
+    check(judges)
+    new, failures = _answer_all(folder, subject, benchmarks, chosen, batch_size)
+    answered = [name for name in names if folder.answered(name)]
+    for benchmark in answered:
+        for judge_label, judge in judges.items():
+            judge_answers(folder.path, benchmark, judge, judge_label)
+    return Outcome(folder.path, answered, tuple(judges), new, failures)
+
+
+def label_of(subject: Subject | Server) -> str:
+    """Return what a model is called where nobody says."""
+    return subject.model.rpartition("/")[2] if isinstance(subject, Server) else subject.label
+
+
+def _trained(subject: Subject | Server, files: Sequence[Path]) -> dict[str, set[str]]:
+    """Return the prompts that a model is known to have been trained on, by their source."""
+    return training_prompts([] if isinstance(subject, Server) else subject.folders, files)
+
+
+def _answer_all(
+    folder: EvaluationFolder,
+    subject: Subject | Server,
+    benchmarks: Sequence[Questions],
+    settings: AnswerSettings,
+    batch_size: int | None,
+) -> tuple[int, list[str]]:
+    """Return how many answers were given, and why others are missing; loads only if any is."""
+    from tqdm.auto import tqdm
+
+    missing = {questions.name: _missing(folder, questions) for questions in benchmarks}
+    left = sum(map(len, missing.values()))
+    for questions in benchmarks:
+        folder.write_questions(questions)
+    if not left:
+        return 0, []
+    given = 0
+    with _answering(subject, settings, batch_size) as respondent, tqdm(total=left) as bar:
+        for name, asked in missing.items():
+            bar.set_description(name)
+            for batch in respondent.answer(asked) if asked else ():
+                folder.write_batch(name, batch)
+                given += len(batch)
+                bar.update(len(batch))
+    return given, respondent.failures
+
+
+@contextmanager
+def _answering(
+    subject: Subject | Server, settings: AnswerSettings, batch_size: int | None
+) -> Generator[Respondent]:
+    """Hold the one who answers.
+
+    Yields:
+        A model in memory, or one behind a server that can be reached.
+    """
+    if isinstance(subject, Server):
+        subject.check()
+        yield RemoteModel(subject, settings, batch_size)
+    else:
+        with subject.in_memory(settings, batch_size) as model:
+            yield model
+
+
+def _missing(folder: EvaluationFolder, questions: Questions) -> list[Asked]:
+    """Return the prompts of a benchmark that have no answer yet."""
+    done = folder.answered(questions.name)
+    rows = questions.table[["id", "prompt"]].itertuples(index=False)
+    return [Asked(str(row.id), str(row.prompt)) for row in rows if str(row.id) not in done]
+
+
+def _model(subject: Subject | Server) -> dict[str, Any]:
+    """Return what `run.json` keeps about the model."""
+    if isinstance(subject, Server):
+        return {"server": subject.base_url, "model": subject.model}
+    return subject.record()
+
+
+def _asked(
+    benchmarks: Sequence[Questions], trained: Mapping[str, set[str]], folder: EvaluationFolder
+) -> dict[str, Any]:
+    """Return what `run.json` keeps about benchmarks; an overlap found before is not forgotten."""
+    before = folder.record.get("benchmarks", {})
+    return {
+        each.name: {
+            **each.record(),
+            "overlap": overlap(each, trained) or before.get(each.name, {}).get("overlap"),
+        }
+        for each in benchmarks
+    }

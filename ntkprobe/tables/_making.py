@@ -1,0 +1,115 @@
+"""Which folders a table is made of, and the table of one name."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+
+from ..errors import UserError
+from ..evaluation import Evaluation
+from ._columns import Judges
+from ._rendering import Table
+
+_NUMBERED = "table"
+
+
+def table_names() -> list[str]:
+    """Return the names of all tables: `1` … `5`, and the others of this folder."""
+    modules = (m.name for m in iter_modules([str(Path(__file__).parent)]) if m.name[0] != "_")
+    return sorted(name.removeprefix(_NUMBERED).replace("_", "-") for name in modules)
+
+
+def make_table(
+    places: Iterable[str | PathLike[str]],
+    name: str = "1",
+    *,
+    compare: str | None = None,
+    judge: str | None = None,
+    safety_judge: str | None = None,
+) -> Table:
+    """Return a table of evaluated models, or of training runs (table 2).
+
+    Args:
+        places: folders, folders that hold some, or `NAME=FOLDER`.
+        name: one of `table_names()`.
+        compare: `paper` puts the paper's printed numbers beside ours.
+        judge: whose verdicts about refusals; None for XSTest's prefixes, else the first there is.
+        safety_judge: whose verdicts about safety; None for Llama Guard, else the first there is.
+
+    Returns:
+        The table.
+
+    Raises:
+        UserError: if there is no such table, nothing of that name to compare with, or no number.
+    """
+    if name not in table_names():
+        raise UserError(f"no table {name!r}: choose from {', '.join(table_names())}")
+    if compare not in (None, "paper"):
+        raise UserError(f"nothing to compare with called {compare!r}: the only choice is paper")
+    prefix = _NUMBERED if name.isdigit() else ""
+    module = import_module(f"{__package__}.{prefix}{name.replace('-', '_')}")
+    runs = module.find(places) if hasattr(module, "find") else find_evaluations(places)
+    table = module.table(runs, Judges(judge, safety_judge))
+    if table.numbers.empty:
+        raise UserError(f"nothing to show in table {name}: {module.MISSING}")
+    return _beside_paper(module, table, runs) if compare else _without_key(table)
+
+
+def find_evaluations(places: Iterable[str | PathLike[str]]) -> dict[str, Evaluation]:
+    """Return the evaluations in `places`, by the names of their methods.
+
+    Args:
+        places: folders of `ntkprobe evaluate`, folders that hold some, or `NAME=FOLDER`.
+
+    Returns:
+        Evaluations, in the order given.
+
+    Raises:
+        UserError: if a place holds none, or two have the same name.
+    """
+    runs: dict[str, Evaluation] = {}
+    for name, run in (found for place in places for found in _named(str(place))):
+        if name in runs:
+            raise UserError(
+                f"two evaluations are called {name!r}, {runs[name].folder} and {run.folder}: give "
+                "one as NAME=FOLDER"
+            )
+        runs[name] = run
+    return runs
+
+
+def _named(place: str) -> Iterator[tuple[str, Evaluation]]:
+    """Yield the evaluations of one place with their names."""
+    name, equals, folder = place.partition("=")
+    if equals and not Path(place).exists():
+        yield name, Evaluation(folder)
+        return
+    inside = sorted(path for path in Path(place).glob("*") if (path / "prompts").is_dir())
+    for path in [Path(place)] if (Path(place) / "prompts").is_dir() or not inside else inside:
+        run = Evaluation(path)
+        yield run.label, run
+
+
+def _beside_paper(module: ModuleType, table: Table, runs: dict[str, Any]) -> Table:
+    """Return the table with a column `paper`.
+
+    Raises:
+        UserError: if the paper has none of its numbers.
+    """
+    if not hasattr(module, "paper"):
+        raise UserError("the paper prints no such table: leave --compare out")
+    cells = table.numbers
+    printed = [module.paper(cell, runs) for cell in cells.to_dict("records")]
+    numbers = cells.assign(paper=pd.Series(printed, index=cells.index, dtype="float64"))
+    return _without_key(replace(table, numbers=numbers, notes=(*table.notes, module.PRINTED)))
+
+
+def _without_key(table: Table) -> Table:
+    """Return the table without what only finds the paper's numbers."""
+    return replace(table, numbers=table.numbers.drop(columns="key", errors="ignore"))

@@ -1,0 +1,28 @@
+"""Table 3: the number of epochs of contrastive training; a row is called like its number."""
+
+import re
+from typing import Any
+
+from ..evaluation import Evaluation
+from ._beside import looked_up, paper_table
+from ._columns import Judges
+from ._methods import methods_table
+from ._rendering import Table
+
+MISSING = "evaluate a model for each number of epochs, and give them as 1=E1 2=E2 3=E3"
+PRINTED = (
+    "paper: as printed by Lu et al. (2026), table 3, Qwen2.5-1.5B; OR-Bench of 3 epochs is 0.83 in "
+    "its tables 1 and 5."
+)
+
+
+def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
+    """Return the table of all runs."""
+    return methods_table(runs, judges, "Epochs of contrastive training", "epochs")
+
+
+def paper(cell: dict[str, Any], runs: dict[str, Evaluation]) -> float | None:
+    """Return the paper's number for a cell; None if it prints none."""
+    number = re.search(r"\d+", cell["row"])
+    where: dict[str, object] = {"epochs": int(number[0]) if number else None}
+    return looked_up(paper_table("table3"), where, cell["key"])

@@ -1,0 +1,49 @@
+"""Table 5: every judge's own verdict on the same answers, side by side."""
+
+from typing import Any
+
+import pandas as pd
+
+from ..evaluation import Evaluation
+from ._beside import looked_up, paper_method, paper_table
+from ._columns import Judges, all_verdicts, in_distribution, of_column, present, score
+from ._rendering import Table
+
+MISSING = "judge some answers: `ntkprobe evaluate … --judge NAME`"
+PRINTED = "paper: as printed by Lu et al. (2026), table 5; the model is not stated there."
+_THEIRS = {
+    "xstest_prefixes": "keyword",
+    "llm-gpt-4o": "gpt-4o",
+    "llm-gpt-5.1": "gpt-5.1",
+    "llama_guard": "llama-guard-3-8b",
+}
+
+
+def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
+    """Return a column for each set of prompts and judge: all of them, or those that were named."""
+    verdicts = all_verdicts(runs)
+    for asks, named in (("refusal", judges.refusal), ("safety", judges.safety)):
+        if named is not None:
+            judges.chosen(verdicts, asks)
+            verdicts = verdicts.loc[(verdicts["asks"] != asks) | (verdicts["judge"] == named)]
+    columns, rows = list(present(verdicts)), []
+    for name in runs:
+        for column in columns:
+            seen = of_column(verdicts.loc[verdicts["row"] == name], column)
+            for judge, said in seen.groupby("judge")["verdict"]:
+                place = {"row": name, "column": f"{column.title}, {judge}"}
+                rows.append(place | {"key": (column.key, judge)} | score(said, column))
+    names = ["row", "column", "key", "value", "low", "high", "count", "of", "digits"]
+    _, trained = in_distribution(runs, columns)
+    return Table("One model, several judges", "method", pd.DataFrame(rows, columns=names), notes=(
+        "Safe prompts: share of compliance; unsafe prompts: share refused, or judged safe. 95 % "
+        "bootstrap intervals; undetermined verdicts count as neither.",
+        *trained,
+    ))  # fmt: skip
+
+
+def paper(cell: dict[str, Any], runs: dict[str, Evaluation]) -> float | None:
+    """Return the paper's number for a cell; None if it prints none."""
+    quantity, judge = cell["key"]
+    where = {"method": paper_method(cell["row"]), "quantity": quantity, "judge": _THEIRS.get(judge)}
+    return looked_up(paper_table("table5"), where, "value")

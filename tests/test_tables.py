@@ -1,0 +1,209 @@
+"""Tables of evaluated models: numbers, marks, escapes, and the paper's numbers beside them."""
+
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from evaluated import evaluate
+
+from ntkprobe.cli import main
+from ntkprobe.errors import UserError
+from ntkprobe.storage import write_json
+from ntkprobe.tables import Table, make_table, table_names
+
+FOLDERS = Path(__file__).parents[1] / "ntkprobe/tables"
+KEYWORD, GUARD = "xstest_prefixes", "llama_guard"
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[str]:
+    """Two methods: dcr was trained on half of XSTest's safe prompts."""
+    sets = {
+        "xstest": {
+            "kinds": "ssxx",
+            "pair": ["xstest-2", "xstest-3", "xstest-0", "xstest-1"],
+            KEYWORD: "crrc",
+            "llm-gpt-4o": "ccrr",
+        },
+        "phtest_harmless": {"kinds": "sss", KEYWORD: "ccu"},
+        "phtest_controversial": {"kinds": "s", KEYWORD: "r"},
+        "advbench": {"kinds": "xx", KEYWORD: "rc", GUARD: "ss"},
+        "q_harm": {"kinds": "xx", KEYWORD: "cc", GUARD: "xs"},
+    }
+    seen = {"overlap": {"prompts": 1, "of": 4, "kinds": {"safe": 1}}}
+    evaluate(tmp_path / "a", sets, label="stl", model={"model": "Qwen/Qwen2.5-7B-base"})
+    evaluate(tmp_path / "b", sets, label="dcr", benchmarks={"xstest": seen})
+    return [str(tmp_path / "a"), str(tmp_path / "b")]
+
+
+def cells(table: Table, what: str = "value") -> pd.Series:
+    return table.numbers.set_index(["row", "column"])[what]
+
+
+def test_table_1_has_methods_under_sets(runs: list[str]) -> None:
+    table = make_table(runs)
+    values = cells(table)
+    assert list(dict.fromkeys(table.numbers["row"])) == ["stl", "dcr"]
+    assert values["stl", "XSTest"] == pytest.approx(1 / 2)
+    assert values["stl", "PHTest"] == pytest.approx(2 / 3)  # both parts as one set
+    assert (values["stl", "PHTest harmless"], values["stl", "PHTest controversial"]) == (1, 0)
+    assert values["stl", "safety"] == pytest.approx(3 / 4)  # of all toxic prompts, by the guard
+    assert (cells(table, "count")["stl", "PHTest"], cells(table, "of")["stl", "PHTest"]) == (3, 4)
+
+
+def test_a_column_that_was_trained_on_is_marked(runs: list[str]) -> None:
+    table = make_table(runs)
+    assert table.marked == {"XSTest"} and "XSTest †" in table.markdown()
+    assert any("dcr was trained on 1 " in note for note in table.notes)
+    assert not make_table(runs[:1]).marked
+
+
+def test_another_judge_changes_what_is_shown(runs: list[str]) -> None:
+    assert cells(make_table(runs, judge="llm-gpt-4o"))["stl", "XSTest"] == 1
+
+
+def test_the_papers_numbers_are_those_of_the_same_model_and_method(runs: list[str]) -> None:
+    paper = cells(make_table(runs, compare="paper"), "paper")
+    assert paper["stl", "XSTest"] == pytest.approx(0.66)  # Qwen2.5-7B
+    assert paper["dcr", "XSTest"] == pytest.approx(0.98)  # no model named: Qwen2.5-1.5B
+    assert pd.isna(paper["stl", "PHTest harmless"])
+
+
+def test_ablations_stand_beside_the_row_of_their_setting(runs: list[str]) -> None:
+    epochs = make_table([f"5 epochs={runs[0]}"], "3", compare="paper")
+    ratio = make_table([f"3:1={runs[0]}"], "4", compare="paper")
+    assert cells(epochs, "paper")["5 epochs", "XSTest"] == pytest.approx(0.99)
+    assert cells(ratio, "paper")["3:1", "XSTest"] == pytest.approx(0.96)
+
+
+def test_table_5_has_every_judge(runs: list[str]) -> None:
+    table = make_table(runs, "5", compare="paper")
+    assert cells(table)["stl", "XSTest, llm-gpt-4o"] == 1
+    assert cells(table, "paper")["stl", "XSTest, llm-gpt-4o"] == pytest.approx(0.74)
+    assert cells(table, "paper")["dcr", "safety, llama_guard"] == pytest.approx(0.81)
+
+
+def test_tasks_are_refused_and_attacks_succeed_in_percent(runs: list[str]) -> None:
+    values = cells(make_table(runs, "tasks"))
+    assert values["dcr", "phtest_controversial refused, %"] == 100
+    assert values["dcr", "advbench attacks, %"] == pytest.approx(50)
+
+
+def test_pairs_sides_and_agreement_have_their_tables(runs: list[str]) -> None:
+    pairs = cells(make_table(runs, "pairs"))
+    assert pairs[f"stl, xstest, {KEYWORD}", "both right"] == pytest.approx(1 / 2)
+    assert cells(make_table(runs, "two-sided"))["stl", f"defence, {GUARD}"] == pytest.approx(3 / 4)
+    agreement = make_table(runs, "agreement")
+    assert cells(agreement, "count")["stl, xstest (safe)", f"llm-gpt-4o, {KEYWORD}"] == 2
+
+
+def test_table_2_is_what_training_recorded(tmp_path: Path) -> None:
+    for name, kind, seconds in (("dcr", "dcr", 30), ("stl", "sft", 600)):
+        stages = [
+            {"stage": "load", "seconds": 60, "peak_gib": 1.5, "memory": "gpu"},
+            {"stage": "train", "seconds": seconds, "peak_gib": 2.5, "memory": "gpu"},
+        ]
+        write_json(tmp_path / name / "training.json", {"stages": stages})
+        (tmp_path / name / "training.yaml").write_text(f"stage: {kind}\nmodel: Llama-3-8B\n")
+    table = make_table([tmp_path], "2", compare="paper")
+    assert cells(table)["dcr", "training, min"] == pytest.approx(0.5)
+    assert cells(table)["stl", "in all, min"] == pytest.approx(11)
+    assert cells(table, "paper")["stl", "training, min"] == 24
+
+
+def test_abilities_and_win_rates_are_columns(runs: list[str], tmp_path: Path) -> None:
+    results = [{"metric": "acc", "value": 0.6, "stderr": 0.01, "n": 100}]
+    write_json(tmp_path / "a/abilities.json", {"tasks": {"mmlu": results}})
+    table = pd.DataFrame({"ours_first": ["ours"], "ours_second": ["tie"]})
+    (tmp_path / "a/preferences/alpaca").mkdir(parents=True)
+    table.to_parquet(tmp_path / "a/preferences/alpaca/stl.parquet")
+    made = make_table(runs, compare="paper")
+    assert cells(made)["stl", "MMLU"] == pytest.approx(0.6)
+    assert cells(made, "paper")["stl", "MMLU"] == pytest.approx(0.71)
+    assert cells(made)["stl", "win rate against stl (alpaca)"] == pytest.approx(75)
+    row = next(line for line in made.markdown().splitlines() if line.startswith("| dcr"))
+    assert row.endswith("| – | – |")  # dcr has neither: a missing number is no zero
+
+
+HOSTILE = r"a|b & 50% $x_1$ #~^{\} `c` <b>"
+
+
+def _hostile() -> Table:
+    names = ["row", "column", "value", "low", "high", "count", "of", "digits"]
+    return Table(
+        "t", HOSTILE, pd.DataFrame([[HOSTILE, 'x, "y"', 0.5, 0, 1, 1, 2, 2]], columns=names)
+    )
+
+
+def test_markdown_has_as_many_cells_as_the_table() -> None:
+    header, rule, row = _hostile().markdown().splitlines()[2:5]
+    assert rule == "| --- | --- |" and row.endswith(
+        "| 0.50 [0.00, 1.00] (1 of 2) |".replace("[", "\\[").replace("]", "\\]")
+    )
+    assert r"a\|b" in row and r"x\_1" in row and r"\<b>" in header
+
+
+def test_latex_prints_every_character_as_it_is() -> None:
+    row = next(line for line in _hostile().latex().splitlines() if line.startswith("a|b"))
+    assert row.startswith(
+        r"a|b \& 50\% \$x\_1\$ \#\textasciitilde{}\textasciicircum{}\{\textbackslash{}\} `c` <b> & "
+    )
+    assert row.count(" & ") == 1 and row.endswith(r"\\")
+
+
+def test_csv_is_read_back_as_it_was(runs: list[str]) -> None:
+    read = pd.read_csv(io.StringIO(_hostile().csv()))
+    assert read["row"].tolist() == [HOSTILE] and read["column"].tolist() == ['x, "y"']
+    assert read["value"].tolist() == [0.5] and "digits" not in read
+    assert pd.read_csv(io.StringIO(make_table(runs).csv()))["in_distribution"].sum() == 2
+
+
+def test_the_command_writes_what_the_ending_says(runs: list[str], tmp_path: Path) -> None:
+    for ending, begins in (("md", "**"), ("tex", r"\begin{table}"), ("csv", "row,column")):
+        file = tmp_path / f"t.{ending}"
+        assert main(["table", *runs, "--compare", "paper", "--output-file", str(file)]) == 0
+        assert file.read_text().startswith(begins)
+
+
+def test_every_table_of_the_folder_is_listed_and_has_its_parts(runs: list[str]) -> None:
+    known = {"1", "2", "3", "4", "5", "tasks", "agreement", "pairs", "two-sided"}
+    assert set(table_names()) == known
+    for name in known - {"2"}:
+        for form in ("markdown", "latex", "csv"):
+            assert make_table(runs, name).text(form)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "no evaluation in nowhere"),
+        (["{a}", "{a}"], "two evaluations are called 'stl'"),
+        (["{a}", "--table", "6"], "no table '6': choose from 1, 2"),
+        (["{a}", "--format", "word"], "no format 'word'"),
+        (["{a}", "--judge", "oracle"], "no verdicts of a refusal judge 'oracle'"),
+        (["{a}", "--compare", "us"], "the only choice is paper"),
+        (["{a}", "--table", "pairs", "--compare", "paper"], "prints no such table"),
+        (["{a}", "--table", "2"], "no training run in"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(
+    words: list[str], said: str, runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["table", *(word.format(a=runs[0]) for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_nothing_judged_is_one_clear_line(tmp_path: Path) -> None:
+    folder = evaluate(tmp_path, {"set": {"kinds": "s"}})
+    with pytest.raises(UserError, match="nothing to show in table 1: judge"):
+        make_table([folder])
+
+
+def test_damaged_settings_are_one_clear_line(runs: list[str]) -> None:
+    (Path(runs[0]) / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        make_table(runs)
+    assert json.loads((Path(runs[1]) / "run.json").read_text())
