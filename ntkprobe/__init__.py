@@ -55,7 +55,7 @@ def __getattr__(name: str) -> Any:
     """
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    if name in ("plots", "estimators", "kernel", "figures"):
+    if name in ("plots", "estimators", "kernel", "figures", "mitigations"):
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

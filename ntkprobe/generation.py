@@ -26,6 +26,7 @@ def generate_answers(
     max_new_tokens: int = 64,
     batch_size: int = 16,
     stop_ids: Sequence[int] = (),
+    logits_processor: Sequence[LogitsProcessor] = (),
     progress: bool = False,
 ) -> list[str]:
     """Return the model's greedy answers, the same for every batch size (in float32).
@@ -40,6 +41,7 @@ def generate_answers(
         max_new_tokens: an answer's length at most, in tokens.
         batch_size: prompts at a time; prompts of similar length go together.
         stop_ids: tokens that end an answer besides EOS, such as `template.end_of_turn(tokenizer)`.
+        logits_processor: what changes the logits first, as `mitigations.applied` yields it.
         progress: show a bar on stderr.
 
     Returns:
@@ -58,12 +60,26 @@ def generate_answers(
     answers = [""] * len(input_ids)
     with _own_settings_aside(model), tqdm(total=len(answers), disable=not progress) as bar:
         for rows in length_batches(input_ids, batch_size):
-            new = _generate(model, [input_ids[row] for row in rows], settings, rows)
+            new = _generate(
+                model, [input_ids[row] for row in rows], settings, rows, logits_processor
+            )
             for row, ids in zip(rows, new, strict=True):
                 ended = next((i for i, token in enumerate(ids) if token in stops), len(ids))
                 answers[row] = str(tokenizer.decode(ids[:ended], skip_special_tokens=True))
             bar.update(len(rows))
     return answers
+
+
+def begin(processors: Sequence[LogitsProcessor], attention_mask: Tensor) -> None:
+    """Tell processors with a state that new sequences begin.
+
+    Args:
+        processors: those with a method `begin` are told.
+        attention_mask: [batch, prompt], 1 for the prompts' tokens and 0 for padding.
+    """
+    for processor in processors:
+        if hasattr(processor, "begin"):
+            processor.begin(attention_mask)
 
 
 def length_batches(input_ids: Sequence[Ids], batch_size: int) -> Iterator[list[int]]:
@@ -202,13 +218,18 @@ def require_numbers(broken: Tensor, rows: Sequence[int]) -> None:
 
 @torch.no_grad()
 def _generate(
-    model: Any, prompts: list[Ids], settings: GenerationConfig, rows: list[int]
+    model: Any,
+    prompts: list[Ids],
+    settings: GenerationConfig,
+    rows: list[int],
+    processors: Sequence[LogitsProcessor],
 ) -> list[list[int]]:
     ids, mask = left_padded(prompts, settings.pad_token_id, input_device(model))
+    begin(processors, mask)
     out = model.generate(
         input_ids=ids,
         attention_mask=mask,  # from which generate() derives the position ids
         generation_config=settings,
-        logits_processor=LogitsProcessorList([_RefuseNan(rows)]),
+        logits_processor=LogitsProcessorList([_RefuseNan(rows), *processors]),
     )
     return out[:, ids.shape[1] :].tolist()

@@ -7,6 +7,7 @@ the final norm.
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,13 @@ from torch.overrides import TorchFunctionMode
 from .errors import UserError
 
 Hook = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Before:
+    """A hook on what goes into a module: `(module, args, kwargs) -> (args, kwargs)`, or None."""
+
+    function: Hook
 
 
 def decoder_list(model: nn.Module) -> nn.ModuleList:
@@ -76,11 +84,18 @@ def hidden_state(output: Any) -> Tensor:
 
 
 @contextmanager
-def hooked(pairs: Iterable[tuple[nn.Module, Hook]]) -> Generator[None]:
-    """Apply forward hooks, `[(module, hook)]`; what a hook returns replaces the module's output."""
+def hooked(pairs: Iterable[tuple[nn.Module, Hook | Before]]) -> Generator[None]:
+    """Apply hooks, `[(module, hook)]`: what a hook returns replaces the module's output.
+
+    A hook wrapped in `Before` sees, and may replace, the module's arguments instead.
+    """
     with ExitStack() as stack:
         for module, hook in pairs:
-            stack.callback(module.register_forward_hook(hook).remove)
+            if isinstance(hook, Before):
+                handle = module.register_forward_pre_hook(hook.function, with_kwargs=True)
+            else:
+                handle = module.register_forward_hook(hook)
+            stack.callback(handle.remove)
         yield
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from transformers import LogitsProcessor
 
 from ..chat import Template
 from ..generation import generate_answers
@@ -94,6 +95,7 @@ def measure_refusal(
     max_new_tokens: int = 32,
     template: str | Template = "auto",
     max_length: int | None = None,
+    logits_processor: Sequence[LogitsProcessor] = (),
     batch_size: int = 32,
 ) -> RefusalMeasurement:
     """Measure how probably a model's answer begins with a refusal (A.5), and whether it does.
@@ -110,6 +112,7 @@ def measure_refusal(
         max_new_tokens: of an answer; a refusal shows in the first words.
         template: how prompts become tokens.
         max_length: longer prompts lose the end of their text.
+        logits_processor: a decoding method's, as `mitigations.applied` yields it.
         batch_size: prompts at a time.
 
     Returns:
@@ -123,7 +126,9 @@ def measure_refusal(
     ids = list(encoded.input_ids)
     answers: Sequence[str] | None = None
     with evaluating(model), torch.no_grad():
-        scores = score_phrases(model, ids, ends, batch_size=batch_size)
+        scores = score_phrases(
+            model, ids, ends, logits_processor=logits_processor, batch_size=batch_size
+        )
         if generate:
             stop = encoded.template.end_of_turn(tokenizer)
             answers = generate_answers(
@@ -133,6 +138,7 @@ def measure_refusal(
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
                 stop_ids=[stop],
+                logits_processor=logits_processor,
             )
     settings = {
         "phrases": label if named else list(texts),

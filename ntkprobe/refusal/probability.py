@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float64
 from torch import OutOfMemoryError, Tensor
 from tqdm.auto import tqdm
+from transformers import LogitsProcessor
 
 from ..chat import RAW, Template
 from ..errors import UserError
 from ..generation import Ids, length_batches, require_measurable, require_vocabulary
+from .processed import score_by_processors
 from .rows import score_by_rows
 from .trie import PhraseTrie, score_by_trie
 
@@ -40,6 +42,7 @@ def refusal_log_probabilities(
     *,
     reduction: str = "literal",
     template: Template = RAW,
+    logits_processor: Sequence[LogitsProcessor] = (),
     batch_size: int = 8,
 ) -> Float64[Tensor, " prompts"]:
     """Return log P_refuse of each prompt (natural logarithm; `literal` may exceed 0).
@@ -54,13 +57,16 @@ def refusal_log_probabilities(
         phrases: such as `phrases.phrase_set()`, or token ids of phrases.
         reduction: one of `REDUCTIONS`.
         template: what the prompts were encoded with; it decides how a phrase begins.
+        logits_processor: a decoding method's, as `mitigations.applied` yields it.
         batch_size: prompts at a time.
 
     Returns:
         One float64 number for each prompt.
     """
     ids = phrase_ids(tokenizer, phrases, template)
-    scores = score_phrases(model, input_ids, ids, batch_size=batch_size)
+    scores = score_phrases(
+        model, input_ids, ids, logits_processor=logits_processor, batch_size=batch_size
+    )
     return reduce_phrases(scores, ids, reduction)
 
 
@@ -101,6 +107,7 @@ def score_phrases(
     input_ids: Sequence[Ids],
     phrase_ids: Sequence[Sequence[int]],
     *,
+    logits_processor: Sequence[LogitsProcessor] = (),
     batch_size: int = 8,
     progress: bool = False,
 ) -> Float64[Tensor, "prompts phrases"]:
@@ -108,12 +115,14 @@ def score_phrases(
 
     The pass needs a model that obeys a 4-D attention mask and position ids. That is tried first,
     on the longest prompt and phrase, against a plain forward pass; a model that does not (ALiBi,
-    state spaces, flash attention) is scored phrase by phrase, and the log says so.
+    state spaces, flash attention) is scored phrase by phrase, and the log says so. Under logits
+    processors each token is a call of theirs, in the order of a generation.
 
     Args:
         model: a causal language model in evaluation mode.
         input_ids: encoded prompts, of any lengths.
         phrase_ids: the phrases' ids; `()` gets −∞.
+        logits_processor: a decoding method's, as `mitigations.applied` yields it.
         batch_size: prompts at a time; fewer where their logits would exceed `LARGEST`.
         progress: show a bar on stderr.
 
@@ -127,18 +136,22 @@ def score_phrases(
     ids = [phrase_ids[column] for column in written]
     require_vocabulary(model, [token for each in ids for token in each], "a refusal phrase")
     trie = PhraseTrie.of(ids)
-    shared = _obeys_masks(model, max(input_ids, key=len), ids)
+    shared = not logits_processor and _obeys_masks(model, max(input_ids, key=len), ids)
     scores = torch.full((len(input_ids), len(phrase_ids)), -torch.inf, dtype=torch.float64)
     with tqdm(total=len(input_ids), disable=not progress) as bar:
         words = model.get_input_embeddings().weight.shape[0]
         fitting = max(1, LARGEST // (len(trie.nodes) * words))
         for rows in length_batches(input_ids, min(batch_size, fitting)):
             batch = [input_ids[row] for row in rows]
-            scores[torch.tensor(rows)[:, None], torch.tensor(written)] = (
-                score_by_trie(model, batch, trie, rows)
-                if shared
-                else score_by_rows(model, batch, ids, rows)
-            )
+            if logits_processor:
+                found = score_by_processors(
+                    model, batch, ids, logits_processor, batch_size=batch_size, rows=rows
+                )
+            elif shared:
+                found = score_by_trie(model, batch, trie, rows)
+            else:
+                found = score_by_rows(model, batch, ids, rows)
+            scores[torch.tensor(rows)[:, None], torch.tensor(written)] = found
             bar.update(len(rows))
     return scores
 

@@ -1,0 +1,51 @@
+"""Inference-time remedies for over-refusal, a file each; the folder is the registry.
+
+A method is a frozen dataclass of settings. `fit` gives a copy that carries what it learned from
+prompts, `save` and `load` keep that on disk, and `applied` is the one way to use it:
+
+    with applied(mitigation, model, tokenizer) as processors:
+        model.generate(**inputs, logits_processor=processors)
+
+What a method has to provide stands in `_interface`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._application import applied as applied
+    from ._interface import Decoding as Decoding
+    from ._interface import Mitigation as Mitigation
+    from ._interface import Steering as Steering
+    from ._interface import learned as learned
+    from ._storage import load as load
+    from ._storage import save as save
+
+_HOMES = {
+    "Decoding": "_interface",
+    "Mitigation": "_interface",
+    "Steering": "_interface",
+    "applied": "_application",
+    "learned": "_interface",
+    "load": "_storage",
+    "save": "_storage",
+}
+__all__ = sorted([*_HOMES, "names"])
+
+
+def names() -> list[str]:
+    """Return the names of all methods."""
+    from .. import plugins
+
+    return plugins.names(import_module(__name__))
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name, imported now, so that `names` loads no torch (PEP 562).
+
+    Raises:
+        AttributeError: if there is no such name.
+    """
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

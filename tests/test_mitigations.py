@@ -1,0 +1,163 @@
+"""Laws of the mitigation interface, with the smallest methods there can be."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+from architectures import build, ragged_prompts
+from torch import Tensor
+from toy_tokenizers import byte_bpe
+from transformers import LogitsProcessor
+
+from ntkprobe import mitigations, plugins
+from ntkprobe.errors import UserError
+from ntkprobe.generation import generate_answers
+from ntkprobe.hooks import decoder_layers
+from ntkprobe.mitigations import Decoding, Steering, applied, learned, load, save
+from ntkprobe.mitigations._interface import identity
+from ntkprobe.refusal import score_phrases
+
+PROMPT = ragged_prompts()[2][None]
+
+
+@dataclass(frozen=True, eq=False)
+class Push(Steering):
+    weight: float = 1.0
+    vector: Tensor | None = learned()
+
+    source: ClassVar[str] = "this test"
+
+    def fit(self, model, tokenizer, prompts):
+        return replace(self, vector=torch.ones(16), fitted_on=identity(model))
+
+    def hooks(self, model):
+        return [(decoder_layers(model)[0], lambda module, inputs, output: output + self.weight)]
+
+
+class _Shift(LogitsProcessor):
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, input_ids, scores):
+        return scores + self.by * torch.arange(scores.shape[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Tilt(Decoding):
+    by: float = 1.0
+
+    source: ClassVar[str] = "this test"
+
+    def logits_processor(self, model, tokenizer):
+        return _Shift(self.by)
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    classes = {"push": Push, "tilt": Tilt}
+    monkeypatch.setattr(plugins, "load", lambda package, name: classes[name])
+    for name, each in classes.items():
+        monkeypatch.setattr(each, "__module__", f"ntkprobe.mitigations.{name}")
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(PROMPT).logits
+
+
+def test_steering_lasts_as_long_as_the_context():
+    model = build("llama")
+    before = logits(model)
+    with applied(Push(), model, byte_bpe()) as processors:
+        assert not processors and not torch.allclose(logits(model), before)
+    assert torch.equal(logits(model), before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_decoding_gives_a_processor():
+    with applied(Tilt(2.0), build("llama"), byte_bpe()) as processors:
+        assert processors(PROMPT, torch.zeros(1, 4)).tolist() == [[0, 2, 4, 6]]
+
+
+def test_a_method_comes_back_as_it_was_saved(registry, tmp_path):
+    model = build("llama")
+    saved = Push(weight=0.5).fit(model, byte_bpe(), None)
+    found = load(save(saved, tmp_path), model)
+    assert (found.weight, found.fitted_on) == (0.5, identity(model))
+    assert torch.equal(found.vector, saved.vector)
+    assert load(save(Tilt(3), tmp_path / "other")).by == 3
+
+
+def test_a_vector_of_another_model_is_refused(registry, tmp_path):
+    folder = save(Push().fit(build("llama"), byte_bpe(), None), tmp_path)
+    with pytest.raises(UserError, match=r"another model.*'llama' there, 'gpt2' here"):
+        load(folder, build("gpt2"))
+    with (
+        pytest.raises(UserError, match="another model"),
+        applied(load(folder), build("gpt2"), None),
+    ):
+        pass
+
+
+def test_names_are_the_files_of_the_folder():
+    assert "surgical" in mitigations.names() and not any(n[0] == "_" for n in mitigations.names())
+
+
+PROMPTS = ragged_prompts((5, 3, 9))
+PHRASES = [(3, 4, 5), (3, 4), (), (7,), (3, 9, 1, 2)]
+
+
+class _Backwards(LogitsProcessor):
+    """Adds what depends on how far a sequence has come; a generation of another one begins anew."""
+
+    def begin(self, attention_mask):
+        self.prompt = attention_mask.shape[1]
+
+    def __call__(self, input_ids, scores):
+        steps = input_ids.shape[1] - self.prompt
+        weights = torch.linspace(0, 1 + steps, scores.shape[-1])
+        return (scores + weights * input_ids[:, -1:]).masked_fill(weights > 2.9, -torch.inf)
+
+
+def by_hand(model, prompt, phrase):
+    """log P of a phrase under `_Backwards`, from its definition, a pass for each token."""
+    total, text = 0.0, prompt.tolist()
+    for step, token in enumerate(phrase):
+        with torch.no_grad():
+            scores = model(torch.tensor([text])).logits[0, -1]
+        weights = torch.linspace(0, 1 + step, len(scores))
+        scores = (scores + weights * text[-1]).masked_fill(weights > 2.9, -torch.inf)
+        total += float(scores.double().log_softmax(-1)[token])
+        text.append(token)
+    return total
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3"])
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_a_refusal_is_teacher_forced_through_the_processors(name, batch_size):
+    model = build(name)
+    found = score_phrases(
+        model, PROMPTS, PHRASES, logits_processor=[_Backwards()], batch_size=batch_size
+    )
+    expected = [[by_hand(model, p, ids) if ids else -torch.inf for ids in PHRASES] for p in PROMPTS]
+    torch.testing.assert_close(found, torch.tensor(expected).double(), atol=1e-5, rtol=0)
+    assert (found[:, 0] - score_phrases(model, PROMPTS, PHRASES)[:, 0]).abs().min() > 0.01
+
+
+def test_a_ruled_out_phrase_has_no_probability():
+    found = score_phrases(
+        build("llama"), PROMPTS, [(1, 47, 1, 47), (1,)], logits_processor=[_Backwards()]
+    )
+    assert found[:, 0].isneginf().all() and found[:, 1].isfinite().all()
+
+
+def test_answers_go_through_the_processors_whatever_the_batch():
+    model, tokenizer = build("gpt2", vocab_size=len(byte_bpe())), byte_bpe()
+    plain, one, two = (
+        generate_answers(
+            model, tokenizer, PROMPTS, max_new_tokens=5, batch_size=size, logits_processor=change
+        )
+        for size, change in [(3, ()), (1, [_Shift(0.1)]), (3, [_Shift(0.1)])]
+    )
+    assert one == two != plain
