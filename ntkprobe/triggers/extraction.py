@@ -1,0 +1,160 @@
+"""From harmful prompts to triggers: one extractor over all of them, what it gave counted.
+
+An extractor is a module `snake_case` of `extractors/` with the class `SnakeCase`, a frozen
+dataclass of settings with `extract(examples)`, which yields for each example, as it is done, its
+number and what was found: a `Found`, or in words why there is none.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from ..errors import UserError
+from ..prompts import PromptSet
+
+
+@dataclass(frozen=True)
+class Example:
+    """A harmful training example: a prompt and, where known, the refusal that is learnt."""
+
+    prompt: str
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A trigger, and how much of the prompt it stands for, as its extractor counts that."""
+
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """A trigger with where it is from; `response` is a compliant answer, once there is one."""
+
+    text: str
+    source: str
+    score: float
+    response: str = ""
+
+
+class Extractor(Protocol):
+    """What a file of `extractors/` provides."""
+
+    def extract(self, examples: Sequence[Example]) -> Iterable[tuple[int, Found | str]]:
+        """Yield each example's number and its trigger, or why it has none."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """The triggers, each once, and what became of every prompt.
+
+    Attributes:
+        triggers: in the order of the prompts that they are from.
+        counts: prompts, and of these: without a trigger, giving one that is itself harmful, giving
+            one that another gives too.
+        reasons: why prompts have none, with how often.
+    """
+
+    triggers: tuple[Trigger, ...]
+    counts: dict[str, int]
+    reasons: dict[str, int] = field(default_factory=dict)
+
+
+def read_examples(files: Sequence[str | Path]) -> list[Example]:
+    """Return the harmful examples of files.
+
+    Args:
+        files: as `PromptSet` reads them; of a file with groups the group `toxic`, else all rows.
+
+    Returns:
+        Examples, in the files' order; `response` is read as the refusal.
+
+    Raises:
+        UserError: if there is none.
+    """
+    prompts = [prompt for file in files for prompt in _prompts(file)]
+    found = [Example(p.text, p.response) for p in prompts if p.group == "toxic"]
+    if not found:
+        raise UserError("no harmful prompts: give files without groups, or with the group toxic")
+    return found
+
+
+def _prompts(file: str | Path) -> PromptSet:
+    """Return the prompts of a file; one that names no group holds toxic ones."""
+    try:
+        return PromptSet.from_files([file])
+    except UserError as error:
+        if "names no group" not in str(error):
+            raise
+        return PromptSet.from_file(file, "toxic")
+
+
+def extract(extractor: Extractor, examples: Sequence[Example]) -> Extraction:
+    """Return the triggers of harmful examples, each once.
+
+    Of those that differ in case, punctuation and spacing only, the one with the highest score is
+    kept. A trigger that is one of the harmful prompts itself is left out: nothing was taken away
+    from it, and answering it would be taught.
+
+    Args:
+        extractor: from `extractors/`.
+        examples: harmful prompts.
+
+    Returns:
+        Triggers and counts.
+
+    Raises:
+        UserError: if none was found.
+    """
+    harmful = {normalised(example.prompt) for example in examples}
+    best: dict[str, tuple[int, Found]] = {}
+    counts = {"prompts": len(examples), "none": 0, "harmful": 0, "repeated": 0}
+    reasons: dict[str, int] = {}
+    for number, found in extractor.extract(examples):
+        if isinstance(found, str):
+            counts["none"] += 1
+            reasons[found] = reasons.get(found, 0) + 1
+        elif (key := normalised(found.text)) in harmful:
+            counts["harmful"] += 1
+        else:
+            counts["repeated"] += key in best
+            ours = (number, found)
+            best[key] = min(best.get(key, ours), ours, key=lambda one: (-one[1].score, one[0]))
+    if not best:
+        raise UserError(f"no triggers in {len(examples)} prompts: {describe(counts, reasons)}")
+    rows = sorted(best.values(), key=lambda one: one[0])
+    made = (Trigger(found.text, examples[i].prompt, found.score) for i, found in rows)
+    return Extraction(tuple(made), counts, reasons)
+
+
+def describe(counts: dict[str, int], reasons: dict[str, int]) -> str:
+    """Return in one line what became of the prompts that gave no trigger of their own."""
+    parts = [f"{counts['none']} had none"] if counts["none"] else []
+    parts += [f"{number}: {why}" for why, number in sorted(reasons.items(), key=lambda r: -r[1])]
+    if counts["harmful"]:
+        parts.append(f"{counts['harmful']} gave a harmful prompt, left out")
+    if counts["repeated"]:
+        parts.append(f"{counts['repeated']} gave one that another gives too")
+    return "; ".join(parts) or "each gave one of its own"
+
+
+def normalised(text: str) -> str:
+    """Return a text as it is compared: Unicode folded, without case, punctuation or spacing."""
+    return " ".join(words_of(unicodedata.normalize("NFKC", text).casefold()))
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text; an apostrophe belongs to its word."""
+    return re.findall(r"\w+(?:['’]\w+)*", text)
+
+
+def kept_share(trigger: str, prompt: str) -> float:
+    """Return the share of a prompt's words that are also in a trigger."""
+    left = words_of(trigger.casefold())
+    own = words_of(prompt.casefold())
+    return sum(word in left for word in own) / max(len(own), 1)
