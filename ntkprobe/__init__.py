@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .errors import UserError as UserError
+    from .influences import Influence as Influence
+    from .influences import influence as influence
     from .measurement import ActivationMeasurement as ActivationMeasurement
     from .measurement import KernelMeasurement as KernelMeasurement
     from .measurement import RefusalMeasurement as RefusalMeasurement
@@ -30,6 +32,7 @@ _HOMES = {
     "ActivationMeasurement": "measurement",
     "DCRConfig": "training.dcr",
     "DCRTrainer": "training.dcr",
+    "Influence": "influences",
     "KernelMeasurement": "measurement",
     "Prompt": "prompts",
     "PromptSet": "prompts",
@@ -38,6 +41,7 @@ _HOMES = {
     "TrajectoryCallback": "watcher.callback",
     "UserError": "errors",
     "full_vocabulary_norms": "vocabulary",
+    "influence": "influences",
     "measure_activations": "measurement",
     "measure_kernel": "measurement",
     "measure_refusal": "measurement",

@@ -6,6 +6,7 @@ oracle; `probability` says what is summed.
 
 from .probability import (
     REDUCTIONS,
+    differentiable_scorer,
     phrase_ids,
     reduce_phrases,
     refusal_log_probabilities,
@@ -14,6 +15,7 @@ from .probability import (
 
 __all__ = [
     "REDUCTIONS",
+    "differentiable_scorer",
     "phrase_ids",
     "reduce_phrases",
     "refusal_log_probabilities",

@@ -1,7 +1,8 @@
 """log P_refuse: which phrases count, how they are scored, and what is summed."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +14,14 @@ from transformers import LogitsProcessor
 from ..chat import RAW, Template
 from ..errors import UserError
 from ..generation import Ids, length_batches, require_measurable, require_vocabulary
+<<<<<<< HEAD
 from .processed import score_by_processors
 from .rows import score_by_rows
 from .trie import PhraseTrie, score_by_trie
+=======
+from .rows import row_scores, score_by_rows
+from .trie import PhraseTrie, score_by_trie, trie_scores
+>>>>>>> influence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -179,6 +185,21 @@ def reduce_phrases(
         raise UserError(f"no reduction {reduction!r}: choose from {list(REDUCTIONS)}")
     columns = range(len(phrase_ids)) if reduction == "literal" else _disjoint(phrase_ids)
     return log_probabilities[:, list(columns)].logsumexp(-1)
+
+
+def differentiable_scorer(
+    model: Any, longest: Ids, phrase_ids: Sequence[Sequence[int]]
+) -> Callable[[Sequence[Ids]], Float64[Tensor, "prompts phrases"]]:
+    """Return what gives log P(phrase | prompt) of a batch of prompts, to be differentiated.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        longest: the longest prompt, to try the model with, as `score_phrases` does.
+        phrase_ids: none of them empty.
+    """
+    if _obeys_masks(model, longest, phrase_ids):
+        return partial(trie_scores, model, trie=PhraseTrie.of(phrase_ids))
+    return partial(row_scores, model, phrase_ids=phrase_ids)
 
 
 def _disjoint(phrase_ids: Sequence[Sequence[int]]) -> list[int]:

@@ -17,7 +17,17 @@ def score_by_rows(
     phrase_ids: Sequence[Sequence[int]],
     rows: Sequence[int] | None = None,
 ) -> Float64[Tensor, "prompts phrases"]:
-    """Return log P(phrase | prompt), with the prompt run again for each phrase.
+    """Return what `row_scores` does, as numbers alone."""
+    return row_scores(model, input_ids, phrase_ids, rows)
+
+
+def row_scores(
+    model: Any,
+    input_ids: Sequence[Ids],
+    phrase_ids: Sequence[Sequence[int]],
+    rows: Sequence[int] | None = None,
+) -> Float64[Tensor, "prompts phrases"]:
+    """Return log P(phrase | prompt), differentiably, with the prompt run again for each phrase.
 
     Rows are padded on the right, where a causal model cannot look: no mask and no position ids are
     needed, so that this holds for every architecture.

@@ -57,7 +57,17 @@ def score_by_trie(
     trie: PhraseTrie,
     rows: Sequence[int] | None = None,
 ) -> Float64[Tensor, "prompts phrases"]:
-    """Return log P(phrase | prompt) from one forward pass over a batch of prompts.
+    """Return what `trie_scores` does, as numbers alone."""
+    return trie_scores(model, input_ids, trie, rows)
+
+
+def trie_scores(
+    model: Any,
+    input_ids: Sequence[Ids],
+    trie: PhraseTrie,
+    rows: Sequence[int] | None = None,
+) -> Float64[Tensor, "prompts phrases"]:
+    """Return log P(phrase | prompt), differentiably, from one forward pass over a batch of prompts.
 
     Args:
         model: a causal language model in evaluation mode that obeys a 4-D mask and position ids.
@@ -148,12 +158,14 @@ def _read(
 ) -> Float64[Tensor, "batch phrases"]:
     total = torch.stack([_log_sums(row) for row in logits])
     require_numbers(~total.isfinite().all(-1), rows)
-    scores = torch.full((len(logits), len(trie.steps)), -torch.inf, dtype=torch.float64)
-    for column, steps in enumerate(trie.steps):
-        if steps:
-            nodes, tokens = (list(each) for each in zip(*steps, strict=True))
-            scores[:, column] = (logits[:, nodes, tokens].double() - total[:, nodes]).sum(-1).cpu()
-    return scores
+    scores = []
+    for steps in trie.steps:
+        if not steps:
+            scores.append(torch.full((len(logits),), -torch.inf, dtype=torch.float64))
+            continue
+        nodes, tokens = (list(each) for each in zip(*steps, strict=True))
+        scores.append((logits[:, nodes, tokens].double() - total[:, nodes]).sum(-1).cpu())
+    return torch.stack(scores, -1)
 
 
 def _log_sums(logits: Float[Tensor, "nodes vocab"]) -> Float64[Tensor, " nodes"]:

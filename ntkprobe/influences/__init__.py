@@ -1,0 +1,19 @@
+"""What a step of training on one pair does to the answers to other prompts, to first order (Eq. 2).
+
+Δ log π(· | x′) = −η A(x′) K(x′,x) G(x,y), with K = J(x′) J(x)ᵀ, over the whole vocabulary and
+without a matrix of V × V: J(x)ᵀ G is the gradient of the loss on (x, y), one backward pass
+(`updates`), and J(x′) times it one pass in forward mode (`observations`). `prediction` puts the two
+together; it is the place to begin.
+"""
+
+from .examples import Example as Example
+from .examples import answered as answered
+from .observations import LogProbabilities as LogProbabilities
+from .observations import Observation as Observation
+from .observations import Refusals as Refusals
+from .prediction import influence as influence
+from .result import Influence as Influence
+from .updates import LOSSES as LOSSES
+from .updates import Direction as Direction
+from .updates import Update as Update
+from .updates import update as update
