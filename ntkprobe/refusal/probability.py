@@ -14,14 +14,9 @@ from transformers import LogitsProcessor
 from ..chat import RAW, Template
 from ..errors import UserError
 from ..generation import Ids, length_batches, require_measurable, require_vocabulary
-<<<<<<< HEAD
 from .processed import score_by_processors
-from .rows import score_by_rows
-from .trie import PhraseTrie, score_by_trie
-=======
 from .rows import row_scores, score_by_rows
 from .trie import PhraseTrie, score_by_trie, trie_scores
->>>>>>> influence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import UserError
-from ..prompts import PromptSet
+from ..prompt_files import read_rows
+from ..prompts import GROUP_COLUMNS, PromptSet
+
+WORD = re.compile(r"\w+(?:['’-]\w+)*")
+"""A word; an apostrophe or hyphen inside belongs to it."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,10 @@ def read_examples(files: Sequence[str | Path]) -> list[Example]:
 
 def _prompts(file: str | Path) -> PromptSet:
     """Return the prompts of a file; one that names no group holds toxic ones."""
-    try:
-        return PromptSet.from_files([file])
-    except UserError as error:
-        if "names no group" not in str(error):
-            raise
-        return PromptSet.from_file(file, "toxic")
+    path = Path(file)
+    if path.is_file() and not any(name in row for row in read_rows(path) for name in GROUP_COLUMNS):
+        return PromptSet.from_file(path, "toxic")
+    return PromptSet.from_files([file])
 
 
 def extract(extractor: Extractor, examples: Sequence[Example]) -> Extraction:
@@ -149,8 +151,8 @@ def normalised(text: str) -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text; an apostrophe belongs to its word."""
-    return re.findall(r"\w+(?:['’]\w+)*", text)
+    """Return the words of a text."""
+    return WORD.findall(text)
 
 
 def kept_share(trigger: str, prompt: str) -> float:

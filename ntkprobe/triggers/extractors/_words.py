@@ -26,7 +26,8 @@ class HarmfulWords:
     Attributes:
         modifiers: matches a harmful modifier.
         verbs: matches a harmful verb in any form.
-        nouns: matches a harmful noun, with its article and at most one word between.
+        things: matches a harmful noun with its article and at most one word between.
+        nouns: matches one with or without.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -41,9 +42,9 @@ class HarmfulWords:
         between = rf"(?:(?!(?:{'|'.join(OPEN)})\b)\w+\s+)?"
         self.modifiers = re.compile(_any_of(lists["modifiers"]), re.IGNORECASE)
         self.verbs = re.compile(_any_of(self._endings), re.IGNORECASE)
-        self.nouns = re.compile(
-            rf"(?:\b(?:an?|the|some|any|my)\s+{between})?{_any_of(plurals)}", re.IGNORECASE
-        )
+        article = rf"\b(?:an?|the|some|any|my)\s+{between}"
+        self.things = re.compile(article + _any_of(plurals), re.IGNORECASE)
+        self.nouns = re.compile(rf"(?:{article})?{_any_of(plurals)}", re.IGNORECASE)
 
     def any_in(self, text: str) -> bool:
         """Return whether a text holds a harmful word."""

@@ -54,9 +54,10 @@ def _trigger(prompt: str, harmful: HarmfulWords) -> Found | str:
         return "no word of the list in it"
     sentences = re.split(r"(?<=[.!?])\s+", " ".join(prompt.split()))
     text = " ".join(filter(None, (_harmless(sentence, harmful) for sentence in sentences)))
-    if len(words_of(text)) < _FEWEST:
+    score = kept_share(text, prompt)
+    if len(words_of(text)) < _FEWEST or not score:
         return "nothing left of it"
-    return Found(text[0].upper() + text[1:], kept_share(text, prompt))
+    return Found(text[0].upper() + text[1:], score)
 
 
 def _harmless(sentence: str, harmful: HarmfulWords) -> str:
@@ -65,6 +66,7 @@ def _harmless(sentence: str, harmful: HarmfulWords) -> str:
         return sentence
     end = sentence[len(sentence.rstrip(".!?")) :]
     body = _without_purpose(sentence.rstrip(".!?"), harmful)
+    body = harmful.things.sub("something", body)
     body = harmful.verbs.sub(lambda match: harmful.neutral(match[0]), body)
     body = harmful.nouns.sub("something", body)
     body = re.sub(r"\s+", " ", harmful.modifiers.sub("", body)).strip(" ,")
