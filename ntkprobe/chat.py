@@ -126,6 +126,38 @@ class Template:
         """Return the id that ends an answer, which generation has to stop at."""
         return self.encode_pair(tokenizer, _PROBE, _PROBE)[0][-1]
 
+    def opening(self, tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> list[int]:
+        """Return the ids before the user's first text; a last one that merges with it is left out.
+
+        Args:
+            tokenizer: the model's.
+            system: a system message. Where there is no role for it (the template fails or drops it,
+                or there is none), it begins the user's text, with a blank line behind it.
+
+        Returns:
+            Ids that a prompt begins with.
+        """
+        if self.raw:
+            ids, own = self._prompt_ids(tokenizer, _PROBE), _tokenise(tokenizer, _PROBE)
+            bos = ids[: len(ids) - len(own)] if ids[-len(own) :] == own else []
+            return bos + (_tokenise(tokenizer, f"{system}\n\n") if system else [])
+        text = self._render_with(tokenizer, system) if system else self._render(tokenizer, _PROBE)
+        head = text.rpartition(_PROBE)[0]
+        if not head:
+            return []
+        whole = _single_bos(tokenizer, _tokenise(tokenizer, text))
+        pairs = zip(_single_bos(tokenizer, _tokenise(tokenizer, head)), whole, strict=False)
+        return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+
+    def _render_with(self, tokenizer: "PreTrainedTokenizerBase", system: str) -> str:
+        try:
+            text = self._render(tokenizer, _PROBE, system=system)
+        except UserError:  # Gemma's: "System role not supported"
+            text = ""
+        if system.strip() in text:
+            return text
+        return self._render(tokenizer, f"{system}\n\n{_PROBE}")
+
     def _prompt_ids(
         self, tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None = None
     ) -> list[int]:

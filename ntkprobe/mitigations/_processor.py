@@ -1,0 +1,116 @@
+"""The logits processor of every decoding method: follow one generation, run its second branch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import LongTensor, Tensor
+from transformers import LogitsProcessor
+
+from ..errors import UserError
+from ._branch import Branch
+from ._prompts import Rows, real_rows
+
+Combine = Callable[[Tensor, Tensor], Tensor]
+"""(plain scores, the branch's logits) → new scores, all `[batch, vocab]`."""
+
+Mix = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(plain scores, the branch's logits, the tokens chosen last or None at first) → new scores."""
+
+NORMALISED = 1e-4  # |log Σ exp| of log-probabilities, which float32 leaves at some 1e-6
+
+
+def stateless(combine: Combine) -> Callable[[], Mix]:
+    """Return what makes the formula of a method that keeps no state."""
+    return lambda: lambda plain, other, chosen: combine(plain, other)
+
+
+class BranchProcessor(LogitsProcessor):
+    """Gives each step's scores, and those of a second branch, to a method's formula.
+
+    Args:
+        tokenizer: its padding token counts as padding where `begin` was not called.
+        open_branch: makes a branch from the prompts of a batch, without padding.
+        mixing: makes the formula of one batch, with whatever state it has.
+        steps: how many tokens are changed; None for all. After them nothing is computed.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        open_branch: Callable[[Rows], Branch],
+        mixing: Callable[[], Mix],
+        steps: int | None = None,
+    ) -> None:
+        self.tokenizer, self.open_branch = tokenizer, open_branch
+        self.mixing, self.steps = mixing, steps
+        self.mask: Tensor | None = None
+        self.sequence: _Sequence | None = None
+
+    def begin(self, attention_mask: Int[Tensor, "batch prompt"]) -> None:
+        """Forget everything: the next call brings the prompts that this mask belongs to."""
+        self.sequence, self.mask = None, attention_mask
+
+    def __call__(self, input_ids: LongTensor, scores: Any) -> Any:
+        """Return the scores of the next token, [batch, vocab]; under beam search a `UserError`."""
+        if self.steps == 0:
+            return scores
+        if self.sequence is None or not self.sequence.goes_on_with(input_ids):
+            self.sequence = self._started(input_ids, scores)
+        sequence = self.sequence
+        sequence.ids = input_ids
+        if self.steps is not None and input_ids.shape[1] - sequence.width >= self.steps:
+            sequence.branch = None  # its cache is no longer needed
+        if sequence.branch is None:
+            return scores
+        first = input_ids.shape[1] == sequence.width
+        chosen = input_ids[:, :0] if first else input_ids[:, -1:]
+        other = _as_wide(sequence.branch.logits(chosen).to(scores), scores.shape[1])
+        return sequence.mix(scores, other, None if first else input_ids[:, -1])
+
+    def _started(self, input_ids: Tensor, scores: Tensor) -> "_Sequence":
+        refuse_beams(scores)
+        rows = real_rows(self.tokenizer, input_ids, self.mask)
+        self.mask = None
+        return _Sequence(input_ids.shape[1], input_ids, self.open_branch(rows), self.mixing())
+
+
+@dataclass
+class _Sequence:
+    """One batch on its way: the width of its prompts, its ids so far, its branch and formula."""
+
+    width: int
+    ids: Tensor
+    branch: Branch | None
+    mix: Mix
+
+    def goes_on_with(self, input_ids: Tensor) -> bool:
+        """Return whether these are the last call's ids with one more column."""
+        rows, seen = self.ids.shape
+        if input_ids.shape[0] != rows or input_ids.shape[1] != seen + 1:
+            return False
+        return torch.equal(input_ids[:, :-1], self.ids)
+
+
+def _as_wide(logits: Tensor, words: int) -> Tensor:
+    """Return logits over so many tokens: models of a family pad their vocabularies differently."""
+    missing = words - logits.shape[1]
+    return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
+
+
+def refuse_beams(scores: Float[Tensor, "batch vocab"]) -> None:
+    """Refuse beam search, which reorders rows and hands on log-probabilities.
+
+    Args:
+        scores: of the first token.
+
+    Raises:
+        UserError: if every row is normalised, as no model's logits are.
+    """
+    if bool((scores.logsumexp(-1).abs() < NORMALISED).all()):
+        raise UserError(
+            "a decoding method cannot follow beam search, which reorders its rows: generate "
+            "greedily or by sampling, with num_beams=1"
+        )

@@ -1,0 +1,64 @@
+"""SelfCD, Shi et al., ACL 2024: take away what a message that stresses safety adds."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..checks import refuse
+from ._interface import Decoding
+from ._prompted import prompted_processor
+
+if TYPE_CHECKING:
+    from transformers import LogitsProcessor, PreTrainedTokenizerBase
+
+SAFETY = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, "
+    "while being safe. Your answers should not include any harmful, unethical, racist, sexist, "
+    "toxic, dangerous, or illegal content."
+)
+"""The method's own setting: the beginning of Llama 2's default system message."""
+
+
+@dataclass(frozen=True, eq=False)
+class SelfCd(Decoding):
+    """z* = z_s − r (z_s − z) for every token, where z_s are the logits under the system message.
+
+    Attributes:
+        ratio: r; 1 gives z itself (no second branch is run), 0 gives z_s.
+        system: the message; the authors' by default.
+        template: what the prompts are written with; without a system role, the message begins the
+            user's turn.
+    """
+
+    ratio: float = 2.5
+    system: str = SAFETY
+    template: str = "auto"
+
+    source: ClassVar[str] = "SelfCD: Shi et al., ACL 2024, arXiv 2401.17633"
+
+    def __post_init__(self) -> None:
+        """Refuse settings without a meaning."""
+        refuse(not math.isfinite(self.ratio), f"ratio={self.ratio}: give a number, such as 2.5")
+        refuse(not self.system.strip(), "an empty system message: give one, or ratio=1")
+
+    def logits_processor(
+        self, model: Any, tokenizer: "PreTrainedTokenizerBase"
+    ) -> "LogitsProcessor":
+        """Return a processor with a second branch under the system message."""
+        steps = 0 if self.ratio == 1 else None
+        return prompted_processor(model, tokenizer, self.system, self.template, self.combine, steps)
+
+    def combine(
+        self, plain: Float[Tensor, "batch vocab"], prompted: Float[Tensor, "batch vocab"]
+    ) -> Float[Tensor, "batch vocab"]:
+        """Return the scores z*; a token that is ruled out in z stays so.
+
+        Args:
+            plain: z.
+            prompted: z_s.
+        """
+        mixed = prompted - self.ratio * (prompted - plain)
+        return mixed.masked_fill(plain.isneginf(), -math.inf)

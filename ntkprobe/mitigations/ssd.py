@@ -1,0 +1,145 @@
+"""SSD, Wang et al., EMNLP 2025: a small, safer model has a say, the more the two disagree."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..checks import refuse
+from ..prompts import PromptSet
+from ._branch import Branch
+from ._candidates import either_candidates, mixed_scores, shared_candidates
+from ._draft import load_draft
+from ._interface import Decoding
+from ._processor import BranchProcessor
+
+if TYPE_CHECKING:
+    from transformers import LogitsProcessor, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class Ssd(Decoding):
+    """P = p + a (p_e − p), on few tokens while the models agree, on more once they do not.
+
+    - *Intersection*, at first: a = α₁ on top-k(p) ∩ top-k(p_e) of the smallest k that gives C
+      tokens; but p's best token alone where it is not among them.
+    - *Union*: a = α₂ on top-C(p) ∪ top-C(p_e).
+
+    After every g tokens a row chooses anew: union if less than a threshold of the last g were the
+    draft's best token, else intersection. The same as before: the threshold falls by 0.1 and, in
+    the intersection, α₁ by 0.15, to 0.3 at least. Another: both are reset.
+
+    The draft sees the same token ids. It is run once for every token: the authors' speculation,
+    three tokens ahead, gives the same answers and is a matter of speed alone.
+
+    Attributes:
+        draft: the folder of a small model with the same vocabulary; empty with both weights 0.
+        alpha_shared: α₁. The authors' code defaults to 0.5, and its example has 0.3.
+        alpha_either: α₂. The authors' code defaults to 0.5, and its example has 0.8.
+        common: C.
+        window: g.
+        threshold: of the share that agrees; the authors take 0.5 for Llama 3.1.
+    """
+
+    draft: str = ""
+    alpha_shared: float = 0.5
+    alpha_either: float = 0.5
+    common: int = 10
+    window: int = 7
+    threshold: float = 0.6
+
+    source: ClassVar[str] = "SSD: Wang et al., EMNLP 2025"
+
+    def __post_init__(self) -> None:
+        """Refuse settings without a meaning."""
+        for name in ("alpha_shared", "alpha_either"):
+            value = getattr(self, name)
+            refuse(not math.isfinite(value), f"{name}={value}: give a number, such as 0.5")
+        refuse(self.common < 1, f"common={self.common}: 1 or more tokens, such as 10")
+        refuse(self.window < 1, f"window={self.window}: 1 or more tokens, such as 7")
+        refuse(not 0 <= self.threshold <= 1, f"threshold={self.threshold}: choose from 0 to 1")
+
+    @property
+    def neutral(self) -> bool:
+        """Whether nothing of the draft is mixed in: the scores are then handed on as they are."""
+        return self.alpha_shared == 0 == self.alpha_either
+
+    def fit(
+        self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", prompts: PromptSet
+    ) -> Self:
+        """Return the same with the draft's absolute path, after a look whether it fits."""
+        load_draft(self.draft, model, tokenizer)
+        return replace(self, draft=str(Path(self.draft).absolute()))
+
+    def logits_processor(
+        self, model: Any, tokenizer: "PreTrainedTokenizerBase"
+    ) -> "LogitsProcessor":
+        """Return a processor whose second branch is the draft."""
+        steps = 0 if self.neutral else None
+        draft = model if self.neutral else load_draft(self.draft, model, tokenizer)
+        return BranchProcessor(tokenizer, partial(Branch, draft), partial(Matching, self), steps)
+
+
+class Matching:
+    """One batch's state: which rows are in which mode, and how often they took the draft's best.
+
+    Args:
+        settings: the method.
+    """
+
+    def __init__(self, settings: Ssd) -> None:
+        self.settings = settings
+        self.matches: list[Tensor] = []
+        self.united = self.threshold = self.alpha = self.expected = torch.empty(0)
+
+    def __call__(
+        self,
+        plain: Float[Tensor, "batch vocab"],
+        draft: Float[Tensor, "batch vocab"],
+        chosen: Int[Tensor, " batch"] | None,
+    ) -> Float[Tensor, "batch vocab"]:
+        """Return log P of the row's mode, −∞ outside of its tokens.
+
+        Args:
+            plain: logits, whose softmax is p.
+            draft: the draft's.
+            chosen: the tokens that came of the last call, which this one is told of.
+        """
+        if chosen is None:
+            self._begin(plain)
+        else:
+            self._observe(chosen)
+        self.expected = draft.argmax(-1)
+        shared = shared_candidates(plain, draft, self.settings.common)
+        best = torch.zeros_like(shared).scatter(-1, plain.argmax(-1, keepdim=True), True)
+        shared = torch.where((best & shared).any(-1, keepdim=True), shared, best)
+        either = either_candidates(plain, draft, self.settings.common)
+        mode = self.united[:, None]
+        weight = torch.where(mode, self.settings.alpha_either, self.alpha[:, None])
+        return mixed_scores(plain, draft, weight, torch.where(mode, either, shared))
+
+    def _begin(self, plain: Tensor) -> None:
+        rows = len(plain)
+        self.united = torch.zeros(rows, dtype=torch.bool, device=plain.device)
+        self.threshold = plain.new_full((rows,), self.settings.threshold)
+        self.alpha = plain.new_full((rows,), self.settings.alpha_shared)
+
+    def _observe(self, chosen: Tensor) -> None:
+        self.matches.append(chosen == self.expected)
+        if len(self.matches) % self.settings.window:
+            return
+        share = torch.stack(self.matches[-self.settings.window :]).to(self.threshold).mean(0)
+        unite = share < self.threshold
+        same, tighter = unite == self.united, (unite == self.united) & ~unite
+        lower = (self.threshold - 0.1).clamp(min=0)
+        lower = torch.where(lower < 1e-6, 0.0, lower)
+        self.threshold = torch.where(same, lower, self.settings.threshold)
+        weaker = (self.alpha - 0.15).clamp(min=0.3)
+        kept = torch.where(same, self.alpha, self.settings.alpha_shared)
+        self.alpha = torch.where(tighter, weaker, kept)
+        self.united = unite
