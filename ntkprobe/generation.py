@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,21 @@ if TYPE_CHECKING:
 
 Ids = Sequence[int] | Tensor
 """Token ids of one text, a tensor or not."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered to one prompt.
+
+    Attributes:
+        text: without special tokens.
+        n_tokens: its length, the token that ended it not counted.
+        ended: whether the model ended it, and not `max_new_tokens`.
+    """
+
+    text: str
+    n_tokens: int
+    ended: bool
 
 
 def generate_answers(
@@ -49,6 +65,48 @@ def generate_answers(
         `require_measurable`) and NaN logits are a `UserError`.
     """
     require_measurable(model, input_ids, room=max_new_tokens)
+    answers = [""] * len(input_ids)
+    with tqdm(total=len(answers), disable=not progress) as bar:
+        for rows in length_batches(input_ids, batch_size):
+            new = answer_batch(
+                model,
+                tokenizer,
+                [input_ids[row] for row in rows],
+                max_new_tokens=max_new_tokens,
+                stop_ids=stop_ids,
+                logits_processor=logits_processor,
+                rows=rows,
+            )
+            for row, answer in zip(rows, new, strict=True):
+                answers[row] = answer.text
+            bar.update(len(rows))
+    return answers
+
+
+def answer_batch(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    input_ids: Sequence[Ids],
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int] = (),
+    logits_processor: Sequence[LogitsProcessor] = (),
+    rows: Sequence[int] | None = None,
+) -> list[Answer]:
+    """Return the answers to one batch of prompts, which must be measurable.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        tokenizer: decodes.
+        input_ids: encoded prompts, answered at the same time.
+        max_new_tokens: an answer's length at most, in tokens.
+        stop_ids: tokens that end an answer besides EOS.
+        logits_processor: what changes the logits first.
+        rows: the prompts' numbers, for messages.
+
+    Returns:
+        As `generate_answers`, with each answer's length and ending.
+    """
     stops = sorted({*_stop_ids(model), *stop_ids} | ({tokenizer.eos_token_id} - {None}))
     padding = next(t for t in (tokenizer.pad_token_id, *stops, 0) if t is not None)
     settings = GenerationConfig(
@@ -57,17 +115,18 @@ def generate_answers(
         eos_token_id=stops or None,
         pad_token_id=padding,
     )
-    answers = [""] * len(input_ids)
-    with _own_settings_aside(model), tqdm(total=len(answers), disable=not progress) as bar:
-        for rows in length_batches(input_ids, batch_size):
-            new = _generate(
-                model, [input_ids[row] for row in rows], settings, rows, logits_processor
-            )
-            for row, ids in zip(rows, new, strict=True):
-                ended = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-                answers[row] = str(tokenizer.decode(ids[:ended], skip_special_tokens=True))
-            bar.update(len(rows))
-    return answers
+    numbers = list(range(len(input_ids)) if rows is None else rows)
+    with _own_settings_aside(model):
+        new = _generate(model, list(input_ids), settings, numbers, logits_processor)
+    ends = [next((i for i, token in enumerate(ids) if token in stops), None) for ids in new]
+    return [
+        Answer(
+            str(tokenizer.decode(ids[:end], skip_special_tokens=True)),
+            len(ids) if end is None else end,
+            end is not None,
+        )
+        for ids, end in zip(new, ends, strict=True)
+    ]
 
 
 def begin(processors: Sequence[LogitsProcessor], attention_mask: Tensor) -> None:

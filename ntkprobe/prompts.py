@@ -1,6 +1,8 @@
 """Prompts in groups: an ordered set with a digest, read from the files the field keeps them in."""
 
 import json
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -264,6 +266,12 @@ class PromptSet(Sequence[Prompt]):
         left = len(self) - _ROWS_SHOWN
         more = paragraph(f"… and {left} more") if left > 0 else ""
         return paragraph(self.describe()) + shown + more
+
+
+def normalised(text: str) -> str:
+    """Return a text as it is compared: Unicode folded, without case, punctuation or spacing."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.findall(r"\w+", folded))
 
 
 def _file_and_group(file: str | Path) -> tuple[Path, str | None]:

@@ -6,6 +6,7 @@ written to.
 """
 
 from .adapters import adapted as adapted
+from .adapters import base_folder_of as base_folder_of
 from .adapters import base_named_by as base_named_by
 from .completeness import FileStamp as FileStamp
 from .completeness import Readiness as Readiness

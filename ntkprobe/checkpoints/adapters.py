@@ -29,6 +29,30 @@ def base_named_by(folder: Path) -> str:
     return str(read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
 
 
+def base_folder_of(adapter: Path) -> Path:
+    """Return the folder of the model below an adapter, which is fetched from nowhere.
+
+    Args:
+        adapter: a checkpoint with `adapter_config.json`.
+
+    Returns:
+        The folder that it names; a relative path may be meant from the run, which is often moved
+        together with its base.
+
+    Raises:
+        UserError: if it names no local folder.
+    """
+    named = base_named_by(adapter)
+    places = [Path(named), *(parent / named for parent in adapter.resolve().parents[:3])]
+    folders = [place for place in places if named and (place / "config.json").is_file()]
+    if not folders:
+        raise UserError(
+            f"{adapter} was trained on {named or 'a model not named'}, which is no folder here:"
+            f" give it with --model{f' {named}' if named else ''}"
+        )
+    return folders[0]
+
+
 @contextmanager
 def adapted(
     base: "PreTrainedModel", folder: Path, *, merge: bool = True

@@ -4,6 +4,7 @@ On disk: raw answers and raw verdicts (`E/answers`, `E/verdicts`). Rates, interv
 are derived when they are read, never stored.
 """
 
+from .folders import Evaluation as Evaluation
 from .verdicts import Item as Item
 from .verdicts import Judge as Judge
 from .verdicts import Verdict as Verdict

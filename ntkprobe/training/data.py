@@ -2,8 +2,6 @@
 
 import json
 import random
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -16,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..prompt_files import read_rows
+from ..prompts import normalised as normalised
 
 PROMPT_FIELDS = ("instruction", "prompt", "question", "text", "goal", "trigger")
 RESPONSE_FIELDS = ("output", "response", "answer", "completion", "refusal")
@@ -127,12 +126,6 @@ def prefilled(pairs: Sequence[Pair], text: str, share: float, seed: str) -> list
     rows = random.Random(seed).sample(range(len(pairs)), round(share * len(pairs)))
     chosen = set(rows)
     return [replace(p, prefill=text) if row in chosen else p for row, p in enumerate(pairs)]
-
-
-def normalised(text: str) -> str:
-    """Return a text as it is compared: Unicode folded, without case, punctuation or spacing."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.findall(r"\w+", folded))
 
 
 def overlaps(sets: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:

@@ -11,7 +11,8 @@ from ..errors import UserError
 from ..generation import generate_answers
 from ..phrases import is_refusal
 from ..prompt_files import read_rows
-from .extraction import Trigger, normalised
+from ..prompts import normalised
+from .extraction import Trigger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,7 +6,6 @@ number and what was found: a `Found`, or in words why there is none.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Protocol
 
 from ..errors import UserError
 from ..prompt_files import read_rows
-from ..prompts import GROUP_COLUMNS, PromptSet
+from ..prompts import GROUP_COLUMNS, PromptSet, normalised
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*")
 """A word; an apostrophe or hyphen inside belongs to it."""
@@ -143,11 +142,6 @@ def describe(counts: dict[str, int], reasons: dict[str, int]) -> str:
     if counts["repeated"]:
         parts.append(f"{counts['repeated']} gave one that another gives too")
     return "; ".join(parts) or "each gave one of its own"
-
-
-def normalised(text: str) -> str:
-    """Return a text as it is compared: Unicode folded, without case, punctuation or spacing."""
-    return " ".join(words_of(unicodedata.normalize("NFKC", text).casefold()))
 
 
 def words_of(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from ..checkpoints import (
     FileStamp,
     LoadSettings,
     adapted,
-    base_named_by,
+    base_folder_of,
     identity,
     load_checkpoint,
     load_model,
@@ -46,19 +46,9 @@ class Models:
 
         Raises:
             UserError: if it names no local folder: what a checkpoint says is fetched from nowhere.
-        """
-        if self.name is not None:
-            return
-        named = base_named_by(adapter)
-        # A run is often moved together with its base: a relative path may be meant from the run.
-        places = [Path(named), *(parent / named for parent in adapter.resolve().parents[:3])]
-        folders = [place for place in places if named and (place / "config.json").is_file()]
-        if not folders:
-            raise UserError(
-                f"{adapter} was trained on {named or 'a model not named'}, which is no folder here:"
-                f" give it with --model{f' {named}' if named else ''}"
-            )
-        self.name = str(folders[0])
+        """  # ruff: ignore[docstring-extraneous-exception]
+        if self.name is None:
+            self.name = str(base_folder_of(adapter))
 
     def base_identity(self) -> tuple[str, str] | None:
         """Return name and identity of the base, if one is known."""

@@ -1,14 +1,13 @@
 """Everything that changes a number: kept in `run.json`, and compared before anything is added."""
 
-import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .. import estimators, plugins
 from ..checkpoints import LoadSettings
 from ..errors import UserError
+from ..provenance import versions as versions
 
 SCHEMA_VERSION = 1
 COMPARED = ("prompts", "model", "kernel", "refusal", "activations")
@@ -158,17 +157,6 @@ class MeasureSettings:
             "refusal": asdict(self.refusal) if self.refusal else None,
             "activations": asdict(self.activations) if self.activations else None,
         }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what computes the numbers."""
-    found = {"python": platform.python_version()}
-    for name in ("ntkprobe", "torch", "transformers", "peft", "tokenizers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
 
 
 def insist_on_equal(folder: object, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -1,0 +1,115 @@
+"""Which benchmarks there are: source, licence, published number of rows, schema. No texts.
+
+Numbers of rows are those of the published files. DCR's 938 safety prompts are
+I-MaliciousInstructions 100 + I-CoNa 178 + I-Controversial 40 + Q-Harm 100 + AdvBench 520: what the
+paper calls HarmfulQ is Q-Harm of Safety-Tuned LLaMAs, not the HarmfulQ of Shaikh et al. (200). The
+paper's PHTest is both of its parts together.
+"""
+
+from functools import partial
+
+from .contrasts import xstest_pairs
+from .schema import Benchmark, Hub
+
+_STL = "Bianchi et al., ICLR 2024, github.com/vinid/safety-tuned-llamas, data/evaluation"
+_PHTEST = partial(
+    Benchmark,
+    source="An et al., COLM 2024, arXiv 2409.00598",
+    licence="MIT",
+    rows=3269,
+    text=("Request",),
+    id="ID",
+    type="Harmfulness",
+    hub=Hub("furonghuang-lab/PHTest"),
+)
+# {"instructions": […]}, of which each text is read as a row with a `prompt`.
+_STL_FILE = partial(Benchmark, source=_STL, licence="CC BY-NC 4.0", kind="unsafe")
+_JBB = partial(
+    Benchmark,
+    source="Chao et al., NeurIPS 2024, arXiv 2404.01318",
+    licence="MIT",
+    rows=100,
+    text=("Goal",),
+    id="Index",
+    type="Category",
+)
+
+_ALL = (
+    Benchmark(
+        name="xstest",
+        about="250 safe prompts that sound unsafe, and 200 unsafe contrasts",
+        source="Röttger et al., NAACL 2024, github.com/paul-rottger/xstest, xstest_prompts.csv",
+        licence="CC BY 4.0",
+        rows=450,
+        id="id",
+        type="type",
+        kind="label",
+        kinds={"safe": "safe", "unsafe": "unsafe"},
+        hub=Hub("Paul/XSTest"),
+        pairs=xstest_pairs,
+    ),
+    Benchmark(
+        name="or_bench_hard",
+        about="safe prompts that several models refuse (OR-Bench-Hard-1K)",
+        source="Cui et al., ICML 2025, arXiv 2405.20947",
+        licence="CC BY 4.0",
+        rows=1319,
+        type="category",
+        hub=Hub("bench-llm/or-bench", "or-bench-hard-1k"),
+    ),
+    Benchmark(
+        name="oktest",
+        about="safe questions with words that sound unsafe",
+        source="Shi et al., ACL 2024, github.com/InvokerStark/OverKill, data/OKTest.csv",
+        licence="none stated",
+        rows=300,
+    ),
+    _PHTEST(
+        name="phtest_harmless",
+        about="pseudo-harmful prompts labelled harmless",
+        keep=("Harmfulness", "harmless"),
+    ),
+    _PHTEST(
+        name="phtest_controversial",
+        about="pseudo-harmful prompts labelled controversial",
+        keep=("Harmfulness", "controversial"),
+    ),
+    Benchmark(
+        name="coconot_contrast",
+        about="prompts to comply with, close to ones that are not",
+        source="Brahman et al., NeurIPS 2024, arXiv 2407.12043",
+        licence="ODC-BY",
+        rows=379,
+        id="id",
+        type="category",
+        hub=Hub("allenai/coconot", "contrast", "test"),
+    ),
+    _STL_FILE(name="i_malicious", about="I-MaliciousInstructions", rows=100),
+    _STL_FILE(name="i_cona", about="I-CoNa, hateful instructions", rows=178),
+    _STL_FILE(name="i_controversial", about="I-Controversial", rows=40),
+    _STL_FILE(name="q_harm", about="Q-Harm, questions, some of them mild", rows=100),
+    Benchmark(
+        name="advbench",
+        about="harmful behaviours",
+        source="Zou et al., 2023, github.com/llm-attacks/llm-attacks, harmful_behaviors.csv",
+        licence="MIT",
+        rows=520,
+        text=("goal", "prompt"),
+        kind="unsafe",
+        hub=Hub("walledai/AdvBench"),
+    ),
+    _JBB(
+        name="jailbreakbench",
+        about="JBB-Behaviors, harmful",
+        kind="unsafe",
+        hub=Hub("JailbreakBench/JBB-Behaviors", "behaviors", "harmful"),
+    ),
+    _JBB(
+        name="jailbreakbench_benign",
+        about="JBB-Behaviors, benign",
+        hub=Hub("JailbreakBench/JBB-Behaviors", "behaviors", "benign"),
+    ),
+)
+
+BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
+"""Every benchmark by its name; `tiny` and files of one's own come beside these (`sources`)."""

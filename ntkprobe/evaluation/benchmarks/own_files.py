@@ -1,0 +1,88 @@
+"""Prompts from a file of the user's: a column with the text, and one that says what it is."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from ...prompt_files import read_rows
+from ...prompts import GROUP_COLUMNS, TEXT_COLUMNS
+from .catalogue import BENCHMARKS
+from .questions import Questions
+from .schema import tabulated
+
+_KIND_COLUMNS = ("kind", *GROUP_COLUMNS)
+_OWN_KINDS = {
+    "safe": "safe",
+    "unsafe": "unsafe",
+    "normal": "safe",
+    "seemingly_toxic": "safe",
+    "toxic": "unsafe",
+}
+
+
+def read_own(
+    path: Path, kind: str | None, name: str | None = None, licence: str = "unknown"
+) -> Questions:
+    """Return the prompts of a file that is no published benchmark.
+
+    Args:
+        path: CSV, JSONL, JSON or Parquet.
+        kind: of all its prompts, where it does not say.
+        name: else the file's.
+        licence: if it is known.
+
+    Returns:
+        Its prompts.
+
+    Raises:
+        UserError: if a column is missing, or a kind is none.
+    """
+    records = read_rows(path)
+    columns = list(records[0]) if records else []
+    text = next((column for column in TEXT_COLUMNS if column in columns), None)
+    column = next((column for column in _KIND_COLUMNS if column in columns), None)
+    if text is None:
+        raise UserError(
+            f"{path} has no prompts: its columns are {columns}, needed is one of "
+            f"{list(TEXT_COLUMNS)}"
+        )
+    if column is None and kind is None:
+        raise UserError(
+            f"{path} does not say what its prompts are: add a column kind (safe or unsafe), or "
+            f"write {path}=safe or {path}=unsafe"
+        )
+    rows = [
+        {
+            "id": str(record.get("id") or number),
+            "prompt": record.get(text),
+            "kind": kind or _own_kind(record, str(column), f"{path}, row {number}"),
+            "type": str(record.get("type") or (record.get("group") or "")),
+        }
+        for number, record in enumerate(records, start=1)
+    ]
+    table = tabulated(rows, str(path))
+    paired = [str(record.get("pair") or "") for record in records]
+    label = name or _file_name(path)
+    return Questions(
+        label, table.assign(pair=paired), name or str(path), licence, None, len(records)
+    )
+
+
+def _own_kind(record: Mapping[str, Any], column: str, where: str) -> str:
+    """Return what a row of a user's file says that its prompt is.
+
+    Raises:
+        UserError: if it is none of what is allowed.
+    """
+    said = str(record.get(column) or "").strip()
+    if said not in _OWN_KINDS:
+        raise UserError(f"{where}: {column} is {said!r}, allowed are {list(_OWN_KINDS)}")
+    return _OWN_KINDS[said]
+
+
+def _file_name(path: Path) -> str:
+    """Return a file's name as that of a benchmark, which names files in turn."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", path.stem).strip("._")
+    return f"own_{name}" if not name or name in (*BENCHMARKS, "tiny") else name

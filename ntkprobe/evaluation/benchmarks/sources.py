@@ -1,0 +1,103 @@
+"""The prompts of a benchmark, from the hub, from its file, from a file of one's own, or embedded.
+
+A word of `--benchmark` is NAME, NAME=FILE, FILE, or FILE=safe and FILE=unsafe for a file that does
+not say which its prompts are.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError, one_line
+from ...prompt_files import read_rows
+from .catalogue import BENCHMARKS
+from .own_files import read_own
+from .questions import Questions
+from .schema import KINDS, Benchmark
+
+EMBEDDED = "tiny"
+"""The name of the embedded prompts, which the embedded models are measured on."""
+
+
+def read_benchmark(word: str) -> Questions:
+    """Return the prompts that a word of `--benchmark` means.
+
+    Args:
+        word: NAME, NAME=FILE, FILE or FILE=KIND.
+
+    Returns:
+        Its prompts.
+
+    Raises:
+        UserError: if there is no such benchmark, or it cannot be read.
+    """
+    name, equals, rest = word.partition("=")
+    if name == EMBEDDED and not equals:
+        from ...tiny import measure_path
+
+        return read_own(measure_path(), None, EMBEDDED, "Apache-2.0")
+    if name in BENCHMARKS:
+        return _published(BENCHMARKS[name], Path(rest) if equals else None)
+    path, mark, kind = word.rpartition("=")
+    if mark and kind in KINDS and not Path(word).exists():
+        return read_own(Path(path), kind)
+    if Path(word).suffix and not (equals and not Path(word).exists()):
+        return read_own(Path(word), None)
+    known = ", ".join([EMBEDDED, *BENCHMARKS])
+    raise UserError(f"no benchmark {name!r}: choose from {known}, or give a file, as FILE=safe")
+
+
+def _published(benchmark: Benchmark, path: Path | None) -> Questions:
+    """Return a benchmark's prompts from its file, or from the hub.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    if path is not None:
+        records, where = read_rows(path), str(path)
+    elif benchmark.hub is None:
+        raise UserError(
+            f"{benchmark.name} is a file that no hub has: get it from {benchmark.source} and give "
+            f"--benchmark {benchmark.name}=FILE"
+        )
+    else:
+        records, where = _from_hub(benchmark), f"hub:{benchmark.hub.path}"
+    return Questions(
+        name=benchmark.name,
+        table=benchmark.table(records, where),
+        source=where,
+        licence=benchmark.licence,
+        published=benchmark.rows,
+        found=len(records),
+    )
+
+
+def _from_hub(benchmark: Benchmark) -> list[dict[str, Any]]:
+    """Return a benchmark's rows from the hub.
+
+    Raises:
+        UserError: if `datasets` is not installed, or the hub does not give them.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise UserError(
+            f"{benchmark.name} comes from the hub, for which `datasets` is needed: "
+            f"pip install 'ntkprobe[benchmarks]', or give --benchmark {benchmark.name}=FILE"
+        ) from None
+    assert benchmark.hub is not None
+    hub = benchmark.hub
+    try:
+        return list(load_dataset(hub.path, hub.config, split=hub.split))
+    except Exception as error:  # datasets raises what its many parts raise
+        raise UserError(_refused(benchmark, error)) from error
+
+
+def _refused(benchmark: Benchmark, error: Exception) -> str:
+    """Return in one line why the hub does not give a benchmark, and what to do."""
+    assert benchmark.hub is not None
+    place, text = benchmark.hub.path, f"{type(error).__name__} {error}"
+    instead = f"or give its file: --benchmark {benchmark.name}=FILE ({benchmark.source})"
+    if re.search(r"gated|401|403|[Aa]uthenticat|restricted", text):
+        return f"{place} is gated: accept its terms on huggingface.co and set HF_TOKEN, {instead}"
+    return f"{place} cannot be read from the hub ({one_line(text)[:160]}): try again, {instead}"

@@ -1,0 +1,117 @@
+"""The folder of one evaluation: settings, prompts, and answers in batches, each whole or absent.
+
+E/run.json                          settings, versions, model, label
+E/prompts/NAME.parquet              id, prompt, kind, type, pair
+E/answers/NAME/batch-00000.parquet  id, answer, n_tokens, ended, seconds
+E/verdicts/NAME/JUDGE.parquet       see `judging`
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..errors import UserError
+from ..provenance import versions
+from ..storage import replacing, write_json, write_table
+from .answers import Given
+from .benchmarks import Questions
+from .settings import insist_on_equal
+
+SCHEMA_VERSION = 1
+ANSWER_TYPES = {
+    "id": "object",
+    "answer": "object",
+    "n_tokens": "Int64",
+    "ended": "boolean",
+    "seconds": "float64",
+}
+
+
+class EvaluationFolder:
+    """`--output-dir`.
+
+    Args:
+        path: where it is, or will be.
+        overwrite: forget what it holds.
+
+    Raises:
+        UserError: if it cannot be written to, or holds something else.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with replacing(path / ".writable") as probe:
+                probe.touch()
+            (path / ".writable").unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {path}: {error.strerror or error}") from error
+        if self.record and "benchmarks" not in self.record:
+            raise UserError(f"{path} is no evaluation's folder: give another --output-dir")
+        if overwrite:
+            self._forget()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `run.json` says; empty without one."""
+        try:
+            return json.loads((self.path / "run.json").read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+
+    def adopt(self, record: dict[str, Any], **about: Any) -> None:
+        """Write the settings to `run.json`, or insist that they agree with what it says.
+
+        Args:
+            record: `model`, `answers` and `benchmarks`; benchmarks are added to those there.
+            about: what is only told, such as the label.
+        """
+        old = self.record
+        insist_on_equal(self.path, old, record)
+        merged = {
+            "schema_version": SCHEMA_VERSION,
+            "versions": old.get("versions") or versions(),
+            **{**old, **about},
+            **record,
+            "benchmarks": {**old.get("benchmarks", {}), **record["benchmarks"]},
+        }
+        if merged != old:
+            write_json(self.path / "run.json", merged)
+
+    def write_questions(self, questions: Questions) -> None:
+        """Write the prompts of a benchmark."""
+        write_table(self.path / "prompts" / f"{questions.name}.parquet", questions.table)
+
+    def answered(self, name: str) -> set[str]:
+        """Return the ids of the prompts that have an answer."""
+        shards = self._shards(name)
+        return {str(i) for shard in shards for i in pd.read_parquet(shard, columns=["id"])["id"]}
+
+    def write_batch(self, name: str, answers: Sequence[Given]) -> None:
+        """Write some answers as one new shard.
+
+        Args:
+            name: the benchmark.
+            answers: one or more.
+        """
+        numbers = [int(shard.stem.removeprefix("batch-")) for shard in self._shards(name)]
+        path = self.path / "answers" / name / f"batch-{max(numbers, default=-1) + 1:05d}.parquet"
+        table = pd.DataFrame([vars(answer) for answer in answers], columns=list(ANSWER_TYPES))
+        write_table(path, table.astype(ANSWER_TYPES))
+
+    def _shards(self, name: str) -> list[Path]:
+        """Return the shards of a benchmark, in order."""
+        return sorted((self.path / "answers" / name).glob("batch-*.parquet"))
+
+    def _forget(self) -> None:
+        """Remove what we wrote, and nothing else."""
+        for name in ("prompts", "answers", "verdicts"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            (self.path / "run.json").unlink()

@@ -1,0 +1,245 @@
+"""A folder of answers and verdicts as tidy tables. Loads no torch.
+
+The files hold raw verdicts; rates, intervals and agreement are derived here, every time.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import combinations
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import UserError
+from . import scores
+from .preferences import points
+from .verdict_files import KEY, digest
+from .verdicts import SAFE, UNDETERMINED, UNSAFE
+
+PROMPTS = ["id", "prompt", "kind", "type", "pair"]
+
+
+class Evaluation:
+    """What `ntkprobe evaluate` wrote about one model.
+
+    Args:
+        folder: the folder given to it as `--output-dir`.
+
+    Attributes:
+        folder: the same, as a path.
+
+    Raises:
+        UserError: if it holds no evaluation.
+    """
+
+    def __init__(self, folder: str | PathLike[str]) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "prompts").is_dir() and not self._abilities.is_file():
+            raise UserError(
+                f"no evaluation in {self.folder}: make one with `ntkprobe evaluate --model MODEL "
+                f"--benchmark NAME --output-dir {self.folder}`"
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything in `run.json`; empty where it holds abilities only."""
+        return _json(self.folder / "run.json")
+
+    @property
+    def label(self) -> str:
+        """What the method is called: as `run.json` says, else like the folder."""
+        return str(self.settings.get("label") or self.folder.resolve().name)
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """The names of the benchmarks with prompts."""
+        return sorted(path.stem for path in (self.folder / "prompts").glob("[!.]*.parquet"))
+
+    @property
+    def overlap(self) -> dict[str, dict[str, int]]:
+        """How many prompts of a benchmark the model was trained on: `{name: {count, of}}`."""
+        return _json(self.folder / "overlap.json")
+
+    def prompts(self, benchmark: str) -> pd.DataFrame:
+        """Return the prompts of a benchmark: `id, prompt, kind, type, pair`."""
+        path = self.folder / "prompts" / f"{benchmark}.parquet"
+        return pd.read_parquet(path).reindex(columns=PROMPTS)
+
+    def answers(self, benchmark: str) -> pd.DataFrame:
+        """Return the answers to a benchmark: `id, answer, n_tokens, ended, seconds`."""
+        shards = sorted((self.folder / "answers" / benchmark).glob("batch-*.parquet"))
+        if not shards:
+            return pd.DataFrame(columns=["id", "answer", "n_tokens", "ended", "seconds"])
+        table = pd.concat([pd.read_parquet(shard) for shard in shards])
+        return table.drop_duplicates("id", keep="last").reset_index(drop=True)
+
+    def verdicts(self) -> pd.DataFrame:
+        """Return a row for each prompt and judge that looked at its benchmark.
+
+        Returns:
+            `method, benchmark, judge, asks, id, kind, type, pair, verdict`, which is `undetermined`
+            also where the prompt has no answer, or not the one that was judged.
+        """
+        tables = [table for name in self.benchmarks for table in self._judged(name)]
+        columns = ["method", "benchmark", "judge", "asks", *PROMPTS, "verdict"]
+        return (pd.concat(tables) if tables else pd.DataFrame(columns=columns)).reset_index(
+            drop=True
+        )[[column for column in columns if column != "prompt"]]
+
+    def rates(self, *, by_type: bool = False) -> pd.DataFrame:
+        """Return how often the model does what one hopes for.
+
+        Args:
+            by_type: apart for each of a benchmark's own types.
+
+        Returns:
+            `method, benchmark, judge, asks, kind, measure, value, low, high, count, of, interval,
+            coverage`: of safe prompts `compliance` by a refusal judge, of unsafe ones, and of all
+            by a safety judge, `defence`.
+        """
+        by = ["method", "benchmark", "judge", "asks", "kind", *(["type"] if by_type else [])]
+        return _scored(self.verdicts(), by)
+
+    def two_sided(self) -> pd.DataFrame:
+        """Return both sides of the trade-off over all prompts together, a row a side and judge.
+
+        Returns:
+            As `rates`, without `benchmark`; a prompt weighs the same whichever set it is of.
+        """
+        verdicts = self.verdicts()
+        return _scored(verdicts, ["method", "judge", "asks", "kind"])
+
+    def agreement(self) -> pd.DataFrame:
+        """Return how far each two judges that ask the same agree.
+
+        Returns:
+            `method, benchmark, kind, judge, other, kappa, low, high, agreement, count, of`, in two
+            classes; `kappa` is missing where chance explains everything.
+        """
+        rows: list[dict[str, Any]] = []
+        by = ["method", "benchmark", "asks", "kind"]
+        for key, group in self.verdicts().groupby(by, dropna=False):
+            wide = group.pivot(index="id", columns="judge", values="verdict").fillna(UNDETERMINED)
+            for first, second in combinations(wide.columns, 2):
+                kappa, plain = scores.kappa(wide[first].tolist(), wide[second].tolist())
+                about = dict(zip(by, key, strict=True)) | {"judge": first, "other": second}
+                limits = {"kappa": kappa.value, "low": kappa.low, "high": kappa.high}
+                counts = {"agreement": plain.value, "count": plain.count, "of": plain.of}
+                rows.append(about | limits | counts)
+        names = ["judge", "other", "kappa", "low", "high", "agreement", "count", "of"]
+        return pd.DataFrame(rows, columns=[*by, *names]).drop(columns="asks")
+
+    def pairs(self) -> pd.DataFrame:
+        """Return how often a safe prompt and its unsafe contrast are told apart.
+
+        Returns:
+            `method, benchmark, judge, outcome, value, low, high, count, of, interval, coverage`,
+            for the refusal judges of benchmarks that have pairs.
+        """
+        rows: list[dict[str, Any]] = []
+        by = ["method", "benchmark", "judge"]
+        table = self.verdicts()
+        for key, group in table.loc[table["asks"] == "refusal"].groupby(by):
+            said = dict(zip(group["id"], group["verdict"], strict=True))
+            safe = group.loc[(group["kind"] == SAFE) & group["pair"].isin(list(said))]
+            contrasts = [said[pair] for pair in safe["pair"]]
+            if contrasts:
+                for outcome, score in scores.paired(safe["verdict"].tolist(), contrasts).items():
+                    rows.append(dict(zip(by, key, strict=True)) | {"outcome": outcome} | row(score))
+        return pd.DataFrame(rows, columns=[*by, "outcome", *row(scores.compliance([]))])
+
+    def win_rates(self) -> pd.DataFrame:
+        """Return how often our answer is preferred to a reference run's.
+
+        Returns:
+            `method, benchmark, reference, value, low, high, count, of, interval, coverage,
+            consistency`, the last the share of pairs with one preference in both orders.
+        """
+        rows = []
+        for path in sorted((self.folder / "preferences").glob("*/[!.]*.parquet")):
+            table = pd.read_parquet(path)
+            values = np.array(list(points(table)), float)
+            orders = table[["ours_first", "ours_second"]]
+            read = table.loc[~orders.isin([UNDETERMINED]).any(axis=1)]
+            same = (read["ours_first"] == read["ours_second"]).mean() if len(read) else None
+            about = {"method": self.label, "benchmark": path.parent.name, "reference": path.stem}
+            score = scores.mean(values, of=len(table))
+            rows.append(about | row(score) | {"consistency": same})
+        names = ["method", "benchmark", "reference", *row(scores.compliance([])), "consistency"]
+        return pd.DataFrame(rows, columns=names)
+
+    def abilities(self) -> pd.DataFrame:
+        """Return what lm-evaluation-harness measured: `method, task, metric, value, stderr, n`."""
+        rows = [
+            {"method": self.label, "task": task, **result}
+            for task, results in _json(self._abilities).get("tasks", {}).items()
+            for result in results
+        ]
+        return pd.DataFrame(rows, columns=["method", "task", "metric", "value", "stderr", "n"])
+
+    @property
+    def _abilities(self) -> Path:
+        return self.folder / "abilities.json"
+
+    def _judged(self, benchmark: str) -> Iterator[pd.DataFrame]:
+        """Yield the verdicts of each judge of a benchmark, beside the prompts."""
+        prompts, answers = self.prompts(benchmark), self.answers(benchmark)
+        now = dict(zip(answers["id"], map(digest, answers["answer"]), strict=True))
+        for path in sorted((self.folder / "verdicts" / benchmark).glob("[!.]*.parquet")):
+            table = pd.read_parquet(path).drop_duplicates("id", keep="last")
+            if "digest" in table:
+                table = table.loc[table["digest"] == table["id"].map(now)]
+            else:
+                table = table.loc[table["id"].isin(list(now))]
+            said = dict(zip(table["id"], table["verdict"], strict=True))
+            yield prompts.assign(
+                method=self.label,
+                benchmark=benchmark,
+                judge=path.stem,
+                asks=_asks(path, table["verdict"]),
+                verdict=[said.get(name, UNDETERMINED) for name in prompts["id"]],
+            )
+
+
+def row(score: scores.Score) -> dict[str, Any]:
+    """Return a score as the columns of a table, with its coverage."""
+    return {**asdict(score), "coverage": score.coverage}
+
+
+def _scored(verdicts: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return the rate of each group of verdicts, as `Evaluation.rates` has them."""
+    rows = []
+    for key, group in verdicts.groupby(by, dropna=False, sort=True):
+        about = dict(zip(by, key, strict=True))
+        complying = about["asks"] == "refusal" and about["kind"] == SAFE
+        measure = scores.compliance if complying else scores.defence
+        name = "compliance" if complying else "defence"
+        rows.append(about | {"measure": name} | row(measure(group["verdict"].tolist())))
+    return pd.DataFrame(rows, columns=[*by, "measure", *row(scores.compliance([]))])
+
+
+def _asks(path: Path, verdicts: pd.Series) -> str:
+    """Return what a judge asks, as its file says, or else as its verdicts show."""
+    import pyarrow.parquet as pq
+
+    stored = (pq.read_schema(path).metadata or {}).get(KEY.encode(), b"{}")
+    shown = "safety" if set(verdicts) & {SAFE, UNSAFE} else "refusal"
+    return str(json.loads(stored).get("asks", shown))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return the contents of a JSON file; empty where there is none.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error

@@ -1,0 +1,109 @@
+"""A guard model: a causal language model that was trained to say what an answer is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ...checkpoints import LoadSettings, load_model, load_tokenizer
+from ...errors import UserError
+from ...generation import generate_answers
+from ..verdicts import UNDETERMINED, Item, Verdict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A guard in memory.
+
+    Attributes:
+        model: a folder, or a name on the hub.
+        load: how it is loaded.
+        batch_size: answers at a time, which changes no verdict in float32.
+        max_new_tokens: of what it says.
+    """
+
+    model: str
+    load: LoadSettings
+    batch_size: int
+    max_new_tokens: int
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Its tokenizer."""
+        return load_tokenizer(self.model, local=False)
+
+    @cached_property
+    def network(self) -> Any:
+        """Its weights, loaded when they are first needed."""
+        return load_model(self.model, self.load)
+
+    def say(self, texts: Sequence[str]) -> list[str]:
+        """Return what the guard says to each text, special tokens written out in it.
+
+        Args:
+            texts: rendered for it.
+
+        Returns:
+            Replies; a text that is too long for the guard's context gets an empty one.
+        """
+        ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        context = getattr(self.network.config, "max_position_embeddings", None)
+        fits = [
+            row
+            for row, tokens in enumerate(ids)
+            if context is None or len(tokens) + self.max_new_tokens <= context
+        ]
+        replies = [""] * len(texts)
+        if fits:
+            said = generate_answers(
+                self.network,
+                self.tokenizer,
+                [ids[row] for row in fits],
+                max_new_tokens=self.max_new_tokens,
+                batch_size=self.batch_size,
+            )
+            for row, reply in zip(fits, said, strict=True):
+                replies[row] = reply
+        return replies
+
+    def rendered(self, messages: list[dict[str, str]]) -> str:
+        """Return a conversation in the guard's own chat template.
+
+        Raises:
+            UserError: if it has none.
+        """
+        if not self.tokenizer.chat_template:
+            raise UserError(
+                f"the guard {self.model} has no chat template, so that it cannot be asked: give "
+                "the published guard, or a copy with its chat_template.jinja"
+            )
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+
+
+def guarded(
+    items: Sequence[Item],
+    guard: Guard,
+    render: Callable[[Item], str],
+    parse: Callable[[str], str | None],
+) -> list[Verdict]:
+    """Return a guard's verdicts.
+
+    Args:
+        items: answers; an empty one is not asked about.
+        guard: who is asked.
+        render: the text it is given for an item.
+        parse: its verdict in what it said; None for what is off its format.
+
+    Returns:
+        One verdict an item, with what the guard said; what cannot be parsed is undetermined.
+    """
+    verdicts = [Verdict(item.id, UNDETERMINED, "empty answer") for item in items]
+    rows = [row for row, item in enumerate(items) if item.answer.strip()]
+    said = guard.say([render(items[row]) for row in rows]) if rows else []
+    for row, reply in zip(rows, said, strict=True):
+        verdict = parse(reply) or UNDETERMINED
+        verdicts[row] = Verdict(items[row].id, verdict, reply.strip() or "too long for the guard")
+    return verdicts

@@ -1,0 +1,171 @@
+"""Which model answers: what it is on disk, and how it comes into memory while it answers."""
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import (
+    LoadSettings,
+    adapted,
+    base_folder_of,
+    identity,
+    load_model,
+    load_tokenizer,
+    readiness,
+)
+from ..errors import UserError
+from .answers import LocalModel
+from .settings import AnswerSettings
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that is evaluated.
+
+    Attributes:
+        model: a folder or hub name.
+        adapter: a folder with an adapter over it.
+        mitigation: a folder that `ntkprobe mitigate fit` wrote.
+        load: how it is loaded.
+    """
+
+    model: str
+    adapter: Path | None = None
+    mitigation: Path | None = None
+    load: LoadSettings = field(default_factory=LoadSettings)
+
+    @classmethod
+    def named(
+        cls,
+        model: str | None,
+        adapter: Path | None,
+        mitigation: Path | None,
+        load: LoadSettings,
+    ) -> "Subject":
+        """Return what the user named; an adapter's own base where no model is named.
+
+        Args:
+            model: a model, or an adapter.
+            adapter: an adapter.
+            mitigation: a fitted mitigation.
+            load: how to load it.
+
+        Returns:
+            The subject.
+
+        Raises:
+            UserError: if there is no model, or it is not whole.
+        """
+        if (
+            model is not None
+            and adapter is None
+            and (Path(model) / "adapter_config.json").is_file()
+        ):
+            model, adapter = None, Path(model)
+        if adapter is not None and not (adapter / "adapter_config.json").is_file():
+            raise UserError(f"{adapter} is no adapter: it has no adapter_config.json")
+        if model is None and adapter is None:
+            raise UserError("no model: give --model MODEL, or --adapter ADAPTER")
+        if mitigation is not None and not mitigation.is_dir():
+            raise UserError(f"no folder {mitigation}: make it with ntkprobe mitigate fit")
+        base = model if model is not None else str(base_folder_of(Path(str(adapter))))
+        return cls(base, adapter, mitigation, load)
+
+    def record(self) -> dict[str, Any]:
+        """Return what `run.json` keeps: names, which are told, and identities, which count."""
+        return {
+            "base": {"name": self.model, "identity": _weights(self.model)},
+            "adapter": _told(self.adapter, _weights(str(self.adapter))) if self.adapter else None,
+            "mitigation": _told(self.mitigation, _digest(self.mitigation))
+            if self.mitigation
+            else None,
+            "dtype": self.load.dtype,
+        }
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders that it comes from, the last stage first."""
+        named = [self.adapter, Path(self.model)]
+        return [folder for folder in named if folder is not None and folder.is_dir()]
+
+    @property
+    def label(self) -> str:
+        """What it is called unless the user says: its run's name, and its mitigation's."""
+        place = Path(self.adapter or self.model)
+        if place.is_dir():
+            place = place.resolve()
+        whole = place.parent.name if place.name == "final" or place.name == "model" else place.name
+        if place.name.startswith("checkpoint-"):
+            whole = f"{place.parent.name}-{place.name.removeprefix('checkpoint-')}"
+        return f"{whole}+{self.mitigation.resolve().name}" if self.mitigation else whole
+
+    @contextmanager
+    def in_memory(self, settings: AnswerSettings, batch_size: int | None) -> Generator[LocalModel]:
+        """Load it, and hold its mitigation in place.
+
+        Args:
+            settings: how it answers.
+            batch_size: prompts at a time; None to find out.
+
+        Yields:
+            A model that answers.
+        """
+        from ..chat import resolve_template
+
+        with ExitStack() as stack:
+            model: Any = load_model(self.model, self.load)
+            if self.adapter:
+                model = stack.enter_context(adapted(model, self.adapter))
+            tokenizer = self._tokenizer()
+            processors: Any = ()
+            if self.mitigation:
+                from ..mitigations import applied, load
+
+                fitted = load(self.mitigation, model)
+                processors = stack.enter_context(applied(fitted, model, tokenizer))
+            yield LocalModel(
+                model,
+                tokenizer,
+                resolve_template(tokenizer, settings.template),
+                settings,
+                processors=list(processors),
+                batch_size=batch_size,
+            )
+
+    def _tokenizer(self) -> Any:
+        """Return the adapter's tokenizer if it has one, else the model's."""
+        if self.adapter and (self.adapter / "tokenizer_config.json").is_file():
+            return load_tokenizer(self.adapter)
+        return load_tokenizer(self.model, local=False)
+
+
+def _told(place: Path, what: str) -> dict[str, str]:
+    """Return a name and an identity."""
+    return {"name": str(place), "identity": what}
+
+
+def _weights(name: str) -> str:
+    """Return the identity of a model's or adapter's weights; a hub name is its own.
+
+    Raises:
+        UserError: if the folder is not whole, or is of a kind that is not read.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return f"hub:{name}"
+    verdict = readiness(folder)
+    if verdict.state in ("refused", "incomplete"):
+        raise UserError(f"{folder} cannot be evaluated: {verdict.reason}")
+    return identity(folder, verdict.weights)
+
+
+def _digest(folder: Path) -> str:
+    """Return the SHA-256 of the files in a folder, names included."""
+    digest = sha256()
+    for path in sorted(each for each in folder.iterdir() if each.is_file()):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,92 @@
+"""Prompts of a benchmark that the model was trained on: counted, so that its column can say so.
+
+A training run of ours keeps the prompts it trained on beside its checkpoints (`data.parquet`), and
+the model it began with in its settings (`training.yaml`), which may lie in another such run.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..prompt_files import read_rows
+from ..prompts import TEXT_COLUMNS, normalised
+from .benchmarks import Questions
+
+SETTINGS, DATA = "training.yaml", "data.parquet"
+
+
+def training_prompts(models: Iterable[Path], files: Iterable[Path] = ()) -> dict[str, set[str]]:
+    """Return the prompts that models were trained on, as far as it is recorded, by their source.
+
+    Args:
+        models: folders of models and adapters: a run, its `final`, or one of its checkpoints.
+        files: further training data, of other trainers.
+
+    Returns:
+        Prompts as they are compared (`prompts.normalised`); empty if nothing is recorded.
+    """
+    runs = dict.fromkeys(run for model in models for run in _runs(model))
+    sources = {str(run): run / DATA for run in runs} | {str(file): file for file in files}
+    return {name: _texts(path) for name, path in sources.items()}
+
+
+def overlap(questions: Questions, trained: Mapping[str, set[str]]) -> dict[str, Any] | None:
+    """Return how many prompts of a benchmark were trained on.
+
+    Args:
+        questions: the benchmark.
+        trained: from `training_prompts`.
+
+    Returns:
+        `prompts` (how many, of all sources), `of`, `kinds` (how many of each kind) and `sources`
+        (how many of each); None if no training data is recorded.
+    """
+    if not trained:
+        return None
+    asked = [normalised(text) for text in questions.table["prompt"]]
+    known = set().union(*trained.values())
+    seen = questions.table[[text in known for text in asked]]
+    return {
+        "prompts": len(seen),
+        "of": len(asked),
+        "kinds": {str(kind): int(n) for kind, n in seen["kind"].value_counts().items()},
+        "sources": {name: sum(t in texts for t in asked) for name, texts in trained.items()},
+    }
+
+
+def _runs(model: Path) -> Iterator[Path]:
+    """Yield the training runs that a model came out of, the last one first."""
+    import yaml
+
+    seen: set[Path] = set()
+    while True:
+        place = model.resolve()
+        run = next((each for each in (place, place.parent) if (each / DATA).is_file()), None)
+        if run is None or run in seen:
+            return
+        seen.add(run)
+        yield run
+        try:
+            before = (yaml.safe_load((run / SETTINGS).read_text("utf-8")) or {}).get("model")
+        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            return
+        # Runs are often moved together: a relative path may be meant from one of the run's parents.
+        places = [Path(str(before)), *(parent / str(before) for parent in run.parents[:3])]
+        found = [place for place in places if before and place.is_dir()]
+        if not found:
+            return
+        model = found[0]
+
+
+def _texts(path: Path) -> set[str]:
+    """Return the prompts of a file as they are compared.
+
+    Raises:
+        UserError: if it has no column of prompts.
+    """
+    rows = read_rows(path)
+    column = next((name for name in TEXT_COLUMNS if rows and name in rows[0]), None)
+    if column is None:
+        raise UserError(f"{path} has no prompts: needed is a column out of {list(TEXT_COLUMNS)}")
+    return {normalised(str(row.get(column) or "")) for row in rows} - {""}
