@@ -5,6 +5,7 @@ block ℓ, counted from 1, taken by a hook: transformers' `hidden_states` shows 
 the final norm.
 """
 
+import re
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,13 +19,35 @@ from torch.overrides import TorchFunctionMode
 from .errors import UserError
 
 Hook = Callable[..., Any]
+MIXER = re.compile(r"attn|attention|mixer|mamba|ssm|conv|recurrent", re.IGNORECASE)
+_POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 
 
 @dataclass(frozen=True)
 class Before:
-    """A hook on what goes into a module: `(module, args, kwargs) -> (args, kwargs)`, or None."""
+    """A hook on what goes into a module: `(module, args, kwargs) -> (args, kwargs)`, or None.
+
+    Attributes:
+        function: the hook.
+        whole_pass: what it sees decides what other hooks do: a block alone, run again without it,
+            would give something else.
+    """
 
     function: Hook
+    whole_pass: bool = False
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Return what the hook returns."""
+        return self.function(*arguments)
+
+
+def blocks_run_alone(model: nn.Module) -> bool:
+    """Return whether a block alone does what it does within a pass: no hook needs the whole one."""
+    return not any(
+        isinstance(hook, Before) and hook.whole_pass
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+    )
 
 
 def decoder_list(model: nn.Module) -> nn.ModuleList:
@@ -66,6 +89,29 @@ def layer_output(model: nn.Module, layer: int) -> nn.Module:
     return blocks[layer - 1]
 
 
+def decoder(model: nn.Module) -> nn.Module:
+    """Return the module that holds the decoder blocks: token ids and cache go into it."""
+    blocks = decoder_list(model)
+    return next(m for m in model.modules() if any(child is blocks for child in m.children()))
+
+
+def writers(block: nn.Module) -> list[nn.Module]:
+    """Return the modules of a block whose outputs are added to the residual stream.
+
+    Attention (or whatever mixes positions) and the MLP; where each is followed by a norm of its
+    own (Gemma 2 and 3, OLMo 2), those norms. In order; a module without parameters is none.
+    """
+    children = {name: m for name, m in block.named_children() if any(True for _ in m.parameters())}
+    norms = {name: m for name, m in children.items() if "norm" in f"{name}{type(m)}".lower()}
+    after = [norms[name] for name in _POST_NORMS if name in norms]
+    if len(after) == len(_POST_NORMS):
+        return after
+    rest = {n: m for n, m in children.items() if n not in norms and not n.startswith("ln_")}
+    mixers = [m for name, m in rest.items() if MIXER.search(name)]
+    others = [m for name, m in rest.items() if not MIXER.search(name)]
+    return [*mixers[-1:], *others[-1:]]
+
+
 def head(model: nn.Module) -> nn.Module | None:
     """Return the module of the output matrix, `None` where the model names none."""
     find: Any = getattr(model, "get_output_embeddings", None)
@@ -92,7 +138,7 @@ def hooked(pairs: Iterable[tuple[nn.Module, Hook | Before]]) -> Generator[None]:
     with ExitStack() as stack:
         for module, hook in pairs:
             if isinstance(hook, Before):
-                handle = module.register_forward_pre_hook(hook.function, with_kwargs=True)
+                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
             else:
                 handle = module.register_forward_hook(hook)
             stack.callback(handle.remove)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .errors import UserError
-from .hooks import decoder_layers, embedding, head
+from .hooks import MIXER, decoder_layers, embedding, head
 
 _TERM = re.compile(
     r"all|lora|embed|norm|head|below:(?P<below>\d+)|last:(?P<last>\d+)|re:(?P<re>.+)"
@@ -24,7 +24,6 @@ _ADAPTER = re.compile(r"\.(lora_\w+|modules_to_save)\.")
 _WRAPPING = re.compile(
     r"\.base_layer\b|\.modules_to_save\.[^.]+|^base_model\.model\.|\b_orig_mod\."
 )
-_MIXER = re.compile(r"attn|attention|mixer|mamba|ssm|conv|recurrent", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ def _kind_in(block: nn.Module, name: str) -> str:
     module = getattr(block, child)
     if "norm" in type(module).__name__.lower() or "norm" in child:
         return "norms"
-    return "attention" if _MIXER.search(child) else "mlp"
+    return "attention" if MIXER.search(child) else "mlp"
 
 
 def _ends(model: nn.Module, inside: dict[int, Part]) -> dict[int, Part]:

@@ -68,6 +68,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Mitigation:
     found = {**about.get("learned", {}), **_read_tensors(place, about.get("tensors", []))}
     if unknown := sorted(set(found) - set(learned_by(kind))):
         raise UserError(f"{place}: {about['method']} learns no {unknown[0]!r}: fit it again")
+    if about.get("tensors") and not isinstance(found.get("fitted_on"), dict):
+        raise UserError(f"{place} does not say which model it was fitted on: fit it again")
     mitigation = kind(**settings, **found)
     if model is not None:
         require_same_model(mitigation, model)

@@ -1,17 +1,22 @@
-"""Surgical, Wang et al., ICLR 2025: ablate the false-refusal vector, leave true refusal alone."""
+"""Surgical: ablate the direction of false refusals from every layer, leave that of true ones.
+
+r = mean(toxic) − mean(normal) and w = mean(seemingly toxic) − mean(normal) of what enters a block
+at a position behind the instruction; w⊥ = w − λ (w·r / ‖r‖²) r, and ŵ = w⊥ / ‖w⊥‖. Of all blocks
+and positions, the ŵ whose ablation lowers refusal of seemingly toxic prompts most is taken.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
 from ..chat import resolve_template
-from ..hooks import Before, Hook, capture, decoder_layers
-from ..kernel import last_logits
+from ..errors import UserError
+from ..hooks import Before, Hook, decoder_layers, hidden_state, writers
 from ..prompts import PromptSet
 from ._interface import Steering, identity, learned
+from ._states import entering, replaced, rewrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,44 +24,112 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Surgical(Steering):
-    """x ← x − c (x·ŵ) ŵ on every block's input.
+    """x ← x − c (x·ŵ) ŵ wherever the residual stream is written or read; x ← x + a r at one block.
+
+    Prompts that the model treats unlike their group (toxic ones answered, others refused or not)
+    teach nothing about refusal and are left out, unless `filtered` is off.
 
     Attributes:
         coefficient: c; 0 changes nothing.
+        addition: a; the true-refusal vector is added, after the ablation, to what enters its block.
+        projection: λ, how much of the true refusal is taken out of the false one.
+        refusal_words: a refusal's first token is one of those that begin these.
+        per_group: prompts of each group at most.
+        held_out: the share of them that vectors are chosen by.
+        filtered: whether to leave out prompts that the model treats unlike their group.
+        kl_ablation: on normal prompts, a false-refusal vector may change the next token so much.
+        kl_addition: the same, for a true-refusal vector.
+        depth: vectors come from blocks below this share of the model's.
         template: how prompts become tokens.
-        vector: ŵ, `[hidden]`.
+        batch_size: prompts at a time while fitting.
+        seed: of the choice of prompts.
+        false_refusal: ŵ, `[hidden]`.
+        true_refusal: r, `[hidden]`.
+        block: the number of the block that r is added before, counted from 1.
+        report: where both were found, and how they scored.
     """
 
     coefficient: float = 1.0
+    addition: float = 0.0
+    projection: float = 1.0
+    refusal_words: tuple[str, ...] = ("I", "As")
+    per_group: int = 160
+    held_out: float = 0.2
+    filtered: bool = True
+    kl_ablation: float = 0.2
+    kl_addition: float = 2.0
+    depth: float = 0.8
     template: str = "auto"
-    vector: Tensor | None = learned()
+    batch_size: int = 16
+    seed: int = 0
+    false_refusal: Tensor | None = learned()
+    true_refusal: Tensor | None = learned()
+    block: int | None = learned()
+    report: dict[str, Any] | None = learned()
 
-    source: ClassVar[str] = "Wang et al., ICLR 2025, arXiv 2410.03415"
+    source: ClassVar[str] = "Wang et al., ICLR 2025 (arXiv 2410.03415), section 3"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.depth <= 1:
+            raise UserError(f"depth is {self.depth}: give a share of the blocks, over 0, at most 1")
+        if not 0 < self.held_out < 1:
+            raise UserError(f"held_out is {self.held_out}: give a share between 0 and 1")
 
     def fit(
         self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", prompts: PromptSet
     ) -> Self:
-        """Return a copy with the vector (for now: half-way up, a plain difference in means)."""
+        """Return a copy with both vectors.
+
+        Args:
+            model: in evaluation mode.
+            tokenizer: its tokenizer.
+            prompts: of all three groups.
+
+        Returns:
+            A fitted copy; too few prompts, or vectors that all do harm, are a `UserError`.
+        """
+        from ._surgical_fit import choose
+
         template = resolve_template(tokenizer, self.template)
-        means = []
-        for group in ("seemingly_toxic", "normal"):
-            rows = prompts.in_group(group)
-            ids = [torch.tensor(template.encode(tokenizer, prompt)) for prompt in rows]
-            with torch.no_grad(), capture(model, len(decoder_layers(model)) // 2) as found:
-                last_logits(model, ids)
-            last = [len(row) - 1 for row in ids]
-            means.append(found[0][range(len(ids)), last].double().mean(0))
-        vector = torch.nn.functional.normalize(means[0] - means[1], dim=0)
-        return replace(self, vector=vector.float().cpu(), fitted_on=identity(model))
+        found = choose(self, model, tokenizer, template, prompts)
+        return replace(self, **found, fitted_on=identity(model))
 
     def hooks(self, model: nn.Module) -> Sequence[tuple[nn.Module, Hook | Before]]:
-        """Return a hook on every block's input; none at all for a coefficient of 0."""
-        if self.coefficient == 0 or self.vector is None:
-            return []
+        """Return hooks on what enters each block, and on all that a block adds to the stream."""
+        found: list[tuple[nn.Module, Hook | Before]] = []
+        if self.coefficient and self.false_refusal is not None:
+            found += ablating(model, self.false_refusal, self.coefficient)
+        if self.addition and self.true_refusal is not None and self.block is not None:
+            module = decoder_layers(model)[self.block - 1]
+            found.append((module, adding(self.true_refusal, self.addition)))
+        return found
 
-        def ablate(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            state = args[0]
-            unit = self.vector.to(state)  # type: ignore[union-attr]
-            return (state - self.coefficient * (state @ unit)[..., None] * unit, *args[1:]), kwargs
 
-        return [(block, Before(ablate)) for block in decoder_layers(model)]
+def ablating(
+    model: nn.Module, unit: Tensor, coefficient: float
+) -> list[tuple[nn.Module, Hook | Before]]:
+    """Return hooks that take `coefficient` times the part along a unit vector out of the stream."""
+
+    def without(state: Tensor) -> Tensor:
+        along = unit.to(state)
+        return state - coefficient * (state @ along)[..., None] * along
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return replaced(args, kwargs, without(entering(args, kwargs)))
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return rewrapped(output, without(hidden_state(output)))
+
+    blocks = decoder_layers(model)
+    inputs: list[tuple[nn.Module, Hook | Before]] = [(block, Before(before)) for block in blocks]
+    return inputs + [(writer, after) for block in blocks for writer in writers(block)]
+
+
+def adding(vector: Tensor, weight: float) -> Before:
+    """Return a hook that adds a vector to what enters a block, at every position."""
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        state = entering(args, kwargs)
+        return replaced(args, kwargs, state + weight * vector.to(state))
+
+    return Before(before)

@@ -78,7 +78,8 @@ def _steps(
         # A float32 copy, as generate() passes it on.
         plain = logits[:, t].to(torch.float32, copy=True)
         require_numbers(plain.isnan().any()[None], [number])
-        changed = change(texts[:, : length + t], plain).double().log_softmax(-1)
+        seen: Any = texts[:, : length + t]
+        changed = change(seen, plain).double().log_softmax(-1)
         require_numbers(changed.isnan().any()[None], [number])
         _put(steps, t, changed.cpu(), phrases)
     return steps

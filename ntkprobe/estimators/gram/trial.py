@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ...hooks import hidden_state
+from ...hooks import blocks_run_alone, hidden_state
 from ...kernel import Probe, last_logits
 from ...parameters import requiring_grad
 from .factors import Factor, Lookup, Outer, summed
@@ -156,7 +156,7 @@ def _shared(model: nn.Module, watched: dict[str, nn.Parameter]) -> set[str]:
 
 def streamable(route: Route, prompts: Sequence[Tensor]) -> bool:
     """Return whether the blocks are joined by the residual stream alone, and may be run apart."""
-    if route.blocks is None:
+    if route.blocks is None or not blocks_run_alone(route.model):
         return False
     originals = list(route.blocks)
     leaving: list[Tensor] = []

@@ -1,0 +1,105 @@
+"""Means of the residual stream over prompts, at their last positions."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..generation import input_device, length_batches, require_measurable
+from ..hooks import Before, Hook, decoder, decoder_layers, hidden_state, hooked
+
+
+def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the hidden state among a decoder block's arguments."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def replaced(
+    args: tuple[Any, ...], kwargs: dict[str, Any], state: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a decoder block's arguments with another hidden state."""
+    return ((state, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": state})
+
+
+def rewrapped(output: Any, state: Tensor) -> Any:
+    """Return a module's output with another hidden state."""
+    return state if isinstance(output, Tensor) else (state, *output[1:])
+
+
+def mean_states(
+    model: nn.Module,
+    prompts: Sequence[Tensor],
+    count: int,
+    *,
+    before: bool = False,
+    batch_size: int = 16,
+) -> Tensor:
+    """Return the mean over prompts of what leaves each block at the last `count` positions.
+
+    Args:
+        model: in evaluation mode.
+        prompts: token ids, `count` at least of each.
+        count: of positions.
+        before: of what enters each block instead.
+        batch_size: prompts at a time.
+
+    Returns:
+        [layers, count, hidden] float64, on the CPU.
+    """
+    require_measurable(model, prompts)
+    sums = [
+        last_states(model, [prompts[row] for row in rows], count, before=before).sum(0)
+        for rows in length_batches(prompts, batch_size)
+    ]
+    return torch.stack(sums).sum(0) / len(prompts)
+
+
+@torch.no_grad()
+def last_states(
+    model: nn.Module, prompts: Sequence[Tensor], count: int, *, before: bool = False
+) -> Tensor:
+    """Return what leaves each block at the last `count` positions of prompts in one batch.
+
+    The decoder alone is run: whatever else hangs on the model's head plays no part.
+
+    Args:
+        model: in evaluation mode.
+        prompts: token ids, `count` at least of each.
+        count: of positions.
+        before: what enters each block instead.
+
+    Returns:
+        [prompts, layers, count, hidden] float64, on the CPU.
+
+    Raises:
+        UserError: if a state is NaN or infinite.
+    """
+    blocks = decoder_layers(model)
+    found: list[Tensor] = [torch.empty(0)] * len(blocks)
+    where = torch.tensor([list(range(len(ids) - count, len(ids))) for ids in prompts])
+
+    def keep(layer: int, state: Tensor) -> None:
+        rows = torch.arange(len(where), device=state.device)[:, None]
+        found[layer] = state[rows, where.to(state.device)].double().cpu()
+
+    longest = max(map(len, prompts))
+    # Padded behind, where a causal model does not look, with each prompt's own last token.
+    rows = [torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in prompts]
+    with hooked([(block, _tap(layer, keep, before)) for layer, block in enumerate(blocks)]):
+        decoder(model)(input_ids=torch.stack(rows).to(input_device(model)), use_cache=False)
+    states = torch.stack(found, 1)
+    if not bool(states.isfinite().all()):
+        raise UserError(
+            "the model's activations are NaN or infinite: its weights are broken, or its precision "
+            "is too low (try --dtype float32)"
+        )
+    return states
+
+
+def _tap(layer: int, keep: Callable[[int, Tensor], None], before: bool) -> Hook | Before:
+    """Return a hook that keeps what enters, or leaves, a block."""
+    if before:
+        return Before(lambda module, args, kwargs: keep(layer, entering(args, kwargs)))
+    return lambda module, args, output: keep(layer, hidden_state(output))

@@ -1,0 +1,403 @@
+"""Laws of the steering methods: equal to their slow definitions, and gone without a trace."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, build, with_lora, worst_block_error
+from steered_models import (
+    ENDING,
+    FAMILIES,
+    PROMPTS,
+    TEMPLATE,
+    ablated,
+    chatting,
+    encoded,
+    plain,
+    rewritten,
+    streams,
+)
+from toy_tokenizers import byte_bpe, metaspace, word_level
+from transformers import GenerationConfig, TextIteratorStreamer
+
+from ntkprobe.chat import RAW, resolve_template
+from ntkprobe.errors import UserError
+from ntkprobe.estimators.dense import Dense
+from ntkprobe.estimators.gram import Gram
+from ntkprobe.generation import left_padded
+from ntkprobe.hooks import Before, decoder_layers, hidden_state, hooked, writers
+from ntkprobe.kernel import Probe
+from ntkprobe.mitigations import applied, load, save
+from ntkprobe.mitigations._positions import instruction_end
+from ntkprobe.mitigations.scans import Scans
+from ntkprobe.mitigations.surgical import Surgical
+from ntkprobe.prompts import PromptSet
+from ntkprobe.refusal import phrase_ids, score_phrases
+
+WIDE = dict(filtered=False, kl_ablation=100.0, kl_addition=100.0, refusal_words=("I", "No"))
+SURGICAL = Surgical(coefficient=0.7, addition=0.3, **WIDE)
+SCANS = Scans(weight=0.8, layers=(0.25, 0.75), classified=(0.25, 1.0), threshold=0.0)
+
+
+@cache
+def fitted(name, method):
+    """Return a model of a family and a method fitted on it, once."""
+    model = chatting(name)
+    found = {"surgical": SURGICAL, "scans": SCANS}[method].fit(model, byte_bpe(), PROMPTS)
+    if method == "scans":  # between the prompts' scores: each sign occurs
+        scores = found.likeness(model, every_prompt()).sort().values
+        found = replace(found, threshold=float(scores[4:6].mean()))
+    return model, found
+
+
+def every_prompt():
+    return [ids for group in PROMPTS.groups for ids in encoded(group)]
+
+
+BOTH = pytest.mark.parametrize("method", ["surgical", "scans"])
+THREE = pytest.mark.parametrize("name", FAMILIES)
+
+
+def slowly(name, method, model, mitigation, ids):
+    """Return one text's logits by the method's definition, without a hook of ours."""
+    if method == "surgical":
+        unit, r = mitigation.false_refusal, mitigation.true_refusal
+        with ablated(name, model, unit, 0.7, r, 0.3, mitigation.block):
+            return plain(model, ids)
+    end, harmful = scans_by_hand(model, mitigation, ids)
+    sign = 1 if harmful else -1
+    push = torch.zeros(len(ids), 1)
+    push[end:] = sign * 0.8
+    blocks = decoder_layers(model)
+    changes = [
+        (blocks[at], None, lambda h, at=at: h + push * mitigation.vectors[at]) for at in (1, 2)
+    ]
+    with rewritten(changes):
+        return plain(model, ids)
+
+
+def scans_by_hand(model, mitigation, ids):
+    """Return where the instruction ends, and whether the prompt counts as harmful."""
+    text, size = ids.tolist(), len(ENDING)
+    end = next(i for i in range(len(text)) if text[i - size + 1 : i + 1] == ENDING)
+    sure = torch.tensor(TEMPLATE.encode_phrases(byte_bpe(), ["Sure"])[0])
+    _, leaving = streams(model, torch.cat([ids[: end + 1], sure]))
+    cosines = [
+        torch.cosine_similarity(leaving[at, end] - leaving[at, -1], mitigation.transitions[at], 0)
+        for at in (1, 2, 3)
+    ]
+    return end, sum(cosines) / 3 >= mitigation.threshold
+
+
+@THREE
+@BOTH
+def test_a_steered_model_is_its_slow_definition(name, method):
+    model, mitigation = fitted(name, method)
+    for ids in every_prompt()[::3]:
+        text = torch.cat([ids, torch.tensor([70, 71])])
+        expected = slowly(name, method, model, mitigation, text)
+        with applied(mitigation, model, byte_bpe()):
+            found = plain(model, text)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert (found[-1] - plain(model, text)[-1]).abs().max() > 1e-2
+
+
+def test_scans_pushes_both_ways():
+    model, mitigation = fitted("gpt2", "scans")
+    assert set(mitigation.harmful(model, every_prompt()).tolist()) == {True, False}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen2-tied"])
+def test_full_ablation_is_that_of_the_weights_which_write_the_stream(name):
+    model, mitigation = fitted(name, "surgical")
+    with applied(replace(mitigation, coefficient=1.0, addition=0.0), model, byte_bpe()):
+        found = plain(model, every_prompt()[0])
+    other = chatting(name, tie_word_embeddings=True)
+    unit, project = (
+        mitigation.false_refusal,
+        torch.eye(16) - torch.outer(*[mitigation.false_refusal] * 2),
+    )
+    head = other.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())  # what reads is left alone
+    written = [m.weight for m in other.modules() if isinstance(m, torch.nn.Embedding)]
+    for parameter in written:
+        parameter.data = parameter.data @ project
+    for block in decoder_layers(other):
+        outputs = [
+            m for n, m in block.named_modules() if n.endswith(("c_proj", "o_proj", "down_proj"))
+        ]
+        for layer in outputs:
+            by_row = name == "gpt2"
+            layer.weight.data = (
+                layer.weight.data @ project if by_row else project @ layer.weight.data
+            )
+            if layer.bias is not None:
+                layer.bias.data = layer.bias.data @ project
+    torch.testing.assert_close(plain(other, every_prompt()[0]), found, atol=1e-5, rtol=0)
+    assert abs(float(unit.norm()) - 1) < 1e-6
+
+
+@THREE
+def test_scans_learns_the_directions_of_its_definition(name):
+    model, mitigation = fitted(name, "scans")
+    sure = torch.tensor(TEMPLATE.encode_phrases(byte_bpe(), ["Sure"])[0])
+    state = {
+        group: [streams(model, torch.cat([ids, sure]))[1] for ids in encoded(group)]
+        for group in ("toxic", "normal")
+    }
+    at = -1 - len(sure)
+    end = {group: torch.stack([s[:, at] for s in found]).mean(0) for group, found in state.items()}
+    v = end["toxic"] - end["normal"]
+    r = end["toxic"] - torch.stack([s[:, -1] for s in state["toxic"]]).mean(0)
+    unit = v / v.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(mitigation.vectors.double(), unit, atol=1e-5, rtol=0)
+    torch.testing.assert_close(mitigation.transitions.double(), r, atol=1e-5, rtol=0)
+
+
+def scores(logits, words=("I", "No")):
+    """log p_R − log(1 − p_R) of the next token."""
+    tokens = [TEMPLATE.encode_phrases(byte_bpe(), [word])[0][0] for word in words]
+    p = logits[-1].double().softmax(-1)[tokens].sum()
+    return float(p.log() - (1 - p).log())
+
+
+@THREE
+def test_surgical_chooses_as_its_definition_does(name):
+    model, mitigation = fitted(name, "surgical")
+    kept = {g: list(map(torch.tensor, rows)) for g, rows in halves(mitigation).items()}
+    train = {g: [ids for ids in encoded(g) if not any(map(ids.equal, kept[g]))] for g in kept}
+    mean = {
+        g: torch.stack([streams(model, i)[0][:, -len(ENDING) :] for i in ids]).mean(0)
+        for g, ids in train.items()
+    }
+    tried = []
+    for layer in range(3):
+        for position in range(len(ENDING)):
+            normal, pseudo, toxic = (mean[g][layer, position] for g in PROMPTS.groups)
+            r, w = toxic - normal, pseudo - normal
+            if r.norm() < 1e-4:  # before the first block all prompts end alike
+                continue
+            rest = w - (w @ r) / (r @ r + 1e-8) * r
+            unit = (rest / rest.norm()).float()
+            with ablated(name, model, unit, 1.0):
+                away = sum(scores(plain(model, ids)) for ids in kept["seemingly_toxic"])
+            pushed = ablated(name, model, unit, 0.0, r.float(), 1.0, layer + 1)
+            with pushed:
+                towards = sum(scores(plain(model, ids)) for ids in kept["normal"])
+            tried.append((away, towards, unit, r.float(), layer + 1))
+    best = min(tried, key=lambda t: t[0])
+    strongest = max(tried, key=lambda t: t[1])
+    torch.testing.assert_close(mitigation.false_refusal, best[2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(mitigation.true_refusal, strongest[3], atol=1e-5, rtol=0)
+    assert mitigation.block == strongest[4]
+
+
+def halves(how):
+    """Return the token ids of the prompts that Surgical chooses its vectors by."""
+    from ntkprobe.mitigations._surgical_fit import _split
+
+    return {
+        g: [i.tolist() for i in ids]
+        for g, ids in _split(how, byte_bpe(), TEMPLATE, PROMPTS)[1].items()
+    }
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_weight_zero_is_the_identity_bit_for_bit(name, method):
+    model, mitigation = fitted(name, method)
+    off = dict(coefficient=0.0, addition=0.0) if method == "surgical" else dict(weight=0.0)
+    before = plain(model, every_prompt()[0])
+    with applied(replace(mitigation, **off), model, byte_bpe()):
+        assert torch.equal(plain(model, every_prompt()[0]), before)
+
+
+@BOTH
+def test_no_trace_is_left(method):
+    model, mitigation = fitted("qwen2-tied", method)
+    before = plain(model, every_prompt()[0])
+    with pytest.raises(RuntimeError), applied(mitigation, model, byte_bpe()):
+        plain(model, every_prompt()[0])
+        raise RuntimeError
+    assert torch.equal(plain(model, every_prompt()[0]), before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def generated(model, prompts, seed=None, **settings):
+    """Return the answers' tokens and their logits, in one batch padded on the left."""
+    ids, mask = left_padded(prompts)
+    how = GenerationConfig(
+        max_new_tokens=5,
+        do_sample=seed is not None,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **settings,
+    )
+    torch.manual_seed(seed or 0)
+    out = model.generate(input_ids=ids, attention_mask=mask, generation_config=how)
+    return out.sequences[:, ids.shape[1] :], torch.stack(out.logits, 1)
+
+
+@THREE
+@BOTH
+def test_generation_is_the_slow_definition_token_by_token(name, method):
+    model, mitigation = fitted(name, method)
+    prompts = every_prompt()[2::3]
+    with applied(mitigation, model, byte_bpe()):
+        answers, logits = generated(model, prompts)
+    for ids, answer, found in zip(prompts, answers, logits, strict=True):
+        text = torch.cat([ids, answer])
+        expected = slowly(name, method, model, mitigation, text)[len(ids) - 1 : -1]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@BOTH
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_batch_and_no_cache_answer_like_one_prompt_with_a_cache(method, seed):
+    model, mitigation = fitted("qwen2-tied", method)
+    prompts = every_prompt()[::4]
+    with applied(mitigation, model, byte_bpe()):
+        together, logits = generated(model, prompts)
+        uncached = generated(model, prompts[1:2], seed, use_cache=False)
+        alone = generated(model, prompts[1:2], seed)
+    assert torch.equal(uncached[0], alone[0])
+    torch.testing.assert_close(uncached[1], alone[1], atol=1e-5, rtol=0)
+    if seed is None:
+        assert torch.equal(together[1], alone[0][0])
+        torch.testing.assert_close(logits[1], alone[1][0], atol=1e-5, rtol=0)
+
+
+@BOTH
+def test_streaming_gives_the_same_answer(method):
+    model, mitigation = fitted("gpt2", method)
+    ids = every_prompt()[0][None]
+    streamer = TextIteratorStreamer(byte_bpe(), skip_prompt=True)
+    how = GenerationConfig(max_new_tokens=5, pad_token_id=0)
+    with applied(mitigation, model, byte_bpe()):
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), generation_config=how, streamer=streamer
+        )
+    assert "".join(streamer) == byte_bpe().decode(out[0, ids.shape[1] :])
+
+
+@BOTH
+def test_an_adapter_is_steered_like_the_merged_model(method):
+    adapted = with_lora(chatting("qwen2-tied"))
+    mitigation = fitted("qwen2-tied", method)[1]
+    mitigation = mitigation.fit(adapted, byte_bpe(), PROMPTS)
+    prompts = every_prompt()[:3]
+    with applied(mitigation, adapted, byte_bpe()):
+        found = generated(adapted, prompts)[1]
+    merged = adapted.merge_and_unload()
+    with applied(mitigation, merged, byte_bpe()):
+        expected = generated(merged, prompts)[1]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert not torch.allclose(found, generated(merged, prompts)[1], atol=1e-2)
+
+
+@THREE
+@BOTH
+def test_a_steered_refusal_is_the_product_of_its_tokens(name, method):
+    model, mitigation = fitted(name, method)
+    phrases = phrase_ids(byte_bpe(), ["I cannot", "I'm sorry, but I cannot", "No,"], TEMPLATE)
+    prompts = every_prompt()[::4]
+    with applied(mitigation, model, byte_bpe()):
+        found = score_phrases(model, prompts, phrases)
+    for row, ids in enumerate(prompts):
+        for column, phrase in enumerate(phrases):
+            text = torch.cat([ids, torch.tensor(phrase)])
+            logits = slowly(name, method, model, mitigation, text)[len(ids) - 1 : -1].double()
+            expected = logits.log_softmax(-1)[range(len(phrase)), list(phrase)].sum()
+            torch.testing.assert_close(found[row, column], expected, atol=1e-4, rtol=0)
+
+
+@THREE
+@BOTH
+def test_gram_measures_the_steered_model(name, method):
+    model, mitigation = fitted(name, method)
+    probes = [Probe(ids, torch.tensor([3, 40, 100])) for ids in every_prompt()[1::4]]
+    unsteered = Dense()(model, probes, "all")
+    with applied(mitigation, model, byte_bpe()):
+        expected = Dense()(model, probes, "all")
+        found = Gram()(model, probes, "all")
+        one_by_one = Gram(batch_size=1)(model, probes, "all")
+    assert worst_block_error(found, expected) < 1e-4
+    assert worst_block_error(one_by_one, expected) < 1e-4
+    assert worst_block_error(unsteered, expected) > 1e-2
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_a_block_adds_to_the_stream_is_what_its_writers_give(name):
+    model, found = build(name), {}
+    block = decoder_layers(model)[0]
+    hooks = [
+        (w, lambda m, i, o, k=k: found.update({k: hidden_state(o)}))
+        for k, w in enumerate(writers(block))
+    ]
+    entered = Before(
+        lambda m, args, kw: found.update(source=args[0] if args else kw["hidden_states"])
+    )
+    hooks += [(block, entered), (block, lambda m, i, o: found.update(output=hidden_state(o)))]
+    with hooked(hooks):
+        plain(model, torch.arange(6))
+    total = found.pop("output") - found.pop("source")
+    torch.testing.assert_close(sum(found.values()), total, atol=1e-5, rtol=0)
+
+
+def test_an_instruction_ends_where_its_template_says():
+    assert instruction_end(byte_bpe(), TEMPLATE) == ENDING
+    inst = instruction_end(metaspace(), resolve_template(metaspace()))
+    assert metaspace().decode(inst).split() == ["[/INST]"]
+    with pytest.raises(UserError, match="'raw' puts nothing behind an instruction"):
+        instruction_end(word_level(), RAW)
+
+
+@BOTH
+def test_a_method_is_the_same_after_save_and_load(method, tmp_path):
+    model, mitigation = fitted("gpt2", method)
+    with applied(mitigation, model, byte_bpe()):
+        expected = plain(model, every_prompt()[0])
+    with applied(load(save(mitigation, tmp_path), model), model, byte_bpe()):
+        assert torch.equal(plain(model, every_prompt()[0]), expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (lambda: Scans(layers=(0.8, 0.9)), r"layers 0.8…0.9 holds none of the model's 4 blocks"),
+        (lambda: Scans(layers=(0.6, 0.2)), r"layers is \(0.6, 0.2\): give two shares"),
+        (lambda: Scans(affirmation="Sure", template="raw"), "'raw' puts nothing behind"),
+        (lambda: replace(SURGICAL, refusal_words=()), "no refusal begins with one of"),
+        (lambda: replace(SURGICAL, kl_ablation=0.0), "raise kl_ablation"),
+        (lambda: replace(SURGICAL, filtered=True), "the model (answers|refuses) none of"),
+        (lambda: replace(SURGICAL, depth=0.0), "depth is 0.0"),
+    ],
+)
+def test_bad_settings_are_one_line(method, message):
+    with pytest.raises(UserError, match=message):
+        method().fit(chatting("gpt2"), byte_bpe(), PROMPTS)
+
+
+@BOTH
+def test_a_fit_set_without_harmful_prompts_is_refused(method):
+    model, mitigation = fitted("gpt2", method)
+    harmless = PROMPTS.in_group("normal", "seemingly_toxic")
+    with pytest.raises(UserError, match="no prompts in group 'toxic'"):
+        mitigation.fit(model, byte_bpe(), harmless)
+    with pytest.raises(UserError, match=r"no prompts in group|one prompt in group"):
+        mitigation.fit(model, byte_bpe(), PromptSet.from_texts({"toxic": ["Scare my rival."]}))
+
+
+def test_scans_refuses_what_it_cannot_place():
+    model, mitigation = fitted("gpt2", "scans")
+    with (
+        applied(mitigation, model, byte_bpe()),
+        pytest.raises(UserError, match="no end of an instr"),
+    ):
+        plain(model, torch.arange(8))
+    with torch.no_grad():
+        cache = model(every_prompt()[0][None]).past_key_values
+    with applied(mitigation, model, byte_bpe()), pytest.raises(UserError, match="began before"):
+        model(torch.tensor([[5]]), past_key_values=cache)
