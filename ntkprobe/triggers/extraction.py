@@ -5,6 +5,7 @@ dataclass of settings with `extract(examples)`, which yields for each example, a
 number and what was found: a `Found`, or in words why there is none.
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Protocol
 from ..errors import UserError
 from ..prompt_files import read_rows
 from ..prompts import GROUP_COLUMNS, PromptSet, normalised
+from ..storage import replacing
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*")
 """A word; an apostrophe or hyphen inside belongs to it."""
@@ -154,3 +156,28 @@ def kept_share(trigger: str, prompt: str) -> float:
     left = words_of(trigger.casefold())
     own = words_of(prompt.casefold())
     return sum(word in left for word in own) / max(len(own), 1)
+
+
+def write_triggers(path: Path, triggers: Sequence[Trigger], extractor: str) -> None:
+    """Write triggers as JSONL, whole or not at all.
+
+    Args:
+        path: where to; ends in `.jsonl`, as what reads it tells the format by that.
+        triggers: rows of trigger, source (the harmful prompt), score, extractor, and response where
+            any has an answer.
+        extractor: what found them.
+
+    Raises:
+        UserError: for another ending.
+    """
+    if path.suffix != ".jsonl":
+        raise UserError(f"--output-file {path}: give a name that ends in .jsonl")
+    answered = any(trigger.response for trigger in triggers)
+    rows: list[dict[str, str | float]] = [
+        {"trigger": t.text, "source": t.source, "score": round(t.score, 6), "extractor": extractor}
+        | ({"response": t.response} if answered else {})
+        for t in triggers
+    ]
+    with replacing(path) as hidden:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        hidden.write_text("".join(lines), "utf-8")
