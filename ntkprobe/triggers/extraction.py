@@ -82,22 +82,53 @@ def read_examples(files: Sequence[str | Path]) -> list[Example]:
     Raises:
         UserError: if there is none.
     """
-    prompts = [prompt for file in files for prompt in _prompts(file)]
+    prompts = [prompt for file in files for prompt in _prompts(file, "toxic")]
     found = [Example(p.text, p.response) for p in prompts if p.group == "toxic"]
     if not found:
         raise UserError("no harmful prompts: give files without groups, or with the group toxic")
     return found
 
 
-def _prompts(file: str | Path) -> PromptSet:
-    """Return the prompts of a file; one that names no group holds toxic ones."""
+def read_benign(files: Sequence[str | Path]) -> PromptSet:
+    """Return the benign prompts of files.
+
+    Args:
+        files: as `PromptSet` reads them; of a file with groups all but `toxic`, else all rows.
+
+    Returns:
+        Prompts, in the files' order.
+
+    Raises:
+        UserError: if there is none.
+    """
+    prompts = [prompt for file in files for prompt in _prompts(file, "normal")]
+    found = tuple(prompt for prompt in prompts if prompt.group != "toxic")
+    if not found:
+        raise UserError("no benign prompts: give files without groups, or with others than toxic")
+    return PromptSet(found)
+
+
+def _prompts(file: str | Path, group: str) -> PromptSet:
+    """Return the prompts of a file; of one that names no group, all are of `group`."""
     path = Path(file)
     if path.is_file() and not any(name in row for row in read_rows(path) for name in GROUP_COLUMNS):
-        return PromptSet.from_file(path, "toxic")
+        return PromptSet.from_file(path, group)
     return PromptSet.from_files([file])
 
 
-def extract(extractor: Extractor, examples: Sequence[Example]) -> Extraction:
+class Record(Protocol):
+    """What keeps findings while there are more to come: `progress.Progress`."""
+
+    def known(self, examples: Sequence[Example]) -> dict[int, Found | str]:
+        """Return what was found earlier, by the example's number."""
+
+    def add(self, example: Example, found: Found | str) -> None:
+        """Keep what was found for an example."""
+
+
+def extract(
+    extractor: Extractor, examples: Sequence[Example], record: Record | None = None
+) -> Extraction:
     """Return the triggers of harmful examples, each once.
 
     Of those that differ in case, punctuation and spacing only, the one with the highest score is
@@ -107,32 +138,51 @@ def extract(extractor: Extractor, examples: Sequence[Example]) -> Extraction:
     Args:
         extractor: from `extractors/`.
         examples: harmful prompts.
+        record: keeps every finding, and knows those of a call that was stopped.
 
     Returns:
-        Triggers and counts.
+        Triggers and counts; that there are none is a `UserError`.
+    """
+    found = {} if record is None else record.known(examples)
+    left = [number for number in range(len(examples)) if number not in found]
+    for position, each in extractor.extract([examples[number] for number in left]):
+        found[left[position]] = each
+        if record is not None:
+            record.add(examples[left[position]], each)
+    return _distinct(examples, found)
+
+
+def _distinct(examples: Sequence[Example], found: dict[int, Found | str]) -> Extraction:
+    """Return what was found, each once, with what became of the rest.
 
     Raises:
-        UserError: if none was found.
+        UserError: if there is no trigger.
     """
     harmful = {normalised(example.prompt) for example in examples}
-    best: dict[str, tuple[int, Found]] = {}
     counts = {"prompts": len(examples), "none": 0, "harmful": 0, "repeated": 0}
     reasons: dict[str, int] = {}
-    for number, found in extractor.extract(examples):
-        if isinstance(found, str):
+    best: dict[str, tuple[int, Found]] = {}
+    for number, each in sorted(found.items()):
+        if isinstance(each, str):
             counts["none"] += 1
-            reasons[found] = reasons.get(found, 0) + 1
-        elif (key := normalised(found.text)) in harmful:
+            reasons[each] = reasons.get(each, 0) + 1
+        elif (key := normalised(each.text)) in harmful:
             counts["harmful"] += 1
         else:
             counts["repeated"] += key in best
-            ours = (number, found)
-            best[key] = min(best.get(key, ours), ours, key=lambda one: (-one[1].score, one[0]))
+            if key not in best or each.score > best[key][1].score:
+                best[key] = (number, each)
     if not best:
         raise UserError(f"no triggers in {len(examples)} prompts: {describe(counts, reasons)}")
-    rows = sorted(best.values(), key=lambda one: one[0])
-    made = (Trigger(found.text, examples[i].prompt, found.score) for i, found in rows)
+    made = (
+        Trigger(e.text, examples[i].prompt, e.score) for i, e in sorted(best.values(), key=_row)
+    )
     return Extraction(tuple(made), counts, reasons)
+
+
+def _row(one: tuple[int, Found]) -> int:
+    """Return the number of the prompt that a trigger is from."""
+    return one[0]
 
 
 def describe(counts: dict[str, int], reasons: dict[str, int]) -> str:
