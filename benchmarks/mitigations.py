@@ -8,6 +8,7 @@ Whatever is finished is read from the output folder, so that a run goes on where
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -85,7 +86,7 @@ def main() -> None:
 
 def score(folder: Path, method: str, seed: int) -> None:
     """Write what a method comes to with a seed, unless that is there already."""
-    kept = folder / "outcomes" / f"{list(METHODS).index(method):02}.json"
+    kept = folder / "outcomes" / f"{re.sub(r'[^a-z0-9]+', '-', method.lower())}.json"
     if kept.exists():
         return
     with METHODS[method](folder, seed) as (model, processors):
@@ -158,22 +159,34 @@ def stl_aug(folder: Path, seed: int) -> Path:
 
 def trigger_sft(folder: Path, seed: int, *, extractor: str, prefilled: bool = False) -> Path:
     """Return the adapter of an SFT on refusals and answered triggers."""
+    changes: dict[str, Any] = {"recipe": "refusal_trigger"}
+    changes["triggers"] = trigger_pairs(folder, seed, extractor)
+    if prefilled:
+        changes["prefill"] = PREFILL
+    name = f"trigger-{extractor}" + ("-prefilled" if prefilled else "")
+    return train(folder, name, seed, **changes)
+
+
+def trigger_aug(folder: Path, seed: int, *, extractor: str) -> Path:
+    """Return the adapter of an STL-aug whose further pairs are the answered triggers."""
+    pairs = trigger_pairs(folder, seed, extractor)
+    return train(folder, f"stl-aug-{extractor}", seed, recipe="stl_aug", seemingly=pairs)
+
+
+def trigger_pairs(folder: Path, seed: int, extractor: str) -> list[Pair]:
+    """Return the triggers of the harmful prompts with the base model's answers."""
     file = folder / f"triggers-{extractor}.jsonl"
     if not file.exists():
         examples = read_examples([tiny.safe_path()])
         if extractor == "rule":
             found = extract(Rule(), examples)
         else:
-            with loaded(BASE, stl(folder, seed) / ".." / f"checkpoint-{EARLY}") as model:
-                found = extract(
-                    Influence(model, load_tokenizer(BASE), benign(seed), template="chat"), examples
-                )
+            tokenizer = load_tokenizer(BASE)
+            with loaded(BASE, stl(folder, seed).parent / f"checkpoint-{EARLY}") as model:
+                how = Influence(model, tokenizer, benign(seed), template="chat")
+                found = extract(how, examples)
         write_triggers(file, answers_of_base(found.triggers), extractor)
-    changes: dict[str, Any] = {"recipe": "refusal_trigger", "triggers": read_pairs(file)}
-    if prefilled:
-        changes["prefill"] = PREFILL
-    name = f"trigger-{extractor}" + ("-prefilled" if prefilled else "")
-    return train(folder, name, seed, **changes)
+    return read_pairs(file)
 
 
 def expert(folder: Path, seed: int) -> Path:
@@ -272,16 +285,24 @@ FOLDERS = {
     "STL": "stl",
     "DCR → STL": "dcr-stl",
     "STL-aug": "stl-aug",
+    "STL-aug, triggers by rule": "stl-aug-rule",
+    "STL-aug, triggers by influence": "stl-aug-influence",
     "refusal-trigger, rule": "trigger-rule",
     "refusal-trigger, rule, prefilled": "trigger-rule-prefilled",
     "refusal-trigger, influence": "trigger-influence",
 }
-_TRIGGERS = {
-    "refusal-trigger, rule": partial(trigger_sft, extractor="rule"),
-    "refusal-trigger, rule, prefilled": partial(trigger_sft, extractor="rule", prefilled=True),
-    "refusal-trigger, influence": partial(trigger_sft, extractor="influence"),
-}
-_TRAINED = {"STL": stl, "DCR → STL": dcr_stl, "STL-aug": stl_aug, **_TRIGGERS}
+"""The methods of training, and where each keeps its run."""
+
+_TRAINED = (
+    stl,
+    dcr_stl,
+    stl_aug,
+    partial(trigger_aug, extractor="rule"),
+    partial(trigger_aug, extractor="influence"),
+    partial(trigger_sft, extractor="rule"),
+    partial(trigger_sft, extractor="rule", prefilled=True),
+    partial(trigger_sft, extractor="influence"),
+)
 _APPLIED = {
     "Surgical": "surgical",
     "SCANS": "scans",
@@ -292,7 +313,7 @@ _APPLIED = {
     "Prompt": "prompt",
 }
 METHODS: dict[str, Any] = {
-    **{name: partial(trained, how) for name, how in _TRAINED.items()},
+    **{name: partial(trained, how) for name, how in zip(FOLDERS, _TRAINED, strict=True)},
     **{f"STL + {name}": partial(mitigated, module) for name, module in _APPLIED.items()},
 }
 
@@ -312,8 +333,10 @@ def report(outcomes: list[Outcome]) -> Path:
         "with the least and the most. Trainings have the settings of the preset `tiny`, methods of "
         "inference their published defaults, on STL's model: nothing was tuned for this table, and "
         "published defaults are made for models a thousand times the size. STL-aug gets DCR's 250 "
-        "seemingly toxic prompts with the base model's answers; the refusal-trigger recipes get no "
-        "general data, and triggers of the 200 harmful prompts, 1:1. SafeDecoding's expert is "
+        "seemingly toxic prompts with the base model's answers, or in place of these the triggers "
+        "of the 200 harmful prompts; the refusal-trigger recipes get triggers 1:1 and no general "
+        "data. Triggers by influence: of STL's step 20, on 25 of those seemingly toxic prompts, "
+        "without answers. SafeDecoding's expert is "
         "trained on 36 refusals, and merged it is SSD's draft. The world is constructed "
         "(`ntkprobe/tiny/README.md`): this shows the methods at work and replicates nothing. "
         f"{machine()}; by `python benchmarks/mitigations.py {' '.join(sys.argv[1:])}`.",

@@ -83,10 +83,12 @@ def _triggers(options: dict[str, Any]) -> None:
     if output.exists() and not options["overwrite"]:
         raise UserError(f"{output} is there already: give another --output-file, or --overwrite")
     quieten()
+    from ..training.runs import located
     from ..triggers.extraction import describe, read_examples, write_triggers
     from ..triggers.progress import Progress
 
-    examples = read_examples(options["harmful"] or [])[: options["limit"]]
+    harmful = [located(file) for file in options["harmful"] or []]
+    examples = read_examples(harmful)[: options["limit"]]
     progress = Progress(output, _recorded(options))
     if options["overwrite"]:
         progress.forget()
@@ -171,9 +173,10 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
 
 def _benign(options: dict[str, Any]) -> list[str]:
     """Return a draw of the benign prompts: all that are not toxic."""
+    from ..training.runs import located
     from ..triggers.extraction import read_benign
 
-    prompts = read_benign(options["benign"] or [])
+    prompts = read_benign([located(file) for file in options["benign"] or []])
     return [prompt.text for prompt in prompts.sample(options["per_group"], options["seed"])]
 
 

@@ -223,7 +223,7 @@ def write_triggers(path: Path, triggers: Sequence[Trigger], extractor: str) -> N
     if path.suffix != ".jsonl":
         raise UserError(f"--output-file {path}: give a name that ends in .jsonl")
     answered = any(trigger.response for trigger in triggers)
-    rows: list[dict[str, str | float]] = [
+    rows: list[dict[str, object]] = [
         {"trigger": t.text, "source": t.source, "score": round(t.score, 6), "extractor": extractor}
         | ({"response": t.response} if answered else {})
         for t in triggers
