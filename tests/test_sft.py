@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import training_world as world
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -206,9 +208,59 @@ def test_stl_aug_adds_all_seemingly_toxic_pairs(tmp_path, base):
     assert report(tmp_path)["data"]["sources"]["seemingly"]["drawn"] == 2
 
 
+TRIGGERS = [Pair("Rob a bank?", "Like so."), Pair("Rob?", "First, go there.")]
+
+
+@pytest.mark.parametrize("spec", ["raw", "chat"])
+@pytest.mark.parametrize("loss_on", ["response", "all"])
+@pytest.mark.parametrize(("prefill", "gap"), [("Sure, here:", " "), ("Sure\n", "")])
+def test_the_loss_never_counts_a_prefill_and_always_the_refusal(
+    tmp_path, spec, loss_on, prefill, gap
+):
+    settings = config(tmp_path, template=spec, loss_on=loss_on)
+    rows, _ = encode_pairs([Pair("How?", "No.", prefill)], TOKENIZER, settings)
+    ids, labels = rows[0]["input_ids"], rows[0]["labels"]
+    prompt = TEMPLATES[spec][0]
+    assert TOKENIZER.decode(ids) == f"{prompt}{prefill}{gap}No.<|im_end|>"
+    learnt = TOKENIZER.decode([label for label in labels if label != -100])
+    assert learnt == (prompt if loss_on == "all" else "") + f"{gap}No.<|im_end|>"
+
+
+def test_a_pair_whose_prefill_fills_the_length_is_left_out(tmp_path):
+    pairs = [Pair("How?", "No.", "Sure. " * 40), *world.safe(1)]
+    rows, report = encode_pairs(pairs, TOKENIZER, config(tmp_path, max_length=120, loss_on="all"))
+    assert len(rows) == 1 and report["too_long"] == 1
+
+
+@pytest.mark.parametrize("prefill", [None, "Sure, here:"])
+def test_refusal_triggers_stand_in_for_general_data(tmp_path, base, prefill):
+    settings = config(tmp_path, recipe="refusal_trigger", prefill=prefill)
+    final = train_sft(base, world.general(), world.safe(), settings, triggers=TRIGGERS)
+    data = pd.read_parquet(final.parent / "data.parquet")
+    assert data["source"].value_counts().to_dict() == {"safe": 6, "triggers": 6}
+    assert "triggers: 2 different pairs, repeated to 6" in report(tmp_path)["notes"]
+    assert any("does not use them" in note for note in report(tmp_path)["notes"])
+    begun = data.query("prefill != ''") if prefill else data[:0]
+    assert set(begun["source"]) == ({"safe"} if prefill else set())
+    assert len(begun) == (3 if prefill else 0)
+
+
+def test_a_run_from_before_a_setting_existed_had_its_default(tmp_path, base):
+    final = train(base, tmp_path)
+    record = tmp_path / "training.yaml"
+    settings = yaml.safe_load(record.read_text())
+    del settings["prefill_share"]
+    record.write_text(yaml.safe_dump(settings))
+    assert train(base, tmp_path) == final
+    with pytest.raises(UserError, match=r"prefill_share = 0.5, now asked for is 0.25"):
+        train(base, tmp_path, prefill_share=0.25)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"recipe": "refusal_trigger"}, "needs triggers pairs"),
+        ({"prefill_share": 2.0}, "prefill_share is from 0 to 1"),
         ({"recipe": "stl_aug"}, "needs seemingly pairs"),
         ({"recipe": "none"}, "no 'none' in"),
         ({"loss_on": "prompt"}, "loss_on is 'prompt'"),

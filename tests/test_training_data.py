@@ -1,6 +1,8 @@
 """Laws of the pairs that training reads, compares and pads."""
 
 import json
+from collections import Counter
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -9,7 +11,17 @@ import torch
 from ntkprobe.errors import UserError
 from ntkprobe.plugins import names
 from ntkprobe.training import recipes
-from ntkprobe.training.data import Pair, digest, draw, normalised, overlaps, padded, read_pairs
+from ntkprobe.training.data import (
+    Pair,
+    digest,
+    draw,
+    normalised,
+    overlaps,
+    padded,
+    prefilled,
+    read_pairs,
+)
+from ntkprobe.training.recipes.refusal_trigger import RefusalTrigger
 from ntkprobe.training.recipes.stl import Stl
 from ntkprobe.training.recipes.stl_aug import StlAug
 
@@ -111,7 +123,7 @@ def test_padding_is_on_the_right_and_counts_for_nothing():
 
 
 def test_the_folder_is_the_registry_of_recipes():
-    assert names(recipes) == ["stl", "stl_aug"]
+    assert names(recipes) == ["refusal_trigger", "stl", "stl_aug"]
 
 
 def test_stl_aug_is_stl_with_all_answered_seemingly_toxic_prompts():
@@ -119,3 +131,24 @@ def test_stl_aug_is_stl_with_all_answered_seemingly_toxic_prompts():
     plain, more = (kind(n_general=4, n_safe=3).mix(sources, 0) for kind in (Stl, StlAug))
     assert {**plain, "seemingly": sources["seemingly"]} == more
     assert [len(plain[name]) for name in Stl.needs] == [4, 3]
+
+
+def test_triggers_are_mixed_one_to_one_with_refusals_each_about_equally_often():
+    sources = {
+        "triggers": [Pair(f"write a script {i}", "a") for i in range(3)],
+        "safe": [Pair(f"safe {i}", "No.") for i in range(9)],
+    }
+    drawn = RefusalTrigger(n_safe=8).mix(sources, 0)
+    assert len(drawn["triggers"]) == len(drawn["safe"]) == 8
+    assert sorted(Counter(drawn["triggers"]).values()) == [2, 3, 3]
+    assert drawn["safe"] == Stl(0, 8).mix({"general": [], **sources}, 0)["safe"]
+    other = RefusalTrigger(n_safe=8, n_triggers=2).mix(sources, 0)["triggers"]
+    assert len(other) == len(set(other)) == 2
+
+
+def test_a_prefill_is_put_before_its_share_of_the_refusals_and_changes_nothing_else():
+    pairs = [Pair(f"safe {i}", "No.") for i in range(10)]
+    made = prefilled(pairs, "Sure:", 0.3, "0")
+    assert [replace(p, prefill="") for p in made] == pairs
+    assert Counter(p.prefill for p in made) == {"Sure:": 3, "": 7}
+    assert prefilled(pairs, "Sure:", 0.3, "1") != made == prefilled(pairs, "Sure:", 0.3, "0")

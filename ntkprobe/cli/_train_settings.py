@@ -15,7 +15,7 @@ from ..training.config import StageConfig
 
 Stage = TypeVar("Stage", bound=StageConfig)
 
-INPUTS = ("model", "prompts", "corpus", "general", "safe", "seemingly", "held_out")
+INPUTS = ("model", "prompts", "corpus", "general", "safe", "seemingly", "triggers", "held_out")
 """What settings are applied to; every other name is a field of the configuration."""
 
 RECORDED = ("stage", "digests", "processes")

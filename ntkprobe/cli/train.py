@@ -123,9 +123,17 @@ def align(
     seemingly: Annotated[
         Files, typer.Option(metavar="FILE", help="Seemingly toxic prompts, answered: for stl_aug.")
     ] = None,
-    recipe: Annotated[Text, typer.Option(help="stl or stl_aug. [stl]")] = None,
+    triggers: Annotated[
+        Files, typer.Option(metavar="FILE", help="Of `ntkprobe triggers`: for refusal_trigger.")
+    ] = None,
+    recipe: Annotated[Text, typer.Option(help="stl, stl_aug or refusal_trigger. [stl]")] = None,
     n_general: Annotated[Whole, typer.Option(help="Pairs to draw. [20000]")] = None,
     n_safe: Annotated[Whole, typer.Option(help="Refusals to draw. [1000]")] = None,
+    n_triggers: Annotated[Whole, typer.Option(help="Triggers. [as many as refusals]")] = None,
+    prefill: Annotated[
+        Text, typer.Option(metavar="TEXT", help="Put before refusals, not learnt. [none]")
+    ] = None,
+    prefill_share: Annotated[Real, typer.Option(help="Of the refusals that get it. [0.5]")] = None,
     loss_on: Annotated[Text, typer.Option(help="response tokens, or all. [response]")] = None,
     system: Annotated[Text, typer.Option(help="A system message.")] = None,
     lora_rank: Annotated[Whole, typer.Option(help="r. [8]")] = None,
@@ -194,14 +202,17 @@ def _contrast(options: dict[str, Any]) -> None:
 def _align(options: dict[str, Any]) -> None:
     """Turn the options into one call of `train_sft`, and end with one line."""
     _prepare(options)
+    from .. import plugins
+    from ..training import recipes
     from ..training.data import read_pairs
     from ..training.runs import located
     from ..training.sft import SFTConfig, train_sft
     from ._train_settings import configured, listed, resolved
 
     config, inputs = configured(SFTConfig, resolved("sft", options))
-    _require(inputs, "model", "general", "safe")
-    files = {name: listed(inputs.get(name)) for name in ("general", "safe", "seemingly")}
+    _require(inputs, "model", *plugins.load(recipes, config.recipe).needs)
+    sources = ("general", "safe", "seemingly", "triggers")
+    files = {name: listed(inputs.get(name)) for name in sources}
     pairs = {
         name: [p for f in paths for p in read_pairs(located(f))] for name, paths in files.items()
     }
@@ -213,6 +224,7 @@ def _align(options: dict[str, Any]) -> None:
         pairs["safe"],
         config,
         seemingly=pairs["seemingly"],
+        triggers=pairs["triggers"],
         held_out=_texts(files["held_out"]),
         sources={name: paths for name, paths in files.items() if paths},
     )

@@ -73,10 +73,19 @@ class StageConfig(TrainingArguments):
             dtype=self.dtype, device="cpu", attn_implementation=self.attn_implementation
         )
 
+    def _declared(self) -> set[str]:
+        """Return the names of the fields that the stages themselves declare."""
+        stages = [kind for kind in type(self).__mro__ if issubclass(kind, StageConfig)]
+        return {name for kind in stages for name in kind.__annotations__} & set(self._given)
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the defaults of what a stage declares, as `settings` has them."""
+        declared = self._declared() - set(PLACES)
+        return {f.name: _plain(_default(f)) for f in fields(self) if f.name in declared}
+
     def settings(self) -> dict[str, Any]:
         """Return all fields that a stage declares, and every other given a value of its own."""
-        stages = [kind for kind in type(self).__mro__ if issubclass(kind, StageConfig)]
-        declared = {name for kind in stages for name in kind.__annotations__} & set(self._given)
+        declared = self._declared()
         kept = {
             name: getattr(self, name) if name in declared else v for name, v in self._given.items()
         }

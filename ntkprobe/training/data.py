@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..prompt_files import read_rows
 from ..prompts import normalised as normalised
 
-PROMPT_FIELDS = ("instruction", "prompt", "question", "text", "goal")
+PROMPT_FIELDS = ("instruction", "prompt", "question", "text", "goal", "trigger")
 RESPONSE_FIELDS = ("output", "response", "answer", "completion", "refusal")
 IGNORED = -100
 """The label of a position that no loss counts."""
@@ -24,10 +24,17 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Pair:
-    """A user's request and the answer to learn."""
+    """A user's request and the answer to learn.
+
+    Attributes:
+        prompt: what the user says.
+        response: what the model is to say.
+        prefill: what the model is taken to have said before that; no loss counts it.
+    """
 
     prompt: str
     response: str
+    prefill: str = ""
 
     @property
     def empty(self) -> bool:
@@ -99,6 +106,26 @@ def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
 def draw(pairs: Sequence[Pair], number: int, seed: str) -> list[Pair]:
     """Return `number` pairs in random order, or all of them where there are fewer."""
     return random.Random(seed).sample(list(pairs), min(number, len(pairs)))
+
+
+def prefilled(pairs: Sequence[Pair], text: str, share: float, seed: str) -> list[Pair]:
+    """Return the pairs, some of which begin with an answer that was not asked for.
+
+    Learning to refuse behind an affirmative beginning makes refusals reach deeper than the first
+    tokens (Qi et al., arXiv 2406.05946, who do so with half of the pairs).
+
+    Args:
+        pairs: harmful requests and refusals.
+        text: the beginning, such as "Sure, here is how:".
+        share: of the pairs that get it, from 0 to 1.
+        seed: another seed, other pairs.
+
+    Returns:
+        As many pairs, in the same order.
+    """
+    rows = random.Random(seed).sample(range(len(pairs)), round(share * len(pairs)))
+    chosen = set(rows)
+    return [replace(p, prefill=text) if row in chosen else p for row, p in enumerate(pairs)]
 
 
 def overlaps(sets: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:

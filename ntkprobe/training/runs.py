@@ -267,7 +267,8 @@ def _insist_on_equal(recorded: dict[str, Any], asked: dict[str, Any], run: Run) 
     Raises:
         UserError: with both values of the first that differs.
     """
-    old, new = ({**s, **s.get("digests", {})} for s in (recorded, asked))
+    defaults = run.config.defaults()  # of a setting that was not there when the folder was written
+    old, new = ({**defaults, **s, **s.get("digests", {})} for s in (recorded, asked))
     for key in [*new, *old]:
         before, now = old.get(key), new.get(key)
         if key in ("digests", *run.config.HARMLESS) or before == now:

@@ -1,13 +1,14 @@
 """Safety alignment by supervised fine-tuning with LoRA (paper A.3): normal pairs and refusals."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from ..chat import resolve_template
+from ..chat import Template, resolve_template
 from ..checkpoints import load_model, load_tokenizer
 from ..errors import UserError
 from ..plugins import load
@@ -15,7 +16,7 @@ from . import recipes
 from .adapters import attention_targets, with_lora
 from .callbacks import install, quiet
 from .config import StageConfig
-from .data import IGNORED, Pair, digest, pad_token, padded
+from .data import IGNORED, Pair, digest, pad_token, padded, prefilled
 from .guards import check_overlaps, prompts_of_stage_before
 from .runs import Run, located, model_digest
 
@@ -28,9 +29,12 @@ class SFTConfig(StageConfig):
     """Settings of the alignment stage; the defaults are the paper's (A.3) for Qwen2.5-1.5B.
 
     Attributes:
-        recipe: which data are mixed: a module of `training.recipes`, `stl` or `stl_aug`.
+        recipe: which data are mixed: a module of `training.recipes`, such as `stl`.
         n_general: normal pairs to draw.
         n_safe: refusals to draw.
+        n_triggers: answered refusal triggers; None for as many as refusals.
+        prefill: a beginning of an answer, put before refusals and not learnt; None for none.
+        prefill_share: of the refusals that get it.
         loss_on: `response` tokens only, or `all` tokens, as the authors' code is said to do.
         system: a system message; None leaves the template's own.
         lora_rank: r.
@@ -42,6 +46,9 @@ class SFTConfig(StageConfig):
     recipe: str = "stl"
     n_general: int = 20000
     n_safe: int = 1000
+    n_triggers: int | None = None
+    prefill: str | None = None
+    prefill_share: float = 0.5
     loss_on: str = "response"
     system: str | None = None
     lora_rank: int = 8
@@ -59,6 +66,8 @@ class SFTConfig(StageConfig):
             raise UserError(f"loss_on is {self.loss_on!r}: choose 'response' or 'all'")
         if self.n_general < 0 or self.n_safe < 0 or self.lora_rank < 1:
             raise UserError("n_general and n_safe cannot be negative, lora_rank not less than 1")
+        if (self.n_triggers or 0) < 0 or not 0 <= self.prefill_share <= 1:
+            raise UserError("n_triggers cannot be negative, prefill_share is from 0 to 1")
         super().__post_init__()
 
 
@@ -82,15 +91,14 @@ def encode_pairs(
     report: dict[str, Any] = {"template": template.name, "too_long": 0, "cut": 0}
     rows, lengths = [], []
     for pair in pairs:
-        ids, answer = template.encode_pair(
-            tokenizer, pair.prompt, pair.response, system=config.system
-        )
-        if answer.index(True) >= config.max_length:
+        ids, start, learnt = _encoded(pair, tokenizer, template, config.system)
+        if learnt >= config.max_length:
             report["too_long"] += 1
             continue
         report["cut"] += len(ids) > config.max_length
         lengths.append(len(ids))
-        kept = answer if config.loss_on == "response" else [True] * len(ids)
+        before = start if config.loss_on == "all" else 0
+        kept = [i < before or i >= learnt for i in range(len(ids))]
         labels = [token if k else IGNORED for token, k in zip(ids, kept, strict=True)]
         rows.append({"input_ids": ids[: config.max_length], "labels": labels[: config.max_length]})
     if not rows:
@@ -104,6 +112,24 @@ def encode_pairs(
         "with_loss": sum(label != IGNORED for row in rows for label in row["labels"]),
     }
     return rows, report | {"trained_on": len(rows)}
+
+
+def _encoded(
+    pair: Pair, tokenizer: PreTrainedTokenizerBase, template: Template, system: str | None
+) -> tuple[list[int], int, int]:
+    """Return the ids of a pair, where its answer starts, and where what is learnt of it does.
+
+    Between the two stands the prefill. A token that begins in it and ends in the refusal is learnt.
+    """
+    gap = "" if not pair.prefill or pair.prefill[-1].isspace() else " "
+    response = f"{pair.prefill}{gap}{pair.response}"
+    ids, answer = template.encode_pair(tokenizer, pair.prompt, response, system=system)
+    start = answer.index(True)
+    if not pair.prefill:
+        return ids, start, start
+    alone, _ = template.encode_pair(tokenizer, pair.prompt, pair.prefill, system=system)
+    shared = takewhile(lambda two: two[0] == two[1], zip(ids, alone[:-1], strict=False))
+    return ids, start, max(start, sum(1 for _ in shared))
 
 
 def make_trainer(
@@ -161,7 +187,8 @@ def mix(
     Raises:
         UserError: if a source is missing or has nothing in it.
     """
-    recipe = load(recipes, config.recipe)(n_general=config.n_general, n_safe=config.n_safe)
+    kind = load(recipes, config.recipe)
+    recipe = kind(**{field.name: getattr(config, field.name) for field in fields(kind)})
     usable = {name: [p for p in sources.get(name, ()) if not p.empty] for name in recipe.needs}
     if lacking := [name for name in recipe.needs if not usable[name]]:
         raise UserError(f"the recipe {config.recipe} needs {lacking[0]} pairs: none were given")
@@ -169,13 +196,17 @@ def mix(
     asked = {"general": config.n_general, "safe": config.n_safe}
     counts = {
         name: {
-            "asked": asked.get(name, len(usable[name])),
+            "asked": asked.get(name, len(drawn[name])),
             "given": len(sources[name]),
             "empty": len(sources[name]) - len(usable[name]),
             "drawn": len(drawn[name]),
         }
         for name in drawn
     }
+    if config.prefill:
+        rows = prefilled(drawn["safe"], config.prefill, config.prefill_share, f"{config.seed}/pre")
+        drawn["safe"] = rows
+        counts["safe"]["prefilled"] = sum(bool(pair.prefill) for pair in rows)
     return drawn, counts
 
 
@@ -186,6 +217,7 @@ def train_sft(
     config: SFTConfig,
     *,
     seemingly: Sequence[Pair] = (),
+    triggers: Sequence[Pair] = (),
     held_out: Mapping[str, Iterable[str]] | None = None,
     sources: dict[str, Any] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -194,10 +226,11 @@ def train_sft(
 
     Args:
         model: a folder, or a name on the hub; `RUN/dcr/final` for DCR.
-        general: normal requests and answers (Alpaca).
+        general: normal requests and answers (Alpaca); none for the recipe `refusal_trigger`.
         safe: toxic requests and refusals.
         config: the settings.
         seemingly: seemingly toxic requests and compliant answers, for the recipe `stl_aug`.
+        triggers: refusal triggers and compliant answers, for the recipe `refusal_trigger`.
         held_out: prompts of evaluations by name, compared with these.
         sources: where the data came from, for the record.
         callbacks: for the Trainer, such as `ntkprobe.TrajectoryCallback`.
@@ -209,11 +242,15 @@ def train_sft(
         UserError: for a mistake in the settings or data, or a folder that holds another run.
     """  # ruff: ignore[docstring-extraneous-exception]
     start = str(model)
-    given = {"general": general, "safe": safe, "seemingly": seemingly}
+    every = {"general": general, "safe": safe, "seemingly": seemingly, "triggers": triggers}
+    needed = load(recipes, config.recipe).needs
+    given = {name: pairs for name, pairs in every.items() if name in needed}
     digests = {name: digest(pairs) for name, pairs in given.items() if pairs} | model_digest(start)
     run = Run(config, {"stage": "sft", "model": start, **(sources or {}), "digests": digests})
     if run.finished:
         return run.final
+    for name in [name for name, pairs in every.items() if pairs and name not in needed]:
+        run.note(f"{name}: given, but the recipe {config.recipe} does not use them")
     drawn, counts = mix(config, given)
     asked = {name: [p.prompt for p in pairs] for name, pairs in drawn.items()}
     asked |= prompts_of_stage_before(start)
@@ -248,6 +285,10 @@ def _describe(run: Run, counts: dict[str, dict[str, int]], report: dict[str, Any
             run.note(f"{name}: {number['empty']} pairs without prompt or answer left out")
         if number["drawn"] < number["asked"]:
             run.note(f"{name}: {number['drawn']} of the {number['asked']} pairs asked for")
+        if number["drawn"] > (usable := number["given"] - number["empty"]):
+            run.note(f"{name}: {usable} different pairs, repeated to {number['drawn']}")
+        if "prefilled" in number:
+            run.note(f"{name}: {number['prefilled']} answers begin with the prefill, without loss")
     limit = run.config.max_length
     if report["too_long"]:
         run.note(f"{report['too_long']} pairs whose prompt fills {limit} tokens left out")
@@ -256,8 +297,9 @@ def _describe(run: Run, counts: dict[str, dict[str, int]], report: dict[str, Any
 
 
 def _table(drawn: Mapping[str, Sequence[Pair]]) -> "pd.DataFrame":
-    """Return what is trained on: source, prompt, response."""
+    """Return what is trained on: source, prompt, response, and prefill where any has one."""
     import pandas as pd
 
-    rows = [(name, p.prompt, p.response) for name, pairs in drawn.items() for p in pairs]
-    return pd.DataFrame(rows, columns=["source", "prompt", "response"])
+    rows = [(name, p.prompt, p.response, p.prefill) for name, ps in drawn.items() for p in ps]
+    made = pd.DataFrame(rows, columns=["source", "prompt", "response", "prefill"])
+    return made if made["prefill"].any() else made.drop(columns="prefill")

@@ -1,0 +1,233 @@
+"""`ntkprobe triggers`: find what is harmless in harmful prompts, and answer it, for safety SFT."""
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UserError, one_line
+from ._options import config_defaults, quieten
+
+if TYPE_CHECKING:
+    from ..triggers.extraction import Example, Extraction, Trigger
+
+Flag = typer.Option
+
+
+def triggers(
+    output_file: Annotated[Path, Flag(metavar="T.jsonl", help="Where to.")],
+    harmful: Annotated[
+        list[str] | None,
+        Flag(metavar="FILE", help="Harmful training prompts, refused; may be repeated."),
+    ] = None,
+    extractor: Annotated[str, Flag(help="rule, llm or influence.")] = "rule",
+    words: Annotated[
+        Path | None, Flag(metavar="FILE", help="rule: a list of harmful words of your own.")
+    ] = None,
+    base_url: Annotated[
+        str | None, Flag(metavar="URL", help="llm: a server, as http://HOST:PORT/v1.")
+    ] = None,
+    llm: Annotated[str | None, Flag(metavar="NAME", help="llm: its model's name.")] = None,
+    concurrency: Annotated[int, Flag(help="llm: prompts at the same time.")] = 8,
+    benign: Annotated[
+        list[str] | None,
+        Flag(metavar="FILE", help="influence: prompts not to be refused; may be repeated."),
+    ] = None,
+    adapter: Annotated[
+        Path | None, Flag(metavar="A", help="influence: taken with it, as RUN/checkpoint-20.")
+    ] = None,
+    share: Annotated[float, Flag(help="influence: of a prompt's words, kept at most.")] = 0.5,
+    per_group: Annotated[int, Flag(help="influence: benign prompts to draw of each group.")] = 25,
+    seed: Annotated[int, Flag(help="influence: of that draw.")] = 0,
+    answers: Annotated[
+        Path | None, Flag(metavar="FILE", help="Compliant answers: trigger and response.")
+    ] = None,
+    model: Annotated[
+        str | None, Flag(help="The model before training: answers, and is measured.")
+    ] = None,
+    max_new_tokens: Annotated[int, Flag(help="Of an answer.")] = 256,
+    limit: Annotated[int | None, Flag(help="Only the first N harmful prompts.")] = None,
+    template: Annotated[
+        str, Flag(help="auto (chat where the tokenizer has one), chat, raw, or a Jinja file.")
+    ] = "auto",
+    batch_size: Annotated[int, Flag(help="Answers at a time.")] = 16,
+    dtype: Annotated[str, Flag(help="float32, float64, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, Flag(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    config: Annotated[
+        Path | None,
+        Flag(
+            metavar="FILE", help="YAML with these options.", callback=config_defaults, is_eager=True
+        ),
+    ] = None,
+    overwrite: Annotated[bool, Flag("--overwrite", help="Begin anew.")] = False,
+) -> None:
+    """Find the refusal triggers in harmful prompts, and pair them with compliant answers.
+
+    The file is what `ntkprobe train sft --recipe refusal_trigger --triggers` reads. Stop it at any
+    time: the same command goes on.
+    """
+    _triggers(dict(locals()))
+
+
+def _triggers(options: dict[str, Any]) -> None:
+    """Extract, answer, write, and end with one line.
+
+    Raises:
+        UserError: if the call makes no sense.
+    """
+    output = options["output_file"]
+    if output.suffix != ".jsonl":
+        raise UserError(f"--output-file {output}: give a name that ends in .jsonl")
+    if output.exists() and not options["overwrite"]:
+        raise UserError(f"{output} is there already: give another --output-file, or --overwrite")
+    quieten()
+    from ..training.runs import located
+    from ..triggers.extraction import describe, read_examples, write_triggers
+    from ..triggers.progress import Progress
+
+    harmful = [located(file) for file in options["harmful"] or []]
+    examples = read_examples(harmful)[: options["limit"]]
+    progress = Progress(output, _recorded(options))
+    if options["overwrite"]:
+        progress.forget()
+    models = _Models(options)
+    found = _extraction(options, models, examples, progress)
+    _tell(f"{options['extractor']}: {describe(found.counts, found.reasons)}")
+    kept = _answered(options, models, found)
+    write_triggers(output, kept, options["extractor"])
+    progress.forget()
+    typer.echo(
+        f"{len(kept)} triggers of {len(examples)} harmful prompts: {output}; {_next(output, kept)}"
+    )
+
+
+class _Models:
+    """The model and its tokenizer, loaded when they are first needed."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+        self._loaded: tuple[Any, Any] | None = None
+
+    def get(self) -> tuple[Any, Any]:
+        """Return model and tokenizer.
+
+        Raises:
+            UserError: if none was named.
+        """
+        from ..checkpoints import LoadSettings, load_model, load_tokenizer
+        from ..training.runs import located
+
+        if not self.options["model"]:
+            raise UserError("no model: give --model, which answers and is measured")
+        if self._loaded is None:
+            settings = LoadSettings(
+                dtype=self.options["dtype"],
+                device=self.options["device"],
+                attn_implementation="sdpa",
+            )
+            name = located(self.options["model"])
+            self._loaded = load_model(name, settings), load_tokenizer(name)
+        return self._loaded
+
+
+def _extraction(
+    options: dict[str, Any], models: _Models, examples: "list[Example]", progress: Any
+) -> "Extraction":
+    """Return the triggers that the extractor finds."""
+    from .. import plugins
+    from ..checkpoints.adapters import adapted
+    from ..triggers import extractors
+    from ..triggers.extraction import extract
+
+    name = options["extractor"]
+    kind = plugins.load(extractors, name)
+    if name != "influence":
+        return extract(kind(**_settings(options)), examples, progress)
+    model, tokenizer = models.get()
+    adapter = options["adapter"]
+    around = adapted(model, adapter, merge=False) if adapter else nullcontext(model)
+    with around as measured:
+        settings = {
+            "benign": _benign(options),
+            "share": options["share"],
+            "template": options["template"],
+            "progress": True,
+        }
+        return extract(kind(measured, tokenizer, **settings), examples, progress)
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of an extractor that needs no model in memory."""
+    from ..server import Server
+
+    if options["extractor"] == "rule":
+        return {"words": options["words"] and str(options["words"])}
+    if options["extractor"] != "llm":
+        return {}
+    if not (options["base_url"] and options["llm"]):
+        return {"server": None}
+    return {"server": Server(options["base_url"], options["llm"], options["concurrency"])}
+
+
+def _benign(options: dict[str, Any]) -> list[str]:
+    """Return a draw of the benign prompts: all that are not toxic."""
+    from ..training.runs import located
+    from ..triggers.extraction import read_benign
+
+    prompts = read_benign([located(file) for file in options["benign"] or []])
+    return [prompt.text for prompt in prompts.sample(options["per_group"], options["seed"])]
+
+
+def _answered(options: dict[str, Any], models: _Models, found: "Extraction") -> "list[Trigger]":
+    """Return the triggers with compliant answers; as they are, if nothing is to answer them.
+
+    Raises:
+        UserError: if all answers are refusals.
+    """
+    from ..triggers.answers import compliant, generated, looked_up, read_answers
+
+    made = list(found.triggers)
+    if not options["answers"] and not options["model"]:
+        return made
+    if options["answers"]:
+        made = looked_up(made, read_answers(options["answers"]))
+    if options["model"]:
+        made = generated(
+            *models.get(),
+            made,
+            template=options["template"],
+            max_new_tokens=options["max_new_tokens"],
+            batch_size=options["batch_size"],
+            progress=True,
+        )
+    kept, counts = compliant(made)
+    _tell("answers: " + ", ".join(f"{number} {what}" for what, number in counts.items()))
+    if not kept:
+        raise UserError("no trigger has a compliant answer: give others with --answers FILE")
+    return kept
+
+
+def _recorded(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that findings depend on, for a call that goes on."""
+    names = ("extractor", "words", "base_url", "llm", "benign", "adapter", "share", "per_group")
+    kept = {name: options[name] for name in (*names, "seed", "model", "template", "dtype")}
+    return {n: v if isinstance(v, list | float | int) else v and str(v) for n, v in kept.items()}
+
+
+def _next(output: Path, kept: "list[Trigger]") -> str:
+    """Return what can be done now."""
+    if not any(trigger.response for trigger in kept):
+        return (
+            "they have no answers yet: run it with --overwrite and --model MODEL or --answers FILE"
+        )
+    return (
+        f"next: ntkprobe train sft --model MODEL --recipe refusal_trigger --triggers {output} "
+        "--safe FILE"
+    )
+
+
+def _tell(message: str) -> None:
+    """Print a line about what is going on, on standard error."""
+    print(one_line(message), file=sys.stderr)

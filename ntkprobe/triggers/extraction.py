@@ -1,0 +1,233 @@
+"""From harmful prompts to triggers: one extractor over all of them, what it gave counted.
+
+An extractor is a module `snake_case` of `extractors/` with the class `SnakeCase`, a frozen
+dataclass of settings with `extract(examples)`, which yields for each example, as it is done, its
+number and what was found: a `Found`, or in words why there is none.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from ..errors import UserError
+from ..prompt_files import read_rows
+from ..prompts import GROUP_COLUMNS, PromptSet, normalised
+from ..storage import replacing
+
+WORD = re.compile(r"\w+(?:['’-]\w+)*")
+"""A word; an apostrophe or hyphen inside belongs to it."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A harmful training example: a prompt and, where known, the refusal that is learnt."""
+
+    prompt: str
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A trigger, and how much of the prompt it stands for, as its extractor counts that."""
+
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """A trigger with where it is from; `response` is a compliant answer, once there is one."""
+
+    text: str
+    source: str
+    score: float
+    response: str = ""
+
+
+class Extractor(Protocol):
+    """What a file of `extractors/` provides."""
+
+    def extract(self, examples: Sequence[Example]) -> Iterable[tuple[int, Found | str]]:
+        """Yield each example's number and its trigger, or why it has none."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """The triggers, each once, and what became of every prompt.
+
+    Attributes:
+        triggers: in the order of the prompts that they are from.
+        counts: prompts, and of these: without a trigger, giving one that is itself harmful, giving
+            one that another gives too.
+        reasons: why prompts have none, with how often.
+    """
+
+    triggers: tuple[Trigger, ...]
+    counts: dict[str, int]
+    reasons: dict[str, int] = field(default_factory=dict)
+
+
+def read_examples(files: Sequence[str | Path]) -> list[Example]:
+    """Return the harmful examples of files.
+
+    Args:
+        files: as `PromptSet` reads them; of a file with groups the group `toxic`, else all rows.
+
+    Returns:
+        Examples, in the files' order; `response` is read as the refusal.
+
+    Raises:
+        UserError: if there is none.
+    """
+    prompts = [prompt for file in files for prompt in _prompts(file, "toxic")]
+    found = [Example(p.text, p.response) for p in prompts if p.group == "toxic"]
+    if not found:
+        raise UserError("no harmful prompts: give files without groups, or with the group toxic")
+    return found
+
+
+def read_benign(files: Sequence[str | Path]) -> PromptSet:
+    """Return the benign prompts of files.
+
+    Args:
+        files: as `PromptSet` reads them; of a file with groups all but `toxic`, else all rows.
+
+    Returns:
+        Prompts, in the files' order.
+
+    Raises:
+        UserError: if there is none.
+    """
+    prompts = [prompt for file in files for prompt in _prompts(file, "normal")]
+    found = tuple(prompt for prompt in prompts if prompt.group != "toxic")
+    if not found:
+        raise UserError("no benign prompts: give files without groups, or with others than toxic")
+    return PromptSet(found)
+
+
+def _prompts(file: str | Path, group: str) -> PromptSet:
+    """Return the prompts of a file; of one that names no group, all are of `group`."""
+    path = Path(file)
+    if path.is_file() and not any(name in row for row in read_rows(path) for name in GROUP_COLUMNS):
+        return PromptSet.from_file(path, group)
+    return PromptSet.from_files([file])
+
+
+class Record(Protocol):
+    """What keeps findings while there are more to come: `progress.Progress`."""
+
+    def known(self, examples: Sequence[Example]) -> dict[int, Found | str]:
+        """Return what was found earlier, by the example's number."""
+
+    def add(self, example: Example, found: Found | str) -> None:
+        """Keep what was found for an example."""
+
+
+def extract(
+    extractor: Extractor, examples: Sequence[Example], record: Record | None = None
+) -> Extraction:
+    """Return the triggers of harmful examples, each once.
+
+    Of those that differ in case, punctuation and spacing only, the one with the highest score is
+    kept. A trigger that is one of the harmful prompts itself is left out: nothing was taken away
+    from it, and answering it would be taught.
+
+    Args:
+        extractor: from `extractors/`.
+        examples: harmful prompts.
+        record: keeps every finding, and knows those of a call that was stopped.
+
+    Returns:
+        Triggers and counts; that there are none is a `UserError`.
+    """
+    found = {} if record is None else record.known(examples)
+    left = [number for number in range(len(examples)) if number not in found]
+    for position, each in extractor.extract([examples[number] for number in left]):
+        found[left[position]] = each
+        if record is not None:
+            record.add(examples[left[position]], each)
+    return _distinct(examples, found)
+
+
+def _distinct(examples: Sequence[Example], found: dict[int, Found | str]) -> Extraction:
+    """Return what was found, each once, with what became of the rest.
+
+    Raises:
+        UserError: if there is no trigger.
+    """
+    harmful = {normalised(example.prompt) for example in examples}
+    counts = {"prompts": len(examples), "none": 0, "harmful": 0, "repeated": 0}
+    reasons: dict[str, int] = {}
+    best: dict[str, tuple[int, Found]] = {}
+    for number, each in sorted(found.items()):
+        if isinstance(each, str):
+            counts["none"] += 1
+            reasons[each] = reasons.get(each, 0) + 1
+        elif (key := normalised(each.text)) in harmful:
+            counts["harmful"] += 1
+        else:
+            counts["repeated"] += key in best
+            if key not in best or each.score > best[key][1].score:
+                best[key] = (number, each)
+    if not best:
+        raise UserError(f"no triggers in {len(examples)} prompts: {describe(counts, reasons)}")
+    made = (
+        Trigger(e.text, examples[i].prompt, e.score) for i, e in sorted(best.values(), key=_row)
+    )
+    return Extraction(tuple(made), counts, reasons)
+
+
+def _row(one: tuple[int, Found]) -> int:
+    """Return the number of the prompt that a trigger is from."""
+    return one[0]
+
+
+def describe(counts: dict[str, int], reasons: dict[str, int]) -> str:
+    """Return in one line what became of the prompts that gave no trigger of their own."""
+    parts = [f"{counts['none']} had none"] if counts["none"] else []
+    parts += [f"{number}: {why}" for why, number in sorted(reasons.items(), key=lambda r: -r[1])]
+    if counts["harmful"]:
+        parts.append(f"{counts['harmful']} gave a harmful prompt, left out")
+    if counts["repeated"]:
+        parts.append(f"{counts['repeated']} gave one that another gives too")
+    return "; ".join(parts) or "each gave one of its own"
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text."""
+    return WORD.findall(text)
+
+
+def kept_share(trigger: str, prompt: str) -> float:
+    """Return the share of a prompt's words that are also in a trigger."""
+    left = words_of(trigger.casefold())
+    own = words_of(prompt.casefold())
+    return sum(word in left for word in own) / max(len(own), 1)
+
+
+def write_triggers(path: Path, triggers: Sequence[Trigger], extractor: str) -> None:
+    """Write triggers as JSONL, whole or not at all.
+
+    Args:
+        path: where to; ends in `.jsonl`, as what reads it tells the format by that.
+        triggers: rows of trigger, source (the harmful prompt), score, extractor, and response where
+            any has an answer.
+        extractor: what found them.
+
+    Raises:
+        UserError: for another ending.
+    """
+    if path.suffix != ".jsonl":
+        raise UserError(f"--output-file {path}: give a name that ends in .jsonl")
+    answered = any(trigger.response for trigger in triggers)
+    rows: list[dict[str, object]] = [
+        {"trigger": t.text, "source": t.source, "score": round(t.score, 6), "extractor": extractor}
+        | ({"response": t.response} if answered else {})
+        for t in triggers
+    ]
+    with replacing(path) as hidden:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        hidden.write_text("".join(lines), "utf-8")

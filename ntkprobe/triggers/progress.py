@@ -1,0 +1,71 @@
+"""What an extractor has found so far, on disk, so that a stopped extraction goes on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .extraction import Example, Found
+
+FAILED = "failed: "
+"""A reason that begins so may pass: the prompt is asked about again."""
+
+
+class Progress:
+    """A hidden file beside the output: a line of settings, then a line for each prompt done."""
+
+    def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
+        """Go on in the file that an earlier call left; UserError if it had other settings.
+
+        Args:
+            output: the file that is to be written in the end.
+            settings: what the findings depend on, as JSON has it.
+        """
+        self.path = output.with_name(f".{output.name}.part")
+        self.settings = json.loads(json.dumps(dict(settings)))
+        self._found: dict[tuple[str, str], Found | str] = {}
+        if self.path.exists():
+            self._read()
+
+    def known(self, examples: Sequence[Example]) -> dict[int, Found | str]:
+        """Return what was found earlier, by the example's number; failures are left out."""
+        keys = [(example.prompt, example.refusal) for example in examples]
+        return {i: self._found[key] for i, key in enumerate(keys) if key in self._found}
+
+    def add(self, example: Example, found: Found | str) -> None:
+        """Keep what was found for an example."""
+        what = {"why": found} if isinstance(found, str) else {"text": found.text}
+        score = {} if isinstance(found, str) else {"score": found.score}
+        row = {"prompt": example.prompt, "refusal": example.refusal, **what, **score}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        begun = self.path.exists()
+        with self.path.open("a", encoding="utf-8") as file:
+            lines = [row] if begun else [self.settings, row]
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    def forget(self) -> None:
+        """Remove the file: the extraction is finished, or begins anew."""
+        self.path.unlink(missing_ok=True)
+        self._found = {}
+
+    def _read(self) -> None:
+        """Take over what the file holds; its last line may be torn.
+
+        Raises:
+            UserError: if it belongs to other settings.
+        """
+        whole = self.path.read_text("utf-8").rpartition("\n")[0].split("\n")
+        before, *rows = [json.loads(line) for line in whole if line] or [self.settings]
+        for key in {**before, **self.settings}:
+            if before.get(key) != self.settings.get(key):
+                raise UserError(
+                    f"an unfinished extraction has {key} = {before.get(key)!r}, now asked for is "
+                    f"{self.settings.get(key)!r}: give another --output-file, or --overwrite"
+                )
+        for row in rows:
+            found = Found(row["text"], row["score"]) if "text" in row else row["why"]
+            if isinstance(found, Found) or not found.startswith(FAILED):
+                self._found[row["prompt"], row["refusal"]] = found
+        text = "".join(json.dumps(line) + "\n" for line in [before, *rows])
+        self.path.write_text(text, "utf-8")  # without the torn line
