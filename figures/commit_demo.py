@@ -10,8 +10,9 @@ r"""Make `figures/demo`, the small copy of the demo's measurements that is commi
     python figures/commit_demo.py runs/demo
 
 What no figure reads is left out: the tokens of the blocks, the parts of the kernel but those of the
-first step between seemingly toxic and toxic prompts, the influence of and on other groups but at both
-ends, and the places of files on this machine. Norms are kept in float32 and activations in float16, which no printed digit shows.
+first step between seemingly toxic and toxic prompts, most of the influence between the ends, and
+the places of files on this machine. Norms are kept in float32 and activations in float16, which no
+printed digit shows.
 """
 
 import shutil
