@@ -7,7 +7,6 @@ that is measured. Both are kept in `--output-dir`: what is there is not computed
 """
 
 import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,9 +32,9 @@ from ntkprobe.training.data import read_pairs
 from ntkprobe.training.sft import SFTConfig, train_sft
 
 BASE = str(tiny.model_path())
-WINDOWS = (1, 10, 50, 250)
+FINE, COARSE = 20, (10, 50, 250)  # by far most of the change is in the first steps
 GROUPS = ("normal", "seemingly_toxic", "toxic")
-PHASES = {"1 – 10": (1, 10), "11 – 50": (11, 50), "51 – 250": (51, 250)}
+PHASES = {"1 – 10": (1, 10), "11 – 20": (11, 20), "21 – 250": (21, 250)}
 
 
 def main() -> None:
@@ -43,16 +42,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/dynamics"))
     parser.add_argument("--per-group", type=int, default=8)
-    parser.add_argument("--every", type=int, nargs="+", default=WINDOWS, help="steps a derivative")
     given = parser.parse_args()
     rows, ends = {}, {}
     for name in ("STL", "DCR → STL"):
         start = BASE if name == "STL" else str(refine(given.output_dir / "dcr", 0))
         run = given.output_dir / ("stl" if name == "STL" else "dcr-stl")
         align(start, run)
-        rows[name] = pd.concat(
-            followed(start, run, given.per_group, window) for window in given.every
-        )
+        coarse = [followed(start, run, given.per_group, window) for window in COARSE]
+        fine = followed(start, run, given.per_group, 1, FINE)
+        rest = coarse[0][coarse[0]["step"] > FINE].assign(window=1)
+        rows[name] = pd.concat([fine, rest, *coarse])
         ends[name] = at_the_end(rows[name])
     count = rows["STL"]["prompt"].nunique()
     print(
@@ -63,9 +62,10 @@ def main() -> None:
             f"DCR before safety SFT, {count} prompts that no stage has seen. Predicted: Σ J(x′; "
             "θ_t) Δθ_t over AdamW's recorded steps, for log P_refuse (A.5, literal). Measured: "
             "log P_refuse after less before. The derivative is taken anew every so many steps: "
-            "at 1, Eq. 2 with the optimiser's own step in the place of −η ∇L; at 250, once at "
-            "the beginning, as if the kernel never changed. Slope: of measured on predicted "
-            f"over prompts; 1 is calibrated. {machine()}; by `{command()}`.",
+            "where it is at every step, this is Eq. 2 with the optimiser's own step in the "
+            "place of −η ∇L; at 250 it is taken once at the beginning, as if the kernel never "
+            "changed. Slope: of measured on predicted over prompts; 1 is calibrated. "
+            f"{machine()}; by `python benchmarks/dynamics.py`.",
             "## The whole run, per prompt",
             table(
                 (
@@ -80,15 +80,15 @@ def main() -> None:
                 ),
                 [(name, *line) for name, end in ends.items() for line in whole_run(end)],
             ),
-            f"## The same by group, derivative every {steps_of(min(given.every))}",
+            f"## The same by group, derivative every {steps_of(1)}",
             "Mean change of log P_refuse (nats) over the run.",
             table(
                 ("run", "group", "predicted", "measured", "Pearson within", "slope within"),
                 [(name, *line) for name, end in ends.items() for line in by_group(end)],
             ),
-            f"## Piece by piece, derivative every {steps_of(min(given.every))}",
-            "Over all prompts and the pieces that begin in the steps named: predicted and measured "
-            "change between one derivative and the next. "
+            f"## Piece by piece, derivative every {steps_of(1)}",
+            "Over all prompts and the pieces within the steps named: predicted and measured change "
+            "from one derivative to the next. "
             "Unexplained: Σ (measured − predicted)² / Σ measured².",
             table(
                 ("run", "steps", "Pearson", "Spearman", "slope", "unexplained"),
@@ -98,14 +98,9 @@ def main() -> None:
     )
 
 
-def command() -> str:
-    """Return how this was called."""
-    return " ".join(["python benchmarks/dynamics.py", *sys.argv[1:]])
-
-
 def steps_of(window: int) -> str:
-    """Return so many steps in words."""
-    return "step" if window == 1 else f"{window} steps"
+    """Return after how many steps the derivative is taken anew, in words."""
+    return f"step to {FINE}, then {COARSE[0]}" if window == 1 else f"{window} steps"
 
 
 def align(start: str, folder: Path) -> None:
@@ -116,18 +111,22 @@ def align(start: str, folder: Path) -> None:
     train_sft(start, *pairs, SFTConfig(**settings), callbacks=[ntk.StepCallback()])
 
 
-def followed(start: str, run: Path, per_group: int, window: int) -> pd.DataFrame:
+def followed(
+    start: str, run: Path, per_group: int, window: int, last: int | None = None
+) -> pd.DataFrame:
     """Return a row for each piece of a run and prompt, from its file where there is one."""
     kept = run.with_name(f"{run.name}-dynamics-{per_group}-{window}.parquet")
     if not kept.exists():
-        write_table(kept, pd.DataFrame(replayed(start, run, per_group, window)))
+        write_table(kept, pd.DataFrame(replayed(start, run, per_group, window, last)))
     return pd.read_parquet(kept)
 
 
-def replayed(start: str, run: Path, per_group: int, window: int) -> Iterator[dict[str, object]]:
+def replayed(
+    start: str, run: Path, per_group: int, window: int, last: int | None
+) -> Iterator[dict[str, object]]:
     """Yield a row for each piece of `window` steps and prompt: predicted and measured change."""
     prompts = ntk.PromptSet.from_file(tiny.measure_path()).sample(per_group)
-    steps = [step for _, step in ntk.read_steps(run.with_name(f"{run.name}-steps"))]
+    steps = [step for _, step in ntk.read_steps(run.with_name(f"{run.name}-steps"))][:last]
     pieces = [total(steps[first : first + window]) for first in range(0, len(steps), window)]
     tokenizer = load_tokenizer(BASE)
     found = []
@@ -140,7 +139,9 @@ def replayed(start: str, run: Path, per_group: int, window: int) -> Iterator[dic
         after = refusals(model, tokenizer, prompts)
     with adapted(load_model(start), run / "final", merge=False) as model:
         gap = float((refusals(model, tokenizer, prompts) - after).abs().max())
-    assert gap < 1e-2, f"the steps do not lead to the trained adapter: log P_refuse off by {gap}"
+    assert last or gap < 1e-2, (
+        f"the steps do not lead to the trained adapter: log P_refuse off by {gap}"
+    )
     levels = [*(each.before["literal"] for each in found), after]
     for number, prediction in enumerate(found):
         measured = levels[number + 1] - levels[number]
