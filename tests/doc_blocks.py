@@ -35,11 +35,12 @@ def blocks(page: Path) -> list[Block]:
 def make_world(folder: Path) -> None:
     """Put a run and a file of prompts where the pages say they are."""
     full_run(folder / "RUN", steps=(10, 20))
-    rows = [
-        (f"how do i kill {word} ?", group)
-        for group in ("normal", "toxic", "seemingly_toxic")
-        for word in ("a", "the", "my")
-    ]
+    texts = {
+        "normal": "how do i kill {} ?",
+        "toxic": "kill {} how do i ?",
+        "seemingly_toxic": "do i kill {} how ?",
+    }
+    rows = [(t.format(word), group) for group, t in texts.items() for word in ("a", "the", "my")]
     pd.DataFrame(rows, columns=["prompt", "group"]).to_csv(folder / "prompts.csv", index=False)
 
 

@@ -270,6 +270,15 @@ def test_a_batch_and_no_cache_answer_like_one_prompt_with_a_cache(method, seed):
 
 
 @BOTH
+def test_beams_with_and_without_a_cache_agree(method):
+    model, mitigation = fitted("qwen2-tied", method)
+    with applied(mitigation, model, byte_bpe()):
+        cached = generated(model, every_prompt()[::4], num_beams=2)[0]
+        uncached = generated(model, every_prompt()[::4], num_beams=2, use_cache=False)[0]
+    assert torch.equal(cached, uncached)
+
+
+@BOTH
 def test_streaming_gives_the_same_answer(method):
     model, mitigation = fitted("gpt2", method)
     ids = every_prompt()[0][None]
@@ -391,6 +400,14 @@ def test_a_fit_set_without_harmful_prompts_is_refused(method):
         mitigation.fit(model, byte_bpe(), harmless)
     with pytest.raises(UserError, match=r"no prompts in group|one prompt in group"):
         mitigation.fit(model, byte_bpe(), PromptSet.from_texts({"toxic": ["Scare my rival."]}))
+
+
+@BOTH
+def test_groups_that_do_not_differ_are_refused(method):
+    model, mitigation = fitted("gpt2", method)
+    same = PromptSet.from_texts({group: ["Name a colour.", "Sing."] for group in PROMPTS.groups})
+    with pytest.raises(UserError, match="do not differ"):
+        mitigation.fit(model, byte_bpe(), same)
 
 
 def test_scans_refuses_what_it_cannot_place():

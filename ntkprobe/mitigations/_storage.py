@@ -65,11 +65,11 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Mitigation:
     place = Path(folder)
     about = _read_about(place)
     kind = mitigation_class(str(about.get("method")))
-    settings = checked_settings(kind, about.get("settings", {}))
-    found = {**about.get("learned", {}), **_read_tensors(place, about.get("tensors", []))}
+    settings = checked_settings(kind, about["settings"])
+    found = {**about["learned"], **_read_tensors(place, about["tensors"])}
     if unknown := sorted(set(found) - set(learned_by(kind))):
         raise UserError(f"{place}: {about['method']} learns no {unknown[0]!r}: fit it again")
-    if about.get("tensors") and not isinstance(found.get("fitted_on"), dict):
+    if about["tensors"] and not isinstance(found.get("fitted_on"), dict):
         raise UserError(f"{place} does not say which model it was fitted on: fit it again")
     mitigation = kind(**settings, **found)
     if model is not None:
@@ -109,6 +109,9 @@ def _read_about(place: Path) -> dict[str, Any]:
     if about.get("schema_version") != SCHEMA_VERSION:
         version = about.get("schema_version")
         raise UserError(f"{place / JSON_NAME}: schema {version!r}, not {SCHEMA_VERSION}: fit again")
+    shapes = {"settings": dict, "learned": dict, "tensors": list}
+    if broken := [key for key, kind in shapes.items() if not isinstance(about.get(key), kind)]:
+        raise UserError(f"{place / JSON_NAME} has no {broken[0]}: fit the mitigation again")
     return about
 
 

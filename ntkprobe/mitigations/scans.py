@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Window = tuple[float, float]
 
+_NOTHING = 1e-6  # of a state's own length: below it a difference of means is rounding
+
 
 @dataclass(frozen=True, eq=False)
 class Scans(Steering):
@@ -91,11 +93,11 @@ class Scans(Steering):
             A fitted copy.
 
         Raises:
-            UserError: if a group is missing, a window holds no block, or the affirmation cannot be
-                written.
+            UserError: if a group is missing, a window holds no block, the affirmation cannot be
+                written, or the groups do not differ.
         """
         template = resolve_template(tokenizer, self.template)
-        self._windows(model)
+        steered, _ = self._windows(model)
         word = list(template.encode_phrases(tokenizer, [self.affirmation])[0])
         if tokenizer.unk_token_id in word:
             raise UserError(
@@ -109,6 +111,11 @@ class Scans(Steering):
             # e, the affirmation's other tokens, its last one
             means[group] = mean_states(model, ids, len(word) + 1, batch_size=self.batch_size)
         difference = means["toxic"][:, 0] - means["normal"][:, 0]
+        lengths = means["normal"][:, 0].norm(dim=-1)
+        if not bool((difference.norm(dim=-1) > _NOTHING * lengths)[steered].all()):
+            raise UserError(
+                "toxic and normal prompts do not differ in the layers steered: give others"
+            )
         fitted = replace(
             self,
             vectors=torch.nn.functional.normalize(difference, dim=-1).float(),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..chat import resolve_template
 from ..errors import UserError
-from ..hooks import Before, Hook, decoder_layers, hidden_state, writers
+from ..hooks import Before, Hook, decoder_layers, hidden_state, layer_output, writers
 from ..prompts import PromptSet
 from ._interface import Steering, identity, learned
 from ._states import entering, replaced, rewrapped
@@ -108,7 +108,7 @@ class Surgical(Steering):
         if self.coefficient:
             found += ablating(model, self.false_refusal, self.coefficient)
         if self.addition:
-            module = decoder_layers(model)[self.block - 1]
+            module = layer_output(model, self.block)
             found.append((module, adding(self.true_refusal, self.addition)))
         return found
 
