@@ -118,7 +118,7 @@ def compared(own: list[float], plain: list[float]) -> Spans:
 
 
 def all_methods(shape: Shape, place: Path) -> dict[str, Decoding]:
-    """Return every method, AdaCD and then the columns of the other table; an expert and a draft are made for it."""
+    """Return AdaCD and then the other table's methods; an expert and a draft are made for it."""
     expert, draft = place / f"{shape.width}-{shape.vocabulary}", place / f"draft-{shape.vocabulary}"
     settings = LoraConfig(r=16, target_modules=["q_proj", "k_proj", "v_proj"])
     get_peft_model(shape.build(), settings).save_pretrained(expert)
