@@ -1,6 +1,7 @@
 """General ability through lm-evaluation-harness, on a local task and a model of a few weights."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from ntkprobe.errors import UserError
 from ntkprobe.evaluation.abilities import AbilitySettings, measure_abilities
 from ntkprobe.evaluation.models import Subject
 
-lm_eval = pytest.importorskip("lm_eval", reason="needs the extra ntkprobe[lmeval]")
+reason = "needs the extra ntkprobe[lmeval]"
+TaskManager = pytest.importorskip("lm_eval.tasks", reason=reason).TaskManager
 
 QUESTIONS = (
     ("the cake ?", ("bake", "kill the cake"), 0),
@@ -62,6 +64,7 @@ def load() -> Any:
     return LoadSettings(device="cpu")
 
 
+@torch.no_grad()
 def log_probability(prompt: str, answer: str) -> float:
     """Return the log-probability of an answer by one plain pass."""
     model, tokenizer = tiny_model(), tiny_tokenizer()
@@ -119,7 +122,13 @@ def test_a_mitigation_of_the_logits_is_asked_at_every_token() -> None:
     assert only.begun == 2
 
 
-def test_mistakes_are_one_clear_line(world: Path, load: Any) -> None:
+def test_mistakes_are_one_clear_line(
+    world: Path, load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = partial(TaskManager, include_defaults=False)  # the harness's own take seconds to list
+    monkeypatch.setattr(
+        "lm_eval.tasks.TaskManager", lambda **own: few(include_path=own.get("include_path"))
+    )
     measure(world, load=load)
     with pytest.raises(UserError, match=r"answered with answers\.limit"):
         measure(world, load=load, settings=AbilitySettings(limit=2))

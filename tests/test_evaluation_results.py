@@ -8,6 +8,7 @@ import pytest
 from evaluated import evaluate
 from fake_server import fake_server
 
+from ntkprobe.cli import main
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation import Evaluation
 from ntkprobe.evaluation.preferences import Annotator, compare_answers
@@ -119,3 +120,18 @@ def test_runs_without_a_common_prompt_are_one_clear_line(tmp_path: Path) -> None
     annotator = Annotator(Server("http://localhost:1/v1", "m"))
     with pytest.raises(UserError, match="in common"):
         compare_answers(a, b, "set", annotator, "b")
+
+
+def test_the_command_tells_the_win_rate_and_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = evaluate(tmp_path / "a", {"set": {"kinds": "ss", "answers": ["longer", "bb"]}}, label="dcr")
+    b = evaluate(tmp_path / "b", {"set": {"kinds": "ss", "answers": ["c", "d"]}}, label="stl")
+    with fake_server(lambda m, n: 400 if "bb" in str(m) and n == 0 else by_length(m, n)) as fake:
+        words = ["win-rate", str(a), "--reference", str(b), "--base-url", fake.base_url]
+        assert main([*words, "--model", "m"]) == 1
+        assert "set: dcr wins 100.0% against stl" in (told := capsys.readouterr().out)
+        assert "1 of 2 pairs compared" in told
+        assert main([*words, "--model", "m"]) == 0
+    assert main([*words, "--model", "m"]) == 2
+    assert "cannot be reached" in capsys.readouterr().err

@@ -124,7 +124,12 @@ def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:
 
     if include_path is not None and not include_path.is_dir():
         raise UserError(f"no folder {include_path}: give one with tasks as YAML")
-    manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    own = None if include_path is None else str(include_path)
+    if own is not None:  # the harness's own tasks are thousands of files to look through
+        manager = TaskManager(include_path=own, include_defaults=False)
+        if set(tasks) <= set(manager.all_tasks):
+            return manager
+    manager = TaskManager(include_path=own)
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise UserError(
