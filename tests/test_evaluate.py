@@ -22,7 +22,7 @@ from ntkprobe.evaluation.answers import Asked, LocalModel
 from ntkprobe.evaluation.benchmarks import read_benchmark
 from ntkprobe.evaluation.results import Evaluation
 from ntkprobe.evaluation.settings import AnswerSettings
-from ntkprobe.tiny import dcr_path, measure_path, model_path
+from ntkprobe.tiny import dcr_path, model_path
 
 DATA = Path(os.environ.get("NTKPROBE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TINY = ["--model", str(model_path()), "--benchmark", "tiny", "--device", "cpu"]
@@ -263,13 +263,17 @@ def test_prompts_of_dcr_are_in_distribution_for_a_model_that_dcr_made(tmp_path, 
 
 
 def test_a_mitigation_is_in_place_while_the_model_answers(call, answers, tmp_path):
+    import torch
+
     from ntkprobe.mitigations import save
+    from ntkprobe.mitigations._interface import identity
     from ntkprobe.mitigations.surgical import Surgical
-    from ntkprobe.prompts import PromptSet
 
     path = world.saved(tmp_path / "base")
-    prompts = PromptSet.from_file(measure_path()).sample(4)
-    fitted = Surgical(coefficient=40.0).fit(world.network().eval(), world.tokenizer(), prompts)
+    model = world.network()
+    direction = torch.arange(32.0).sin()
+    learned = dict(false_refusal=direction, true_refusal=-direction, block=2, report={})
+    fitted = Surgical(coefficient=0.0, addition=9.0, fitted_on=identity(model), **learned)
     save(fitted, tmp_path / "m")
     call("--model", path, *TINY[2:], *QUICK)
     plain = answers()["answer"].tolist()
