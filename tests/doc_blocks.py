@@ -44,8 +44,8 @@ def make_world(folder: Path) -> None:
 
 
 def run_console(text: str) -> None:
-    """Run each line as a command of ours, and see it succeed."""
-    for line in text.splitlines():
+    """Run each line as a command of ours, on the embedded model, and see it succeed."""
+    for line in embedded(text).splitlines():
         program, *words = shlex.split(line, comments=True)
         assert program == "ntkprobe", line
         assert main(words) == 0, line
@@ -53,5 +53,9 @@ def run_console(text: str) -> None:
 
 def run_python(text: str, names: dict[str, object]) -> None:
     """Run a block with the embedded model in place of one from the hub."""
-    local = text.replace("Qwen/Qwen2.5-1.5B", located("package:ntkprobe.tiny/model"))
-    exec(compile(local, "<docs>", "exec", dont_inherit=True), names)
+    exec(compile(embedded(text), "<docs>", "exec", dont_inherit=True), names)
+
+
+def embedded(text: str) -> str:
+    """Return a block with the embedded model in place of one from the hub."""
+    return text.replace("Qwen/Qwen2.5-1.5B", located("package:ntkprobe.tiny/model"))

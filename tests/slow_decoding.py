@@ -8,19 +8,22 @@ import math
 
 import torch
 
+from ntkprobe.hooks import Float64Throughout
+
 NOTHING = -math.inf
 
 
 def next_logits(model, ids):
     """Return the logits after a text."""
-    with torch.no_grad():
-        return model(torch.tensor([list(ids)]), use_cache=False).logits[0, -1].double().tolist()
+    with torch.no_grad(), Float64Throughout():
+        return model(torch.tensor([list(ids)]), use_cache=False).logits[0, -1].tolist()
 
 
 def softmax(logits):
     top = max(logits)
     powers = [math.exp(value - top) for value in logits]
-    return [power / sum(powers) for power in powers]
+    total = sum(powers)
+    return [power / total for power in powers]
 
 
 def ranking(values):
@@ -37,7 +40,8 @@ def adacd(z, z_p, alpha=4.5, agreement=0.9, plausibility=0.01, space="logit"):
     else:
         pushed = softmax([b - a for a, b in zip(z, z_p, strict=True)])
         mixed = [b + sign * alpha * d for b, d in zip(p_p, pushed, strict=True)]
-    kept = [m if q >= plausibility * max(p) else NOTHING for m, q in zip(mixed, p, strict=True)]
+    least = plausibility * max(p)
+    kept = [m if q >= least else NOTHING for m, q in zip(mixed, p, strict=True)]
     if space == "logit" or max(kept) <= 0:
         return kept
     return [math.log(m) if m > 0 else NOTHING for m in kept]

@@ -1,6 +1,7 @@
 """Laws of the decoding methods: AdaCD, SelfCD, Prompt, SafeDecoding and SSD."""
 
 import math
+from contextlib import nullcontext
 from functools import cache, partial
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper
 from ntkprobe.chat import resolve_template
 from ntkprobe.errors import UserError
 from ntkprobe.generation import generate_answers, left_padded
+from ntkprobe.hooks import Float64Throughout
 from ntkprobe.mitigations import applied, load, save
 from ntkprobe.mitigations._candidates import either_candidates, shared_candidates
 from ntkprobe.mitigations._prompts import SystemMessage, real_rows
@@ -22,6 +24,7 @@ from ntkprobe.mitigations.prompt import Prompt
 from ntkprobe.mitigations.safe_decoding import SafeDecoding
 from ntkprobe.mitigations.self_cd import SelfCd
 from ntkprobe.mitigations.ssd import Ssd
+from ntkprobe.refusal import score_phrases
 
 WORDS = 640
 STEPS = 12
@@ -76,7 +79,7 @@ def answers(model, method, spec, texts=TEXTS, steps=STEPS, **settings):
     template = resolve_template(byte_bpe(), spec)
     ids, mask = left_padded([template.encode(byte_bpe(), text) for text in texts], 0)
     settings = dict(do_sample=False, max_new_tokens=steps, pad_token_id=0) | settings
-    with applied(method, model, byte_bpe()) as processors:
+    with applied(method, model, byte_bpe()) as processors, exactly(model):
         for processor in processors:
             processor.begin(mask)
         out = model.generate(
@@ -88,6 +91,11 @@ def answers(model, method, spec, texts=TEXTS, steps=STEPS, **settings):
             **settings,
         )
     return out.sequences[:, ids.shape[1] :].tolist(), torch.stack(out.scores)
+
+
+def exactly(model):
+    """Return the context for a model in float64, which transformers would else round to float32."""
+    return Float64Throughout() if model.dtype == torch.float64 else nullcontext()
 
 
 def prompts(spec, message=None):
@@ -103,20 +111,23 @@ def prompts(spec, message=None):
 def insist_on_formula(found, plain, other, starts, formula, steps=STEPS):
     """Compare the scores of every step with a formula's, along the answers that were found."""
     tokens, scores = found
+    assert scores.dtype == torch.float64
     for row, answer in enumerate(tokens):
         rule = formula()
         for step in range(STEPS):
             z = slow.next_logits(plain, starts[0][row] + answer[:step])
             expected = z
             if step < steps:
-                expected = rule(z, slow.next_logits(other, starts[1][row] + answer[:step]))
-            there, wanted = scores[step, row], torch.tensor(expected)
-            there = there[: len(wanted)]
+                other_z = slow.next_logits(other, starts[1][row] + answer[:step])
+                expected = rule(z[: len(other_z)], other_z)
+            wanted = torch.full((len(z),), -math.inf, dtype=torch.float64)
+            wanted[: len(expected)] = torch.tensor(expected, dtype=torch.float64)
+            there = scores[step, row]
             if hasattr(rule, "chose"):
                 rule.chose(answer[step])
             assert torch.equal(there.isneginf(), wanted.isneginf())
             finite = ~wanted.isneginf()
-            assert (there[finite] - wanted[finite]).abs().max() < 1e-5
+            assert (there[finite] - wanted[finite]).abs().max() < 1e-8
 
 
 @pytest.fixture(params=FAMILIES)
@@ -176,7 +187,7 @@ def test_adacd_reinforces_where_both_agree_and_only_if_the_plain_model_is_as_sur
     z_p = torch.tensor([[5.0, 1, 0, 2], [0, 1, 6, 2], [9, 1, 0, 2]])
     method = Adacd()
     assert method.reinforces(z, z_p).tolist() == [True, False, True]
-    assert Adacd(agreement=1.0).reinforces(z, z_p).tolist() == [False, False, False]
+    assert Adacd(agreement=1.0).reinforces(z, z_p).tolist() == [True, False, False]
     for space in ("logit", "probability"):
         found = Adacd(space=space).combine(z, z_p)
         rows = zip(z.tolist(), z_p.tolist(), strict=True)
@@ -230,7 +241,8 @@ def every_method(experts, draft, name="gpt2"):
 
 @pytest.mark.parametrize("number", range(5))
 def test_batched_is_one_by_one(number, experts, draft):
-    model, method = model_of("gpt2"), every_method(experts, draft)[number]
+    model = build("gpt2", vocab_size=WORDS, n_positions=256)
+    method = every_method(experts, draft)[number]
     template = resolve_template(byte_bpe(), "chat")
     ids = [template.encode(byte_bpe(), text) for text in TEXTS]
     settings = dict(max_new_tokens=8, stop_ids=[template.end_of_turn(byte_bpe())])
@@ -247,7 +259,7 @@ def test_without_begin_leading_pad_tokens_count_as_padding(draft):
     ids, mask = left_padded(rows, byte_bpe().pad_token_id)
     settings = dict(input_ids=ids, attention_mask=mask, max_new_tokens=STEPS, do_sample=False)
     expected = answers(model, Adacd(), "chat")[0]
-    with applied(Adacd(), model, byte_bpe()) as processors:
+    with applied(Adacd(), model, byte_bpe()) as processors, exactly(model):
         for _ in range(2):  # the second time, the processor finds out that it begins anew
             out = model.generate(**settings, logits_processor=processors)
             assert out[:, ids.shape[1] :].tolist() == expected
@@ -271,17 +283,18 @@ def test_sampling_draws_from_the_formulas_distribution(gemma):
 
 def test_streaming_yields_the_same_tokens():
     class Streamer:
-        tokens: list[int] = []
+        def __init__(self):
+            self.tokens = []
 
         def put(self, value):
             self.tokens.extend(value.flatten().tolist())
 
         def end(self):
-            self.tokens.append(-1)
+            self.tokens.append(None)
 
-    model = model_of("gpt2")
-    found = answers(model, Adacd(), "chat", TEXTS[:1], streamer=Streamer())[0]
-    assert Streamer.tokens[-STEPS - 1 :] == [*found[0], -1]
+    streamer = Streamer()
+    found = answers(model_of("gpt2"), Adacd(), "chat", TEXTS[:1], streamer=streamer)[0]
+    assert streamer.tokens[-STEPS - 1 :] == [*found[0], None]
 
 
 def test_a_model_with_an_adapter_is_contrasted_with_itself(experts):
@@ -317,14 +330,32 @@ def test_nothing_is_left_behind(number, experts, draft):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_nothing_is_computed_after_the_last_changed_token():
-    model, calls = model_of("gpt2"), []
-    handle = model.register_forward_hook(lambda *args: calls.append(1))
+def rows_of_each_pass(name, method, spec="chat"):
+    model, rows = model_of(name), []
+    embedding = model.get_input_embeddings()
+    handle = embedding.register_forward_hook(lambda m, args, out: rows.append(len(out)))
     try:
-        answers(model, Adacd(steps=4), "chat")
+        answers(model, method, spec)
     finally:
         handle.remove()
-    assert len(calls) == STEPS + 4
+    return rows
+
+
+def test_both_branches_are_one_pass_and_nothing_is_computed_after_the_last_changed_token(gemma):
+    assert rows_of_each_pass("gpt2", Adacd(steps=4)) == [3, 3, 6, 6, 6] + [3] * 8
+    apart = rows_of_each_pass("gemma2", Adacd(steps=4, template=gemma), gemma)  # sliding windows
+    assert apart == [3] * (STEPS + 4)
+
+
+def test_one_pass_for_both_leaves_generate_its_own_cache():
+    model, ids = model_of("qwen2-untied"), torch.tensor(prompts("chat")[:1])
+    settings = dict(max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
+    with applied(Adacd(steps=3), model, byte_bpe()) as processors, exactly(model):
+        found = model.generate(ids, logits_processor=processors, **settings)
+    with exactly(model), torch.no_grad():
+        expected = model(found.sequences[:, :-1]).past_key_values
+    for layer, other in zip(found.past_key_values.layers, expected.layers, strict=True):
+        assert torch.allclose(layer.keys, other.keys) and layer.keys.shape == other.keys.shape
 
 
 def test_other_processors_may_come_before_and_behind():
@@ -360,6 +391,16 @@ def test_settings_come_back_from_disk(tmp_path, draft):
     saved = Ssd(draft=draft, threshold=0.5).fit(model_of("gpt2"), byte_bpe(), None)
     found = load(save(saved, tmp_path))
     assert (found.draft, found.threshold) == (draft, 0.5)
+
+
+def test_refusals_under_prompt_are_those_of_prompts_with_the_message():
+    model = build("qwen2-untied", vocab_size=WORDS, max_position_embeddings=256)
+    phrases = [byte_bpe().encode(text) for text in ("I cannot", "No, ", "No.")]
+    expected = score_phrases(model, prompts("chat", Prompt.system), phrases)
+    with applied(Prompt(), model, byte_bpe()) as processors:
+        found = score_phrases(model, prompts("chat"), phrases, logits_processor=processors)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert not torch.allclose(found, score_phrases(model, prompts("chat"), phrases), atol=1e-2)
 
 
 def use(method, model=None, tokenizer=None, ids=None, **settings):

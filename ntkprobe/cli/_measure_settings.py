@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import estimators, plugins
+from .. import estimators, mitigations, plugins
 from ..checkpoints import LoadSettings
 from ..errors import UserError
 from ..watcher import (
@@ -38,7 +38,7 @@ def arguments(options: dict[str, Any]) -> dict[str, Any]:
     return {
         "ckpt_dir": run,
         "model": model,
-        "output_dir": options["output_dir"] or _beside(run, model),
+        "output_dir": options["output_dir"] or _beside(run, model, options["mitigation"]),
         "settings": _settings(options),
         "choice": Choice(
             steps=parse_steps(options["steps"]) if options["steps"] else (),
@@ -51,12 +51,13 @@ def arguments(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _beside(run: Path | None, model: str | None) -> Path:
-    """Return `RUN-ntk`, or `NAME-ntk` here for a model alone."""
+def _beside(run: Path | None, model: str | None, mitigation: Path | None) -> Path:
+    """Return `RUN-ntk`, or `NAME-ntk` here for a model alone; `RUN-M-ntk` under a mitigation M."""
+    end = f"-{mitigation.resolve().name}-ntk" if mitigation else "-ntk"
     if run is not None:
         place = run if run.name not in ("", "..") else run.resolve()
-        return place.with_name(place.name + "-ntk")
-    return Path(Path(str(model)).name + "-ntk")
+        return place.with_name(place.name + end)
+    return Path(Path(str(model)).name + end)
 
 
 def _settings(options: dict[str, Any]) -> MeasureSettings:
@@ -92,6 +93,7 @@ def _settings(options: dict[str, Any]) -> MeasureSettings:
         load=LoadSettings(**load),
         batch_size=_batch_size(options["batch_size"]),
         verify=options["verify"],
+        mitigation=options["mitigation"].resolve() if options["mitigation"] else None,
     )
 
 
@@ -101,6 +103,13 @@ def _asked(options: dict[str, Any]) -> set[str]:
     Raises:
         UserError: if `--only` names something else, or contradicts `--layers`.
     """
+    if options["only"] is None and not options["layers"] and _decodes(options["mitigation"]):
+        print(
+            f"{options['mitigation']} is a decoding method, which has no kernel of its own: "
+            "refusal alone is measured",
+            file=sys.stderr,
+        )
+        return {"refusal"}
     if options["only"] is None:
         return {"kernel", "refusal"} | ({"activations"} if options["layers"] else set())
     asked = set(options["only"].replace(" ", "").split(","))
@@ -111,6 +120,11 @@ def _asked(options: dict[str, Any]) -> set[str]:
     if options["layers"] and "activations" not in asked:
         raise UserError(f"--layers is about activations: give --only {options['only']},activations")
     return asked
+
+
+def _decodes(mitigation: Path | None) -> bool:
+    """Return whether there is a mitigation that changes the distribution, not the activations."""
+    return mitigation is not None and mitigations.load(mitigation).kind == "decoding"
 
 
 def _batch_size(spec: str) -> int | None:

@@ -36,7 +36,7 @@ def resolved(stage: str, options: dict[str, Any]) -> dict[str, Any]:
     """
     typed = {name: value for name, value in options.items() if value not in (None, [])}
     preset, file = typed.pop("preset", None), typed.pop("config", None)
-    further = [_assignment(text) for text in typed.pop("set", [])]
+    further = [assignment(text) for text in typed.pop("set", [])]
     shipped = preset_files(preset, stage) | preset_settings(preset, stage) if preset else {}
     layers = [shipped, _read(file, stage) if file else {}]
     merged: dict[str, Any] = {}
@@ -102,7 +102,7 @@ def _read(path: Path, stage: str) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if name not in RECORDED}
 
 
-def _assignment(text: str) -> tuple[str, Any]:
+def assignment(text: str) -> tuple[str, Any]:
     """Return the name and value of `--set NAME=VALUE`, the value read as YAML.
 
     Raises:

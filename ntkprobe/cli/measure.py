@@ -29,6 +29,9 @@ def measure(
     output_dir: Annotated[
         Path | None, Flag(metavar="OUT", help="Where to.", show_default="RUN-ntk")
     ] = None,
+    mitigation: Annotated[
+        Path | None, Flag(metavar="M", help="What ntkprobe mitigate fit wrote, in force meanwhile.")
+    ] = None,
     only: Annotated[
         str | None,
         Flag(metavar="WHAT", help="Only kernel, refusal or activations; several joined by ,."),

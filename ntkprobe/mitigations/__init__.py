@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ._interface import Mitigation as Mitigation
     from ._interface import Steering as Steering
     from ._interface import learned as learned
+    from ._storage import digest as digest
     from ._storage import load as load
     from ._storage import save as save
 
@@ -26,6 +27,7 @@ _HOMES = {
     "Mitigation": "_interface",
     "Steering": "_interface",
     "applied": "_application",
+    "digest": "_storage",
     "learned": "_interface",
     "load": "_storage",
     "save": "_storage",

@@ -42,6 +42,8 @@ def applied(
         with hooked(mitigation.hooks(model)):
             yield LogitsProcessorList()
     elif isinstance(mitigation, Decoding):
-        yield LogitsProcessorList([mitigation.logits_processor(model, tokenizer)])
+        processor = mitigation.logits_processor(model, tokenizer)
+        with hooked(processor.hooks(model) if hasattr(processor, "hooks") else []):
+            yield LogitsProcessorList([processor])
     else:
         raise UserError(f"{type(mitigation).__name__} is neither Steering nor Decoding")

@@ -2,6 +2,7 @@
 
 `generate` runs the plain branch and knows nothing of this one, which a logits processor runs beside
 it over the tokens that were chosen: one short forward pass a token, and none once it is dropped.
+Where both branches are of one model, the passes are one (`_together`).
 """
 
 import inspect
@@ -14,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UserError
-from ..generation import input_device, left_padded, text_config
+from ..generation import input_device, left_padded, require_numbers, text_config
+from ._together import Joined, both_rows, joinable, upper_rows
 
 
 class Branch:
@@ -24,7 +26,8 @@ class Branch:
         model: a causal language model in evaluation mode; one without a KV cache runs the whole
             text again for every token.
         prompts: one for each row, of any lengths.
-        around: what has to be entered for each forward pass, such as an expert's adapter.
+        around: what has to be entered for each forward pass, such as an expert's adapter; such a
+            branch has passes of its own.
     """
 
     def __init__(
@@ -36,7 +39,9 @@ class Branch:
         self.model, self.around = model, around
         self.ids, self.mask = left_padded(prompts, device=input_device(model))
         self.cache: Any = None
-        self.cached = 0
+        self.cached = 0  # columns that need no pass any more
+        self.joined: Joined | None = None
+        self.ahead: Tensor | None = None  # logits that came with the plain branch's
 
     @torch.no_grad()
     def logits(self, chosen: Int[Tensor, "batch new"]) -> Float[Tensor, "batch vocab"]:
@@ -46,11 +51,65 @@ class Branch:
             chosen: the tokens that came to each row since the last call; none in the first.
 
         Returns:
-            Logits; a text that exceeds the model's context is a `UserError`.
+            Logits. A text that exceeds the model's context, and NaN, are each a `UserError`.
         """
+        if self.ahead is None:
+            self._append(chosen)
+            logits = self._run()
+        else:
+            logits, self.ahead = self.ahead, None
+        require_numbers(logits.isnan().any(-1), range(len(logits)))
+        return logits
+
+    def join(self, kwargs: dict[str, Any], width: int) -> dict[str, Any] | None:
+        """Return what to call the model with, so that its next token is this branch's, too.
+
+        Args:
+            kwargs: what `generate` calls it with.
+            width: the plain branch's, with the new token.
+
+        Returns:
+            None where that cannot be done: the branch then has a pass of its own.
+        """
+        rows, cache = len(self.ids), kwargs.get("past_key_values")
+        if self.cache is None or self.around is not nullcontext or self.ahead is not None:
+            return None
+        if not joinable(kwargs, self.cache, rows, width):
+            return None
+        if self.joined is None:
+            self.joined = Joined.of(cache, self.cache, rows)
+        elif not self.joined.fits(cache):
+            self._start_again()
+            return None
+        self._append(kwargs["input_ids"])
+        return both_rows(kwargs, self.joined.both, self.mask)
+
+    def part(self, output: Any) -> Any:
+        """Return the plain branch's part of a joint pass, and keep the other."""
+        assert self.joined is not None
+        self.joined.grow()
+        self.cached = self.ids.shape[1]
+        self.ahead = output.logits[self.joined.rows :, -1]
+        return upper_rows(output, self.joined.rows, self.joined.plain)
+
+    def _append(self, chosen: Int[Tensor, "batch new"]) -> None:
         self.ids = torch.cat([self.ids, chosen.to(self.ids.device)], 1)
         self.mask = torch.nn.functional.pad(self.mask, (0, chosen.shape[1]), value=1)
-        self._insist_on_room()
+        context = getattr(text_config(self.model), "max_position_embeddings", None)
+        longest = self.ids.shape[1]  # the longest row has no padding
+        if context is not None and longest > context:
+            raise UserError(
+                f"the contrast prompt and the answer have {longest} tokens and exceed the model's "
+                f"context of {context}: shorten the prompts or max_new_tokens"
+            )
+
+    def _start_again(self) -> None:
+        self.joined = self.cache = None
+        self.cached = 0
+
+    def _run(self) -> Float[Tensor, "batch vocab"]:
+        if self.joined is not None:
+            self._start_again()
         optional = {
             "position_ids": (self.mask.cumsum(-1) - 1).clamp(min=0)[:, self.cached :],
             "logits_to_keep": 1,
@@ -67,15 +126,6 @@ class Branch:
         self.cache = getattr(output, "past_key_values", None)
         self.cached = 0 if self.cache is None else self.ids.shape[1]
         return output.logits[:, -1]
-
-    def _insist_on_room(self) -> None:
-        context = getattr(text_config(self.model), "max_position_embeddings", None)
-        longest = self.ids.shape[1]  # the longest row has no padding
-        if context is not None and longest > context:
-            raise UserError(
-                f"the contrast prompt and the answer have {longest} tokens and exceed the model's "
-                f"context of {context}: shorten the prompts or max_new_tokens"
-            )
 
 
 def _parameters(model: Any) -> set[str]:

@@ -20,7 +20,8 @@ each later call has one more column. A processor that keeps state (a KV cache, a
   `ntkprobe.generation.generate_answers` and by the refusal scoring, with the prompts' mask
   `[batch, prompt]` (1 for tokens, 0 for padding);
 - begins anew by itself where `begin` was not called (`model.generate` alone): when the ids are not
-  the last call's with one more column. Then leading pad tokens count as padding.
+  the last call's with one more column. Then leading pad tokens count as padding;
+- may have `hooks(model)`, live inside `applied`, and has to be right without them, too.
 
 P_refuse of a decoding method is teacher-forced through its processor: for each phrase `begin`,
 then a call for the prompts, for the prompts and the phrase's first token, and so on, always in the

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import LongTensor, Tensor
+from torch import LongTensor, Tensor, nn
 from transformers import LogitsProcessor
 
 from ..errors import UserError
+from ..hooks import Before
 from ._branch import Branch
 from ._prompts import Rows, real_rows
 
@@ -48,6 +49,8 @@ class BranchProcessor(LogitsProcessor):
         self.mixing, self.steps = mixing, steps
         self.mask: Tensor | None = None
         self.sequence: _Sequence | None = None
+        self.own: Any = None
+        self.joint = False
 
     def begin(self, attention_mask: Int[Tensor, "batch prompt"]) -> None:
         """Forget everything: the next call brings the prompts that this mask belongs to."""
@@ -61,7 +64,7 @@ class BranchProcessor(LogitsProcessor):
             self.sequence = self._started(input_ids, scores)
         sequence = self.sequence
         sequence.ids = input_ids
-        if self.steps is not None and input_ids.shape[1] - sequence.width >= self.steps:
+        if self._ended(input_ids.shape[1]):
             sequence.branch = None  # its cache is no longer needed
         if sequence.branch is None:
             return scores
@@ -69,6 +72,37 @@ class BranchProcessor(LogitsProcessor):
         chosen = input_ids[:, :0] if first else input_ids[:, -1:]
         other = _as_wide(sequence.branch.logits(chosen).to(scores), scores.shape[1])
         return sequence.mix(scores, other, None if first else input_ids[:, -1])
+
+    def hooks(self, model: Any) -> list[tuple[nn.Module, Any]]:
+        """Return hooks that let a branch of this model have its tokens in the model's own passes.
+
+        Without them, in a generation or not, the branch has passes of its own.
+        """
+        self.own = model
+        owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return [(owner, Before(self._before)), (owner, self._behind)]
+
+    def _before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        sequence = self.sequence
+        if sequence is None or sequence.branch is None or args:
+            return None
+        if sequence.branch.model is not self.own or self._ended(sequence.ids.shape[1] + 1):
+            return None
+        changed = sequence.branch.join(kwargs, sequence.ids.shape[1] + 1)
+        self.joint = changed is not None
+        return None if changed is None else ((), changed)
+
+    def _behind(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if not self.joint:
+            return None
+        self.joint = False
+        assert self.sequence is not None and self.sequence.branch is not None
+        return self.sequence.branch.part(output)
+
+    def _ended(self, width: int) -> bool:
+        """Return whether no more tokens are changed once the ids have this width."""
+        assert self.sequence is not None
+        return self.steps is not None and width - self.sequence.width >= self.steps
 
     def _started(self, input_ids: Tensor, scores: Tensor) -> "_Sequence":
         refuse_beams(scores)

@@ -1,6 +1,6 @@
 """A fitted method on disk: `mitigation.json`, and `mitigation.safetensors` for what it learned."""
 
-from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..checkpoints.headers import Incomplete, read_json, regular_file
 from ..errors import UserError
 from ..storage import write_json, write_tensors
 from ._interface import Mitigation, learned_by, require_same_model, settings_of
+from ._settings import checked_settings
 
 JSON_NAME = "mitigation.json"
 TENSORS_NAME = "mitigation.safetensors"
@@ -88,23 +89,14 @@ def method_name(mitigation: Mitigation) -> str:
     return type(mitigation).__module__.rpartition(".")[2]
 
 
-def checked_settings(kind: type[Mitigation], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings fit for the class.
-
-    Args:
-        kind: a method.
-        values: by name, as JSON holds them.
-
-    Returns:
-        The same, lists as tuples.
-
-    Raises:
-        UserError: for a setting that the method does not have.
-    """
-    allowed = settings_of(kind)
-    if unknown := [name for name in values if name not in allowed]:
-        raise UserError(f"{kind.__name__} has no setting {unknown[0]!r}: choose from {allowed}")
-    return {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+def digest(folder: str | Path) -> str:
+    """Return a name of what a folder holds: the method, and 12 digits that change if it does."""
+    place = Path(folder)
+    whole = sha256()
+    for name in (JSON_NAME, TENSORS_NAME):
+        if (place / name).is_file():
+            whole.update((place / name).read_bytes())
+    return f"{_read_about(place).get('method')}#{whole.hexdigest()[:12]}"
 
 
 def _read_about(place: Path) -> dict[str, Any]:

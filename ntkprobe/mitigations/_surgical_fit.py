@@ -170,6 +170,7 @@ class _Trial:
                 distance = divergence(self._plain, self._logits(NORMAL))
             rows.append((sign * score, distance, each))
         fitting = [row for row in rows if row[1] <= limit]
+        unchanged = float(refusal_scores(self._logits(group), self._tokens).mean())
         if not fitting:
             least = min(row[1] for row in rows)
             raise UserError(
@@ -178,7 +179,8 @@ class _Trial:
             )
         score, distance, best = max(fitting, key=lambda row: row[0])
         said = {"block": best.block, "position": best.position, "tried": len(rows)}
-        return best, {**said, "refusal_score": sign * score, "kl": distance}
+        scores = {"refusal_score": sign * score, "unchanged": unchanged}
+        return best, {**said, **scores, "kl": distance}
 
     def _logits(self, group: str) -> Tensor:
         return first_logits(self._model, self._prompts[group], self._how.batch_size)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ..chat import resolve_template
+from ..chat import Template, resolve_template
 from ..errors import UserError
 from ..generation import length_batches, require_measurable
 from ..hooks import Before, Hook, decoder, decoder_layers, embedding, hidden_state
@@ -49,6 +49,7 @@ class Scans(Steering):
         transitions: r, `[layers, hidden]`.
         ending: the ids that the template puts behind an instruction; the last is e.
         word: the ids of the affirmation.
+        report: by group, the mean likeness of its prompts and the share that counts as harmful.
     """
 
     weight: float = 3.5
@@ -64,6 +65,7 @@ class Scans(Steering):
     transitions: Tensor | None = learned()
     ending: Tensor | None = learned()
     word: Tensor | None = learned()
+    report: dict[str, Any] | None = learned()
 
     source: ClassVar[str] = "Cao et al., AAAI 2025 (arXiv 2408.11491), section 3"
 
@@ -83,7 +85,7 @@ class Scans(Steering):
         Args:
             model: in evaluation mode.
             tokenizer: its tokenizer.
-            prompts: toxic and normal ones; others are not looked at.
+            prompts: toxic and normal ones; the report is about all.
 
         Returns:
             A fitted copy.
@@ -107,7 +109,7 @@ class Scans(Steering):
             # e, the affirmation's other tokens, its last one
             means[group] = mean_states(model, ids, len(word) + 1, batch_size=self.batch_size)
         difference = means["toxic"][:, 0] - means["normal"][:, 0]
-        return replace(
+        fitted = replace(
             self,
             vectors=torch.nn.functional.normalize(difference, dim=-1).float(),
             transitions=(means["toxic"][:, 0] - means["toxic"][:, -1]).float(),
@@ -115,6 +117,7 @@ class Scans(Steering):
             word=torch.tensor(word),
             fitted_on=identity(model),
         )
+        return replace(fitted, report=fitted._reported(model, tokenizer, template, prompts))
 
     def hooks(self, model: nn.Module) -> Sequence[tuple[nn.Module, Hook | Before]]:
         """Return hooks on the steered blocks, and on what goes into the decoder before them.
@@ -163,6 +166,23 @@ class Scans(Steering):
             ways = states[:, :, 0] - states[:, :, -1]
             cosines = torch.cosine_similarity(ways, transitions, dim=-1)
             found[rows] = cosines[:, classified].mean(-1)
+        return found
+
+    def _reported(
+        self,
+        model: nn.Module,
+        tokenizer: "PreTrainedTokenizerBase",
+        template: Template,
+        prompts: PromptSet,
+    ) -> dict[str, Any]:
+        """Return how the classifier does, by group."""
+        found = {}
+        for group in prompts.groups:
+            some = prompts.in_group(group).sample(self.anchors, self.seed)
+            ids = [torch.tensor(template.encode(tokenizer, each.text)) for each in some]
+            scores = self.likeness(model, ids)
+            share = float((scores >= self.threshold).double().mean())
+            found[group] = {"likeness": float(scores.mean()), "harmful": share}
         return found
 
     def _steering(self, at: int, sequences: Sequences) -> Hook:

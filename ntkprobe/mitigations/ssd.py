@@ -107,13 +107,17 @@ class Matching:
 
         Args:
             plain: logits, whose softmax is p.
-            draft: the draft's.
+            draft: the draft's, −∞ for a token that it does not have. Larger models of a family
+                fill their vocabularies up with such tokens, which mean nothing; p leaves them out.
             chosen: the tokens that came of the last call, which this one is told of.
         """
         if chosen is None:
             self._begin(plain)
         else:
             self._observe(chosen)
+        return self._mixed(plain.masked_fill(draft.isneginf(), -math.inf), draft)
+
+    def _mixed(self, plain: Tensor, draft: Tensor) -> Tensor:
         self.expected = draft.argmax(-1)
         shared = shared_candidates(plain, draft, self.settings.common)
         best = torch.zeros_like(shared).scatter(-1, plain.argmax(-1, keepdim=True), True)

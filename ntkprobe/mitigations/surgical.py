@@ -95,11 +95,19 @@ class Surgical(Steering):
         return replace(self, **found, fitted_on=identity(model))
 
     def hooks(self, model: nn.Module) -> Sequence[tuple[nn.Module, Hook | Before]]:
-        """Return hooks on what enters each block, and on all that a block adds to the stream."""
+        """Return hooks on what enters each block, and on all that a block adds to the stream.
+
+        Raises:
+            UserError: if nothing was learned yet.
+        """
+        if not (self.coefficient or self.addition):
+            return []
+        if self.false_refusal is None or self.true_refusal is None or self.block is None:
+            raise UserError("Surgical has learned nothing yet: fit it first")
         found: list[tuple[nn.Module, Hook | Before]] = []
-        if self.coefficient and self.false_refusal is not None:
+        if self.coefficient:
             found += ablating(model, self.false_refusal, self.coefficient)
-        if self.addition and self.true_refusal is not None and self.block is not None:
+        if self.addition:
             module = decoder_layers(model)[self.block - 1]
             found.append((module, adding(self.true_refusal, self.addition)))
         return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pandas as pd
 import torch
 
-from .. import estimators, kernel, plugins
+from .. import estimators, kernel, mitigations, plugins
 from ..errors import UserError, one_line
 from ..measurement import (
     ActivationMeasurement,
@@ -26,7 +26,7 @@ from .settings import KernelSettings, MeasureSettings, RefusalSettings, insist_o
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedTokenizerBase
+    from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 T = TypeVar("T")
 FIRST_BATCH_SIZE = 16
@@ -61,6 +61,8 @@ class Recorder:
         self._encoded: Encoded | None = None
         self._tokenizer: Any = None
         self._verified = False
+        folder_of = settings.mitigation
+        self._mitigation = mitigations.load(folder_of) if folder_of is not None else None
 
     @property
     def encoded(self) -> Encoded:
@@ -116,21 +118,33 @@ class Recorder:
         """
         old = self.folder.of_others(step, identity)
         self.folder.note("measuring", step=step, kinds=kinds)
+        with mitigations.applied(self._mitigation, model, self._tokenizer) as processors:
+            self._measure(model, step, identity, kinds, processors)
+        self.folder.discard_others(step, identity)
+        for kind in old:
+            self.folder.note("replaced", step=step, table=kind, identity=identity)
+
+    def _measure(
+        self,
+        model: "nn.Module",
+        step: int,
+        identity: str,
+        kinds: list[str],
+        processors: "LogitsProcessorList",
+    ) -> None:
+        """Measure a model as it is now, and write its tables."""
         if "kernel" in kinds and self.settings.kernel is not None:
             self._verify(model, self.settings.kernel)
             kernels = self._kernel(model, self.settings.kernel)
             self.folder.write_kernel(step, identity, kernels, self.rows, self._texts(kernels))
         if "refusal" in kinds and self.settings.refusal is not None:
             how = self.settings.refusal
-            refusals = self._in_batches(lambda size: self._refusal(model, how, size))
+            refusals = self._in_batches(lambda size: self._refusal(model, how, size, processors))
             self.folder.write_refusal(step, identity, refusals)
         if "activations" in kinds and self.settings.activations is not None:
             layers = self.settings.activations.layers
             found = self._in_batches(lambda size: self._activations(model, layers, size))
             self.folder.write_activations(step, identity, found)
-        self.folder.discard_others(step, identity)
-        for kind in old:
-            self.folder.note("replaced", step=step, table=kind, identity=identity)
 
     def _verify(self, model: "nn.Module", how: KernelSettings) -> None:
         """Compare the estimator with plain backward passes, once, and say so.
@@ -178,7 +192,13 @@ class Recorder:
             )
         )
 
-    def _refusal(self, model: "nn.Module", how: RefusalSettings, batch_size: int) -> Any:
+    def _refusal(
+        self,
+        model: "nn.Module",
+        how: RefusalSettings,
+        batch_size: int,
+        processors: "LogitsProcessorList",
+    ) -> Any:
         """Return the refusals."""
         return measure_refusal(
             model,
@@ -188,6 +208,7 @@ class Recorder:
             apostrophes=how.apostrophes,
             generate=how.generate,
             max_new_tokens=how.max_new_tokens,
+            logits_processor=processors,
             batch_size=batch_size,
         )
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from .. import estimators, plugins
+from .. import estimators, mitigations, plugins
 from ..checkpoints import LoadSettings
 from ..errors import UserError
 from ..provenance import versions as versions
@@ -124,6 +125,7 @@ class MeasureSettings:
         load: how models are loaded.
         batch_size: prompts at a time, which changes no number; None to find out.
         verify: first compare the estimator with plain backward passes, on the first model of a run.
+        mitigation: the folder of a fitted mitigation, in force while a model is measured.
     """
 
     kernel: KernelSettings | None = field(default_factory=KernelSettings)
@@ -134,6 +136,16 @@ class MeasureSettings:
     load: LoadSettings = field(default_factory=LoadSettings)
     batch_size: int | None = None
     verify: bool = True
+    mitigation: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.mitigation is None or not (self.kernel or self.activations):
+            return
+        if mitigations.load(self.mitigation).kind == "decoding":
+            raise UserError(
+                f"{self.mitigation} is a decoding method, which has refusal probabilities but no "
+                "kernel or activations of its own: measure it with --only refusal"
+            )
 
     def record(
         self, prompts: Mapping[str, Any], base: tuple[str, str] | None = None
@@ -152,6 +164,7 @@ class MeasureSettings:
                 "base_identity": identity,
                 "dtype": self.load.dtype,
                 "attn_implementation": self.load.attn_implementation,
+                "mitigation": mitigations.digest(self.mitigation) if self.mitigation else None,
             },
             "kernel": self.kernel.record() if self.kernel else None,
             "refusal": asdict(self.refusal) if self.refusal else None,
@@ -170,7 +183,9 @@ def insist_on_equal(folder: object, old: Mapping[str, Any], new: Mapping[str, An
     Raises:
         UserError: naming the first such setting with both values.
     """
-    before = dict(_leaves({key: old.get(key) for key in COMPARED}))
+    # What was measured before there were mitigations was measured without one.
+    before: dict[str, Any] = {"model.mitigation": None} if old.get("model") else {}
+    before |= _leaves({key: old.get(key) for key in COMPARED})
     for name, value in _leaves({key: new.get(key) for key in COMPARED}):
         if name in before and before[name] != value:
             raise UserError(

@@ -60,7 +60,9 @@ class Work:
         kept = activations if recorder.settings.activations else ""
         what = " and ".join(filter(None, [kernel, refusal, kept]))
         below = f", base {base}" if base else ", no base known (step 0 needs --model)"
-        return f"{what} prompts, template {recorder.encoded.template.name}{below}"
+        folder = recorder.settings.mitigation
+        under = f", under the mitigation {folder}" if folder else ""
+        return f"{what} prompts, template {recorder.encoded.template.name}{below}{under}"
 
     def of_base(self) -> list[str]:
         """Measure the base as step 0.

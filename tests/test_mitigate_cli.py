@@ -1,0 +1,167 @@
+"""`ntkprobe mitigate`, and `ntkprobe measure --mitigation`."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ntkprobe import Trajectory
+from ntkprobe.chat import resolve_template
+from ntkprobe.checkpoints import load_model, load_tokenizer
+from ntkprobe.cli import main
+from ntkprobe.measurement import measure_kernel, measure_refusal
+from ntkprobe.mitigations import Decoding, applied, load, names, save
+from ntkprobe.prompts import PromptSet
+from ntkprobe.tiny import measure_path, model_path
+
+GIVEN = [f"--model={model_path()}", f"--prompts={measure_path()}", "--device=cpu"]
+SCANS = ["mitigate", "fit", "scans", *GIVEN, "--set", "anchors=6", "--set", "threshold=0.9"]
+QUICK = ["--per-group=1", "--limit=2", "--max-new-tokens=2", "--top-k=2", "--no-verify"]
+
+
+@pytest.fixture
+def call(capsys):
+    """Run the command: status, last words, errors."""
+
+    def run(*arguments):
+        status = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return status, printed.out.strip(), printed.err.strip()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fitted") / "scans"
+    assert main([*SCANS, f"--output-dir={folder}"]) == 0
+    return folder
+
+
+def test_the_list_names_every_method_with_its_source(call):
+    status, out, _ = call("mitigate", "list")
+    assert status == 0 and [line.split()[0] for line in out.splitlines()[::2]] == names()
+    assert "surgical  steering  Wang et al., ICLR 2025" in out and "threshold=0.75" in out
+
+
+def test_what_was_fitted_is_json_and_safetensors(call, scans):
+    about = json.loads((scans / "mitigation.json").read_text())
+    assert about["method"] == "scans" and about["settings"]["anchors"] == 6
+    assert about["learned"]["fitted_on"]["type"] == "qwen2"
+    assert load_file(scans / "mitigation.safetensors")["vectors"].shape == (6, 128)
+    status, _, err = call(*SCANS, "--output-dir", scans)
+    assert status == 2 and "holds a mitigation: choose another --output-dir, or --overwrite" in err
+    assert call(*SCANS, "--overwrite", "--output-dir", scans)[0] == 0
+
+
+def test_measure_under_a_mitigation_is_the_measurement_inside_the_context(call, scans, tmp_path):
+    folder = tmp_path / "out"
+    status, _, err = call("measure", *GIVEN, *QUICK, "--mitigation", scans, "--output-dir", folder)
+    assert status == 0 and f"under the mitigation {scans}" in err
+    run = Trajectory(folder)
+    model, tokenizer = load_model(str(model_path())), load_tokenizer(model_path())
+    every = PromptSet.from_file(measure_path())
+    prompts = every.take(sorted(row for g in every.groups for row in every.rows(g)[:2]))
+    with applied(load(scans, model), model, tokenizer):
+        kernel = measure_kernel(model, tokenizer, prompts.sample(1), top_k=2)
+        refusal = measure_refusal(model, tokenizer, prompts, generate=False)
+    plain = measure_refusal(model, tokenizer, prompts, generate=False)
+    found = torch.tensor(run.kernel()["norm"].to_numpy()).reshape(3, 3)
+    torch.testing.assert_close(found, kernel.norms, atol=0, rtol=1e-4)
+    literal = refusal.log_probabilities["paper31", "literal"]
+    table = run.refusal().query("reduction == 'literal'")
+    measured = torch.tensor(table["log_probability"].to_numpy())
+    torch.testing.assert_close(measured, literal, atol=1e-4, rtol=0)
+    assert (literal - plain.log_probabilities["paper31", "literal"]).abs().max() > 0.1
+
+
+def test_run_json_tells_the_mitigation_and_another_one_is_refused(call, scans, tmp_path):
+    only = [*GIVEN, *QUICK, "--only=kernel", f"--output-dir={tmp_path / 'out'}"]
+    assert call("measure", *only, "--mitigation", scans)[0] == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["model"]["mitigation"].startswith("scans#")
+    status, _, err = call("measure", *only)
+    assert status == 2 and "measured with model.mitigation = 'scans#" in err
+
+
+def test_the_default_folder_names_the_mitigation(call, scans, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call("measure", *GIVEN, *QUICK, "--only=kernel", "--mitigation", scans)
+    assert [path.name for path in tmp_path.iterdir()] == ["model-scans-ntk"]
+
+
+def test_an_unmitigated_folder_takes_no_mitigated_numbers(call, scans, tmp_path):
+    only = [*GIVEN, *QUICK, "--only=kernel", f"--output-dir={tmp_path / 'out'}"]
+    assert call("measure", *only)[0] == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    del record["model"]["mitigation"]  # as an older version wrote it
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    assert call("measure", *only)[0] == 0
+    status, _, err = call("measure", *only, "--mitigation", scans)
+    assert status == 2 and "measured with model.mitigation = None" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "scan", *GIVEN], "no 'scan' in ntkprobe.mitigations: choose from"),
+        ([*SCANS[1:], "--set", "alpha=2"], "Scans has no setting 'alpha': choose from"),
+        ([*SCANS[1:], "--set", "treshold=2"], "did you mean 'threshold'?"),
+        ([*SCANS[1:], "--set", "weight=much"], "weight is 'much': give float, such as 3.5"),
+        ([*SCANS[1:], "--set", "layers=0.9,0.95"], "layers 0.9…0.95 holds none of the model's 6"),
+        (["fit", "scans", GIVEN[0]], "scans learns from prompts: give --prompts"),
+        (["fit", "surgical", *GIVEN], "name the words that its refusals begin with"),
+    ],
+)
+def test_a_mistake_is_one_line(call, tmp_path, arguments, message):
+    status, _, err = call("mitigate", *arguments, "--output-dir", tmp_path / "m")
+    assert status == 2 and message in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_fit_set_without_harmful_prompts_is_one_line(call, tmp_path):
+    (tmp_path / "p.csv").write_text("prompt,group\nBake bread.,normal\n")
+    given = [GIVEN[0], "--prompts", tmp_path / "p.csv", "--output-dir", tmp_path / "m"]
+    status, _, err = call("mitigate", "fit", "scans", *given)
+    assert status == 2 and "no prompts in group 'toxic': the set has ['normal']" in err
+
+
+def test_a_damaged_mitigation_is_one_line(call, scans, tmp_path):
+    measured = ["measure", *GIVEN, *QUICK, "--output-dir", tmp_path / "out", "--mitigation"]
+    status, _, err = call(*measured, tmp_path)
+    assert status == 2 and "holds no mitigation" in err
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "mitigation.json").write_bytes((scans / "mitigation.json").read_bytes())
+    assert "mitigation.safetensors cannot be read" in call(*measured, tmp_path / "m")[2]
+    tensors = load_file(scans / "mitigation.safetensors")
+    save_file({**tensors, "vectors": tensors["vectors"] / 0}, tmp_path / "m/mitigation.safetensors")
+    assert "vectors is not finite" in call(*measured, tmp_path / "m")[2]
+
+
+def test_a_decoding_method_has_refusals_but_no_kernel(call, tmp_path, monkeypatch):
+    from test_mitigations import Tilt
+
+    from ntkprobe import plugins
+
+    known = plugins.load
+    monkeypatch.setattr(
+        plugins, "load", lambda package, name: Tilt if name == "tilt" else known(package, name)
+    )
+    monkeypatch.setattr(Tilt, "__module__", "ntkprobe.mitigations.tilt")
+    assert issubclass(Tilt, Decoding)
+    save(Tilt(0.01), tmp_path / "tilt")
+    measured = ["measure", *GIVEN, *QUICK, "--mitigation", tmp_path / "tilt"]
+    status, _, err = call(*measured, "--output-dir", tmp_path / "out")
+    assert status == 0 and "has no kernel of its own: refusal alone is measured" in err
+    assert not (tmp_path / "out" / "kernel").exists()
+    status, _, err = call(*measured, "--only=kernel", "--output-dir", tmp_path / "other")
+    assert status == 2 and "measure it with --only refusal" in err
+
+
+def test_the_embedded_model_has_an_end_of_the_instruction():
+    from ntkprobe.mitigations._positions import instruction_end
+
+    tokenizer = load_tokenizer(model_path())
+    ending = instruction_end(tokenizer, resolve_template(tokenizer))
+    assert tokenizer.decode(ending).replace(" ", "") == "<|end|><|assistant|>"
