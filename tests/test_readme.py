@@ -66,3 +66,15 @@ def test_the_demo_block_has_the_form_of_the_demos_output():
     block = README.partition("<!-- demo -->")[2].partition("<!-- /demo -->")[0]
     assert "refusal rate" in block
     assert "seemingly toxic ↔ toxic" in block
+
+
+def test_the_table_of_mitigations_is_that_of_the_benchmark():
+    shown = README.partition("<!-- mitigations -->")[2].partition("<!-- /mitigations -->")[0]
+    full = (ROOT / "benchmarks" / "mitigations.md").read_text()
+    measured = {row[0]: row[1:4] for row in map(cells, full.splitlines()) if len(row) > 4}
+    rows = [row for row in map(cells, shown.splitlines()) if len(row) == 4]
+    assert len(rows) > 9 and all(measured[row[0]] == row[1:] for row in rows)
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
