@@ -1,6 +1,7 @@
 """Activations: what decoder blocks hold at the last position, measured once per checkpoint."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,7 @@ def test_a_checkpoint_rewritten_since_is_measured_again(measured, source, tmp_pa
     run = shutil.copytree(source, tmp_path / "run")
     for file in (run / "checkpoint-10").glob("adapter_model*"):
         shutil.copy(run / "checkpoint-20" / file.name, file)
+        os.utime(file, (1e9, 1e9))  # long ago: nobody waits for it to settle
     base = str(source.parent / "base")
     outcome = measure_run(PROMPTS, measured, ckpt_dir=run, settings=ONLY, model=base)
     assert outcome.new == [10]

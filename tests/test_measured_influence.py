@@ -1,6 +1,7 @@
 """`measure --influence refusal`: a signed table for every checkpoint, once."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -125,6 +126,7 @@ def test_a_checkpoint_rewritten_since_is_measured_again(measured, source, tmp_pa
     run = shutil.copytree(source, tmp_path / "run")
     for file in (run / "checkpoint-10").glob("adapter_model*"):
         shutil.copy(run / "checkpoint-20" / file.name, file)
+        os.utime(file, (1e9, 1e9))  # long ago: nobody waits for it to settle
     base = str(source.parent / "base")
     assert measure_run(PROMPTS, measured, ckpt_dir=run, settings=ONLY, model=base).new == [10]
     np.testing.assert_allclose(change_at(measured, 10), change_at(measured, 20))

@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import estimators, mitigations, plugins
 from ..checkpoints import LoadSettings
+from ..checkpoints.revisions import fetch_revisions
 from ..errors import UserError, one_line
 from ..influences.pair_files import read_recorded, read_updated, recorded_data
 from ..watcher import (
@@ -37,6 +38,8 @@ def arguments(options: dict[str, Any]) -> dict[str, Any]:
     run, model = options["ckpt_dir"], options["model"]
     if run is None and model is None:
         raise UserError("nothing to measure: give --ckpt-dir RUN, or --model MODEL, or both")
+    if options["revisions"]:
+        run, model = _fetched(run, model, options["revisions"]), None
     return {
         "ckpt_dir": run,
         "model": model,
@@ -51,6 +54,21 @@ def arguments(options: dict[str, Any]) -> dict[str, Any]:
         "report_to": options["report_to"] or (),
         "about": {"argv": sys.argv[1:]},
     }
+
+
+def _fetched(run: Path | None, model: str | None, revisions: str) -> Path:
+    """Return the run that a model's revisions make, `NAME-revisions` here, fetched from the hub.
+
+    Raises:
+        UserError: if they are of no model on the hub, or cannot be had.
+    """
+    if run is not None or model is None or Path(model).exists():
+        raise UserError("--revisions are those of a model on the hub: give --model NAME, no folder")
+    place = Path(Path(model).name + "-revisions")
+    names = [name.strip() for name in revisions.split(",") if name.strip()]
+    fetch_revisions(model, names, place)
+    print(one_line(f"{len(names)} revisions of {model} are in {place}"), file=sys.stderr)
+    return place
 
 
 def _beside(run: Path | None, model: str | None, mitigation: Path | None) -> Path:

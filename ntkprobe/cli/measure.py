@@ -26,6 +26,12 @@ def measure(
     model: Annotated[
         str | None, Flag(help="The base model, a folder or hub name: step 0, and below adapters.")
     ] = None,
+    revisions: Annotated[
+        str | None,
+        Flag(
+            metavar="step1000,…", help="With a hub --model: fetch these and measure them as a run."
+        ),
+    ] = None,
     output_dir: Annotated[
         Path | None, Flag(metavar="OUT", help="Where to.", show_default="RUN-ntk")
     ] = None,
