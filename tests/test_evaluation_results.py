@@ -75,7 +75,7 @@ def prefer(folder: Path, script: Any, ours: list[str], theirs: list[str]) -> tup
     a = evaluate(folder / "a", {"set": {"kinds": kinds, "answers": ours}})
     b = evaluate(folder / "b", {"set": {"kinds": kinds, "answers": theirs}})
     with fake_server(script) as fake:
-        server = Server(fake.base_url, "m", retries=0, timeout=0.3)
+        server = Server(fake.base_url, "m", retries=0)
         compare_answers(a, b, "set", Annotator(server), "b")
     return Evaluation(a).win_rates().iloc[0], fake
 
