@@ -107,18 +107,15 @@ def test_a_further_benchmark_or_judge_goes_into_the_same_folder(call, tmp_path):
     assert set(Evaluation(tmp_path / "e").rates()["benchmark"]) == {"mine", "tiny"}
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
+def test_another_setting_in_the_same_folder_is_refused_with_both_values(call, answers):
+    call(*TINY, *QUICK)
+    for flags, words in [
         (["--max-new-tokens", "7"], "answers.max_new_tokens = 6, now it is 7"),
         (["--limit", "2"], "benchmarks.tiny.prompts = 8, now it is 4"),
         (["--temperature", "1"], "answers.temperature = 0.0, now it is 1.0"),
         (["--dtype", "float64"], "model.dtype = 'float32', now it is 'float64'"),
-    ],
-)
-def test_another_setting_in_the_same_folder_is_refused(call, answers, flags, words):
-    call(*TINY, *QUICK)
-    assert words in mistake(call(*TINY, *QUICK, *flags))
+    ]:
+        assert words in mistake(call(*TINY, *QUICK, *flags))
     assert len(answers()) == 8
 
 
