@@ -1,13 +1,18 @@
 """What the tests of steering share: tiny models that chat, prompts, and the methods done slowly."""
 
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cache
 
+import pytest
 import torch
 from architectures import build
 from toy_tokenizers import byte_bpe
 
 from ntkprobe.chat import resolve_template
 from ntkprobe.hooks import decoder_layers
+from ntkprobe.mitigations.scans import Scans
+from ntkprobe.mitigations.surgical import Surgical
 from ntkprobe.prompts import PromptSet
 
 FAMILIES = ["gpt2", "qwen2-tied", "gemma2"]
@@ -101,3 +106,27 @@ def ablated(name, model, unit, c, vector=None, weight=0.0, block=None):
         changes.append((module, lambda x, push=push: x @ project + push, None))
         changes += [(getattr(module, w), None, lambda x: x @ project) for w in WRITERS[name]]
     return rewritten(changes)
+
+
+WIDE = dict(filtered=False, kl_ablation=100.0, kl_addition=100.0, refusal_words=("I", "No"))
+SURGICAL = Surgical(coefficient=0.7, addition=0.3, **WIDE)
+SCANS = Scans(weight=0.8, layers=(0.25, 0.75), classified=(0.25, 1.0), threshold=0.0)
+
+
+@cache
+def fitted(name, method):
+    """Return a model of a family and a method fitted on it, once."""
+    model = chatting(name)
+    found = {"surgical": SURGICAL, "scans": SCANS}[method].fit(model, byte_bpe(), PROMPTS)
+    if method == "scans":  # between the prompts' scores: each sign occurs
+        scores = found.likeness(model, every_prompt()).sort().values
+        found = replace(found, threshold=float(scores[4:6].mean()))
+    return model, found
+
+
+def every_prompt():
+    return [ids for group in PROMPTS.groups for ids in encoded(group)]
+
+
+BOTH = pytest.mark.parametrize("method", ["surgical", "scans"])
+THREE = pytest.mark.parametrize("name", FAMILIES)
