@@ -1,6 +1,6 @@
 """The decoding methods as their papers' formulas say, in plain Python: slow, and written apart.
 
-No cache, no batch, no padding: the whole text again for every token. A method here takes one row's
+No cache, no batch, no padding. A method here takes one row's
 logits as lists of float and returns a list of scores.
 """
 
@@ -13,10 +13,11 @@ from ntkprobe.hooks import Float64Throughout
 NOTHING = -math.inf
 
 
-def next_logits(model, ids):
-    """Return the logits after a text."""
+def logits_along(model, start, answer):
+    """Return the logits before every token of an answer, from one pass over the whole text."""
     with torch.no_grad(), Float64Throughout():
-        return model(torch.tensor([list(ids)]), use_cache=False).logits[0, -1].tolist()
+        logits = model(torch.tensor([[*start, *answer]]), use_cache=False).logits[0]
+    return logits[len(start) - 1 : -1].tolist()
 
 
 def softmax(logits):

@@ -114,12 +114,10 @@ def insist_on_formula(found, plain, other, starts, formula, steps=STEPS):
     assert scores.dtype == torch.float64
     for row, answer in enumerate(tokens):
         rule = formula()
-        for step in range(STEPS):
-            z = slow.next_logits(plain, starts[0][row] + answer[:step])
-            expected = z
-            if step < steps:
-                other_z = slow.next_logits(other, starts[1][row] + answer[:step])
-                expected = rule(z[: len(other_z)], other_z)
+        all_z = slow.logits_along(plain, starts[0][row], answer)
+        all_other = slow.logits_along(other, starts[1][row], answer)
+        for step, (z, other_z) in enumerate(zip(all_z, all_other, strict=True)):
+            expected = rule(z[: len(other_z)], other_z) if step < steps else z
             wanted = torch.full((len(z),), -math.inf, dtype=torch.float64)
             wanted[: len(expected)] = torch.tensor(expected, dtype=torch.float64)
             there = scores[step, row]
