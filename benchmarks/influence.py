@@ -26,7 +26,7 @@ from ntkprobe.phrases import PAPER31
 from ntkprobe.refusal import differentiable_scorer
 
 OBSERVED, PAIRS, REPEATS, BATCH = 75, 25, 3, 32
-MIDDLE = Shape(512, 8, 8000)
+MIDDLE = Shape(256, 4, 8000)
 CASES = [
     ("the paper's prompts", MIDDLE, (20, 30), "all"),
     ("the same, LoRA", MIDDLE, (20, 30), "lora"),
