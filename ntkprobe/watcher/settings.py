@@ -195,12 +195,12 @@ class MeasureSettings:
     mitigation: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.mitigation is None or not (self.kernel or self.activations):
+        if self.mitigation is None or not (self.kernel or self.activations or self.influence):
             return
         if mitigations.load(self.mitigation).kind == "decoding":
             raise UserError(
                 f"{self.mitigation} is a decoding method, which has refusal probabilities but no "
-                "kernel or activations of its own: measure it with --only refusal"
+                "kernel, activations or influence of its own: measure it with --only refusal"
             )
 
     def record(
