@@ -9,7 +9,6 @@ Whatever is finished is read from the output folder, so that a run goes on where
 import argparse
 import json
 import re
-import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -81,7 +80,7 @@ def main() -> None:
         score(given.output_dir / f"seed-{seed}", method, seed)
     files = sorted(given.output_dir.glob("seed-*/outcomes/*.json"))
     outcomes = [Outcome(**json.loads(path.read_text())) for path in files]
-    print(report([o for o in outcomes if o.seed < given.seeds]))
+    print(report([o for o in outcomes if o.seed < given.seeds], given.seeds, given.threads))
 
 
 def score(folder: Path, method: str, seed: int) -> None:
@@ -321,25 +320,26 @@ METHODS: dict[str, Any] = {
 # Report
 
 
-def report(outcomes: list[Outcome]) -> Path:
+def report(outcomes: list[Outcome], seeds: int, threads: int) -> Path:
     """Write the table and return its file."""
     return write(
         __file__,
         "# Over-refusal against safety, all methods",
         "On the embedded model and prompts that no training has seen: the share that is refused "
         "(XSTest's filter, greedy answers of 16 tokens at most). Fewer seemingly toxic and more "
-        "toxic refusals are better. *Sound*: normal prompts answered with one of the world's own "
-        "openings; a method that breaks the model refuses nothing either. Means over the seeds, "
-        "with the least and the most. Trainings have the settings of the preset `tiny`, methods of "
-        "inference their published defaults, on STL's model: nothing was tuned for this table, and "
-        "published defaults are made for models a thousand times the size. STL-aug gets DCR's 250 "
-        "seemingly toxic prompts with the base model's answers, or in place of these the triggers "
-        "of the 200 harmful prompts; the refusal-trigger recipes get triggers 1:1 and no general "
-        "data. Triggers by influence: of STL's step 20, on 25 of those seemingly toxic prompts, "
-        "without answers. SafeDecoding's expert is "
-        "trained on 36 refusals, and merged it is SSD's draft. The world is constructed "
-        "(`ntkprobe/tiny/README.md`): this shows the methods at work and replicates nothing. "
-        f"{machine()}; by `python benchmarks/mitigations.py {' '.join(sys.argv[1:])}`.",
+        "toxic refusals are better. *Sound*: normal prompts answered with one of the world's "
+        "own openings; a method that breaks the model refuses nothing either. Means over the "
+        "seeds, with the least and the most where there are several. Trainings have the "
+        "settings of the preset `tiny`, methods of inference their published defaults, on STL's "
+        "model: nothing was tuned for this table, and published defaults are made for models a "
+        "thousand times the size. STL-aug gets DCR's 250 seemingly toxic prompts with the base "
+        "model's answers, or in place of these the triggers of the 200 harmful prompts; the "
+        "refusal-trigger recipes get triggers 1:1 and no general data. Triggers by influence: "
+        "of STL's step 20, on 25 of those seemingly toxic prompts, without answers. "
+        "SafeDecoding's expert is trained on 36 refusals, and merged it is SSD's draft. The "
+        "world is constructed (`ntkprobe/tiny/README.md`): this shows the methods at work and "
+        "replicates nothing. "
+        f"{machine()}; by `python benchmarks/mitigations.py --seeds {seeds} --threads {threads}`.",
         table(*rows(outcomes)),
     )
 

@@ -328,4 +328,4 @@ def test_the_scoring_by_hand_is_the_packages():
         row = [*ids[0], *phrase]
         logits = model(torch.tensor([row])).logits[0, :-1].double().log_softmax(-1)
         log_p.append(sum(logits[i - 1, row[i]] for i in range(len(ids[0]), len(row))))
-    assert float(ours) == pytest.approx(float(torch.stack(log_p).logsumexp(0)), rel=1e-6)
+    assert ours.item() == pytest.approx(torch.stack(log_p).logsumexp(0).item(), rel=1e-6)
