@@ -73,7 +73,8 @@ def joinable(kwargs: dict[str, Any], own: Any, rows: int, width: int) -> bool:
         rows: of the branch.
         width: of the plain branch, with the new token.
     """
-    ids, mask, cache = (kwargs.get(k) for k in ("input_ids", "attention_mask", "past_key_values"))
+    cache: Any = kwargs.get("past_key_values")
+    ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
     tensors = {name for name, value in kwargs.items() if isinstance(value, Tensor)}
     asked = any(kwargs.get(f"output_{what}") for what in ("attentions", "hidden_states"))
     if not isinstance(ids, Tensor) or asked or tensors - _KNOWN:
