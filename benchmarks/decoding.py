@@ -37,7 +37,7 @@ from ntkprobe.tiny.files import measure_path, model_path
 
 TOKENS = 128
 FEWER = 32  # for the methods that cost the same for every token
-REPEATS = 5
+REPEATS = 3
 Spans = tuple[float, float, float]
 DRAFT = Shape(128, 4, 8000)
 CASES = [

@@ -328,12 +328,12 @@ def test_nothing_is_left_behind(number, experts, draft):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def rows_of_each_pass(name, method, spec="chat"):
+def rows_of_each_pass(name, method, spec="chat", texts=TEXTS):
     model, rows = model_of(name), []
     embedding = model.get_input_embeddings()
     handle = embedding.register_forward_hook(lambda m, args, out: rows.append(len(out)))
     try:
-        answers(model, method, spec)
+        answers(model, method, spec, texts)
     finally:
         handle.remove()
     return rows
@@ -341,6 +341,7 @@ def rows_of_each_pass(name, method, spec="chat"):
 
 def test_both_branches_are_one_pass_and_nothing_is_computed_after_the_last_changed_token(gemma):
     assert rows_of_each_pass("gpt2", Adacd(steps=4)) == [3, 3, 6, 6, 6] + [3] * 8
+    assert rows_of_each_pass("gpt2", Adacd(steps=3), texts=TEXTS[:1]) == [1, 1, 2, 2] + [1] * 9
     apart = rows_of_each_pass("gemma2", Adacd(steps=4, template=gemma), gemma)  # sliding windows
     assert apart == [3] * (STEPS + 4)
 

@@ -82,7 +82,7 @@ class Branch:
             self._start_again()
             return None
         self._append(kwargs["input_ids"])
-        return both_rows(kwargs, self.joined.both, self.mask)
+        return both_rows(kwargs, self.joined.both, self.mask, width)
 
     def part(self, output: Any) -> Any:
         """Return the plain branch's part of a joint pass, and keep the other."""

@@ -73,27 +73,34 @@ def joinable(kwargs: dict[str, Any], own: Any, rows: int, width: int) -> bool:
         rows: of the branch.
         width: of the plain branch, with the new token.
     """
-    ids, mask, cache = (kwargs.get(k) for k in ("input_ids", "attention_mask", "past_key_values"))
+    cache: Any = kwargs.get("past_key_values")
+    ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
     tensors = {name for name, value in kwargs.items() if isinstance(value, Tensor)}
     asked = any(kwargs.get(f"output_{what}") for what in ("attentions", "hidden_states"))
-    if not (isinstance(ids, Tensor) and isinstance(mask, Tensor)) or asked or tensors - _KNOWN:
+    if not isinstance(ids, Tensor) or asked or tensors - _KNOWN:
         return False
     places = kwargs.get("position_ids")
     flat = places is None or tuple(places.shape) == (rows, 1)
-    shapes = (tuple(ids.shape), tuple(mask.shape)) == ((rows, 1), (rows, width))
-    return flat and shapes and cache is not own and _plain(cache) and _plain(own)
+    padding = mask is None or (isinstance(mask, Tensor) and tuple(mask.shape) == (rows, width))
+    fits = padding and tuple(ids.shape) == (rows, 1) and _plain(cache)
+    return (
+        flat and fits and cache is not own and _plain(own) and cache.get_seq_length() == width - 1
+    )
 
 
-def both_rows(kwargs: dict[str, Any], cache: Any, mask: Int[Tensor, "batch seq"]) -> dict[str, Any]:
+def both_rows(
+    kwargs: dict[str, Any], cache: Any, mask: Int[Tensor, "batch seq"], width: int
+) -> dict[str, Any]:
     """Return what the model is called with for the rows of both branches.
 
     Args:
         kwargs: for the plain branch.
         cache: of both.
         mask: the branch's, with the new token.
+        width: of the plain branch, with the new token.
     """
-    plain = kwargs["attention_mask"]
-    places = kwargs.get("position_ids")
+    given, places = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    plain = mask.new_ones(len(mask), width) if given is None else given  # None: no padding
     above = plain.long().sum(-1, keepdim=True) - 1 if places is None else places
     changed = {
         "input_ids": kwargs["input_ids"].repeat(2, 1),
