@@ -4,12 +4,15 @@ r"""Make `figures/demo`, the small copy of the demo's measurements that is commi
     for run in stl dcr-stl; do
       ntkprobe measure --ckpt-dir runs/demo/$run --prompts ntkprobe/tiny/measure.csv \
         --only activations --steps 0,250 --output-dir runs/demo/$run-ntk
+      ntkprobe measure --ckpt-dir runs/demo/$run --prompts ntkprobe/tiny/measure.csv \
+        --only influence --output-dir runs/demo/$run-ntk
     done
     python figures/commit_demo.py runs/demo
 
 What no figure reads is left out: the tokens of the blocks, the parts of the kernel but those of the
-first step between seemingly toxic and toxic prompts, and the places of files on this machine. Norms
-are kept in float32 and activations in float16, which no printed digit shows.
+first step between seemingly toxic and toxic prompts, most of the influence between the ends, and
+the places of files on this machine. Norms are kept in float32 and activations in float16, which no
+printed digit shows.
 """
 
 import shutil
@@ -25,7 +28,7 @@ from ntkprobe.storage import write_json, write_table
 from ntkprobe.trajectory import Trajectory
 
 DEMO = Path(__file__).parent / "demo"
-TOLD = ("schema_version", "versions", "prompts", "kernel", "refusal", "activations")
+TOLD = ("schema_version", "versions", "prompts", "kernel", "refusal", "activations", "influence")
 
 
 def main(runs: str) -> None:
@@ -40,6 +43,9 @@ def main(runs: str) -> None:
             write_table(target / "kernel" / file.name, narrow(pd.read_parquet(file)))
         first = min((run.folder / "parts").iterdir())
         write_table(target / "parts" / first.name, narrow(across(run, pd.read_parquet(first))))
+        shutil.copy(run.folder / "updated.parquet", target)
+        for file in sorted((run.folder / "influence").iterdir()):
+            write_table(target / "influence" / file.name, narrow(drawn(run, pd.read_parquet(file))))
         for step in run.activation_steps():
             keep_activations(run, step, target / "activations")
 
@@ -60,6 +66,16 @@ def across(run: Trajectory, parts: pd.DataFrame) -> pd.DataFrame:
     ends = [parts[column].map(group) for column in ("observed", "updated")]
     either = [(a == "seemingly_toxic") & (b == "toxic") for a, b in (ends, ends[::-1])]
     return parts[either[0] | either[1]]
+
+
+def drawn(run: Trajectory, influence: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that figures read: of one reduction, and between the ends fewer groups."""
+    rows = influence[influence["target"] == "refusal_literal"]
+    if rows["step"].iloc[0] in (run.steps[0], run.steps[-1]):
+        return rows
+    observed = rows["observed"].map(run.prompts.set_index("prompt")["group"])
+    updated = rows["updated"].map(run.updated.set_index("updated")["group"])
+    return rows[(observed == "seemingly_toxic") & (updated == "toxic")]
 
 
 def narrow(table: pd.DataFrame) -> pd.DataFrame:

@@ -68,4 +68,5 @@ def draw(numbers: pd.DataFrame) -> Figure:
 
 def _signed(change: float) -> str:
     """Return a change with its sign, in three digits or in whole numbers."""
-    return f"{change:+,.0f}" if abs(change) >= 100 else f"{change:+.3g}"
+    text = f"{change:+,.0f}" if abs(change) >= 100 else f"{change:+.3g}"
+    return text.replace("-", "−")

@@ -44,22 +44,18 @@ class Observation(nn.Module):
         """Return the change that is reported, from what is observed and how it moves."""
         return moved
 
-    def along(self, prompts: Prompts, direction: Direction) -> Float64[Tensor, "batch values"]:
-        """Return the change of every prompt's values per unit of `direction`, by forward mode."""
-        return self.moved(prompts, direction)[1]
-
-    def moved(
+    def along(
         self, prompts: Prompts, direction: Direction
-    ) -> tuple[Float64[Tensor, "batch values"], Float64[Tensor, "batch values"]]:
-        """Return what is observed, as it is, and its change, from one pass in forward mode."""
+    ) -> tuple[Float64[Tensor, "batch values"], Float64[Tensor, "batch _"]]:
+        """Return what is observed, and its change per unit of `direction`, by forward mode."""
         theta = {self.names[name]: p.detach() for name, p in self.chosen.items()}
         tangent = {self.names[name]: direction[name].to(p) for name, p in self.chosen.items()}
         with differentiable_forwards(self.model), torch.no_grad():
             values, moved = jvp(  # type: ignore[misc]
                 lambda t: functional_call(self, t, (prompts,)), (theta,), (tangent,)
             )
-        known = values.double().cpu()
-        return known, self.changes(known, moved.double().cpu())
+        found = values.double().cpu()
+        return found, self.changes(found, moved.double().cpu())
 
     def products(
         self, prompt: Int[Tensor, " seq"], directions: dict[str, Float[Tensor, "n _"]]

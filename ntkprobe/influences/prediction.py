@@ -97,7 +97,7 @@ def influence(
             for some in prediction.tiles(examples):
                 prediction.add([update(model, each, chosen, loss) for each in some])
                 bar.update(len(some))
-        norms = a_norms(_last_logits(model, ids, batch_size))
+        found = prediction.found()
     settings = {
         "loss": loss,
         "parameters": str(selection),
@@ -108,10 +108,9 @@ def influence(
     return Influence(
         observed=encoded.prompts if encoded else None,
         updated=pairs,
-        a_norm=norms,
         tokens=kept,
         settings=settings,
-        **prediction.found(),
+        **found,
     )
 
 
@@ -136,6 +135,7 @@ class _Prediction:
         self._tokens: LogProbabilities | None = None
         self._refusals: Refusals | None = None
         self._updates: list[tuple[float, float, float]] = []
+        self._a_norms: Tensor | None = None
         self._of_tokens: list[Tensor] = []
         self._of_refusals: list[Tensor] = []
 
@@ -167,16 +167,22 @@ class _Prediction:
         """Predict what these updates do."""
         self._updates += [(each.loss, each.g_norm, each.gradient_norm) for each in updates]
         if self._tokens is not None:
-            self._of_tokens += [self._forward(self._tokens, u.gradient) for u in updates]
+            for each in updates:
+                logits, changes = self._forward(self._tokens, each.gradient)
+                self._of_tokens.append(changes)
+                self._a_norms = a_norms(logits) if self._a_norms is None else self._a_norms
         if self._refusals is not None:
             backwards = self.mode == "reverse" or (self.mode == "auto" and len(updates) > 1)
             if backwards:
                 self._of_refusals += self._reverse(self._refusals, [u.gradient for u in updates])
             else:
-                self._of_refusals += [self._forward(self._refusals, u.gradient) for u in updates]
+                self._of_refusals += [self._forward(self._refusals, u.gradient)[1] for u in updates]
 
     def found(self) -> dict[str, Any]:
         """Return the predictions, as fields of an `Influence`."""
+        norms = self._a_norms
+        if norms is None:
+            norms = a_norms(_last_logits(self.model, self.ids, self.batch_size))
         losses, g_norm, gradient_norm = torch.tensor(self._updates, dtype=torch.float64).T
         refusals: dict[str, Tensor] = {}
         if self._refusals is not None:
@@ -186,18 +192,19 @@ class _Prediction:
             "log_probability": torch.stack(self._of_tokens) if self._of_tokens else None,
             "refusals": refusals,
             "losses": losses,
+            "a_norm": norms,
             "g_norm": g_norm,
             "gradient_norm": gradient_norm,
         }
 
-    def _forward(self, what: Observation, gradient: Direction) -> Tensor:
-        """Return −J(x′) times a gradient, `[observed, values]`, by a pass in forward mode."""
-        found: list[Tensor] = [torch.empty(0)] * len(self.ids)
+    def _forward(self, what: Observation, gradient: Direction) -> tuple[Tensor, Tensor]:
+        """Return what is observed and −J(x′) times a gradient, a row per prompt: forward mode."""
+        found: dict[int, tuple[Tensor, Tensor]] = {}
         for rows in length_batches(self.ids, self._fitting(what)):
-            changes = what.along([self.ids[row] for row in rows], gradient)
-            for row, change in zip(rows, changes, strict=True):
-                found[row] = -change
-        return torch.stack(found)
+            values, changes = what.along([self.ids[row] for row in rows], gradient)
+            found |= dict(zip(rows, zip(values, -changes, strict=True), strict=True))
+        both = [found[row] for row in range(len(self.ids))]
+        return torch.stack([z for z, _ in both]), torch.stack([change for _, change in both])
 
     def _reverse(self, what: Observation, gradients: list[Direction]) -> list[Tensor]:
         """Return the same for several gradients, by a backward pass per observed prompt."""

@@ -130,7 +130,7 @@ def _forward(what: Observation, ids: list[Tensor], step: Direction, batch_size: 
     """Return what is observed of every prompt and J(x′) Δθ, each `[observed, values]`."""
     found: list[tuple[Tensor, ...]] = [()] * len(ids)
     for rows in length_batches(ids, batch_size):
-        pairs = zip(*what.moved([ids[row] for row in rows], step), strict=True)
+        pairs = zip(*what.along([ids[row] for row in rows], step), strict=True)
         for row, pair in zip(rows, pairs, strict=True):
             found[row] = pair
     before, change = (torch.stack(values) for values in zip(*found, strict=True))
