@@ -32,7 +32,7 @@ from ntkprobe.training.data import read_pairs
 from ntkprobe.training.sft import SFTConfig, train_sft
 
 BASE = str(tiny.model_path())
-FINE, COARSE = 20, (10, 50, 250)  # by far most of the change is in the first steps
+FINE, COARSE = 10, (10, 50, 250)  # by far most of the change is in the first steps
 GROUPS = ("normal", "seemingly_toxic", "toxic")
 PHASES = {"1 – 10": (1, 10), "11 – 20": (11, 20), "21 – 250": (21, 250)}
 
