@@ -7,6 +7,8 @@ that is measured. Both are kept in `--output-dir`: what is there is not computed
 """
 
 import argparse
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +34,8 @@ from ntkprobe.training.data import read_pairs
 from ntkprobe.training.sft import SFTConfig, train_sft
 
 BASE = str(tiny.model_path())
-FINE, COARSE = 20, (10, 50, 250)  # by far most of the change is in the first steps
+FINE, COARSE = 10, (10, 50, 250)  # by far most of the change is in the first steps
+WAYS = ("STL", "DCR → STL")
 GROUPS = ("normal", "seemingly_toxic", "toxic")
 PHASES = {"1 – 10": (1, 10), "11 – 20": (11, 20), "21 – 250": (21, 250)}
 
@@ -42,9 +45,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/dynamics"))
     parser.add_argument("--per-group", type=int, default=8)
+    parser.add_argument("--way", nargs="+", default=WAYS, choices=WAYS)
     given = parser.parse_args()
     rows, ends = {}, {}
-    for name in ("STL", "DCR → STL"):
+    for name in given.way:
         start = BASE if name == "STL" else str(refine(given.output_dir / "dcr", 0))
         run = given.output_dir / ("stl" if name == "STL" else "dcr-stl")
         align(start, run)
@@ -53,7 +57,7 @@ def main() -> None:
         rest = coarse[0][coarse[0]["step"] > FINE].assign(window=1)
         rows[name] = pd.concat([fine, rest, *coarse])
         ends[name] = at_the_end(rows[name])
-    count = rows["STL"]["prompt"].nunique()
+    count = next(iter(rows.values()))["prompt"].nunique()
     print(
         write(
             __file__,
@@ -65,7 +69,7 @@ def main() -> None:
             "where it is at every step, this is Eq. 2 with the optimiser's own step in the "
             "place of −η ∇L; at 250 it is taken once at the beginning, as if the kernel never "
             "changed. Slope: of measured on predicted over prompts; 1 is calibrated. "
-            f"{machine()}; by `python benchmarks/dynamics.py`.",
+            f"{machine()}; by `{command()}`.",
             "## The whole run, per prompt",
             table(
                 (
@@ -96,6 +100,11 @@ def main() -> None:
             ),
         )
     )
+
+
+def command() -> str:
+    """Return how this was called."""
+    return shlex.join(["python", "benchmarks/dynamics.py", *sys.argv[1:]])
 
 
 def steps_of(window: int) -> str:
