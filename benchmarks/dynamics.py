@@ -1,7 +1,7 @@
 """How much of what safety SFT does to P_refuse, Eq. 2's first order explains, step by step.
 
-`python benchmarks/dynamics.py` writes `dynamics.md`; minutes on 2 cores. The demo's alignment
-(preset `tiny`) is trained with `StepCallback`, without and with DCR before it; then AdamW's steps
+`python benchmarks/dynamics.py` writes `dynamics.md`; some 20 minutes on one core. The demo's
+alignment (preset `tiny`) is trained with `StepCallback`, without and with DCR before it; then AdamW's steps
 are replayed one after another. Before each, J(x′) Δθ predicts the change of log P_refuse; after it
 that is measured. Both are kept in `--output-dir`: what is there is not computed again.
 """
@@ -34,7 +34,7 @@ from ntkprobe.training.data import read_pairs
 from ntkprobe.training.sft import SFTConfig, train_sft
 
 BASE = str(tiny.model_path())
-FINE, COARSE = 10, (10, 50, 250)  # by far most of the change is in the first steps
+WINDOWS = (1, 10, 50, 250)
 WAYS = ("STL", "DCR → STL")
 GROUPS = ("normal", "seemingly_toxic", "toxic")
 PHASES = {"1 – 10": (1, 10), "11 – 20": (11, 20), "21 – 250": (21, 250)}
@@ -52,10 +52,7 @@ def main() -> None:
         start = BASE if name == "STL" else str(refine(given.output_dir / "dcr", 0))
         run = given.output_dir / ("stl" if name == "STL" else "dcr-stl")
         align(start, run)
-        coarse = [followed(start, run, given.per_group, window) for window in COARSE]
-        fine = followed(start, run, given.per_group, 1, FINE)
-        rest = coarse[0][coarse[0]["step"] > FINE].assign(window=1)
-        rows[name] = pd.concat([fine, rest, *coarse])
+        rows[name] = pd.concat(followed(start, run, given.per_group, window) for window in WINDOWS)
         ends[name] = at_the_end(rows[name])
     count = next(iter(rows.values()))["prompt"].nunique()
     print(
@@ -109,7 +106,7 @@ def command() -> str:
 
 def steps_of(window: int) -> str:
     """Return after how many steps the derivative is taken anew, in words."""
-    return f"step to {FINE}, then {COARSE[0]}" if window == 1 else f"{window} steps"
+    return "step" if window == 1 else f"{window} steps"
 
 
 def align(start: str, folder: Path) -> None:
@@ -120,22 +117,18 @@ def align(start: str, folder: Path) -> None:
     train_sft(start, *pairs, SFTConfig(**settings), callbacks=[ntk.StepCallback()])
 
 
-def followed(
-    start: str, run: Path, per_group: int, window: int, last: int | None = None
-) -> pd.DataFrame:
+def followed(start: str, run: Path, per_group: int, window: int) -> pd.DataFrame:
     """Return a row for each piece of a run and prompt, from its file where there is one."""
     kept = run.with_name(f"{run.name}-dynamics-{per_group}-{window}.parquet")
     if not kept.exists():
-        write_table(kept, pd.DataFrame(replayed(start, run, per_group, window, last)))
+        write_table(kept, pd.DataFrame(replayed(start, run, per_group, window)))
     return pd.read_parquet(kept)
 
 
-def replayed(
-    start: str, run: Path, per_group: int, window: int, last: int | None
-) -> Iterator[dict[str, object]]:
+def replayed(start: str, run: Path, per_group: int, window: int) -> Iterator[dict[str, object]]:
     """Yield a row for each piece of `window` steps and prompt: predicted and measured change."""
     prompts = ntk.PromptSet.from_file(tiny.measure_path()).sample(per_group)
-    steps = [step for _, step in ntk.read_steps(run.with_name(f"{run.name}-steps"))][:last]
+    steps = [step for _, step in ntk.read_steps(run.with_name(f"{run.name}-steps"))]
     pieces = [total(steps[first : first + window]) for first in range(0, len(steps), window)]
     tokenizer = load_tokenizer(BASE)
     found = []
@@ -148,9 +141,7 @@ def replayed(
         after = refusals(model, tokenizer, prompts)
     with adapted(load_model(start), run / "final", merge=False) as model:
         gap = float((refusals(model, tokenizer, prompts) - after).abs().max())
-    assert last or gap < 1e-2, (
-        f"the steps do not lead to the trained adapter: log P_refuse off by {gap}"
-    )
+    assert gap < 1e-2, f"the steps do not lead to the trained adapter: log P_refuse off by {gap}"
     levels = [*(each.before["literal"] for each in found), after]
     for number, prediction in enumerate(found):
         measured = levels[number + 1] - levels[number]
