@@ -1,9 +1,10 @@
 """How much of what safety SFT does to P_refuse, Eq. 2's first order explains, step by step.
 
 `python benchmarks/dynamics.py` writes `dynamics.md`; some 20 minutes on one core. The demo's
-alignment (preset `tiny`) is trained with `StepCallback`, without and with DCR before it; then AdamW's steps
-are replayed one after another. Before each, J(x′) Δθ predicts the change of log P_refuse; after it
-that is measured. Both are kept in `--output-dir`: what is there is not computed again.
+alignment (preset `tiny`) is trained with `StepCallback`, without and with DCR before it; then
+AdamW's steps are replayed one after another. Before each, J(x′) Δθ predicts the change of log
+P_refuse; after it that is measured. Both are kept in `--output-dir`: what is there is not computed
+again.
 """
 
 import argparse
