@@ -10,9 +10,10 @@ from torch import LongTensor, Tensor, nn
 from transformers import LogitsProcessor
 
 from ..errors import UserError
-from ..hooks import Before
+from ..hooks import Before, head
 from ._branch import Branch
 from ._prompts import Rows, real_rows
+from ._together import RowByRow
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 """(plain scores, the branch's logits) → new scores, all `[batch, vocab]`."""
@@ -80,7 +81,18 @@ class BranchProcessor(LogitsProcessor):
         """
         self.own = model
         owner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        return [(owner, Before(self._before)), (owner, self._behind)]
+        found: list[tuple[nn.Module, Any]] = [
+            (owner, Before(self._before)),
+            (owner, self._behind),
+        ]
+        if (matrix := head(owner)) is not None:
+            rows = RowByRow()
+            found += [(matrix, Before(self._if_joint(rows.before))), (matrix, rows.behind)]
+        return found
+
+    def _if_joint(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a hook that is one only in a pass over both branches."""
+        return lambda *given: hook(*given) if self.joint else None
 
     def _before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         sequence = self.sequence

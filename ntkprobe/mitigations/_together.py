@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicLayer
 
@@ -62,6 +62,31 @@ class Joined:
         mine, layer = self.plain.layers[0].keys, self.both.layers[0].keys
         same = mine.untyped_storage().data_ptr() == layer.untyped_storage().data_ptr()
         return cache is self.plain and same and mine.shape[:1] == (self.rows,)
+
+
+class RowByRow:
+    """The output matrix applied to each of two rows alone, on a CPU.
+
+    It is read once for one row, at the speed of the memory; a product with two rows costs more than
+    two such, where the vocabulary is large.
+    """
+
+    def __init__(self) -> None:
+        self.below: Tensor | None = None
+
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Return the call without its second row, which is kept."""
+        if not args or len(args[0]) != 2 or args[0].device.type != "cpu":
+            return None
+        above, self.below = args[0].split(1)
+        return (above, *args[1:]), kwargs
+
+    def behind(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        """Return what the first row gives, and behind it what the second does."""
+        if self.below is None:
+            return None
+        below, self.below = self.below, None
+        return torch.cat([output, module.forward(below)])
 
 
 def joinable(kwargs: dict[str, Any], own: Any, rows: int, width: int) -> bool:
