@@ -74,6 +74,7 @@ def test_run_json_holds_every_setting_and_where_the_prompts_came_from(call, tmp_
     assert record["answers"]["max_new_tokens"] == 6 and record["model"]["dtype"] == "float32"
     assert record["benchmarks"]["tiny"]["prompts"] == 8
     assert len(record["model"]["base"]["identity"]) == 64
+    assert record["answers"]["resolved_template"].startswith("chat#")
 
 
 def test_a_second_call_asks_nothing_and_loads_no_model(call, monkeypatch):
@@ -116,6 +117,24 @@ def test_another_setting_in_the_same_folder_is_refused_with_both_values(call, an
         (["--dtype", "float64"], "model.dtype = 'float32', now it is 'float64'"),
     ]:
         assert words in mistake(call(*TINY, *QUICK, *flags))
+    assert len(answers()) == 8
+
+
+def test_what_counts_of_a_template_is_what_it_comes_to(call):
+    call(*TINY, *QUICK)
+    assert call(*TINY, *QUICK, "--template", "chat")[0] == 0
+    assert "answers.resolved_template = 'chat#" in mistake(call(*TINY, *QUICK, "--template", "raw"))
+
+
+def test_a_mistake_beside_overwrite_costs_no_answer(call, answers):
+    call(*TINY, *QUICK)
+    gone = "http://127.0.0.1:9/v1"
+    for flags in (
+        [*TINY, "--judge", f"llm:base_url={gone},model=j"],
+        ["--base-url", gone, "--model", "m", "--benchmark", "tiny"],
+        [*TINY, "--template", "absent.jinja"],
+    ):
+        mistake(call(*flags, *QUICK, "--overwrite"))
     assert len(answers()) == 8
 
 
@@ -323,6 +342,18 @@ def test_a_judge_behind_a_server_that_is_gone_loses_no_answer(call, answers):
     assert call(*TINY, *QUICK)[0] == 0
     assert "cannot be reached" in mistake(call(*TINY, *QUICK, *judge))
     assert len(answers()) == 8
+
+
+def test_verdicts_that_a_judges_server_fails_to_give_are_told_and_asked_again(call):
+    broken = True
+    with fake_server(lambda messages, times: 500 if broken else "REFUSAL") as server:
+        judge = f"j=llm:base_url={server.base_url},model=j,retries=0"
+        status, out, err = call(*TINY, *QUICK, "--judge", judge)
+        assert status == 1 and "8 verdicts are missing (j: status 500" in out and "again" in out
+        assert err.count("nothing could be judged: 0 of 4 prompts") == 2
+        broken = False
+        assert call(*TINY, *QUICK, "--judge", judge)[0] == 0
+    assert len(server.asked) == 16
 
 
 def test_empty_answers_are_undetermined_and_told(call):
