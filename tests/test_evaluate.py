@@ -252,12 +252,14 @@ def trained(folder):
 
 
 def test_the_stage_before_counts_as_trained_on_and_so_do_files(tmp_path):
-    from ntkprobe.evaluation.overlap import overlap, training_prompts
+    from ntkprobe.evaluation.overlap import origin, overlap, training_prompts
 
     trained(tmp_path)
     shutil.copytree(tmp_path / "run", tmp_path / "later/sft")
     pd.DataFrame({"prompt": ["Why me?"]}).to_parquet(tmp_path / "later/sft/data.parquet")
     (tmp_path / "later/sft/training.yaml").write_text("model: run/final\n")
+    (tmp_path / "run/training.yaml").write_text("model: Qwen/Qwen2.5-7B\n")
+    assert origin([tmp_path / "later/sft/final"]) == "Qwen/Qwen2.5-7B"
     questions = read_benchmark(f"{tmp_path}/own.json=safe")
     known = training_prompts([tmp_path / "later/sft/final"])
     assert overlap(questions, known)["sources"] == {

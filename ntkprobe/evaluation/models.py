@@ -21,6 +21,7 @@ from ..checkpoints import (
 )
 from ..errors import UserError
 from .answers import LocalModel
+from .overlap import origin
 from .settings import AnswerSettings
 
 
@@ -78,6 +79,7 @@ class Subject:
             "adapter": _told(self.adapter, _weights),
             "mitigation": _told(self.mitigation, mitigations.digest),
             "dtype": self.load.dtype,
+            "origin": origin(self.folders),
         }
 
     @property
