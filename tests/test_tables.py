@@ -104,8 +104,14 @@ def test_prompts_that_were_not_asked_and_other_files_are_told(tmp_path: Path) ->
     folder = evaluate(tmp_path, sets, label="stl", benchmarks={"xstest": about})
     for name in ("1", "5", "tasks", "two-sided", "pairs"):
         notes = make_table([folder], name).notes
-        assert "xstest: stl was asked 2 of 448 prompts." in notes
-        assert any("has 448 rows, the published one 450" in note for note in notes)
+        assert "stl, asked in part: xstest 2 of 448 prompts." in notes
+        assert any(note.endswith("xstest 448 rows, published 450.") for note in notes)
+
+
+def test_a_column_of_several_sets_tells_which_are_missing(runs: list[str]) -> None:
+    notes = " ".join(make_table(runs).notes)
+    assert "stl, not asked all sets of a column: safety without i_malicious, i_cona" in notes
+    assert "PHTest without" not in notes
 
 
 def test_ablations_stand_beside_the_row_of_their_setting(runs: list[str]) -> None:

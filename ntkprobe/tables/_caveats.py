@@ -33,27 +33,46 @@ def in_distribution(
 
 
 def not_whole(runs: dict[str, Evaluation], columns: Iterable[Column]) -> tuple[str, ...]:
-    """Return a note on each benchmark of which only a part was asked, or whose file is another.
+    """Return notes on sets of which only a part was asked, or whose file is another.
 
     Args:
         runs: evaluations by name.
         columns: of the table.
 
     Returns:
-        Lines.
+        A line for each run and each kind of note.
     """
-    names = dict.fromkeys(name for column in columns for name in column.benchmarks)
+    shown = list(columns)
+    names = list(dict.fromkeys(name for column in shown for name in column.benchmarks))
     notes = []
-    for name in names:
-        for row, run in runs.items():
-            about = (run.settings.get("benchmarks") or {}).get(name) or {}
-            asked, whole = about.get("prompts", 0), about.get("of", 0)
-            found, published = about.get("found"), about.get("published")
-            if asked < whole:
-                notes.append(f"{name}: {row} was asked {asked} of {whole} prompts.")
-            if published is not None and found != published:
-                notes.append(
-                    f"{name}: the file that {row} was asked has {found} rows, the published one "
-                    f"{published}."
-                )
+    for row, run in runs.items():
+        asked = {name: (run.settings.get("benchmarks") or {}).get(name) or {} for name in names}
+        for words, told in (
+            ("asked in part", list(map(_part, asked.items()))),
+            ("other files than the published ones", list(map(_other_file, asked.items()))),
+            ("not asked all sets of a column", [_without(column, run) for column in shown]),
+        ):
+            if any(told):
+                notes.append(f"{row}, {words}: {'; '.join(filter(None, told))}.")
     return tuple(notes)
+
+
+def _part(about: tuple[str, dict]) -> str:
+    """Return how many prompts of a benchmark were asked; nothing for all."""
+    name, record = about
+    asked, whole = record.get("prompts", 0), record.get("of", 0)
+    return f"{name} {asked} of {whole} prompts" if asked < whole else ""
+
+
+def _other_file(about: tuple[str, dict]) -> str:
+    """Return how many rows a file has, if the published one has another number."""
+    name, record = about
+    found, published = record.get("found"), record.get("published")
+    return "" if published in (None, found) else f"{name} {found} rows, published {published}"
+
+
+def _without(column: Column, run: Evaluation) -> str:
+    """Return which of the sets that a column has together are missing, if only some are."""
+    there = [name for name in column.benchmarks if name in run.benchmarks]
+    missing = [name for name in column.benchmarks if name not in there]
+    return f"{column.title} without {', '.join(missing)}" if there and missing else ""
