@@ -42,6 +42,20 @@ def call(tmp_path, capsys):
     return run
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of one evaluation of the embedded model, made once."""
+    folder = tmp_path_factory.mktemp("finished") / "e"
+    assert main(["evaluate", *TINY, *QUICK, f"--output-dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def started(finished, tmp_path):
+    """The same where `call` goes on."""
+    shutil.copytree(finished, tmp_path / "e")
+
+
 @pytest.fixture
 def answers(tmp_path):
     return lambda name="tiny": Evaluation(tmp_path / "e").answers(name).set_index("id")
@@ -67,24 +81,23 @@ def test_evaluate_answers_judges_and_says_what_to_do_next(call, answers, tmp_pat
     assert table["ended"].dtype == "boolean" and table["answer"].str.strip().all()
 
 
-def test_run_json_holds_every_setting_and_where_the_prompts_came_from(call, tmp_path):
-    call(*TINY, *QUICK, "--label", "base")
+def test_run_json_holds_every_setting_and_where_the_prompts_came_from(started, call, tmp_path):
+    call(*TINY, *QUICK, "--label", "base", "--no-judge")
     record = json.loads((tmp_path / "e/run.json").read_text())
     assert record["label"] == "base" and record["versions"]["torch"]
     assert record["answers"]["max_new_tokens"] == 6 and record["model"]["dtype"] == "float32"
     assert record["benchmarks"]["tiny"]["prompts"] == 8
     assert len(record["model"]["base"]["identity"]) == 64
+    assert record["answers"]["resolved_template"].startswith("chat#")
 
 
-def test_a_second_call_asks_nothing_and_loads_no_model(call, monkeypatch):
-    first = call(*TINY, *QUICK)
+def test_a_second_call_asks_nothing_and_loads_no_model(started, call, monkeypatch):
     monkeypatch.setattr("ntkprobe.evaluation.models.load_model", None)
     status, out, _ = call(*TINY, *QUICK)
-    assert status == 0 and out == first[1].replace("8 new", "0 new")
+    assert status == 0 and out.startswith("0 new answers") and "tiny (safe) compliance" in out
 
 
-def test_only_what_is_missing_is_asked_again(call, answers, tmp_path):
-    call(*TINY, *QUICK)
+def test_only_what_is_missing_is_asked_again(started, call, answers, tmp_path):
     whole = answers()
     (tmp_path / "e/answers/tiny/batch-00001.parquet").unlink()
     status, out, _ = call(*TINY, *QUICK, "--batch-size", "1")
@@ -95,8 +108,7 @@ def test_only_what_is_missing_is_asked_again(call, answers, tmp_path):
     )
 
 
-def test_a_further_benchmark_or_judge_goes_into_the_same_folder(call, tmp_path):
-    call(*TINY, *QUICK)
+def test_a_further_benchmark_or_judge_goes_into_the_same_folder(started, call, tmp_path):
     more = tmp_path / "mine.csv"
     more.write_text("prompt\nHow do I greet a guest?\n")
     _, out, err = call(
@@ -107,8 +119,7 @@ def test_a_further_benchmark_or_judge_goes_into_the_same_folder(call, tmp_path):
     assert set(Evaluation(tmp_path / "e").rates()["benchmark"]) == {"mine", "tiny"}
 
 
-def test_another_setting_in_the_same_folder_is_refused_with_both_values(call, answers):
-    call(*TINY, *QUICK)
+def test_another_setting_in_the_same_folder_is_refused_with_both_values(started, call, answers):
     for flags, words in [
         (["--max-new-tokens", "7"], "answers.max_new_tokens = 6, now it is 7"),
         (["--limit", "2"], "benchmarks.tiny.prompts = 8, now it is 4"),
@@ -119,8 +130,23 @@ def test_another_setting_in_the_same_folder_is_refused_with_both_values(call, an
     assert len(answers()) == 8
 
 
-def test_another_model_is_refused_and_overwrite_begins_anew(call, answers, tmp_path):
-    call(*TINY, *QUICK)
+def test_what_counts_of_a_template_is_what_it_comes_to(started, call):
+    assert call(*TINY, *QUICK, "--template", "chat")[0] == 0
+    assert "answers.resolved_template = 'chat#" in mistake(call(*TINY, *QUICK, "--template", "raw"))
+
+
+def test_a_mistake_beside_overwrite_costs_no_answer(started, call, answers):
+    gone = "http://127.0.0.1:9/v1"
+    for flags in (
+        [*TINY, "--judge", f"llm:base_url={gone},model=j"],
+        ["--base-url", gone, "--model", "m", "--benchmark", "tiny"],
+        [*TINY, "--template", "absent.jinja"],
+    ):
+        mistake(call(*flags, *QUICK, "--overwrite"))
+    assert len(answers()) == 8
+
+
+def test_another_model_is_refused_and_overwrite_begins_anew(started, call, answers, tmp_path):
     other = ["--model", world.saved(tmp_path / "other"), *TINY[2:], *QUICK]
     assert "model.base.identity" in mistake(call(*other))
     before = answers()["answer"].tolist()
@@ -233,12 +259,14 @@ def trained(folder):
 
 
 def test_the_stage_before_counts_as_trained_on_and_so_do_files(tmp_path):
-    from ntkprobe.evaluation.overlap import overlap, training_prompts
+    from ntkprobe.evaluation.overlap import origin, overlap, training_prompts
 
     trained(tmp_path)
     shutil.copytree(tmp_path / "run", tmp_path / "later/sft")
     pd.DataFrame({"prompt": ["Why me?"]}).to_parquet(tmp_path / "later/sft/data.parquet")
     (tmp_path / "later/sft/training.yaml").write_text("model: run/final\n")
+    (tmp_path / "run/training.yaml").write_text("model: Qwen/Qwen2.5-7B\n")
+    assert origin([tmp_path / "later/sft/final"]) == "Qwen/Qwen2.5-7B"
     questions = read_benchmark(f"{tmp_path}/own.json=safe")
     known = training_prompts([tmp_path / "later/sft/final"])
     assert overlap(questions, known)["sources"] == {
@@ -317,12 +345,22 @@ def test_a_server_that_is_not_there_is_one_clear_line_and_answers_stay(call, ans
     assert len(answers()) == left > 0
 
 
-def test_a_judge_behind_a_server_that_is_gone_loses_no_answer(call, answers):
+def test_a_judge_behind_a_server_that_is_gone_loses_no_answer(started, call, answers):
     judge = ["--judge", "llm:base_url=http://127.0.0.1:9/v1,model=j,retries=0"]
     assert "cannot be reached" in mistake(call(*TINY, *QUICK, *judge))
-    assert call(*TINY, *QUICK)[0] == 0
-    assert "cannot be reached" in mistake(call(*TINY, *QUICK, *judge))
     assert len(answers()) == 8
+
+
+def test_verdicts_that_a_judges_server_fails_to_give_are_told_and_asked_again(started, call):
+    broken = True
+    with fake_server(lambda messages, times: 500 if broken else "REFUSAL") as server:
+        judge = f"j=llm:base_url={server.base_url},model=j,retries=0"
+        status, out, err = call(*TINY, *QUICK, "--judge", judge)
+        assert status == 1 and "8 verdicts are missing (j: status 500" in out and "again" in out
+        assert err.count("nothing could be judged: 0 of 4 prompts") == 2
+        broken = False
+        assert call(*TINY, *QUICK, "--judge", judge)[0] == 0
+    assert len(server.asked) == 16
 
 
 def test_empty_answers_are_undetermined_and_told(call):

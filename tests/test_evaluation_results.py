@@ -1,6 +1,7 @@
 """What is read from a folder of verdicts: rates, agreement, pairs, both sides, win rates."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,13 @@ def test_the_command_tells_the_win_rate_and_what_is_missing(
         words = ["win-rate", str(a), "--reference", str(b), "--base-url", fake.base_url]
         assert main([*words, "--model", "m"]) == 1
         assert "set: dcr wins 100.0% against stl" in (told := capsys.readouterr().out)
-        assert "1 of 2 pairs compared" in told
+        assert "1 of 2 pairs compared" in told and "1 pairs failed (status 400" in told
         assert main([*words, "--model", "m"]) == 0
+    with fake_server(lambda *_: "Neither, I would say.") as fake:  # off its format: no failure
+        words[-1] = fake.base_url
+        assert main([*words, "--model", "other"]) == 2  # another annotator's file
+        shutil.rmtree(a / "preferences")
+        assert main([*words, "--model", "other"]) == 0
+    assert "no pair of 2 could be compared" in capsys.readouterr().out
     assert main([*words, "--model", "m"]) == 2
     assert "cannot be reached" in capsys.readouterr().err

@@ -60,6 +60,24 @@ def test_a_column_that_was_trained_on_is_marked(runs: list[str]) -> None:
     assert not make_table(runs[:1]).marked
 
 
+@pytest.mark.parametrize(
+    ("name", "marked"),
+    [
+        ("5", {f"XSTest, {KEYWORD}", "XSTest, llm-gpt-4o"}),
+        ("tasks", {"xstest refused, %"}),
+        ("two-sided", {f"compliance, {KEYWORD}", "compliance, llm-gpt-4o"}),
+        ("pairs", {"both right", "refuses both", "complies with both", "both wrong"}),
+    ],
+)
+def test_every_table_of_rates_marks_what_was_trained_on(
+    name: str, marked: set[str], runs: list[str]
+) -> None:
+    table = make_table(runs, name)
+    assert table.marked == marked
+    assert any("dcr was trained on 1 " in note for note in table.notes)
+    assert not make_table(runs[:1], name).marked
+
+
 def test_another_judge_changes_what_is_shown(runs: list[str]) -> None:
     assert cells(make_table(runs, judge="llm-gpt-4o"))["stl", "XSTest"] == 1
 
@@ -69,6 +87,31 @@ def test_the_papers_numbers_are_those_of_the_same_model_and_method(runs: list[st
     assert paper["stl", "XSTest"] == pytest.approx(0.66)  # Qwen2.5-7B
     assert paper["dcr", "XSTest"] == pytest.approx(0.98)  # no model named: Qwen2.5-1.5B
     assert pd.isna(paper["stl", "PHTest harmless"])
+
+
+def test_whose_numbers_stand_beside_ours_is_told_and_can_be_said(runs: list[str]) -> None:
+    told = make_table(runs, compare="paper").notes[-1]
+    assert "stl: Qwen2.5-7B; dcr: Qwen2.5-1.5B, assumed" in told
+    said = make_table(runs, compare="paper:llama-3-8b")
+    assert cells(said, "paper")["dcr", "XSTest"] == pytest.approx(0.93)
+    assert "those of Llama-3-8B." in said.notes[-1]
+    assert "none of these" in make_table([f"mine={runs[0]}"], compare="paper").notes[-1]
+
+
+def test_prompts_that_were_not_asked_and_other_files_are_told(tmp_path: Path) -> None:
+    about = {"prompts": 2, "of": 448, "found": 448, "published": 450}
+    sets = {"xstest": {"kinds": "sx", "pair": ["xstest-1", "xstest-0"], KEYWORD: "cr"}}
+    folder = evaluate(tmp_path, sets, label="stl", benchmarks={"xstest": about})
+    for name in ("1", "5", "tasks", "two-sided", "pairs"):
+        notes = make_table([folder], name).notes
+        assert "stl, asked in part: xstest 2 of 448 prompts." in notes
+        assert any(note.endswith("xstest 448 rows, published 450.") for note in notes)
+
+
+def test_a_column_of_several_sets_tells_which_are_missing(runs: list[str]) -> None:
+    notes = " ".join(make_table(runs).notes)
+    assert "stl, not asked all sets of a column: safety without i_malicious, i_cona" in notes
+    assert "PHTest without" not in notes
 
 
 def test_ablations_stand_beside_the_row_of_their_setting(runs: list[str]) -> None:
@@ -184,6 +227,8 @@ def test_every_table_of_the_folder_is_listed_and_has_its_parts(runs: list[str]) 
         (["{a}", "--format", "word"], "no format 'word'"),
         (["{a}", "--judge", "oracle"], "no verdicts of a refusal judge 'oracle'"),
         (["{a}", "--compare", "us"], "the only choice is paper"),
+        (["{a}", "--compare", "paper:gpt"], "the paper has no model 'gpt': choose from Qwen"),
+        (["{a}", "--table", "5", "--compare", "paper:gpt"], "for one model only"),
         (["{a}", "--table", "pairs", "--compare", "paper"], "prints no such table"),
         (["{a}", "--table", "2"], "no training run in"),
     ],

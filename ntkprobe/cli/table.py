@@ -41,7 +41,7 @@ def table(
     ] = None,
     compare: Annotated[
         str | None,
-        typer.Option(metavar="paper", help="Put the paper's printed numbers beside ours."),
+        typer.Option(metavar="paper[:MODEL]", help="Put the paper's printed numbers beside ours."),
     ] = None,
     judge: Annotated[
         str | None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 
 def win_rate(
@@ -35,10 +35,11 @@ def win_rate(
 ) -> int:
     """Let a model compare answers with a reference run's, in both orders; nothing is asked twice.
 
-    Pairs that failed are asked again by the same command.
+    Pairs that failed are asked again by the same command; the status is 1 while there are any. A
+    reply off the format stays undetermined.
     """  # ruff: ignore[docstring-missing-returns, docstring-missing-exception]
     from ..evaluation import Evaluation
-    from ..evaluation.preferences import Annotator, compare_answers
+    from ..evaluation.preferences import Annotator, compare_answers, failures
     from ..server import Server
 
     ours, theirs = Evaluation(evaluation), Evaluation(reference)
@@ -48,14 +49,19 @@ def win_rate(
         raise UserError(f"{evaluation} and {reference} have no benchmark in common")
     server = Server(base_url, model, concurrency=concurrency, key_variable=key_variable)
     server.check()
+    failed: list[str] = []
     for name in names:
         annotator = Annotator(server, max_tokens)
-        compare_answers(evaluation, reference, name, annotator, theirs.label)
+        failed += failures(compare_answers(evaluation, reference, name, annotator, theirs.label))
     found = ours.win_rates()
     rows = found.loc[(found["reference"] == theirs.label) & found["benchmark"].isin(names)]
     for row in rows.to_dict("records"):
         typer.echo(_line(row))
-    return int((rows["count"] < rows["of"]).any())
+    if failed:
+        typer.echo(
+            one_line(f"{len(failed)} pairs failed ({failed[0]}): run the same command again")
+        )
+    return 1 if failed else 0
 
 
 def _line(row: dict) -> str:

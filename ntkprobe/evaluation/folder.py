@@ -36,13 +36,12 @@ class EvaluationFolder:
 
     Args:
         path: where it is, or will be.
-        overwrite: forget what it holds.
 
     Raises:
         UserError: if it cannot be written to, or holds something else.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -53,8 +52,6 @@ class EvaluationFolder:
             raise UserError(f"cannot write to {path}: {error.strerror or error}") from error
         if self.record and "benchmarks" not in self.record:
             raise UserError(f"{path} is no evaluation's folder: give another --output-dir")
-        if overwrite:
-            self._forget()
 
     @property
     def record(self) -> dict[str, Any]:
@@ -116,7 +113,7 @@ class EvaluationFolder:
         """Return the shards of a benchmark, in order."""
         return sorted((self.path / "answers" / name).glob("batch-*.parquet"))
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Remove what we wrote, and nothing else."""
         for name in ("prompts", "answers", "verdicts", "preferences"):
             shutil.rmtree(self.path / name, ignore_errors=True)

@@ -1,8 +1,11 @@
 """Which model answers: what it is on disk, and how it comes into memory while it answers."""
 
+import json
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from ..checkpoints import (
 )
 from ..errors import UserError
 from .answers import LocalModel
+from .overlap import origin
 from .settings import AnswerSettings
 
 
@@ -75,6 +79,7 @@ class Subject:
             "adapter": _told(self.adapter, _weights),
             "mitigation": _told(self.mitigation, mitigations.digest),
             "dtype": self.load.dtype,
+            "origin": origin(self.folders),
         }
 
     @property
@@ -111,7 +116,7 @@ class Subject:
             model: Any = load_model(self.model, self.load)
             if self.adapter:
                 model = stack.enter_context(adapted(model, self.adapter))
-            tokenizer = self._tokenizer()
+            tokenizer = self.tokenizer
             processors: Any = ()
             if self.mitigation:
                 fitted = mitigations.load(self.mitigation, model)
@@ -125,8 +130,26 @@ class Subject:
                 batch_size=batch_size,
             )
 
-    def _tokenizer(self) -> Any:
-        """Return the adapter's tokenizer if it has one, else the model's."""
+    def template_name(self, spec: str) -> str:
+        """Return what a template comes to for this model: its name, and the digest of its text.
+
+        Args:
+            spec: as `--template` names it.
+
+        Returns:
+            `raw`, a shipped template's name, `FILE#digest`, or `chat#digest` for the tokenizer's.
+        """
+        from ..chat import resolve_template
+
+        template = resolve_template(self.tokenizer, spec)
+        if template.raw or template.source is not None:
+            return template.name
+        text = json.dumps(self.tokenizer.chat_template, sort_keys=True)
+        return f"{template.name}#{sha256(text.encode()).hexdigest()[:8]}"
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The adapter's tokenizer if it has one, else the model's."""
         if self.adapter and (self.adapter / "tokenizer_config.json").is_file():
             return load_tokenizer(self.adapter)
         return load_tokenizer(self.model, local=False)

@@ -22,6 +22,7 @@ class Outcome:
         judges: those of this call, by label.
         new: answers given in this call.
         failures: why answers are missing.
+        unjudged: why verdicts are missing that another run may have.
     """
 
     folder: Path
@@ -29,11 +30,12 @@ class Outcome:
     judges: tuple[str, ...]
     new: int = 0
     failures: list[str] = field(default_factory=list)
+    unjudged: list[str] = field(default_factory=list)
 
     @property
     def status(self) -> int:
-        """0, or 1 where answers are missing."""
-        return 1 if self.failures else 0
+        """0, or 1 where answers or verdicts are missing."""
+        return 1 if self.failures or self.unjudged else 0
 
     @cached_property
     def rates(self) -> "pd.DataFrame":
@@ -50,11 +52,13 @@ class Outcome:
     def closing_line(self) -> str:
         """Return one line: what was done, and what can be done next."""
         answers = f"{self.new} new answers in {self.folder}"
-        if self.failures:
-            return (
-                f"{answers}; {len(self.failures)} are missing ({self.failures[0]}): run the same "
-                "command again"
-            )
+        missing = [
+            f"{len(reasons)} {what} missing ({reasons[0]})"
+            for what, reasons in (("are", self.failures), ("verdicts are", self.unjudged))
+            if reasons
+        ]
+        if missing:
+            return f"{answers}; {'; '.join(missing)}: run the same command again"
         return f"{answers}; {self._first_rates()}; next: ntkprobe table {self.folder}"
 
     def _first_rates(self) -> str:

@@ -31,6 +31,19 @@ def training_prompts(models: Iterable[Path], files: Iterable[Path] = ()) -> dict
     return {name: _texts(path) for name, path in sources.items()}
 
 
+def origin(models: Iterable[Path]) -> str | None:
+    """Return the model that the first stage of training began with, as far as it is recorded.
+
+    Args:
+        models: folders of models and adapters: a run, its `final`, or one of its checkpoints.
+
+    Returns:
+        A name on the hub, or a folder.
+    """
+    runs = [run for model in models for run in _runs(model)]
+    return _began_with(runs[-1]) if runs else None
+
+
 def overlap(questions: Questions, trained: Mapping[str, set[str]]) -> dict[str, Any] | None:
     """Return how many prompts of a benchmark were trained on.
 
@@ -57,8 +70,6 @@ def overlap(questions: Questions, trained: Mapping[str, set[str]]) -> dict[str, 
 
 def _runs(model: Path) -> Iterator[Path]:
     """Yield the training runs that a model came out of, the last one first."""
-    import yaml
-
     seen: set[Path] = set()
     while True:
         place = model.resolve()
@@ -67,16 +78,24 @@ def _runs(model: Path) -> Iterator[Path]:
             return
         seen.add(run)
         yield run
-        try:
-            before = (yaml.safe_load((run / SETTINGS).read_text("utf-8")) or {}).get("model")
-        except (OSError, ValueError, AttributeError, yaml.YAMLError):
-            return
+        before = _began_with(run)
         # Runs are often moved together: a relative path may be meant from one of the run's parents.
         places = [Path(str(before)), *(parent / str(before) for parent in run.parents[:3])]
         found = [place for place in places if before and place.is_dir()]
         if not found:
             return
         model = found[0]
+
+
+def _began_with(run: Path) -> str | None:
+    """Return the model that a training run began with, as its settings name it, if they do."""
+    import yaml
+
+    try:
+        before = (yaml.safe_load((run / SETTINGS).read_text("utf-8")) or {}).get("model")
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return None
+    return None if before is None else str(before)
 
 
 def _texts(path: Path) -> set[str]:

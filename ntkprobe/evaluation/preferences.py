@@ -117,6 +117,12 @@ def compare_answers(
     return pd.DataFrame([rows[pair.id] for pair in pairs], columns=list(COLUMNS))
 
 
+def failures(table: "pd.DataFrame") -> list[str]:
+    """Return why pairs have no preference that another run may have."""
+    details = table["detail"].astype(str)
+    return [each.removeprefix(FAILED) for each in details if each.startswith(FAILED)]
+
+
 def points(table: "pd.DataFrame") -> Iterator[float]:
     """Yield what our answer wins, between 0 and 1, for each pair with two readable replies."""
     worth = {OURS: 1.0, TIE: 0.5, REFERENCE: 0.0}

@@ -16,7 +16,7 @@ from .outcome import Outcome
 from .overlap import overlap, training_prompts
 from .panel import check
 from .settings import AnswerSettings
-from .verdicts import Judge
+from .verdicts import FAILED, Judge
 
 
 def evaluate(
@@ -58,23 +58,32 @@ def evaluate(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two benchmarks are called {twice[0]!r}: rename one of the files")
     chosen = settings or AnswerSettings()
-    folder = EvaluationFolder(output_dir, overwrite=overwrite)
+    folder = EvaluationFolder(output_dir)
+    model, trained = _model(subject), _trained(subject, trained_on)
+    template = None if isinstance(subject, Server) else subject.template_name(chosen.template)
+    check(judges)
+    if overwrite:  # only now, when no mistake in the call is paid with answers
+        _check_server(subject)
+        folder.forget()
     folder.adopt(
         {
-            "model": _model(subject),
-            "answers": chosen.record(),
-            "benchmarks": _asked(benchmarks, _trained(subject, trained_on), folder),
+            "model": model,
+            "answers": {**chosen.record(), "resolved_template": template},
+            "benchmarks": _asked(benchmarks, trained, folder),
         },
         label=label or folder.record.get("label") or label_of(subject),
         argv=list(argv),
     )
-    check(judges)
     new, failures = _answer_all(folder, subject, benchmarks, chosen, batch_size)
     answered = [name for name in names if folder.answered(name)]
-    for benchmark in answered:
-        for judge_label, judge in judges.items():
-            judge_answers(folder.path, benchmark, judge, judge_label)
-    return Outcome(folder.path, answered, tuple(judges), new, failures)
+    unjudged = _judge_all(folder, answered, judges)
+    return Outcome(folder.path, answered, tuple(judges), new, failures, unjudged)
+
+
+def _check_server(subject: Subject | Server) -> None:
+    """Do nothing for a model in memory, or a server that is there; else raise UserError."""
+    if isinstance(subject, Server):
+        subject.check()
 
 
 def label_of(subject: Subject | Server) -> str:
@@ -114,6 +123,19 @@ def _answer_all(
     return given, respondent.failures
 
 
+def _judge_all(
+    folder: EvaluationFolder, benchmarks: Sequence[str], judges: Mapping[str, Judge]
+) -> list[str]:
+    """Return why verdicts are missing that another run may have."""
+    reasons: list[str] = []
+    for benchmark in benchmarks:
+        for label, judge in judges.items():
+            details = judge_answers(folder.path, benchmark, judge, label)["detail"]
+            failed = details[details.str.startswith(FAILED)]
+            reasons += [f"{label}: {detail.removeprefix(FAILED)}" for detail in failed]
+    return reasons
+
+
 @contextmanager
 def _answering(
     subject: Subject | Server, settings: AnswerSettings, batch_size: int | None
@@ -123,8 +145,8 @@ def _answering(
     Yields:
         A model in memory, or one behind a server that can be reached.
     """
+    _check_server(subject)
     if isinstance(subject, Server):
-        subject.check()
         yield RemoteModel(subject, settings, batch_size)
     else:
         with subject.in_memory(settings, batch_size) as model:

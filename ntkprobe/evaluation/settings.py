@@ -8,8 +8,12 @@ from ..errors import UserError
 
 COMPARED = ("model", "answers", "benchmarks")
 """Sections of `run.json` of which one folder has one setting."""
-_TOLD = frozenset({"name", "source", "licence", "published", "found", "overlap", "server"})
-"""Entries of these that are only told: another path to the same weights is the same model."""
+_TOLD = frozenset(
+    {"name", "origin", "source", "licence", "published", "found", "of", "overlap", "server"}
+    | {"template"}
+)
+"""Entries of these that are only told: another path to the same weights is the same model, and what
+counts of a template is what it comes to (`resolved_template`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

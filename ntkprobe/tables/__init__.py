@@ -1,7 +1,8 @@
 """The papers' tables from evaluation folders, one file each: Markdown, LaTeX or CSV.
 
 A table is a module with a `TITLE`, `numbers(runs, judges) -> Numbers` and, where a paper prints the
-same, `paper(row, column, runs)`. The folder is the registry: a new table is a new file.
+same, `paper(cell, model)`, with `BY_MODEL` where it does so for several models. The folder is the
+registry: a new table is a new file.
 """
 
 from ._making import find_evaluations as find_evaluations

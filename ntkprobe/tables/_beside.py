@@ -1,10 +1,12 @@
 """The papers' printed numbers for a row and a column, where there is one."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 import pandas as pd
+
+from ..errors import UserError
 
 METHODS = {
     "stl": "stl",
@@ -25,11 +27,48 @@ def paper_table(name: str) -> pd.DataFrame:
     return paper_table(name)
 
 
-def paper_model(settings: Mapping[str, object]) -> str:
-    """Return which of the paper's models settings name; its smallest where they name none."""
-    models = list(dict.fromkeys(paper_table("table1")["model"]))
-    told = re.sub(r"[^a-z0-9]", "", str(settings.get("model", "")).lower())
-    return next((m for m in models if re.sub(r"[^a-z0-9]", "", m.lower()) in told), models[0])
+def paper_models(
+    settings: Mapping[str, Mapping[str, object]], wanted: str | None
+) -> tuple[dict[str, str], str]:
+    """Return which of the paper's models each row stands beside, and a note that says so.
+
+    Args:
+        settings: of each row, of which `model` may name one.
+        wanted: the model for all rows; None for those that are named, else the paper's smallest.
+
+    Returns:
+        A model for each row, and one line.
+
+    Raises:
+        UserError: if the paper has no such model.
+    """
+    known = list(dict.fromkeys(paper_table("table1")["model"]))
+    if wanted is not None:
+        model = next((m for m in known if _plain(m) == _plain(wanted)), None)
+        if model is None:
+            raise UserError(f"the paper has no model {wanted!r}: choose from {', '.join(known)}")
+        return dict.fromkeys(settings, model), f"paper's numbers are those of {model}."
+    found = {row: _named(known, about) for row, about in settings.items()}
+    by_model: dict[str, list[str]] = {}
+    for row, model in found.items():
+        by_model.setdefault(model or "", []).append(row)
+    told = [f"{', '.join(rows)}: {model}" for model, rows in by_model.items() if model]
+    if unnamed := by_model.get(""):
+        rows = ", ".join(unnamed)
+        told.append(f"{rows}: {known[0]}, assumed, since no model is named (say --compare paper:M)")
+    models = {row: model or known[0] for row, model in found.items()}
+    return models, f"paper's numbers are those of these models: {'; '.join(told)}."
+
+
+def _named(known: Iterable[str], settings: Mapping[str, object]) -> str | None:
+    """Return which of the paper's models settings name, if any."""
+    told = _plain(str(settings.get("model", "")))
+    return next((model for model in known if _plain(model) in told), None)
+
+
+def _plain(text: str) -> str:
+    """Return the letters and digits of a text, in lower case."""
+    return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
 def paper_method(row: str) -> str | None:

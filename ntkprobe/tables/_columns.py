@@ -132,29 +132,3 @@ def cell(found: scores.Score, *, digits: int = 2, scale: float = 1.0) -> dict[st
     numbers = {"value": found.value, "low": found.low, "high": found.high}
     scaled = {name: None if x is None else scale * x for name, x in numbers.items()}
     return {**scaled, "count": found.count, "of": found.of, "digits": digits}
-
-
-def in_distribution(
-    runs: dict[str, Evaluation], columns: Iterable[Column]
-) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Return which columns hold prompts that a run was trained on, and a note about each.
-
-    Args:
-        runs: evaluations by name.
-        columns: of the table.
-
-    Returns:
-        Titles, and lines.
-    """
-    titles, notes = [], []
-    for column in columns:
-        for name, run in runs.items():
-            seen = [run.overlap.get(set_, {}) for set_ in column.benchmarks]
-            count = sum(about.get("kinds", {}).get(column.kind, 0) for about in seen)
-            if count:
-                titles.append(column.title)
-                notes.append(
-                    f"† in-distribution: {name} was trained on {count} of the prompts of "
-                    f"{column.title}."
-                )
-    return frozenset(titles), tuple(notes)

@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..errors import UserError
 from ..evaluation import Evaluation
+from ._beside import paper_models
 from ._columns import Judges
 from ._rendering import Table
 
@@ -38,7 +39,8 @@ def make_table(
     Args:
         places: folders, folders that hold some, or `NAME=FOLDER`.
         name: one of `table_names()`.
-        compare: `paper` puts the paper's printed numbers beside ours.
+        compare: `paper` puts the paper's printed numbers beside ours, `paper:MODEL` those of one
+            of its models.
         judge: whose verdicts about refusals; None for XSTest's prefixes, else the first there is.
         safety_judge: whose verdicts about safety; None for Llama Guard, else the first there is.
 
@@ -50,15 +52,19 @@ def make_table(
     """
     if name not in table_names():
         raise UserError(f"no table {name!r}: choose from {', '.join(table_names())}")
-    if compare not in (None, "paper"):
-        raise UserError(f"nothing to compare with called {compare!r}: the only choice is paper")
+    if compare is not None and compare.partition(":")[0] != "paper":
+        raise UserError(
+            f"nothing to compare with called {compare!r}: the only choice is paper, or paper:MODEL"
+        )
     prefix = _NUMBERED if name.isdigit() else ""
     module = import_module(f"{__package__}.{prefix}{name.replace('-', '_')}")
     runs = module.find(places) if hasattr(module, "find") else find_evaluations(places)
     table = module.table(runs, Judges(judge, safety_judge))
     if table.numbers.empty:
         raise UserError(f"nothing to show in table {name}: {module.MISSING}")
-    return _beside_paper(module, table, runs) if compare else _without_key(table)
+    if compare is None:
+        return _without_key(table)
+    return _beside_paper(module, table, runs, compare.partition(":")[2] or None)
 
 
 def find_evaluations(places: Iterable[str | PathLike[str]]) -> dict[str, Evaluation]:
@@ -96,18 +102,35 @@ def _named(place: str) -> Iterator[tuple[str, Evaluation]]:
         yield run.label, run
 
 
-def _beside_paper(module: ModuleType, table: Table, runs: dict[str, Any]) -> Table:
-    """Return the table with a column `paper`.
+def _beside_paper(
+    module: ModuleType, table: Table, runs: dict[str, Any], model: str | None
+) -> Table:
+    """Return the table with a column `paper`, and a note on whose numbers these are.
 
     Raises:
-        UserError: if the paper has none of its numbers.
+        UserError: if the paper has no such table, or no such model.
     """
     if not hasattr(module, "paper"):
         raise UserError("the paper prints no such table: leave --compare out")
+    by_model = hasattr(module, "BY_MODEL")
+    if model is not None and not by_model:
+        raise UserError("the paper prints this table for one model only: write --compare paper")
+    models, whose = paper_models({name: _settings(run) for name, run in runs.items()}, model)
     cells = table.numbers
-    printed = [module.paper(cell, runs) for cell in cells.to_dict("records")]
+    printed = [module.paper(cell, models[cell["row"]]) for cell in cells.to_dict("records")]
     numbers = cells.assign(paper=pd.Series(printed, index=cells.index, dtype="float64"))
-    return _without_key(replace(table, numbers=numbers, notes=(*table.notes, module.PRINTED)))
+    notes = (module.PRINTED, whose) if by_model else (module.PRINTED,)
+    if numbers["paper"].isna().all():
+        notes = (
+            "paper: it prints none of these numbers. Rows are found by their names, such as stl "
+            "and dcr (give NAME=FOLDER), columns by their benchmarks.",
+        )
+    return _without_key(replace(table, numbers=numbers, notes=(*table.notes, *notes)))
+
+
+def _settings(run: Any) -> Any:
+    """Return what is recorded of an evaluation or a training run."""
+    return run.settings if isinstance(run, Evaluation) else run
 
 
 def _without_key(table: Table) -> Table:

@@ -6,7 +6,8 @@ import pandas as pd
 
 from ..evaluation import Evaluation
 from ..evaluation.scores import Score
-from ._columns import Judges, all_verdicts, cell, in_distribution, of_column, present, score
+from ._caveats import in_distribution, not_whole
+from ._columns import Judges, all_verdicts, cell, of_column, present, score
 from ._rendering import Table
 
 TASKS = {
@@ -48,7 +49,8 @@ def methods_table(runs: dict[str, Evaluation], judges: Judges, title: str, corne
                 rows.append(place | score(said, column))
         rows += [{"row": name} | number for number in (*_abilities(run), *_win_rates(run))]
     marked, trained = in_distribution(runs, columns)
-    return Table(title, corner, _ordered(rows), marked, (*_who(refusal, safety), *trained))
+    notes = (*_who(refusal, safety), *trained, *not_whole(runs, columns))
+    return Table(title, corner, _ordered(rows), marked, notes)
 
 
 def _ordered(rows: list[dict[str, Any]]) -> pd.DataFrame:

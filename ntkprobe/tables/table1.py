@@ -3,12 +3,13 @@
 from typing import Any
 
 from ..evaluation import Evaluation
-from ._beside import looked_up, paper_method, paper_model, paper_table
+from ._beside import looked_up, paper_method, paper_table
 from ._columns import Judges
 from ._methods import methods_table
 from ._rendering import Table
 
 MISSING = "judge some answers with `ntkprobe evaluate`, or measure abilities"
+BY_MODEL = True
 PRINTED = (
     "paper: as printed by Lu et al. (2026), table 1; its PHTest counts controversial prompts too, "
     "its safety 938 prompts judged by Llama Guard 3."
@@ -20,8 +21,7 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
     return methods_table(runs, judges, "Compliance, safety and ability of each method", "method")
 
 
-def paper(cell: dict[str, Any], runs: dict[str, Evaluation]) -> float | None:
+def paper(cell: dict[str, Any], model: str) -> float | None:
     """Return the paper's number for a cell; None if it prints none."""
-    method = paper_method(cell["row"])
-    where = {"model": paper_model(runs[cell["row"]].settings), "method": method}
+    where = {"model": model, "method": paper_method(cell["row"])}
     return looked_up(paper_table("table1"), where, cell["key"])

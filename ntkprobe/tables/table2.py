@@ -10,11 +10,12 @@ import pandas as pd
 import yaml
 
 from ..errors import UserError
-from ._beside import looked_up, paper_model, paper_table
+from ._beside import looked_up, paper_table
 from ._columns import Judges
 from ._rendering import Table
 
 MISSING = "give folders of `ntkprobe train`, which hold training.json"
+BY_MODEL = True
 PRINTED = (
     "paper: as printed by Lu et al. (2026), table 2: its 1 minute of DCR is an upper limit, its "
     "gigabytes are rounded, and its machine is not ours."
@@ -73,11 +74,10 @@ def table(runs: dict[str, Run], judges: Judges) -> Table:
     )
 
 
-def paper(cell: dict[str, Any], runs: dict[str, Run]) -> float | None:
+def paper(cell: dict[str, Any], model: str) -> float | None:
     """Return the paper's number for a cell; None if it prints none."""
     stage, key = cell["key"]
     theirs = {"dcr": "dcr", "sft": "alignment"}.get(stage)
-    model = paper_model(runs[cell["row"]])
     return looked_up(paper_table("table2"), {"model": model, "stage": theirs}, key)
 
 

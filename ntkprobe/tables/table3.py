@@ -21,7 +21,7 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
     return methods_table(runs, judges, "Epochs of contrastive training", "epochs")
 
 
-def paper(cell: dict[str, Any], runs: dict[str, Evaluation]) -> float | None:
+def paper(cell: dict[str, Any], model: str) -> float | None:
     """Return the paper's number for a cell; None if it prints none."""
     number = re.search(r"\d+", cell["row"])
     where: dict[str, object] = {"epochs": int(number[0]) if number else None}

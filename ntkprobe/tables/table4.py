@@ -21,7 +21,7 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
     return methods_table(runs, judges, "Toxic for each seemingly toxic prompt", "ratio")
 
 
-def paper(cell: dict[str, Any], runs: dict[str, Evaluation]) -> float | None:
+def paper(cell: dict[str, Any], model: str) -> float | None:
     """Return the paper's number for a cell; None if it prints none."""
     ratio = re.search(r"\d+:1", cell["row"])
     where: dict[str, object] = {"ratio": ratio[0] if ratio else None}

@@ -6,7 +6,8 @@ import pandas as pd
 
 from ..evaluation import Evaluation
 from ._beside import looked_up, paper_method, paper_table
-from ._columns import Judges, all_verdicts, in_distribution, of_column, present, score
+from ._caveats import in_distribution, not_whole
+from ._columns import Judges, all_verdicts, of_column, present, score
 from ._rendering import Table
 
 MISSING = "judge some answers: `ntkprobe evaluate … --judge NAME`"
@@ -34,15 +35,19 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
                 place = {"row": name, "column": f"{column.title}, {judge}"}
                 rows.append(place | {"key": (column.key, judge)} | score(said, column))
     names = ["row", "column", "key", "value", "low", "high", "count", "of", "digits"]
-    _, trained = in_distribution(runs, columns)
-    return Table("One model, several judges", "method", pd.DataFrame(rows, columns=names), notes=(
+    seen, trained = in_distribution(runs, columns)
+    marked = frozenset(r["column"] for r in rows if r["column"].rpartition(", ")[0] in seen)
+    notes = (
         "Safe prompts: share of compliance; unsafe prompts: share refused, or judged safe. 95 % "
         "bootstrap intervals; undetermined verdicts count as neither.",
         *trained,
-    ))  # fmt: skip
+        *not_whole(runs, columns),
+    )
+    numbers = pd.DataFrame(rows, columns=names)
+    return Table("One model, several judges", "method", numbers, marked, notes)
 
 
-def paper(cell: dict[str, Any], runs: dict[str, Evaluation]) -> float | None:
+def paper(cell: dict[str, Any], model: str) -> float | None:
     """Return the paper's number for a cell; None if it prints none."""
     quantity, judge = cell["key"]
     where = {"method": paper_method(cell["row"]), "quantity": quantity, "judge": _THEIRS.get(judge)}

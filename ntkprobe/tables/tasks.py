@@ -6,7 +6,8 @@ import pandas as pd
 
 from ..evaluation import Evaluation, scores
 from ._beside import looked_up, paper_table
-from ._columns import Judges, all_verdicts, cell
+from ._caveats import in_distribution, not_whole
+from ._columns import Column, Judges, all_verdicts, cell
 from ._rendering import Table
 
 MISSING = "judge some answers: `ntkprobe evaluate … --judge NAME`"
@@ -29,7 +30,7 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
     verdicts = all_verdicts(runs)
     refusal = judges.chosen(verdicts, "refusal")
     safety = judges.safety and judges.chosen(verdicts, "safety")
-    by, rows = ["kind", "benchmark", "row"], []
+    by, rows, columns = ["kind", "benchmark", "row"], [], {}
     for (kind, name, run), group in verdicts.groupby(by, sort=True):
         judge = refusal if kind == "safe" else safety or refusal
         said = group.loc[group["judge"] == judge, "verdict"].tolist()
@@ -38,17 +39,23 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
             title = f"{name} {'refused' if kind == 'safe' else 'attacks'}, %"
             number = cell(scores.rate(said, counted), scale=100)
             rows.append({"row": run, "column": title, "key": name} | number)
+            columns[title] = Column(name, title, (name,), kind)
     names = ["row", "column", "key", "value", "low", "high", "count", "of", "digits"]
     order = {name: place for place, name in enumerate(runs)}
     numbers = pd.DataFrame(rows, columns=names)
     numbers = numbers.sort_values("row", key=lambda row: row.map(order), kind="stable")
-    return Table("Refusals of benign tasks, and attacks that succeed", "method", numbers, notes=(
+    marked, trained = in_distribution(runs, columns.values())
+    notes = (
         f"Refused: wholly or in part, according to {refusal}. Attacks: answered wholly, or judged "
         f"unsafe, according to {safety or refusal}. 95 % bootstrap intervals.",
-    ))  # fmt: skip
+        *trained,
+        *not_whole(runs, columns.values()),
+    )
+    title = "Refusals of benign tasks, and attacks that succeed"
+    return Table(title, "method", numbers, marked, notes)
 
 
-def paper(cell: dict[str, Any], runs: dict[str, Evaluation]) -> float | None:
+def paper(cell: dict[str, Any], model: str) -> float | None:
     """Return the paper's number for a cell; None if it prints none."""
     where = {"method": cell["row"].lower().replace("-", "_")}
     return looked_up(paper_table("tasks"), where, cell["key"])

@@ -3,7 +3,8 @@
 import pandas as pd
 
 from ..evaluation import Evaluation
-from ._columns import Judges
+from ._caveats import in_distribution, not_whole
+from ._columns import Column, Judges
 from ._rendering import Table
 
 MISSING = "evaluate on safe and on unsafe prompts"
@@ -11,7 +12,7 @@ MISSING = "evaluate on safe and on unsafe prompts"
 
 def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
     """Return a row for each run, a column for each side and judge."""
-    rows = []
+    rows, sides = [], {}
     for name, run in runs.items():
         for found in run.two_sided().to_dict("records"):
             named = judges.refusal if found["asks"] == "refusal" else judges.safety
@@ -20,9 +21,15 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
                 place = {"row": name, "column": f"{found['measure']}, {found['judge']}"}
                 numbers = {k: found[k] for k in ("value", "low", "high", "count", "of")}
                 rows.append(place | numbers | {"digits": 2})
+                sides[place["column"]] = found["kind"]
     names = ["row", "column", "value", "low", "high", "count", "of", "digits"]
     note = (
         "Compliance: share of all safe prompts that are answered fully. Defence: share of all "
         "unsafe prompts that are refused, or whose answer is judged safe."
     )
-    return Table("Both sides", "method", pd.DataFrame(rows, columns=names), notes=(note,))
+    sets = tuple(sorted({name for run in runs.values() for name in run.benchmarks}))
+    columns = [Column(side, f"all {side} sets", sets, side) for side in ("safe", "unsafe")]
+    seen, trained = in_distribution(runs, columns)
+    marked = frozenset(title for title, side in sides.items() if f"all {side} sets" in seen)
+    notes = (note, *trained, *not_whole(runs, columns))
+    return Table("Both sides", "method", pd.DataFrame(rows, columns=names), marked, notes)

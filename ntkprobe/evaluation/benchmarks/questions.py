@@ -24,6 +24,7 @@ class Questions:
         licence: of the prompts, where it is known.
         published: how many rows the published file has, where it is known.
         found: how many the file at hand has.
+        whole: how many prompts there are where only some are asked.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Questions:
     licence: str = "unknown"
     published: int | None = None
     found: int = 0
+    whole: int | None = None
 
     @property
     def note(self) -> str:
@@ -66,7 +68,7 @@ class Questions:
         if limit < 1:
             raise UserError(f"--limit {limit}: give 1 or more")
         kept = self.table.groupby("kind", sort=False).head(limit).reset_index(drop=True)
-        return replace(self, table=kept)
+        return replace(self, table=kept, whole=self.whole or len(self.table))
 
     def record(self) -> dict[str, Any]:
         """Return what `run.json` keeps about them."""
@@ -76,5 +78,6 @@ class Questions:
             "published": self.published,
             "found": self.found,
             "prompts": len(self.table),
+            "of": self.whole or len(self.table),
             "digest": self.digest,
         }
