@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from ntkprobe import Trajectory
@@ -118,6 +119,23 @@ def test_a_mistake_is_one_line(call, tmp_path, arguments, message):
     status, _, err = call("mitigate", *arguments, "--output-dir", tmp_path / "m")
     assert status == 2 and message in err and len(err.splitlines()) == 1
     assert not (tmp_path / "m").exists()
+
+
+def test_an_adapters_folder_is_fitted_over_its_own_base(call, tmp_path):
+    model = get_peft_model(
+        load_model(model_path()), LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    )
+    model.peft_config["default"].base_model_name_or_path = str(model_path())
+    model.save_pretrained(tmp_path / "adapter")
+    fit = [each for each in SCANS if not each.startswith("--model")]
+    place = f"--model={tmp_path / 'adapter'}"
+    status, out, _ = call(*fit, place, "--output-dir", tmp_path / "alone")
+    assert status == 0 and f"measure --ckpt-dir {tmp_path / 'adapter'}" in out
+    assert (
+        call(*SCANS, "--adapter", tmp_path / "adapter", "--output-dir", tmp_path / "over")[0] == 0
+    )
+    both = [load(tmp_path / name).vectors for name in ("alone", "over")]
+    torch.testing.assert_close(*both)
 
 
 def test_a_fit_set_without_harmful_prompts_is_one_line(call, tmp_path):

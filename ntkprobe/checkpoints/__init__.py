@@ -6,6 +6,7 @@ written to.
 """
 
 from .adapters import adapted as adapted
+from .adapters import base_and_adapter as base_and_adapter
 from .adapters import base_folder_of as base_folder_of
 from .adapters import base_named_by as base_named_by
 from .completeness import FileStamp as FileStamp

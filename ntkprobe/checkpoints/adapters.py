@@ -29,6 +29,18 @@ def base_named_by(folder: Path) -> str:
     return str(read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
 
 
+def base_and_adapter(model: str, adapter: Path | None) -> tuple[str, Path | None]:
+    """Return what to load where a model is named that may be an adapter: its base, and itself.
+
+    Args:
+        model: a folder or hub name.
+        adapter: the adapter, if one was named apart.
+    """
+    if adapter is None and (Path(model) / "adapter_config.json").is_file():
+        return str(base_folder_of(Path(model))), Path(model)
+    return model, adapter
+
+
 def base_folder_of(adapter: Path) -> Path:
     """Return the folder of the model below an adapter, which is fetched from nowhere.
 

@@ -71,7 +71,10 @@ def load_checkpoint(folder: Path, settings: LoadSettings | None = None) -> "PreT
     from transformers import CONFIG_MAPPING
 
     if (folder / "adapter_config.json").exists():
-        raise UserError(f"{folder} is an adapter, not a model: name the model it was trained on")
+        raise UserError(
+            f"{folder} is an adapter, not a model: name the model it was trained on, and this with"
+            " --adapter, or to measure it with --ckpt-dir"
+        )
     try:
         values = checked_config(folder / "config.json")
     except Incomplete as error:

@@ -62,7 +62,7 @@ def _fit(options: dict[str, Any]) -> None:
         UserError: if the call makes no sense.
     """
     from .. import mitigations
-    from ..checkpoints import LoadSettings, load_model, load_tokenizer
+    from ..checkpoints import LoadSettings, base_and_adapter, load_model, load_tokenizer
     from ..prompts import PromptSet
     from ._options import quieten
 
@@ -77,15 +77,16 @@ def _fit(options: dict[str, Any]) -> None:
         )
     prompts = PromptSet.from_files(files) if files else PromptSet(())
     names = ("dtype", "device", "device_map", "attn_implementation")
-    base = load_model(options["model"], LoadSettings(**{name: options[name] for name in names}))
-    tokenizer = load_tokenizer(options["model"], local=False)
-    with _adapted(base, options["adapter"]) as model:
+    named, adapter = base_and_adapter(options["model"], options["adapter"])
+    base = load_model(named, LoadSettings(**{name: options[name] for name in names}))
+    tokenizer = load_tokenizer(named, local=False)
+    with _adapted(base, adapter) as model:
         fitted = method.fit(model, tokenizer, prompts)
     mitigations.save(fitted, folder)
     if report := getattr(fitted, "report", None):
         for name, found in report.items():
             print(f"  {name}: {_told(found)}", file=sys.stderr)
-    given = f"--model {options['model']} --prompts FILE --mitigation {folder}"
+    given = f"{_where(options)} --prompts FILE --mitigation {folder}"
     typer.echo(one_line(f"fitted: {folder}; next: ntkprobe measure {given}"))
 
 
@@ -124,6 +125,14 @@ def _adapted(base: Any, adapter: Path | None) -> Any:
     from ..checkpoints import adapted
 
     return nullcontext(base) if adapter is None else adapted(base, adapter)
+
+
+def _where(options: dict[str, Any]) -> str:
+    """Return how `measure` is told of the same model: an adapter is a checkpoint of a run."""
+    named, adapter = options["model"], options["adapter"]
+    if (Path(named) / "adapter_config.json").is_file():
+        return f"--ckpt-dir {named}"
+    return f"--model {named}" + (f" --ckpt-dir {adapter}" if adapter else "")
 
 
 def _written(value: Any) -> str:
