@@ -39,7 +39,7 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
             title = f"{name} {'refused' if kind == 'safe' else 'attacks'}, %"
             number = cell(scores.rate(said, counted), scale=100)
             rows.append({"row": run, "column": title, "key": name} | number)
-            columns[title] = Column(name, title, (name,), kind)
+            columns[title] = Column(str(name), title, (str(name),), str(kind))
     names = ["row", "column", "key", "value", "low", "high", "count", "of", "digits"]
     order = {name: place for place, name in enumerate(runs)}
     numbers = pd.DataFrame(rows, columns=names)
