@@ -148,12 +148,12 @@ def paper() -> list[str]:
 
 
 def fitting(work: Work) -> int:
-    """Return how many prompts' Jacobians fit into half of the memory that is free."""
+    """Return how many prompts' Jacobians fit into the memory that is free, with room to work."""
     import psutil
 
     model, _ = replace(work, prompts=1).build()
     size = sum(parameter.numel() for parameter in model.parameters())
-    return max(2, int(0.4 * psutil.virtual_memory().available / (4 * work.k * size)))
+    return max(2, int(0.65 * psutil.virtual_memory().available / (4 * work.k * size)))
 
 
 def compared(work: Work, methods: Sequence[str]) -> tuple[str, dict[str, dict[str, Any]]]:

@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from ...kernel import Probe
 from .passes import Factors, Route
 
-TOKENS = {"cpu": 1280, "cuda": 4096}  # in one pass: few enough to be padded little
+TOKENS = {"cpu": 3072, "cuda": 4096}  # in one pass: many prompts make products that meet themselves
+_ALIKE = {
+    "cpu": 1280,
+    "cuda": 4096,
+}  # enough of those, if they are many: the fewer, the less padding
+_MANY = 32
 _SHARE = 0.4  # of the memory that is free
 
 
@@ -38,7 +43,8 @@ def prompts_at_a_time(route: Route, probes: Sequence[Probe]) -> int:
     tokens = TOKENS.get(device.type, TOKENS["cpu"])
     widest = max(_outputs(block) for block in route.blocks or [route.model])
     room = _SHARE * free_bytes(device) / (4 * widest * (len(probes[0]) + 4))
-    wanted = max(1, int(min(tokens, room) / longest))
+    alike = max(_MANY * longest, _ALIKE.get(device.type, _ALIKE["cpu"]))
+    wanted = max(1, int(min(tokens, alike, room) / longest))
     tiles = -(-len(probes) // wanted)
     return -(-len(probes) // tiles)
 
