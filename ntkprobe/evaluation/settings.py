@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import UserError
+from ..provenance import insist_on_agreement
 
 COMPARED = ("model", "answers", "benchmarks")
 """Sections of `run.json` of which one folder has one setting."""
@@ -60,14 +61,11 @@ def insist_on_equal(folder: object, old: Mapping[str, Any], new: Mapping[str, An
 
     Raises:
         UserError: naming the first such setting with both values.
-    """
+    """  # ruff: ignore[docstring-extraneous-exception]
     before = dict(_leaves({key: old.get(key) or {} for key in COMPARED}))
-    for name, value in _leaves({key: new.get(key) or {} for key in COMPARED}):
-        if name in before and before[name] != value:
-            raise UserError(
-                f"{folder} was answered with {name} = {before[name]!r}, now it is {value!r}: give "
-                "another --output-dir, or --overwrite"
-            )
+    insist_on_agreement(
+        folder, "answered", before, _leaves({key: new.get(key) or {} for key in COMPARED})
+    )
 
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..influences import LOSSES, answered
 from ..parameters import ParameterSelection
 from ..prompts import PromptSet
+from ..provenance import insist_on_agreement
 from ..provenance import versions as versions
 
 SCHEMA_VERSION = 1
@@ -239,16 +240,13 @@ def insist_on_equal(folder: object, old: Mapping[str, Any], new: Mapping[str, An
 
     Raises:
         UserError: naming the first such setting with both values.
-    """
+    """  # ruff: ignore[docstring-extraneous-exception]
     # What was measured before there were mitigations was measured without one.
     before: dict[str, Any] = {"model.mitigation": None} if old.get("model") else {}
     before |= _leaves({key: old.get(key) for key in COMPARED})
-    for name, value in _leaves({key: new.get(key) for key in COMPARED}):
-        if name in before and before[name] != value:
-            raise UserError(
-                f"{folder} was measured with {name} = {before[name]!r}, now it is {value!r}:"
-                " give another --output-dir, or --overwrite"
-            )
+    insist_on_agreement(
+        folder, "measured", before, _leaves({key: new.get(key) for key in COMPARED})
+    )
 
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
