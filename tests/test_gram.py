@@ -19,7 +19,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from ntkprobe.errors import UserError
 from ntkprobe.estimators import gram
 from ntkprobe.estimators.dense import Dense, jacobians
-from ntkprobe.estimators.gram import Gram, algorithm, descent, passes, products, rules
+from ntkprobe.estimators.gram import Gram, algorithm, descent, orders, passes, products, rules
 from ntkprobe.hooks import Float64Throughout, decoder_layers, hooked
 from ntkprobe.kernel import Estimator, Probe
 
@@ -305,7 +305,7 @@ def test_tiles_that_do_not_fit_are_computed_again(monkeypatch):
 
 def test_little_room_changes_nothing(monkeypatch):
     monkeypatch.setattr(passes, "VALUES_AT_A_TIME", {"cpu": 1})
-    monkeypatch.setattr(products, "FLOATS_AT_A_TIME", {"cpu": 1})
+    monkeypatch.setattr(orders, "FLOATS_AT_A_TIME", {"cpu": 1})
     agree(build("qwen2-tied"))
 
 

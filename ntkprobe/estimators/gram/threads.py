@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from threading import local
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 _OWN = local()
@@ -20,15 +22,32 @@ def side_by_side(pieces: Sequence[Callable[[], None]], device: torch.device) -> 
     them, thousands of times, would wait for the slowest each time.
     """
     threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
+    if device.type != "cpu":
         for piece in pieces:
             piece()
         return
     torch.set_num_threads(1)
     try:
-        list(_pool(threads, os.getpid()).map(_do, pieces))
+        with _libraries().limit(limits=1, user_api="blas"):
+            list(_pool(threads, os.getpid()).map(_do, pieces))
     finally:
         torch.set_num_threads(threads)
+
+
+def multiply(
+    left: Float[Tensor, "*#batch r c"],
+    right: Float[Tensor, "*#batch c s"],
+    out: Float[Tensor, "*#batch r s"] | None = None,
+) -> Float[Tensor, "*#batch r s"]:
+    """Return products of many small matrices, written into `out` where it is given.
+
+    On a CPU by numpy, whose BLAS multiplies small matrices where they lie; torch's copies each of
+    them first, which takes as long as multiplying ten rows by it.
+    """
+    if left.device.type != "cpu" or left.dtype not in (torch.float32, torch.float64):
+        return torch.matmul(left, right, out=out)
+    place = None if out is None else out.numpy()
+    return torch.from_numpy(np.matmul(left.numpy(), right.numpy(), out=place))
 
 
 def scratch(size: int, like: Tensor) -> Float[Tensor, " size"]:
@@ -38,12 +57,18 @@ def scratch(size: int, like: Tensor) -> Float[Tensor, " size"]:
     room: Tensor | None = getattr(_OWN, "room", None)
     if room is None or room.dtype != like.dtype or len(room) < size:
         room = _OWN.room = like.new_empty(size)
-    return room
+    return room[:size]
 
 
 def _do(piece: Callable[[], None]) -> None:
     """Do one piece."""
     piece()
+
+
+@lru_cache(maxsize=1)
+def _libraries() -> ThreadpoolController:
+    """Return what sets how many threads the libraries in this process use, found once."""
+    return ThreadpoolController()
 
 
 @lru_cache(maxsize=1)
