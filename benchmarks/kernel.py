@@ -32,7 +32,10 @@ from ntkprobe.kernel import Probe, norms
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be computed: the kernel between n prompts of a model, over all parameters."""
+    """What is to be computed: the kernel between n prompts of a model, over all parameters.
+
+    Each prompt stands behind `shared` tokens that are the same for all, as a chat template's are.
+    """
 
     prompts: int
     shortest: int
@@ -41,22 +44,28 @@ class Work:
     width: int
     depth: int
     vocabulary: int
+    shared: int = 0
 
     def build(self) -> tuple[nn.Module, list[Probe]]:
         """Return the model and the probes."""
         model = Shape(self.width, self.depth, self.vocabulary).build()
-        ids = ragged_prompts(self.prompts, (self.shortest, self.longest), self.vocabulary)
+        own = ragged_prompts(self.prompts, (self.shortest, self.longest), self.vocabulary)
+        same = ragged_prompts(1, (self.shared, self.shared), self.vocabulary, seed=1)
+        ids = [torch.cat([*same, one]) for one in own]
         return model, top_probes(model, ids, self.k)
 
     def __str__(self) -> str:
         """Return a line that says it all."""
+        behind = f" behind {self.shared} that all share" if self.shared else ""
         return (
-            f"{self.prompts} prompts of {self.shortest} to {self.longest} tokens, k = {self.k}, "
+            f"{self.prompts} prompts of {self.shortest} to {self.longest} tokens{behind}, "
+            f"k = {self.k}, "
             f"Qwen2 of d = {self.width}, {self.depth} layers, tied vocabulary of {self.vocabulary}"
         )
 
 
 PAPER = Work(75, 20, 30, 10, 512, 8, 8000)
+ALIKE = replace(PAPER, shortest=10, longest=20, shared=24)
 SMALL = Work(12, 8, 16, 5, 256, 4, 2000)
 SWEEPS: dict[str, list[Work]] = {
     "prompts": [replace(SMALL, prompts=n) for n in (6, 12, 24, 48)],
@@ -67,10 +76,12 @@ SWEEPS: dict[str, list[Work]] = {
 }
 
 GRAM, STACKED, JACREV, LITERAL = "gram", "stacked gradients, W Wᵀ", "jacrev", "A.6, pair by pair"
+APART = "gram, nothing shared"
 KEPT = "A.6, pair by pair, w kept"
 BATCHED = "finite_difference (A.6, batched)"
 METHODS: dict[str, Method] = {
     GRAM: whole(Gram(), repeats=3),
+    APART: plain.nothing_shared,
     BATCHED: plain.batched_columns(FiniteDifference()),
     "forward_mode": plain.forward_columns(ForwardMode()),
     "dense": whole(Dense()),
@@ -144,6 +155,9 @@ def paper() -> list[str]:
         table(["ratio", "required", "measured"], required),
         f"### At the {fit.prompts} prompts whose Jacobian fits",
         few,
+        "### Prompts that begin alike",
+        compared(ALIKE, [GRAM, APART])[0],
+        "What all prompts begin with, gram pays for once per prompt and not once per pair.",
     ]
 
 
@@ -233,7 +247,7 @@ def sweeps() -> list[str]:
             rows.append(
                 [size, f"{base:.3g} s", *(f"{o.seconds / base:.3g}" for o in outcomes.values())]
             )
-        header = [name, GRAM, *(f"{method} / gram" for method in METHODS)]
+        header = [name, GRAM, *(f"{method} / gram" for method in outcomes)]
         sections += [f"### Over {name}", table(header, rows)]
     return sections
 
@@ -241,7 +255,7 @@ def sweeps() -> list[str]:
 def run_all(work: Work) -> dict[str, Outcome]:
     """Return what every method gave."""
     model, probes = work.build()
-    return {name: method(model, probes) for name, method in METHODS.items()}
+    return {name: method(model, probes) for name, method in METHODS.items() if name != APART}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from unittest.mock import patch
 
 import psutil
 import torch
@@ -16,6 +17,7 @@ from torch.func import jacrev
 
 from ntkprobe.estimators.finite_difference import FiniteDifference
 from ntkprobe.estimators.forward_mode import ForwardMode, Reader
+from ntkprobe.estimators.gram import Gram, prefixes
 from ntkprobe.kernel import Estimator, Probe, last_logits
 
 EPS = 1e-3
@@ -48,6 +50,12 @@ def whole(estimator: Estimator, repeats: int = 1) -> Method:
         return Outcome(min(seconds for seconds, _ in tries), tries[-1][1])
 
     return run
+
+
+def nothing_shared(model: nn.Module, probes: Sequence[Probe]) -> Outcome:
+    """Return what gram gives with every position of every prompt taken for its own."""
+    with patch.object(prefixes, "shared", lambda p, q: 0):
+        return whole(Gram(), repeats=3)(model, probes)
 
 
 def batched_columns(estimator: FiniteDifference) -> Method:

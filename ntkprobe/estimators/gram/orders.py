@@ -15,6 +15,7 @@ Half of each where a tile meets itself, by symmetry.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
@@ -24,7 +25,7 @@ from .factors import Outer
 from .threads import multiply, scratch
 
 Block = Float64[Tensor, "n k m h"]
-Known = dict[tuple[object, ...], Tensor]
+Known = dict[tuple[object, ...], Any]
 FLOATS_AT_A_TIME = {"cpu": 2**20, "cuda": 2**27}  # of an intermediate: what caches hold
 _ENTRIES_AT_A_TIME = 512
 _PROMPTS_AT_A_TIME = 8
@@ -47,7 +48,7 @@ class Product:
     pieces: tuple[Callable[[], None], ...] = ()
 
 
-def _same_columns(p: Outer, q: Outer) -> tuple[Outer, Outer]:
+def same_columns(p: Outer, q: Outer) -> tuple[Outer, Outer]:
     """Return both with the same entries of the output: what one leaves out is zero in it."""
     if p.columns is not None and q.columns is None:
         q = replace(q, g=q.g[..., p.columns], columns=p.columns)
@@ -86,7 +87,8 @@ def _activations(p: Outer, q: Outer, known: Known) -> Float[Tensor, "n m t s"]:
     key = (p.a.data_ptr(), p.a.shape, p.a.stride(), q.a.data_ptr(), q.a.shape, q.a.stride())
     if key not in known:
         known[key] = _alike(p.a) if p is q else torch.einsum("ati,bsi->abts", p.a, q.a)
-    return known[key]
+    near: Tensor = known[key]
+    return near
 
 
 def _alike(a: Float[Tensor, "n t i"]) -> Float[Tensor, "n n t t"]:
@@ -211,5 +213,4 @@ def contracted(p: Outer, q: Outer, known: Known) -> Product:
         q: that of the updated ones.
         known: activations' inner products by the tensors they are of: modules share inputs.
     """
-    p, q = _same_columns(p, q)
     return _ORDERS[cheapest(p, q)](p, q, known)

@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .factors import Direct, Factor, Lookup, Outer
-from .orders import Block, Known, Product, contracted, room
+from .orders import Block, Known, Product, room
+from .prefixes import contracted
 from .threads import side_by_side
 
 _LONGEST_SUM = 2**14
@@ -34,7 +35,7 @@ def begun(p: Factor, q: Factor, known: Known) -> Product:
     Args:
         p: the factor of the observed prompts, the rows.
         q: that of the updated ones.
-        known: activations' inner products by the tensors they are of: modules share inputs.
+        known: what modules of the same inputs share, by the tensors that those are.
 
     Raises:
         TypeError: if the factors are of kinds that no parameter has together.
