@@ -219,6 +219,93 @@ def test_a_parameter_that_nothing_uses_counts_nothing():
     assert not Gram()(model, probes, "re:spare").any()
 
 
+class Experts(nn.Module):
+    """Experts as modules of their own, each run on the rows that choose it, if any."""
+
+    def __init__(self, width, count=6):
+        super().__init__()
+        self.router = nn.Linear(width, count, bias=False)
+        self.each = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(count))
+
+    def forward(self, x):
+        rows = x.flatten(0, 1)
+        weights, chosen = self.router(rows).softmax(-1).max(-1)
+        out = torch.zeros_like(rows)
+        for number, expert in enumerate(self.each):
+            index = torch.where(chosen == number)[0]
+            if len(index):
+                out.index_add_(0, index, expert(rows[index]) * weights[index, None])
+        return out.view_as(x)
+
+
+class Late(nn.Module):
+    """Uses its weights only in longer sequences: one by a rule, one as no rule knows."""
+
+    def __init__(self, inner, width):
+        super().__init__()
+        self.inner = inner
+        self.scale = nn.Parameter(torch.rand(width) + 0.5)
+        self.raised = nn.Parameter(torch.rand(width) + 0.5)
+
+    def forward(self, x):
+        out = self.inner(x)
+        return out * self.scale * self.raised.exp() if x.shape[1] > 5 else out
+
+
+@pytest.mark.parametrize("size", [1, "auto"])
+def test_an_expert_that_the_two_prompts_of_the_trial_do_not_come_to_is_counted(size):
+    torch.manual_seed(3)
+    model = build("llama")
+    model.model.layers[0].mlp = Experts(16).eval()
+    for parameter in model.model.layers[0].mlp.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    probes, estimator = make_probes(model, lengths=(3, 3, 9, 12)), Gram(batch_size=size)
+    handled = estimator.coverage(model, probes)
+    assert "unused" in {how for name, how in handled.items() if "each" in name}
+    agree(model, estimator=estimator, probes=probes)
+    expected = Dense().by_parameter(model, probes)
+    for name in (n for n in expected if "each" in n):
+        found = estimator(model, probes, f"re:{name}")
+        torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_expert_would_be_missing_were_the_plan_never_corrected(monkeypatch):
+    monkeypatch.setattr(descent.Descent, "missed", lambda self: (set(), set()))
+    torch.manual_seed(3)
+    model = build("llama")
+    model.model.layers[0].mlp = Experts(16).eval()
+    for parameter in model.model.layers[0].mlp.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    probes = make_probes(model, lengths=(3, 3, 9, 12))
+    assert worst_block_error(Gram()(model, probes), Dense()(model, probes)) > 1e-3
+
+
+def test_a_use_that_comes_only_with_longer_prompts_is_counted():
+    model = build("llama")
+    model.model.layers[1].mlp = Late(model.model.layers[1].mlp, 16).eval()
+    probes, alone = make_probes(model, lengths=(3, 4, 9, 8)), Gram(batch_size=1)
+    agree(model, estimator=alone, probes=probes)
+    for name in ("scale", "raised"):
+        expected = Dense().by_parameter(model, probes)[f"model.layers.1.mlp.{name}"]
+        found = alone(model, probes, f"re:mlp.{name}")
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_matrix_that_longer_prompts_use_in_another_block_too_counts_both():
+    class Borrowing(nn.Module):
+        def __init__(self, inner, lent):
+            super().__init__()
+            self.inner, self.lent = inner, [lent]
+
+        def forward(self, x):
+            return self.inner(x) + (self.lent[0](x) if x.shape[1] > 5 else 0)
+
+    model = build("llama")
+    first, second = model.model.layers[:2]
+    first.mlp = Borrowing(first.mlp, second.self_attn.q_proj)
+    agree(model, estimator=Gram(batch_size=1), probes=make_probes(model, lengths=(3, 4, 9, 8)))
+
+
 def test_a_state_space_model_is_exact():
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=48, hidden_size=16, num_hidden_layers=2, state_size=4)
@@ -271,6 +358,29 @@ def test_between_two_models_is_the_product_of_their_jacobians():
     assert worst_block_error(found, torch.einsum("aip,bjp->aibj", left, right)) < 1e-4
 
 
+@pytest.mark.parametrize("left_alone", ["experts.gate_up", "q_proj"])
+def test_between_two_models_a_parameter_is_handled_alike_in_both(left_alone, monkeypatch):
+    before, after = build("mixtral"), build("mixtral", seed=1)
+    observed, updated = make_probes(after), make_probes(before, lengths=(4, 7))
+    expected = Gram().between(after, observed, before, updated)
+    plan = algorithm.plan
+
+    def partly(route, probes, watched):
+        names = {n for n in watched if left_alone in n and route.model is before}
+        assert names or route.model is after
+        return plan(route, probes, watched).corrected(names)
+
+    monkeypatch.setattr(algorithm, "plan", partly)
+    assert worst_block_error(Gram().between(after, observed, before, updated), expected) < 1e-4
+
+
+def test_between_models_of_two_precisions_is_computed_in_the_higher():
+    low, high = build("llama"), build("llama", torch.float64)
+    probes = make_probes(high)
+    found, expected = Gram().between(low, probes, high, probes), Gram()(high, probes)
+    assert found.dtype == torch.float64 and worst_block_error(found, expected) < 1e-4
+
+
 def test_between_a_model_and_itself_is_its_kernel():
     model = build("gpt2")
     probes = make_probes(model)
@@ -309,21 +419,45 @@ def test_little_room_changes_nothing(monkeypatch):
     agree(build("qwen2-tied"))
 
 
-def test_out_of_memory_halves_the_prompts_at_a_time(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+        MemoryError(),
+    ],
+    ids=["GPU", "CPU", "Python"],
+)
+def test_out_of_memory_halves_the_prompts_at_a_time(error, monkeypatch):
     sizes = []
 
     class Full(descent.Descent):
         def __init__(self, plan, probes, watched, size):
             sizes.append(size)
             if size > 1:
-                raise torch.OutOfMemoryError
+                raise error
             super().__init__(plan, probes, watched, size)
 
     monkeypatch.setattr(algorithm, "Descent", Full)
     agree(build("llama"))
     assert sizes == [4, 2, 1]
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error)):
         agree(build("llama"), estimator=Gram(batch_size=2))
+
+
+def test_another_error_is_not_taken_for_too_little_memory(monkeypatch):
+    def fail(plan, probes, watched, size):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(algorithm, "Descent", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        Gram()(build("llama"), make_probes(build("llama")))
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 0}, {"batch_size": -2}, {"dtype": torch.int8}])
+def test_settings_that_mean_nothing_are_refused(settings):
+    with pytest.raises(UserError, match=next(iter(settings))):
+        Gram(**settings)
 
 
 def test_a_bfloat16_checkpoint_is_measured_in_float32_and_left_as_it_was():

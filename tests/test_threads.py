@@ -1,10 +1,13 @@
 """Many small products side by side: what they give, and what they leave as it was."""
 
+import threading
+import time
+
 import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from ntkprobe.estimators.gram import orders
+from ntkprobe.estimators.gram import orders, threads
 from ntkprobe.estimators.gram.factors import Outer
 from ntkprobe.estimators.gram.products import product
 from ntkprobe.estimators.gram.threads import multiply, side_by_side
@@ -40,7 +43,7 @@ def explicit(p, q):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_small_products_are_those_of_the_matrices_wherever_they_lie(dtype):
+def test_small_products_are_those_of_the_matrices_wherever_they_lie(dtype, kernels):
     left = torch.randn(4, 3, 6, 10, dtype=torch.float64).transpose(1, 2)[:, :5]
     right = torch.randn(4, 1, 8, 10, dtype=torch.float64).permute(0, 1, 3, 2)[..., 2:]
     expected = torch.einsum("abij,abjk->abik", left, right.expand(4, 5, 10, 6))
@@ -50,9 +53,15 @@ def test_small_products_are_those_of_the_matrices_wherever_they_lie(dtype):
         assert (found - expected).abs().max() <= DTYPES[dtype] * expected.abs().max()
 
 
+@pytest.fixture(params=[True, False], ids=["in place", "copied first"])
+def kernels(request, monkeypatch):
+    """Small matrices multiplied in place, and as where numpy has no kernels for that."""
+    monkeypatch.setattr(threads, "_small_kernels", lambda: request.param)
+
+
 @pytest.mark.parametrize("order", ["ghost", "mixed", "explicit"])
 @pytest.mark.parametrize("same", [True, False], ids=["one tile", "two tiles"])
-def test_every_order_gives_the_inner_products_of_the_gradients(order, same, monkeypatch):
+def test_every_order_gives_the_inner_products_of_the_gradients(order, same, kernels, monkeypatch):
     p = factor([4, 7, 9, 9, 2])
     q = p if same else factor([5, 3, 8], k=2, seed=1)
     monkeypatch.setattr(orders, "cheapest", lambda p, q: order)
@@ -61,7 +70,7 @@ def test_every_order_gives_the_inner_products_of_the_gradients(order, same, monk
 
 
 @pytest.mark.parametrize("settings", [(1, 1, 1), (10**3, 30, 7), (10**9, 10**9, 10**9)])
-def test_how_much_is_done_at_a_time_changes_nothing(settings, monkeypatch):
+def test_how_much_is_done_at_a_time_changes_nothing(settings, kernels, monkeypatch):
     p = factor([4, 7, 9, 9, 2])
     monkeypatch.setattr(orders, "cheapest", lambda p, q: "mixed")
     for name, value in zip(("_SMALL", "_FLAT", "_SMALL_ENTRIES"), settings, strict=True):
@@ -82,6 +91,31 @@ def test_the_pieces_have_one_thread_each_and_afterwards_all_is_as_before(two_thr
     side_by_side([lambda: seen.append((torch.get_num_threads(), library_threads()))] * 3, CPU)
     assert seen == [(1, [1] * len(before))] * 3
     assert (torch.get_num_threads(), library_threads()) == (2, before)
+
+
+@pytest.mark.skipif(2 > max(library_threads(), default=0), reason="the library has one thread")
+def test_callers_that_overlap_leave_the_threads_as_the_first_one_found_them(two_threads):
+    before = library_threads()
+
+    def call(wait, work):
+        time.sleep(wait)
+        side_by_side([lambda: time.sleep(work)], CPU)
+
+    callers = [threading.Thread(target=call, args=times) for times in ((0, 0.1), (0.05, 0.2))]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    seen = []
+    late = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    late.start(), late.join()
+    assert (library_threads(), torch.get_num_threads(), seen) == (before, 2, [2])
+
+
+def test_a_matrix_that_no_row_came_to_has_no_part_in_the_kernel():
+    p, none = factor([4, 7, 9]), Outer(torch.zeros(3, 0, 24), torch.zeros(3, 3, 0, 40), (0, 0, 0))
+    assert product(p, none).shape == (3, 3, 3, 3)
+    assert not product(p, none).any() and not product(none, none).any()
 
 
 def test_a_piece_that_fails_is_heard_of_and_leaves_the_threads_as_they_were(two_threads):

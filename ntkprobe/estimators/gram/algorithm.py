@@ -12,8 +12,9 @@ Exact: K is a sum over parameters, and each summand is computed in full.
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,7 @@ from ...hooks import decoder_list, experts_one_by_one
 from ...kernel import Blocks, Probe, prepare
 from ...parameters import ParameterSelection, Part, part_of
 from .descent import Descent, kernels
-from .memory import prompts_at_a_time
+from .memory import prompts_at_a_time, ran_out
 from .passes import Route
 from .precision import full_float32
 from .trial import Plan, plan
@@ -33,6 +34,7 @@ from .trial import Plan, plan
 _LOG = logging.getLogger("ntkprobe")
 Selection = str | ParameterSelection
 Side = tuple[nn.Module, Sequence[Probe]]
+Planned = tuple[Plan, Sequence[Probe], dict[str, nn.Parameter]]
 WHOLE = "all"
 
 
@@ -45,10 +47,20 @@ class Gram:
             halves them where it runs out.
         dtype: what to compute in, a block at a time whatever the checkpoint is stored in. Default
             float32, or float64 for a model in float64. In bfloat16 a block is off by 1 to 3 %.
+        allow_tf32: whether float32 matrices may be multiplied in less, as the process is set to.
     """
 
     batch_size: int | Literal["auto"] = "auto"
     dtype: torch.dtype | None = None
+    allow_tf32: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse settings that mean nothing."""
+        size, dtype = self.batch_size, self.dtype
+        number = isinstance(size, int) and not isinstance(size, bool) and size > 0
+        refuse(size != "auto" and not number, f"batch_size={size!r}: a positive number, or 'auto'")
+        floats = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        refuse(dtype is not None and not floats, f"dtype={dtype!r}: torch.float32, say, or None")
 
     def __call__(
         self, model: nn.Module, probes: Sequence[Probe], parameters: Selection = "all"
@@ -92,20 +104,32 @@ class Gram:
         logit depends on it.
         """
         chosen = prepare(model, probes, parameters)
-        with experts_one_by_one(model), full_float32():
+        with experts_one_by_one(model), self._precision():
             return self._plan(model, probes, chosen).handled
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """Return the context in which matrices are multiplied."""
+        return nullcontext() if self.allow_tf32 else full_float32()
 
     def _plan(
         self,
         model: nn.Module,
         probes: Sequence[Probe],
         chosen: dict[str, nn.Parameter],
-        others: Sequence[Probe] = (),
+        beside: Sequence[Side] = (),
     ) -> Plan:
-        """Return how the model is gone down, and say how its parameters are handled."""
-        stored = {parameter.dtype for parameter in model.parameters()}
+        """Return how the model is gone down, and say how its parameters are handled.
+
+        Args:
+            model: the model.
+            probes: its prompts.
+            chosen: the parameters.
+            beside: the models, and prompts, that its gradients are multiplied with, if others.
+        """
+        sides = [(model, probes), *beside]
+        stored = {parameter.dtype for one, _ in sides for parameter in one.parameters()}
         dtype = self.dtype or (torch.float64 if torch.float64 in stored else torch.float32)
-        tokens = [probe.tokens for probe in (*probes, *others)]
+        tokens = [probe.tokens for _, some in sides for probe in some]
         read = [ids.cpu() for ids in tokens if ids is not None]
         columns = torch.cat(read).unique() if len(read) == len(tokens) else None
         found = plan(Route(model, _listed(model), dtype, columns), probes, chosen)
@@ -123,14 +147,9 @@ class Gram:
     ) -> dict[Any, Blocks]:
         """Return K as a sum over groups of parameters."""
         chosen = prepare(model, probes, parameters)
-        with experts_one_by_one(model), full_float32():
-            plan = self._plan(model, probes, chosen)
-
-            def computed(size: int) -> dict[Any, Blocks]:
-                descent = Descent(plan, probes, chosen, size)
-                return kernels(descent, descent, list(chosen), group)
-
-            return self._fitted(computed, prompts_at_a_time(plan.route, probes))
+        with experts_one_by_one(model), self._precision():
+            sides = [(self._plan(model, probes, chosen), probes, chosen)]
+            return self._fitted(partial(_computed, sides, group), sides)
 
     def _between(self, *sides: Side, parameters: Selection) -> Blocks:
         """Return the kernel of two models."""
@@ -138,34 +157,60 @@ class Gram:
         names = list(chosen[0])
         refuse(names != list(chosen[1]), "the two models have not the same parameters")
         with ExitStack() as stack:
-            stack.enter_context(full_float32())
+            stack.enter_context(self._precision())
             for model, _ in sides:
                 stack.enter_context(experts_one_by_one(model))
-            every = [probe for _, probes in sides for probe in probes]
-            plans = [self._plan(*side, own, every) for side, own in zip(sides, chosen, strict=True)]
+            plans = [self._plan(*side, own, sides) for side, own in zip(sides, chosen, strict=True)]
+            unruled = {name for p in plans for name in names if p.handled[name] == "autograd"}
+            planned = [
+                (plan.corrected(unruled), probes, own)
+                for plan, (_, probes), own in zip(plans, sides, chosen, strict=True)
+            ]
+            return self._fitted(partial(_computed, planned, _whole), planned)[WHOLE]
 
-            def computed(size: int) -> dict[Any, Blocks]:
-                given = zip(plans, sides, chosen, strict=True)
-                left, right = (Descent(p, side[1], own, size) for p, side, own in given)
-                return kernels(left, right, names, _whole)
-
-            return self._fitted(computed, prompts_at_a_time(plans[0].route, every))[WHOLE]
-
-    def _fitted(self, computed: Callable[[int], Any], size: int) -> Any:
+    def _fitted(self, computed: Callable[[int], Any], sides: Sequence[Planned]) -> Any:
         """Return what is computed with as many prompts at a time as were set, or as fit.
 
         Raises:
-            OutOfMemoryError: if one prompt alone does not fit.
+            RuntimeError: if one prompt alone does not fit, and as it was for any other reason.
+            MemoryError: likewise.
         """
         if self.batch_size != "auto":
             return computed(self.batch_size)
-        try:
-            return computed(size)
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-        _LOG.warning("out of memory with %d prompts at a time: halving", size)
-        return self._fitted(computed, size // 2)
+        every = [probe for _, probes, _ in sides for probe in probes]
+        size = prompts_at_a_time(sides[0][0].route, every)
+        while True:
+            try:
+                return computed(size)
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not ran_out(error):
+                    raise
+            _LOG.warning("out of memory with %d prompts at a time: halving", size)
+            size //= 2
+
+
+def _computed(
+    sides: Sequence[Planned], group: Callable[[str], Hashable], size: int
+) -> dict[Any, Blocks]:
+    """Return the sums over groups of parameters; again, where prompts show that a plan is wrong.
+
+    The two prompts of the trial need not come to every expert, or branch, of a model.
+
+    Args:
+        sides: the model of the rows and that of the columns: one, if they are the same.
+        group: the group of a parameter.
+        size: prompts at a time.
+    """
+    descents = [Descent(*side, size) for side in sides]
+    sums = kernels(descents[0], descents[-1], list(sides[0][2]), group)
+    unruled, late = (
+        set().union(*found) for found in zip(*(d.missed() for d in descents), strict=True)
+    )
+    if not unruled | late:
+        return sums
+    _LOG.warning("computing again with %s handled otherwise", ", ".join(sorted(unruled | late)))
+    better = [(plan.corrected(unruled, late), probes, own) for plan, probes, own in sides]
+    return _computed(better, group, size)
 
 
 def _whole(name: str) -> str:

@@ -17,6 +17,7 @@ from .trial import Plan
 
 Group = Callable[[str], Hashable]
 Sums = dict[Hashable, Blocks]
+Missed = tuple[set[str], set[str]]
 
 
 class Tile:
@@ -30,7 +31,8 @@ class Tile:
         ruled = {n: p for n, p in watched.items() if n not in alone}
         self._passes: list[Pass | Formed] = [Pass(plan.route, probes, ruled)] if ruled else []
         self._passes += [Formed(plan.route, probes, alone)] if alone else []
-        self._last = {name: stages[-1] for name, stages in plan.stages.items() if stages}
+        self._stages = plan.stages
+        self._late: set[str] = set()
         self._kept: dict[tuple[Key, int], list[Factor]] = {}
 
     def factors(self, stage: int) -> Factors:
@@ -42,8 +44,9 @@ class Tile:
         for part in self._passes:
             for key, uses in part.run(stage).items():
                 self._kept[key, stage] = uses
+                self._late |= {key[0]} if stage not in self._stages[key[0]] else set()
         for (key, used), uses in self._kept.items():
-            if self._last.get(key[0], stage) >= stage and used >= stage:
+            if self._last(key) >= stage and used >= stage:
                 done.setdefault(key, []).extend(uses)
         return {key: summed(uses) for key, uses in done.items()}
 
@@ -52,8 +55,16 @@ class Tile:
         for part in self._passes:
             part.descend()
         self._kept = {
-            at: uses for at, uses in self._kept.items() if self._last.get(at[0][0], stage) < stage
+            (key, used): uses for (key, used), uses in self._kept.items() if self._last(key) < stage
         }
+
+    def missed(self) -> Missed:
+        """Return the parameters that turned out to have no rule, and those used where none was."""
+        return set().union(*(part.unruled for part in self._passes)), self._late
+
+    def _last(self, key: Key) -> int:
+        """Return the lowest stage that uses a parameter."""
+        return min(self._stages[key[0]], default=-1)
 
 
 class Descent:
@@ -75,6 +86,13 @@ class Descent:
         ]
         lowest = [stages[-1] for stages in plan.stages.values() if stages]
         self.stages = range(len(plan.route.blocks or ()), min(lowest) - 1, -1) if lowest else ()
+
+    def missed(self) -> Missed:
+        """Return what the plan had missed of its parameters, as of a tile."""
+        each = [tile.missed() for tile in self.tiles]
+        return set().union(*(unruled for unruled, _ in each)), set().union(
+            *(late for _, late in each)
+        )
 
     def restored(self, blocks: Blocks, columns: "Descent") -> Blocks:
         """Return a kernel with the prompts in the order they were given in."""

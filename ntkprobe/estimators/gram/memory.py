@@ -26,6 +26,12 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def ran_out(error: BaseException) -> bool:
+    """Return whether an error says that there was no memory left, on a GPU or on a CPU."""
+    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return named or "can't allocate memory" in str(error)
+
+
 def fits(factors: Factors, tiles: int) -> bool:
     """Return whether as many tiles' factors as this one's may be kept for the stage."""
     tensors = [x for uses in factors.values() for f in uses for x in vars(f).values()]

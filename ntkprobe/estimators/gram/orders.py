@@ -22,11 +22,11 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from .factors import Outer
-from .threads import multiply, scratch
+from .threads import in_place, multiply, scratch
 
 Block = Float64[Tensor, "n k m h"]
 Known = dict[tuple[object, ...], Any]
-FLOATS_AT_A_TIME = {"cpu": 2**20, "cuda": 2**27}  # of an intermediate: what caches hold
+FLOATS_AT_A_TIME = {"cpu": 2**21, "cuda": 2**27}  # of an intermediate: what caches hold
 _ENTRIES_AT_A_TIME = 512
 _PROMPTS_AT_A_TIME = 8
 # What OpenBLAS multiplies without copying first: multiply-adds, and numbers in what comes out.
@@ -115,7 +115,7 @@ def _weighed(p: Outer, q: Outer, near: Float[Tensor, "n m t s"]) -> Block:
     """
     (n, k, t, _), (m, h, u, _) = p.g.shape, q.g.shape
     out = p.g.new_zeros((n, k, m, h), dtype=torch.float64)
-    step = max(1, room(p.g) // (n * k * t * h * u))
+    step = max(1, room(p.g) // max(1, n * k * t * h * u))
     for left, right in zip(*(f.g.split(_ENTRIES_AT_A_TIME, 3) for f in (p, q)), strict=True):
         for b in range(0, m, step):
             some = slice(b, b + step)
@@ -156,24 +156,29 @@ def _carried_and_met(
     (c, t, k, w), (d, h) = mine.shape, right.shape[:2]
     carried = scratch(d * h * c * t * w, mine).view(d, h, c * t, w)
     multiply(mix, right, carried)
-    found = multiply(mine, carried.view(d * h, c, t, w).permute(1, 2, 3, 0))
-    return found.sum(1, dtype=torch.float64).view(c, k, d, h).transpose(1, 2)
+    if in_place(mine):  # by position: small
+        by_position = multiply(mine, carried.view(d * h, c, t, w).permute(1, 2, 3, 0))
+        found = by_position.sum(1, dtype=torch.float64)
+    else:
+        together = mine.transpose(1, 2).flatten(2)
+        found = torch.bmm(together, carried.view(d * h, c, t * w).permute(1, 2, 0)).double()
+    return found.view(c, k, d, h).transpose(1, 2)
 
 
 def _sizes(p: Outer, q: Outer) -> tuple[int, int, int]:
     """Return how many entries, observed and updated prompts the mixed order takes at a time.
 
-    On a CPU, each product is small enough to be multiplied where it lies, and what one gives stays
-    in the caches for the next.
+    What is carried stays in the caches for what follows; and where small products are multiplied in
+    place, each is small enough.
     """
     (n, k, _, o), (m, h, _, _), t, s = p.g.shape, q.g.shape, max(p.lengths), max(q.lengths)
-    on_cpu = p.g.device.type == "cpu"
-    width = -(-o // -(-o // (_SMALL_ENTRIES if on_cpu else _ENTRIES_AT_A_TIME)))
+    small = in_place(p.g)
+    width = -(-o // -(-o // (_SMALL_ENTRIES if small else _ENTRIES_AT_A_TIME)))
     carried = h * t * width  # of one updated prompt to one observed one
-    most = room(p.g) // carried
-    small = (_SMALL // (t * s * width), _FLAT // (k * h)) if on_cpu else (n, m)
-    up = max(1, min(n, int(most**0.5), small[0]))
-    down = max(1, min(m, most // up, small[1]))
+    most = room(p.g) // max(1, carried) // (2 if small else 1)  # the rest is for what it is from
+    limits = (_SMALL // max(1, t * s * width), _FLAT // (k * h)) if small else (n, m)
+    up = max(1, min(n, int(most**0.5), limits[0]))
+    down = max(1, min(m, most // up, limits[1]))
     return width, up, down
 
 
@@ -213,4 +218,7 @@ def contracted(p: Outer, q: Outer, known: Known) -> Product:
         q: that of the updated ones.
         known: activations' inner products by the tensors they are of: modules share inputs.
     """
+    if not (max(p.lengths) and max(q.lengths)):  # an expert that no row of the tile came to
+        (n, k), (m, h) = p.g.shape[:2], q.g.shape[:2]
+        return Product(lambda: p.g.new_zeros((n, k, m, h), dtype=torch.float64), p.g.device)
     return _ORDERS[cheapest(p, q)](p, q, known)

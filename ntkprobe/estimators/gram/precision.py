@@ -41,10 +41,17 @@ def computing_in(
 
 @contextmanager
 def full_float32() -> Generator[None]:
-    """Multiply float32 matrices in float32: no TF32 on a GPU, no bfloat16 on a CPU."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """Multiply float32 matrices in float32: no TF32 on a GPU, no bfloat16 on a CPU.
+
+    By the settings of each backend: the one for all of them (`set_float32_matmul_precision`) may
+    not be read once these have been set.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
     try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

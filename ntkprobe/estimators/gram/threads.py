@@ -1,10 +1,11 @@
 """Many small products side by side."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
-from threading import local
+from threading import Lock, local
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from jaxtyping import Float
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+_BLAS_DTYPES = (torch.float32, torch.float64)
+_WITH_SMALL_KERNELS = {"SkylakeX", "Cooperlake", "SapphireRapids"}  # of OpenBLAS
 _OWN = local()
 
 
@@ -21,17 +24,45 @@ def side_by_side(pieces: Sequence[Callable[[], None]], device: torch.device) -> 
     Threads that each do whole products share nothing until the end; one product split over all of
     them, thousands of times, would wait for the slowest each time.
     """
-    threads = torch.get_num_threads()
     if device.type != "cpu":
         for piece in pieces:
             piece()
         return
-    torch.set_num_threads(1)
-    try:
-        with _libraries().limit(limits=1, user_api="blas"):
-            list(_pool(threads, os.getpid()).map(_do, pieces))
-    finally:
-        torch.set_num_threads(threads)
+    with _LIBRARIES.one_each() as threads:
+        list(_pool(threads, os.getpid()).map(_do, pieces))
+
+
+class _Libraries:
+    """How many threads torch and numpy's BLAS give a product: one while any caller is at work."""
+
+    def __init__(self) -> None:
+        self._lock, self._callers, self._threads = Lock(), 0, 1
+        self._before = ExitStack()
+
+    @contextmanager
+    def one_each(self) -> Generator[int]:
+        """Hold all at one thread; the last caller out puts back what the first one found.
+
+        Yields:
+            How many threads torch had.
+        """
+        with self._lock:
+            if not self._callers:
+                self._threads = torch.get_num_threads()
+                self._before.enter_context(_found().limit(limits=1, user_api="blas"))
+            self._callers += 1
+            torch.set_num_threads(1)
+        try:
+            yield self._threads
+        finally:
+            with self._lock:
+                self._callers -= 1
+                torch.set_num_threads(self._threads)
+                if not self._callers:
+                    self._before.close()
+
+
+_LIBRARIES = _Libraries()
 
 
 def multiply(
@@ -41,13 +72,21 @@ def multiply(
 ) -> Float[Tensor, "*#batch r s"]:
     """Return products of many small matrices, written into `out` where it is given.
 
-    On a CPU by numpy, whose BLAS multiplies small matrices where they lie; torch's copies each of
+    Where numpy's BLAS multiplies small matrices where they lie, by that: torch's copies each of
     them first, which takes as long as multiplying ten rows by it.
     """
-    if left.device.type != "cpu" or left.dtype not in (torch.float32, torch.float64):
-        return torch.matmul(left, right, out=out)
-    place = None if out is None else out.numpy()
-    return torch.from_numpy(np.matmul(left.numpy(), right.numpy(), out=place))
+    if in_place(left):
+        place = None if out is None else out.numpy()
+        return torch.from_numpy(np.matmul(left.numpy(), right.numpy(), out=place))
+    batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    flat = (x.expand(*batch, *x.shape[-2:]).flatten(0, -3) for x in (left, right))
+    found = torch.bmm(*flat, out=None if out is None else out.flatten(0, -3))
+    return found.unflatten(0, batch)
+
+
+def in_place(like: Tensor) -> bool:
+    """Return whether small matrices such as these are multiplied where they lie."""
+    return like.device.type == "cpu" and like.dtype in _BLAS_DTYPES and _small_kernels()
 
 
 def scratch(size: int, like: Tensor) -> Float[Tensor, " size"]:
@@ -66,7 +105,13 @@ def _do(piece: Callable[[], None]) -> None:
 
 
 @lru_cache(maxsize=1)
-def _libraries() -> ThreadpoolController:
+def _small_kernels() -> bool:
+    """Return whether numpy's BLAS has kernels for small matrices: OpenBLAS where AVX-512 is."""
+    return any(one.get("architecture") in _WITH_SMALL_KERNELS for one in _found().info())
+
+
+@lru_cache(maxsize=1)
+def _found() -> ThreadpoolController:
     """Return what sets how many threads the libraries in this process use, found once."""
     return ThreadpoolController()
 

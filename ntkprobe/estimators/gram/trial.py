@@ -5,6 +5,7 @@ autograd for all prompts. So none is left out, or wrong, unseen: on no architect
 """
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -43,6 +44,11 @@ class Plan:
     handled: dict[str, str]
     stages: dict[str, list[int]]
 
+    def corrected(self, unruled: AbstractSet[str], late: AbstractSet[str] = frozenset()) -> "Plan":
+        """Return the plan with some parameters left to autograd, and some looked for everywhere."""
+        handled = self.handled | dict.fromkeys(unruled, "autograd")
+        return replace(self, handled=handled, stages=self.stages | _everywhere(self.route, late))
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -75,8 +81,15 @@ def plan(route: Route, probes: Sequence[Probe], watched: dict[str, nn.Parameter]
         ruled.descend()
         formed.descend()
     handled = trial.judged(list(watched), _TOLERANCE[route.dtype])
-    stages = {name: trial.stages.get(name, []) for name in watched}
-    return Plan(route, handled | dict.fromkeys(ruled.unruled, "autograd"), stages)
+    unseen = watched.keys() - trial.stages.keys()  # an expert that the two prompts do not come to
+    found = Plan(route, handled, {name: trial.stages.get(name, []) for name in watched})
+    return found.corrected(ruled.unruled, unseen)
+
+
+def _everywhere(route: Route, names: AbstractSet[str]) -> dict[str, list[int]]:
+    """Return all stages, from the top down, for each of the parameters."""
+    depth = len(route.blocks) if route.blocks is not None else None
+    return {name: [0] if depth is None else list(range(depth, -2, -1)) for name in names}
 
 
 class _Trial:
