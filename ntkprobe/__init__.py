@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .measurement import KernelMeasurement as KernelMeasurement
     from .measurement import RefusalMeasurement as RefusalMeasurement
     from .measurement import measure_activations as measure_activations
+    from .measurement import measure_between as measure_between
     from .measurement import measure_kernel as measure_kernel
     from .measurement import measure_refusal as measure_refusal
     from .prompts import Prompt as Prompt
@@ -53,6 +54,7 @@ _HOMES = {
     "full_vocabulary_norms": "vocabulary",
     "influence": "influences",
     "measure_activations": "measurement",
+    "measure_between": "measurement",
     "measure_bounds": "bounds",
     "measure_kernel": "measurement",
     "measure_refusal": "measurement",

@@ -5,6 +5,7 @@ What is kept are raw numbers and the settings that they depend on; everything el
 
 from .activations import ActivationMeasurement as ActivationMeasurement
 from .activations import measure_activations as measure_activations
+from .between import measure_between as measure_between
 from .encoding import Encoded as Encoded
 from .encoding import encode as encode
 from .encoding import evaluating as evaluating

@@ -89,10 +89,7 @@ def read_out(
                 "all logits have no blocks to keep or to split by layer: use top tokens"
             )
         return _all_logits(model, ids, method, selection, readout)
-    if readout.tokens is None:
-        tokens = torch.stack(kernel.top_tokens(model, ids, readout.top_k, readout.batch_size))
-    else:
-        tokens = _spread(readout.tokens, len(ids))
+    tokens = tokens_read(model, ids, readout)
     probes = [Probe(row, tokens=block) for row, block in zip(ids, tokens, strict=True)]
     found, parts = _blocks_and_parts(method, model, probes, selection, by)
     return {
@@ -101,6 +98,13 @@ def read_out(
         "parts": parts,
         "blocks": found.float().cpu() if blocks else None,
     }
+
+
+def tokens_read(model: nn.Module, ids: list[Tensor], readout: Readout) -> Tensor:
+    """Return the tokens that each prompt's block is of, `[n, k]`."""
+    if readout.tokens is not None:
+        return _spread(readout.tokens, len(ids))
+    return torch.stack(kernel.top_tokens(model, ids, readout.top_k, readout.batch_size))
 
 
 def _all_logits(

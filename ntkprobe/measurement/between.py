@@ -1,0 +1,72 @@
+"""The kernel between two checkpoints of one architecture, J(x′; θ_t) J(x; θ_s)ᵀ."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from .. import kernel
+from ..chat import Template
+from ..estimators.gram import Gram
+from ..kernel import Probe
+from ..parameters import ParameterSelection
+from .encoding import Encoded, Texts, as_encoded, evaluating
+from .kernels import KernelMeasurement
+from .readouts import Readout, Tokens, tokens_read
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def measure_between(
+    observed_model: nn.Module,
+    updated_model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Texts | Encoded,
+    *,
+    parameters: str | ParameterSelection = "all",
+    top_k: int = 10,
+    tokens: Tokens | None = None,
+    template: str | Template = "auto",
+    max_length: int | None = None,
+    keep_blocks: bool = False,
+    batch_size: int = 32,
+) -> KernelMeasurement:
+    """Measure what the gradients of one checkpoint have in common with those of another.
+
+    Of a model and itself it is its kernel. Where a gradient of the one would move the other: an
+    update that was computed at θ_s, applied at θ_t.
+
+    Args:
+        observed_model: the model of the rows, at θ_t.
+        updated_model: the model of the columns, at θ_s, of the same parameters.
+        tokenizer: the tokenizer of both.
+        prompts: what to measure on.
+        parameters: which parameters the kernel is over, in the grammar of `--parameters`.
+        top_k: size of the block: each prompt's k most probable next tokens, by the updated model.
+        tokens: the tokens of the blocks instead: `[k]` for all prompts, or `[n, k]`.
+        template: how prompts become tokens.
+        max_length: longer prompts lose the end of their text.
+        keep_blocks: whether to keep the blocks, `n² k²` numbers.
+        batch_size: of the forward pass that finds the top tokens.
+
+    Returns:
+        The norms of all blocks, rows by the observed model; both models read the same tokens.
+    """
+    encoded = as_encoded(tokenizer, prompts, template, max_length)
+    readout = Readout(top_k, tokens, batch_size=batch_size)
+    selection = ParameterSelection.parse(parameters)
+    ids = [torch.tensor(row) for row in encoded.input_ids]
+    with evaluating(observed_model), evaluating(updated_model):
+        read = tokens_read(updated_model, ids, readout)
+        probes = [Probe(row, tokens=block) for row, block in zip(ids, read, strict=True)]
+        found = Gram().between(observed_model, probes, updated_model, probes, selection)
+    settings = {
+        "estimator": "between two models, Gram()",
+        "parameters": str(selection),
+        "reads": readout.name,
+        "template": encoded.template.name,
+    }
+    blocks = found.float().cpu() if keep_blocks else None
+    norms = kernel.norms(found).cpu()
+    return KernelMeasurement(encoded.prompts, norms, read.cpu(), blocks=blocks, settings=settings)
