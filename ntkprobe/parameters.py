@@ -89,7 +89,7 @@ class ParameterSelection:
                 )
             chosen |= names
         everything = {**base, **adapter}
-        return {name: everything[name] for name in everything if name in chosen}
+        return _once({name: everything[name] for name in everything if name in chosen})
 
     def names(self, model: nn.Module) -> list[str]:
         """Return the canonical names of the selected parameters, in the model's order."""
@@ -103,6 +103,14 @@ class ParameterSelection:
                 "the output matrix is the embedding (tied): both uses count, with their cross terms"
             ]
         return []
+
+
+def _once(named: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Return each parameter by its first name: one trained whole beside an adapter has two."""
+    first: dict[int, str] = {}
+    for name, parameter in named.items():
+        first.setdefault(id(parameter), name)
+    return {name: named[name] for name in first.values()}
 
 
 def _hint(term: str) -> str:

@@ -127,6 +127,8 @@ def test_a_module_trained_whole_is_the_adapters_and_the_effective_bases():
     trained = model.base_model.model.lm_head.modules_to_save["default"].weight
     assert effective_parameters(model)["lm_head.weight"] is trained
     assert any(p is trained for p in adapter_parameters(model).values())
+    both = ParameterSelection.parse("all+lora").parameters(model)
+    assert sum(p is trained for p in both.values()) == 1 and "lm_head.weight" in both
 
 
 def test_exactly_the_chosen_parameters_require_a_gradient():

@@ -11,7 +11,7 @@ Exact: K is a sum over parameters, and each summand is computed in full.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from ...errors import UserError
 from ...hooks import decoder_list, experts_one_by_one
 from ...kernel import Blocks, Probe, prepare
 from ...parameters import ParameterSelection, Part, part_of
-from .descent import Descent, kernels
+from .descent import Descent, Groups, kernels
 from .memory import prompts_at_a_time
 from .passes import Route
 from .precision import full_float32
@@ -61,7 +61,28 @@ class Gram:
     ) -> dict[Part, Blocks]:
         """Return K as a sum over the parts of the model, in its order, from the same one pass."""
         parts = part_of(model)
-        return self._sums(model, probes, parameters, lambda n: parts.get(n, Part(None, "lora")))
+        lora = Part(None, "lora")
+        return self._sums(model, probes, parameters, lambda name: [parts.get(name, lora)])
+
+    def by_selection(
+        self, model: nn.Module, probes: Sequence[Probe], selections: Sequence[Selection]
+    ) -> dict[str, Blocks]:
+        """Return K of each of several selections, as written, from one pass over all of them.
+
+        A parameter counts in every selection that it is in, so that each is exactly what it is
+        alone: `all` and `lora`, too, are kept beside each other and never mixed.
+        """
+        refuse(not selections, "no selections: give at least one, such as last:2+head")
+        each = [ParameterSelection.parse(selection) for selection in selections]
+        theirs = {str(s): {id(p) for p in s.parameters(model).values()} for s in each}
+        union = ParameterSelection(tuple(dict.fromkeys(term for s in each for term in s.terms)))
+        named = union.parameters(model)
+
+        def groups(name: str) -> list[str]:
+            return [written for written, ids in theirs.items() if id(named[name]) in ids]
+
+        found = self._sums(model, probes, union, groups)
+        return {written: found[written] for written in theirs}
 
     def between(
         self,
@@ -119,16 +140,16 @@ class Gram:
         model: nn.Module,
         probes: Sequence[Probe],
         parameters: Selection,
-        group: Callable[[str], Hashable],
+        groups: Groups,
     ) -> dict[Any, Blocks]:
-        """Return K as a sum over groups of parameters."""
+        """Return K summed over each group of parameters."""
         chosen = prepare(model, probes, parameters)
         with experts_one_by_one(model), full_float32():
             plan = self._plan(model, probes, chosen)
 
             def computed(size: int) -> dict[Any, Blocks]:
                 descent = Descent(plan, probes, chosen, size)
-                return kernels(descent, descent, list(chosen), group)
+                return kernels(descent, descent, list(chosen), groups)
 
             return self._fitted(computed, prompts_at_a_time(plan.route, probes))
 
@@ -168,9 +189,9 @@ class Gram:
         return self._fitted(computed, size // 2)
 
 
-def _whole(name: str) -> str:
+def _whole(name: str) -> list[str]:
     """Return the one group that all parameters belong to."""
-    return WHOLE
+    return [WHOLE]
 
 
 def _listed(model: nn.Module) -> nn.ModuleList | None:
