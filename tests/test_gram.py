@@ -21,7 +21,7 @@ from ntkprobe.estimators import gram
 from ntkprobe.estimators.dense import Dense, jacobians
 from ntkprobe.estimators.gram import Gram, algorithm, descent, orders, passes, products, rules
 from ntkprobe.hooks import Float64Throughout, decoder_layers, hooked
-from ntkprobe.kernel import Estimator, Probe
+from ntkprobe.kernel import Estimator, Probe, norms
 
 
 def agree(model, parameters="all", tolerance=1e-4, estimator=None, probes=None):
@@ -123,6 +123,14 @@ def test_the_base_and_the_adapter_are_kept_apart_in_one_pass(changes):
     merged = Gram()(model.merge_and_unload(), probes)
     assert worst_block_error(found["all"], merged) <= 1e-4
     assert worst_block_error(found["all+lora"], found["all"]) > 0.01
+
+
+def test_an_adapter_counted_besides_the_base_can_be_several_times_as_large_where_b_is_zero():
+    model = with_lora(build("llama", seed=2))
+    for name, parameter in model.named_parameters():
+        parameter.data.mul_("lora_B" not in name)
+    found = Gram().by_selection(model, make_probes(model), ["all", "all+lora"])
+    assert (norms(found["all+lora"]) / norms(found["all"])).max() > 3
 
 
 def test_no_selections_and_one_of_nothing_are_refused():

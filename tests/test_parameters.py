@@ -12,6 +12,7 @@ from ntkprobe.parameters import (
     adapter_parameters,
     effective_parameters,
     part_of,
+    remarks,
     requiring_grad,
 )
 
@@ -89,6 +90,16 @@ def test_a_tied_head_is_the_embedding_and_says_so():
     assert selection.names(tied) == ["model.embed_tokens.weight"] == names("embed", tied)
     assert "tied" in selection.remarks(tied)[0]
     assert selection.names(untied) == ["lm_head.weight"] and not selection.remarks(untied)
+    assert remarks(
+        tied, [ParameterSelection.parse("below:1"), ParameterSelection.parse("all")]
+    ) == [f"parameters below:1: {selection.remarks(tied)[0]}"]
+
+
+@pytest.mark.parametrize("spec", ["all+lora", "lora+last:1", "lora", "all"])
+def test_the_base_and_the_adapter_together_are_remarked_on_and_neither_alone(spec):
+    model = with_lora(build("llama"), ["q_proj"])
+    found = ParameterSelection.parse(spec).remarks(model)
+    assert len(found) == ("+" in spec) and all("counted together" in said for said in found)
 
 
 def test_tying_is_seen_by_identity():

@@ -23,7 +23,7 @@ from ...checks import refuse
 from ...errors import UserError
 from ...hooks import decoder_list, experts_one_by_one
 from ...kernel import Blocks, Probe, prepare
-from ...parameters import ParameterSelection, Part, part_of
+from ...parameters import ParameterSelection, Part, parse_selections, part_of
 from .descent import Descent, Groups, kernels
 from .memory import prompts_at_a_time
 from .passes import Route
@@ -73,7 +73,7 @@ class Gram:
         alone: `all` and `lora`, too, are kept beside each other and never mixed.
         """
         refuse(not selections, "no selections: give at least one, such as last:2+head")
-        each = [ParameterSelection.parse(selection) for selection in selections]
+        each = parse_selections(selections)
         theirs = {str(s): {id(p) for p in s.parameters(model).values()} for s in each}
         union = ParameterSelection(tuple(dict.fromkeys(term for s in each for term in s.terms)))
         named = union.parameters(model)
