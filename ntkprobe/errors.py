@@ -1,10 +1,14 @@
-"""The one exception for a user's mistake, and how messages are shown: one clear line."""
+"""A user's mistake, a remark on what was asked for, and how both are shown: one clear line."""
 
 import unicodedata
 
 
 class UserError(ValueError):
     """A mistake in the call: says what was wrong, what is allowed, and what to do, in one line."""
+
+
+class Remark(UserWarning):
+    """What a reader of the numbers should know about what was asked for; nothing is wrong."""
 
 
 def one_line(text: object) -> str:

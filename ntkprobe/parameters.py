@@ -6,7 +6,7 @@ adds to it is taken off); a tied one, found by identity, has one name and counts
 """
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -89,7 +89,7 @@ class ParameterSelection:
                 )
             chosen |= names
         everything = {**base, **adapter}
-        return {name: everything[name] for name in everything if name in chosen}
+        return _once({name: everything[name] for name in everything if name in chosen})
 
     def names(self, model: nn.Module) -> list[str]:
         """Return the canonical names of the selected parameters, in the model's order."""
@@ -97,12 +97,48 @@ class ParameterSelection:
 
     def remarks(self, model: nn.Module) -> list[str]:
         """Return what a reader should know about this selection on this model, a sentence each."""
-        kinds = {part_of(model)[name].kind for name in self.names(model) if name in part_of(model)}
-        if "embed+head" in kinds and {"head", "embed"} & set(self.terms):
-            return [
+        parts, terms = part_of(model), set(self.terms)
+        kinds = {parts[name].kind for name in self.names(model) if name in parts}
+        found = []
+        if "embed+head" in kinds and "all" not in terms:
+            found.append(
                 "the output matrix is the embedding (tied): both uses count, with their cross terms"
-            ]
-        return []
+            )
+        if "lora" in terms and terms != {"lora"}:
+            found.append(
+                "an adapter's parameters and the base's, at the merged weights, are counted "
+                "together: neither the merged model's kernel (all) nor the adapter's own (lora), "
+                "and possibly several times as large, even where the adapter's B is 0"
+            )
+        return found
+
+
+def parse_selections(
+    specs: Sequence[str | ParameterSelection],
+) -> list[ParameterSelection]:
+    """Return several selections.
+
+    Raises:
+        UserError: if they are one text, which would be taken letter by letter.
+    """
+    if isinstance(specs, str):
+        raise UserError(
+            f"selections={specs!r}: give a list of them, such as ['last:2+head', 'all']"
+        )
+    return [ParameterSelection.parse(spec) for spec in specs]
+
+
+def remarks(model: nn.Module, selections: Sequence[ParameterSelection]) -> list[str]:
+    """Return what a reader should know about each of several selections, a line each."""
+    return [f"parameters {s}: {said}" for s in selections for said in s.remarks(model)]
+
+
+def _once(named: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Return each parameter by its first name: one trained whole beside an adapter has two."""
+    first: dict[int, str] = {}
+    for name, parameter in named.items():
+        first.setdefault(id(parameter), name)
+    return {name: named[name] for name in first.values()}
 
 
 def _hint(term: str) -> str:

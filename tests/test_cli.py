@@ -88,6 +88,20 @@ def test_a_dry_run_tells_what_is_measured_already_and_how_long_it_took(call):
     assert re.search(r"1 to measure, \d+\.\d MB to read, about \d+ s each", out)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ("head", "parameters head: the output matrix is the embedding (tied)"),
+        ("all+lora", "parameters all+lora: an adapter's parameters and the base's"),
+        ("all", None),
+    ],
+)
+def test_what_should_be_known_about_the_parameters_is_said_once_a_run(call, parameters, said):
+    err = call("--parameters", parameters)[2]
+    assert len(re.findall(r"(?m)^parameters ", err)) == (said is not None)
+    assert (said or "") in err and "Remark" not in err
+
+
 def test_the_estimator_is_verified_once_a_run_unless_that_is_not_wanted(call):
     _, _, err = call()
     assert err.count("verified over") == 1 and "relative error" in err

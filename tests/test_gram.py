@@ -14,14 +14,14 @@ from architectures import (
     worst_block_error,
 )
 from torch import nn
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 
 from ntkprobe.errors import UserError
 from ntkprobe.estimators import gram
 from ntkprobe.estimators.dense import Dense, jacobians
 from ntkprobe.estimators.gram import Gram, algorithm, descent, orders, passes, products, rules
 from ntkprobe.hooks import Float64Throughout, decoder_layers, hooked
-from ntkprobe.kernel import Estimator, Probe
+from ntkprobe.kernel import Estimator, Probe, norms
 
 
 def agree(model, parameters="all", tolerance=1e-4, estimator=None, probes=None):
@@ -68,6 +68,77 @@ def test_parts_are_exact_and_sum_to_the_kernel(name):
 )
 def test_a_selection_is_exact(name, parameters):
     agree(build(name), parameters)
+
+
+def alone(model, probes, selections, estimator=None):
+    """Return what each selection's own pass gives."""
+    return {s: (estimator or Dense())(model, probes, s) for s in selections}
+
+
+@pytest.mark.parametrize("name", ["qwen2-tied", "gpt2", "mixtral"])
+def test_selections_of_one_pass_are_what_each_is_alone(name):
+    model = build(name, torch.float64)
+    probes = make_probes(model)
+    selections = ["last:1+head", "below:1", "head", "norm", "re:proj|c_fc", "all"]
+    with Float64Throughout():
+        found = Gram(batch_size=3).by_selection(model, probes, selections)
+        wanted = alone(model, probes, selections)
+    assert list(found) == selections
+    assert all(worst_block_error(found[s], wanted[s]) <= 1e-9 for s in selections)
+
+
+def test_selections_that_share_a_parameter_each_count_it_whole():
+    model = build("qwen2-tied", torch.float64)
+    probes = make_probes(model)
+    with Float64Throughout():
+        found = Gram().by_selection(
+            model, probes, ["below:1", "last:1+head", "head", "all", "norm"]
+        )
+    both = found["below:1"] + found["last:1+head"] + found["norm"]
+    torch.testing.assert_close(both - found["head"], found["all"])
+    assert worst_block_error(both, found["all"]) > 0.1
+
+
+def test_several_selections_go_down_the_model_once(monkeypatch):
+    descents = []
+
+    class Counted(descent.Descent):
+        def __init__(self, *given):
+            descents.append(given)
+            super().__init__(*given)
+
+    monkeypatch.setattr(algorithm, "Descent", Counted)
+    model = build("llama")
+    Gram().by_selection(model, make_probes(model), ["below:1", "last:1", "all"])
+    assert len(descents) == 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"modules_to_save": ["lm_head"]}])
+def test_the_base_and_the_adapter_are_kept_apart_in_one_pass(changes):
+    model = with_lora(build("llama"), ["q_proj", "v_proj"], **changes)
+    probes = make_probes(model)
+    found = Gram().by_selection(model, probes, ["all", "lora", "all+lora"])
+    wanted = alone(model, probes, ["all", "lora", "all+lora"])
+    assert all(worst_block_error(found[s], wanted[s]) <= 1e-4 for s in wanted)
+    merged = Gram()(model.merge_and_unload(), probes)
+    assert worst_block_error(found["all"], merged) <= 1e-4
+    assert worst_block_error(found["all+lora"], found["all"]) > 0.01
+
+
+def test_an_adapter_counted_besides_the_base_can_be_several_times_as_large_where_b_is_zero():
+    model = with_lora(build("llama", seed=2))
+    for name, parameter in model.named_parameters():
+        parameter.data.mul_("lora_B" not in name)
+    found = Gram().by_selection(model, make_probes(model), ["all", "all+lora"])
+    assert (norms(found["all+lora"]) / norms(found["all"])).max() > 3
+
+
+def test_no_selections_and_one_of_nothing_are_refused():
+    model = build("llama")
+    with pytest.raises(UserError, match="no selections: give at least one"):
+        Gram().by_selection(model, make_probes(model), [])
+    with pytest.raises(UserError, match="'lora': 'lora' selects nothing here"):
+        Gram().by_selection(model, make_probes(model), ["all", "lora"])
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
@@ -469,11 +540,16 @@ def test_a_bfloat16_checkpoint_is_measured_in_float32_and_left_as_it_was():
     assert worst_block_error(found, Dense()(low.float(), probes)) < 1e-4
 
 
-def test_bfloat16_is_computed_in_only_where_asked_and_is_rough():
-    model = build("llama", torch.bfloat16)
-    probes = make_probes(model)
-    rough = worst_block_error(Gram(dtype=torch.bfloat16)(model, probes), Gram()(model, probes))
-    assert 1e-4 < rough < 0.3
+@pytest.mark.parametrize("seed", range(3))
+def test_bfloat16_is_computed_in_only_where_asked_and_is_rough(seed):
+    config = build("qwen2-tied", hidden_size=64).config
+    torch.manual_seed(seed)
+    drawn = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model = drawn.bfloat16()
+    probes = make_probes(model, seed=seed)
+    rough = Gram(dtype=torch.bfloat16)(model, probes)
+    assert 1e-3 < worst_block_error(rough, Gram()(model, probes)) < 0.05
+    assert worst_block_error(Gram(dtype=torch.float32)(model, probes), Gram()(model, probes)) == 0
 
 
 @pytest.mark.parametrize("ending", [nullcontext(), pytest.raises(UserError, match="NaN")])

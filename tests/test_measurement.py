@@ -1,3 +1,5 @@
+import warnings
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -7,6 +9,7 @@ from matplotlib import pyplot as plt
 from tiny_runs import TEXTS, tiny_adapter, tiny_model, tiny_tokenizer
 
 from ntkprobe import Prompt, PromptSet, UserError, measure_kernel, measure_refusal
+from ntkprobe.errors import Remark
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.kernel import Probe, norms
 from ntkprobe.measurement import encode, evaluating
@@ -138,6 +141,48 @@ def test_tokens_of_another_shape_are_a_mistake(tokens):
 def test_a_value_that_is_not_allowed_is_a_mistake(options):
     with pytest.raises(UserError):
         kernel(**options)
+
+
+@pytest.mark.filterwarnings("ignore::ntkprobe.errors.Remark")
+@pytest.mark.parametrize("estimator", ["gram", "dense"])
+def test_selections_are_what_each_measures_alone(estimator):
+    options = {"estimator": estimator, "keep_blocks": True}
+    found = kernel(parameters="norm", selections=["last:1+head", "below:1", "norm"], **options)
+    assert list(found.selections) == ["last:1+head", "below:1", "norm"]
+    for written, each in {**found.selections, "norm": found}.items():
+        alone = kernel(parameters=written, **options)
+        torch.testing.assert_close(each.norms, alone.norms, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(each.blocks, alone.blocks, rtol=1e-4, atol=1e-5)
+        assert each.settings == alone.settings and each.frame().shape == alone.frame().shape
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"selections": "below:1"}, "give a list"),
+        ({"selections": ["guess"]}, "no term 'guess'"),
+        ({"selections": ["all", "lora"]}, "'lora' selects nothing here"),
+        ({"selections": ["norm"], "by": "layer"}, "splits one selection"),
+        ({"selections": ["norm"], "full_vocabulary": True}, "by selections: use top tokens"),
+    ],
+)
+def test_selections_that_cannot_be_are_a_mistake(options, words):
+    with pytest.raises(UserError, match=words):
+        kernel(**options)
+
+
+def test_what_should_be_known_about_a_selection_is_a_warning():
+    with pytest.warns(Remark, match="parameters head: .*tied.*cross terms"):
+        kernel(parameters="head")
+    with pytest.warns(Remark, match=r"parameters all\+lora: .*counted together") as told:
+        kernel(tiny_adapter(tiny_model(), seed=1), parameters="all+lora", selections=["all"])
+    assert len(told) == 1
+
+
+def test_nothing_is_warned_of_where_nothing_needs_to_be_known():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kernel(tiny_adapter(tiny_model(), seed=1), selections=["lora", "norm"], estimator="gram")
 
 
 def test_an_estimator_without_parts_says_so():

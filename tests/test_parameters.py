@@ -12,6 +12,7 @@ from ntkprobe.parameters import (
     adapter_parameters,
     effective_parameters,
     part_of,
+    remarks,
     requiring_grad,
 )
 
@@ -89,6 +90,16 @@ def test_a_tied_head_is_the_embedding_and_says_so():
     assert selection.names(tied) == ["model.embed_tokens.weight"] == names("embed", tied)
     assert "tied" in selection.remarks(tied)[0]
     assert selection.names(untied) == ["lm_head.weight"] and not selection.remarks(untied)
+    assert remarks(
+        tied, [ParameterSelection.parse("below:1"), ParameterSelection.parse("all")]
+    ) == [f"parameters below:1: {selection.remarks(tied)[0]}"]
+
+
+@pytest.mark.parametrize("spec", ["all+lora", "lora+last:1", "lora", "all"])
+def test_the_base_and_the_adapter_together_are_remarked_on_and_neither_alone(spec):
+    model = with_lora(build("llama"), ["q_proj"])
+    found = ParameterSelection.parse(spec).remarks(model)
+    assert len(found) == ("+" in spec) and all("counted together" in said for said in found)
 
 
 def test_tying_is_seen_by_identity():
@@ -127,6 +138,8 @@ def test_a_module_trained_whole_is_the_adapters_and_the_effective_bases():
     trained = model.base_model.model.lm_head.modules_to_save["default"].weight
     assert effective_parameters(model)["lm_head.weight"] is trained
     assert any(p is trained for p in adapter_parameters(model).values())
+    both = ParameterSelection.parse("all+lora").parameters(model)
+    assert sum(p is trained for p in both.values()) == 1 and "lm_head.weight" in both
 
 
 def test_exactly_the_chosen_parameters_require_a_gradient():

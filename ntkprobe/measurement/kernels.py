@@ -1,5 +1,7 @@
 """One model's kernel between prompts, as raw Frobenius norms."""
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -8,10 +10,10 @@ from torch import Tensor, nn
 
 from .. import estimators, kernel, plugins
 from ..chat import Template
-from ..errors import UserError
+from ..errors import Remark, UserError
 from ..jupyter import paragraph, table
 from ..kernel import Estimator
-from ..parameters import ParameterSelection
+from ..parameters import ParameterSelection, parse_selections, remarks
 from ..prompts import PromptSet
 from .encoding import Encoded, Texts, as_encoded, evaluating
 from .readouts import Readout, Tokens, read_out, rows_and_columns
@@ -32,6 +34,7 @@ class KernelMeasurement:
         parts: with `by="layer"`: `observed, updated, layer, part, norm, share`.
         blocks: with `keep_blocks`: K, `[n, k, n, k]` float32.
         errors: with `random_probes`: the standard errors of the norms.
+        selections: with `selections`: the kernel over each of them, from the same pass.
         settings: everything that the numbers depend on.
     """
 
@@ -42,6 +45,7 @@ class KernelMeasurement:
     blocks: Tensor | None = None
     errors: Tensor | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    selections: "dict[str, KernelMeasurement]" = field(default_factory=dict)
 
     def similarity(self, symmetric: bool = False) -> Tensor:
         """Return the normalised kernel.
@@ -131,6 +135,7 @@ def measure_kernel(
     *,
     estimator: str | Estimator = "gram",
     parameters: str | ParameterSelection = "all",
+    selections: Sequence[str | ParameterSelection] = (),
     top_k: int = 10,
     tokens: Tokens | None = None,
     full_vocabulary: bool = False,
@@ -149,6 +154,8 @@ def measure_kernel(
         prompts: what to measure on; all pairs cost memory and time with the square of their number.
         estimator: `gram`, `finite_difference`, `forward_mode`, `dense`, or one with its settings.
         parameters: which parameters the kernel is over, in the grammar of `--parameters`.
+        selections: measure over each of these as well, in the one pass that `gram` takes anyway:
+            K is a sum over parameters.
         top_k: size of the block: each prompt's k most probable next tokens, by this model.
         tokens: the tokens of the blocks instead: `[k]` for all prompts, or `[n, k]`.
         full_vocabulary: read every logit, exactly, at as many backward passes as the model is wide.
@@ -160,7 +167,8 @@ def measure_kernel(
         batch_size: of the forward pass that finds the top tokens.
 
     Returns:
-        The norms of all blocks, and what was asked for.
+        The norms of all blocks, and what was asked for. What should be known about a selection on
+        this model (tied ends, an adapter counted besides the base) is a warning, `errors.Remark`.
 
     Raises:
         UserError: if a name is unknown, or the model cannot be measured.
@@ -171,8 +179,13 @@ def measure_kernel(
     readout = Readout(top_k, tokens, full_vocabulary, random_probes, batch_size)
     method = plugins.load(estimators, estimator)() if isinstance(estimator, str) else estimator
     selection = ParameterSelection.parse(parameters)
+    others = parse_selections(selections)
+    for remark in remarks(model, [selection, *others]):
+        warnings.warn(remark, Remark, stacklevel=2)
     with evaluating(model):
-        found = read_out(model, encoded, method, selection, readout, by=by, blocks=keep_blocks)
+        found, besides = read_out(
+            model, encoded, method, selection, readout, by=by, blocks=keep_blocks, others=others
+        )
     settings = {
         "estimator": repr(method),
         "parameters": str(selection),
@@ -180,4 +193,10 @@ def measure_kernel(
         "template": encoded.template.name,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
-    return KernelMeasurement(encoded.prompts, settings=settings, **found)
+    each = {
+        written: KernelMeasurement(
+            encoded.prompts, settings={**settings, "parameters": written}, **fields
+        )
+        for written, fields in besides.items()
+    }
+    return KernelMeasurement(encoded.prompts, settings=settings, selections=each, **found)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernel
+from ..checks import refuse
 from ..errors import UserError
 from ..kernel import Probe
 from ..parameters import ParameterSelection
@@ -64,7 +65,8 @@ def read_out(
     *,
     by: str | None = None,
     blocks: bool = False,
-) -> dict[str, Any]:
+    others: Sequence[ParameterSelection] = (),
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return the kernel between prompts, as the fields of a `KernelMeasurement`.
 
     Args:
@@ -75,29 +77,50 @@ def read_out(
         readout: the logits.
         by: `layer` for the shares of layers and parts.
         blocks: whether to keep K itself.
+        others: further selections, in the same pass.
 
     Returns:
-        `norms` and `tokens`, and what was asked for of `parts`, `blocks` and `errors`.
+        `norms` and `tokens`, and what was asked for of `parts`, `blocks` and `errors`; and those
+        of every other selection, as it is written.
 
     Raises:
-        UserError: if blocks or parts are asked for where there are none.
+        UserError: if blocks, parts or further selections are asked for where there are none.
     """
     ids = [torch.tensor(row) for row in encoded.input_ids]
     if readout.full_vocabulary or readout.random_probes is not None:
-        if by is not None or blocks:
+        if by is not None or blocks or others:
             raise UserError(
-                "all logits have no blocks to keep or to split by layer: use top tokens"
+                "all logits have no blocks to keep, to split by layer or by selections: "
+                "use top tokens"
             )
-        return _all_logits(model, ids, method, selection, readout)
+        return _all_logits(model, ids, method, selection, readout), {}
     tokens = tokens_read(model, ids, readout)
     probes = [Probe(row, tokens=block) for row, block in zip(ids, tokens, strict=True)]
-    found, parts = _blocks_and_parts(method, model, probes, selection, by)
-    return {
-        "norms": kernel.norms(found).cpu(),
-        "tokens": tokens.cpu(),
-        "parts": parts,
-        "blocks": found.float().cpu() if blocks else None,
+    parts: dict[str, Any] = {}
+    if others:
+        refuse(by is not None, "by='layer' splits one selection: ask for selections= without it")
+        found = _by_selection(method, model, probes, [selection, *others])
+    else:
+        whole, parts["parts"] = _blocks_and_parts(method, model, probes, selection, by)
+        found = {str(selection): whole}
+    fields = {
+        written: {
+            "norms": kernel.norms(each).cpu(),
+            "tokens": tokens.cpu(),
+            "blocks": each.float().cpu() if blocks else None,
+        }
+        for written, each in found.items()
     }
+    return {**fields[str(selection)], **parts}, {str(s): fields[str(s)] for s in others}
+
+
+def _by_selection(
+    method: Any, model: nn.Module, probes: list[Probe], selections: list[ParameterSelection]
+) -> dict[str, Tensor]:
+    """Return K over each selection: in one pass where the estimator can, else in one for each."""
+    if hasattr(method, "by_selection"):
+        return method.by_selection(model, probes, selections)
+    return {str(s): method(model, probes, s) for s in selections}
 
 
 def tokens_read(model: nn.Module, ids: list[Tensor], readout: Readout) -> Tensor:

@@ -1,6 +1,7 @@
 """One model into the folder: what is measured, on which prompts, and what is already there."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -8,7 +9,7 @@ import pandas as pd
 import torch
 
 from .. import estimators, kernel, mitigations, plugins
-from ..errors import UserError, one_line
+from ..errors import Remark, UserError, one_line
 from ..influences import Influence, influence
 from ..measurement import (
     ActivationMeasurement,
@@ -20,6 +21,7 @@ from ..measurement import (
     measure_kernel,
     measure_refusal,
 )
+from ..parameters import ParameterSelection, remarks
 from ..prompts import PromptSet
 from ..refusal import REDUCTIONS
 from ..verification import WrongKernel, verify
@@ -73,6 +75,7 @@ class Recorder:
         self._encoded: Encoded | None = None
         self._tokenizer: Any = None
         self._verified = False
+        self._remarked = False
         folder_of = settings.mitigation
         self._mitigation = mitigations.load(folder_of) if folder_of is not None else None
 
@@ -150,7 +153,10 @@ class Recorder:
         """Measure a model as it is now, and write its tables."""
         if "kernel" in kinds and self.settings.kernel is not None:
             self._verify(model, self.settings.kernel)
-            kernels = self._kernel(model, self.settings.kernel)
+            self._remark(model, self.settings.kernel)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Remark)  # said once for all checkpoints
+                kernels = self._kernel(model, self.settings.kernel)
             self.folder.write_kernel(step, identity, kernels, self.rows, self._texts(kernels))
         if "refusal" in kinds and self.settings.refusal is not None:
             how = self.settings.refusal
@@ -190,6 +196,13 @@ class Recorder:
             told = f"warning: {error}"
         self._verified = True
         print(one_line(told), file=sys.stderr)
+
+    def _remark(self, model: "nn.Module", how: KernelSettings) -> None:
+        """Say, once, what a reader should know about the parameters measured on such a model."""
+        if not self._remarked:
+            self._remarked = True
+            for remark in remarks(model, [ParameterSelection.parse(how.parameters)]):
+                print(one_line(remark), file=sys.stderr)
 
     def _kernel(self, model: "nn.Module", how: KernelSettings) -> KernelMeasurement:
         """Return the kernel."""

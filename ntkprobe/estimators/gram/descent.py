@@ -15,7 +15,7 @@ from .products import Known, begun, finished
 from .rules import Key
 from .trial import Plan
 
-Group = Callable[[str], Hashable]
+Groups = Callable[[str], Sequence[Hashable]]
 Sums = dict[Hashable, Blocks]
 Missed = tuple[set[str], set[str]]
 
@@ -100,21 +100,22 @@ class Descent:
         return blocks[rows][:, :, torch.tensor(columns.order).argsort()]
 
 
-def kernels(observed: Descent, updated: Descent, names: Sequence[str], group: Group) -> Sums:
+def kernels(observed: Descent, updated: Descent, names: Sequence[str], groups: Groups) -> Sums:
     """Return K as a sum over groups of parameters.
 
     Args:
         observed: the prompts of the rows.
         updated: those of the columns: the same object, for the kernel of one model.
         names: the parameters.
-        group: the group of a parameter.
+        groups: the groups that a parameter belongs to, one or several.
     """
     n, m = len(observed.order), len(updated.order)
     shape = (n, observed.size, m, updated.size)
-    sums: Sums = {group(name): torch.zeros(shape, dtype=torch.float64) for name in names}
+    keys = dict.fromkeys(key for name in names for key in groups(name))
+    sums: Sums = {key: torch.zeros(shape, dtype=torch.float64) for key in keys}
     same = observed is updated
     for stage in tqdm(observed.stages, desc="kernel", unit="stage", leave=False, disable=None):
-        for left, right, blocks in _stage(observed, updated, stage, group):
+        for left, right, blocks in _stage(observed, updated, stage, groups):
             for key, block in blocks.items():
                 sums[key][left, :, right] += block.cpu()
                 if same and left != right:
@@ -125,7 +126,7 @@ def kernels(observed: Descent, updated: Descent, names: Sequence[str], group: Gr
 
 
 def _stage(
-    observed: Descent, updated: Descent, stage: int, group: Group
+    observed: Descent, updated: Descent, stage: int, groups: Groups
 ) -> Iterator[tuple[slice, slice, Sums]]:
     """Yield the rows, columns and blocks that a stage adds to each group, tile by tile."""
     same = observed is updated
@@ -136,14 +137,14 @@ def _stage(
             beside = above if same and i == j else kept.get(i) or left.factors(stage)
             if fits(beside, len(observed.tiles)):
                 kept[i] = beside
-            yield left.rows, right.rows, _blocks(beside, above, group)
+            yield left.rows, right.rows, _blocks(beside, above, groups)
 
 
-def _blocks(left: Factors, right: Factors, group: Group) -> Sums:
+def _blocks(left: Factors, right: Factors, groups: Groups) -> Sums:
     """Return the products of two tiles' factors, added up by group."""
     known: Known = {}
     products = [
-        (group(key[0]), begun(p, q, known))
+        (groups(key[0]), begun(p, q, known))
         for key in left
         if key in right
         for p in left[key]
@@ -152,5 +153,6 @@ def _blocks(left: Factors, right: Factors, group: Group) -> Sums:
     sums: Sums = {}
     blocks = finished(product for _, product in products)
     for (found, _), block in zip(products, blocks, strict=True):
-        sums[found] = sums[found] + block if found in sums else block
+        for group in found:
+            sums[group] = sums[group] + block if group in sums else block
     return sums
