@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import kernel
 from ..errors import UserError
 from ..kernel import Probe
+from ..logits import check_logits
 from ..parameters import ParameterSelection
 from ..random_probes import random_probe_norms
 from ..vocabulary import full_vocabulary_norms
@@ -92,6 +93,7 @@ def read_out(
     if readout.tokens is None:
         tokens = torch.stack(kernel.top_tokens(model, ids, readout.top_k, readout.batch_size))
     else:
+        check_logits(model, ids, readout.batch_size)
         tokens = _spread(readout.tokens, len(ids))
     probes = [Probe(row, tokens=block) for row, block in zip(ids, tokens, strict=True)]
     found, parts = _blocks_and_parts(method, model, probes, selection, by)
@@ -114,8 +116,8 @@ def _all_logits(
     if readout.full_vocabulary:
         norms = full_vocabulary_norms(model, ids, selection, estimator=method)
         return {"norms": norms.cpu(), "tokens": None}
-    count = int(readout.random_probes or 0)
-    estimate = random_probe_norms(model, ids, selection, probes=count, estimator=method)
+    probes: Any = readout.random_probes
+    estimate = random_probe_norms(model, ids, selection, probes=probes, estimator=method)
     # An unbiased estimate of a small square may be negative; its root is then 0, not NaN.
     positive = estimate.squared > 0
     errors = torch.where(positive, estimate.norm_error, estimate.error.sqrt())
