@@ -1,10 +1,11 @@
 """What cannot be measured, refused with one line that says what to do."""
 
-import math
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .errors import UserError
@@ -12,6 +13,8 @@ from .errors import UserError
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _WHOLE = "load the checkpoint whole, on devices, in one process"
 _UNQUANTISED = "load the checkpoint's unquantised weights"
+_PACKED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+_NAMED = 5  # prompts in a message
 
 
 def refuse(wrong: bool, why: str) -> None:
@@ -24,24 +27,44 @@ def refuse(wrong: bool, why: str) -> None:
         raise UserError(why)
 
 
+def count(what: str, value: Any, least: int = 1) -> int:
+    """Return a setting that is a number of things.
+
+    Raises:
+        UserError: if it is not whole, or too small.
+    """
+    if not isinstance(value, Integral) or value < least:
+        raise UserError(f"{what}={value!r}: give {least} or more, a whole number")
+    return int(value)
+
+
+def check_loaded(model: Any) -> None:
+    """Refuse what is no model, such as the name of one.
+
+    Raises:
+        UserError: saying what it is.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"the model is a {type(model).__name__}: load it first, as "
+            "AutoModelForCausalLM.from_pretrained does"
+        )
+
+
 def check_measurable(model: nn.Module) -> None:
     """Refuse a model whose kernel would be wrong or cannot be had.
 
     Raises:
-        UserError: for training mode, offloaded, sharded or quantised weights, an adapter but LoRA.
+        UserError: for training mode, offloaded, sharded or quantised weights, an adapter but LoRA,
+            or a call without autograd or with rounded operations.
     """
+    check_loaded(model)
     if model.training:
         raise UserError("the model is in training mode, with dropout: call model.eval() first")
-    for module in model.modules():
-        if any("FullySharded" in c.__name__ or "FSDP" in c.__name__ for c in type(module).__mro__):
-            raise UserError(f"the model is sharded by FSDP: {_WHOLE}")
+    for name, module in model.named_modules():
+        _check_module(name, module)
     for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise UserError(f"{name} is offloaded (on the meta device): {_WHOLE}")
-        if type(parameter).__module__.startswith("torch.distributed"):
-            raise UserError(f"{name} is sharded over processes: {_WHOLE}")
-        if parameter.dtype not in _FLOATS:
-            raise UserError(f"{name} is quantised ({parameter.dtype}): {_UNQUANTISED}")
+        _check_parameter(name, parameter)
     config = getattr(model, "config", None)
     if getattr(model, "hf_quantizer", None) or getattr(config, "quantization_config", None):
         raise UserError(f"the model is quantised: {_UNQUANTISED}")
@@ -49,52 +72,94 @@ def check_measurable(model: nn.Module) -> None:
         kind = str(getattr(adapter.peft_type, "value", adapter.peft_type))
         if kind != "LORA" or getattr(adapter, "use_dora", False):
             raise UserError(f"the adapter is no plain LoRA ({kind}): call merge_and_unload() first")
+    _check_surroundings(model)
 
 
-def check_fit(
-    model: nn.Module,
-    prompts: Sequence[Int[Tensor, " _"]],
-    tokens: Sequence[Int[Tensor, " _"] | None],
-    sizes: Sequence[int],
-) -> None:
-    """Refuse prompts and read-outs that do not fit the model or one another.
+def _check_module(name: str, module: nn.Module) -> None:
+    """Refuse a module whose weights are elsewhere or packed.
+
+    Raises:
+        UserError: naming it.
+    """
+    kinds = type(module).__mro__
+    if any("FullySharded" in kind.__name__ or "FSDP" in kind.__name__ for kind in kinds):
+        raise UserError(f"the model is sharded by FSDP: {_WHOLE}")
+    packed = any(kind.__module__.startswith(_PACKED) for kind in kinds)
+    if packed or hasattr(module, "_packed_params"):
+        what = f"{name or 'the model'} is quantised ({kinds[0].__name__})"
+        raise UserError(f"{what}: {_UNQUANTISED}")
+
+
+def _check_parameter(name: str, parameter: nn.Parameter) -> None:
+    """Refuse a parameter that is not here, or holds no plain numbers to differentiate by.
+
+    Raises:
+        UserError: naming it.
+    """
+    if parameter.is_meta:
+        raise UserError(f"{name} is offloaded (on the meta device): {_WHOLE}")
+    homes = [kind.__module__ for kind in type(parameter).__mro__]
+    if homes[0].startswith("torch.distributed"):
+        raise UserError(f"{name} is sharded over processes: {_WHOLE}")
+    if parameter.dtype not in _FLOATS or any(home.split(".")[0] == "torchao" for home in homes):
+        what = f"{type(parameter).__name__}, {parameter.dtype}"
+        raise UserError(f"{name} is quantised ({what}): {_UNQUANTISED}")
+    if parameter.is_inference():
+        raise UserError(
+            f"{name} was made under torch.inference_mode, so that nothing can be differentiated by "
+            "it: load the model outside"
+        )
+
+
+def _check_surroundings(model: nn.Module) -> None:
+    """Refuse a call in a block that turns autograd off for good, or rounds what is computed."""
+    refuse(
+        torch.is_inference_mode_enabled(),
+        "called under torch.inference_mode, which has no gradients: call it outside",
+    )
+    rounding = [d for d in {p.device.type for p in model.parameters()} if _rounds(d)]
+    refuse(
+        bool(rounding),
+        "called under torch.autocast, which rounds what is differentiated: call it outside",
+    )
+
+
+def _rounds(device: str) -> bool:
+    """Return whether operations on a kind of device are cast to a lower precision."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def finite(
+    logits: Float[Tensor, "batch vocab"], rows: Sequence[int] | None = None
+) -> Float[Tensor, "batch vocab"]:
+    """Return the logits as they are; a `UserError` if one is NaN or infinite.
 
     Args:
-        model: the model.
-        prompts: the token ids of each prompt.
-        tokens: the vocabulary ids read from each, `None` where weightings of all logits are.
-        sizes: how many values are read from each.
-
-    Raises:
-        UserError: naming the first prompt that does not fit.
+        logits: of some prompts.
+        rows: the numbers of these prompts, where they are known.
     """
-    config = getattr(model, "config", None)
-    context = getattr(config, "max_position_embeddings", None) or math.inf
-    vocabulary = getattr(config, "vocab_size", None) or math.inf
-    if len(set(sizes)) != 1 or not sizes[0]:
-        raise UserError(
-            f"blocks of {sorted(set(sizes))} values: read the same k ≥ 1 of each prompt"
-        )
-    for row, (prompt, read) in enumerate(zip(prompts, tokens, strict=True)):
-        if len(prompt) > context:
-            raise UserError(f"prompt {row}: {len(prompt)} tokens in a context of {context}; cut it")
-        for what, ids in (("holds", prompt), ("reads", read)):
-            if ids is not None and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
-                raise UserError(
-                    f"prompt {row} {what} a token outside the vocabulary of {vocabulary}"
-                )
-
-
-def finite(logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
-    """Return the logits as they are.
-
-    Raises:
-        UserError: if one is NaN or infinite.
-    """
-    bad = (~logits.detach().isfinite().all(-1)).nonzero()
-    if len(bad):
-        raise UserError(
-            f"{len(bad)} of {len(logits)} prompts have NaN or infinite logits, the first at row "
-            f"{int(bad[0])} of its batch: the checkpoint is damaged, or overflows {logits.dtype}"
-        )
+    bad = not_finite(logits)
+    if bad:
+        refuse_broken([] if rows is None else [rows[row] for row in bad], logits.dtype)
     return logits
+
+
+def not_finite(logits: Float[Tensor, "batch vocab"]) -> list[int]:
+    """Return the rows that hold NaN or infinity."""
+    return (~logits.detach().isfinite().all(-1)).nonzero().flatten().tolist()
+
+
+def refuse_broken(prompts: Sequence[int], dtype: torch.dtype) -> None:
+    """Refuse prompts by number whose logits are no numbers; none if their numbers are unknown.
+
+    Raises:
+        UserError: always.
+    """
+    named = ", ".join(map(str, prompts[:_NAMED]))
+    more = f" and {len(prompts) - _NAMED} more" if len(prompts) > _NAMED else ""
+    who = f"prompts {named}{more} have" if len(prompts) > 1 else f"prompt {named} has"
+    cure = "load it in float32, or " if dtype in (torch.float16, torch.bfloat16) else ""
+    raise UserError(
+        f"{who if prompts else 'a prompt has'} NaN or infinite logits: the weights are damaged, or "
+        f"overflow {dtype}; {cure}measure another checkpoint"
+    )

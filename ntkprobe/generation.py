@@ -10,6 +10,7 @@ from torch import LongTensor, Tensor, nn
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from .checks import count
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def generate_answers(
         Texts without special tokens, in the order of the prompts. What cannot be measured (see
         `require_measurable`) and NaN logits are a `UserError`.
     """
-    require_measurable(model, input_ids, room=max_new_tokens)
+    require_measurable(model, input_ids, room=count("max_new_tokens", max_new_tokens))
     answers = [""] * len(input_ids)
     with tqdm(total=len(answers), disable=not progress) as bar:
         for rows in length_batches(input_ids, batch_size):
@@ -149,16 +150,12 @@ def length_batches(input_ids: Sequence[Ids], batch_size: int) -> Iterator[list[i
         batch_size: rows in a batch at most.
 
     Yields:
-        Row numbers; each occurs once.
-
-    Raises:
-        UserError: if the batch size is less than 1.
+        Row numbers; each occurs once. A batch size less than 1 is a `UserError`.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}: give 1 or more")
+    size = count("batch_size", batch_size)
     order = sorted(range(len(input_ids)), key=lambda row: -len(input_ids[row]))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
 
 
 def left_padded(

@@ -23,9 +23,11 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
-from .checks import check_fit, check_measurable, finite, refuse
-from .hooks import reading_last_positions
+from .checks import check_measurable, refuse
+from .logits import last_logits as last_logits
+from .logits import top_tokens as top_tokens
 from .parameters import ParameterSelection
+from .prompt_checks import check_prompts, check_read
 
 Blocks = Float64[Tensor, "n k m l"]
 Table = Float64[Tensor, "n n"]
@@ -56,7 +58,10 @@ class Probe:
         """Return z_S of this prompt's logits."""
         if self.tokens is not None:
             return logits[self.tokens.to(logits.device)]
-        return self.cotangents.to(logits) @ logits  # type: ignore[union-attr]
+        weights = self.cotangents.to(logits)  # type: ignore[union-attr]
+        fits = weights.shape[-1] == len(logits)
+        refuse(not fits, f"cotangents {tuple(weights.shape)}: give [k, {len(logits)}] of them")
+        return weights @ logits
 
 
 @runtime_checkable
@@ -74,40 +79,10 @@ def prepare(
     model: nn.Module, probes: Sequence[Probe], parameters: str | ParameterSelection
 ) -> dict[str, nn.Parameter]:
     """Return θ by name, refusing what cannot be measured: the first line of every estimator."""
-    refuse(not probes, "no prompts: give at least one prompt")
     check_measurable(model)
-    check_fit(model, *zip(*((p.input_ids, p.tokens, len(p)) for p in probes), strict=True))
+    check_prompts(model, [probe.input_ids for probe in probes])
+    check_read(model, [probe.tokens for probe in probes], [len(probe) for probe in probes])
     return ParameterSelection.parse(parameters).parameters(model)
-
-
-def last_logits(
-    model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]
-) -> Float[Tensor, "batch vocab"]:
-    """Return z of prompts of any lengths, in one batch.
-
-    Padded to the right, whatever the tokenizer does, with no mask: no position of a causal model
-    sees a later one, so each prompt has the numbers, and the positions, that it has alone.
-    """
-    device, longest = next(model.parameters()).device, max(map(len, prompts))
-    # Padded with its own last token: at a pad token some models warn, some mask.
-    rows = [torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in prompts]
-    last = torch.tensor([len(ids) - 1 for ids in prompts])
-    with reading_last_positions(model, last) as gather:
-        return gather(model(input_ids=torch.stack(rows).to(device), use_cache=False).logits)
-
-
-def top_tokens(
-    model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], k: int, batch_size: int = 32
-) -> list[Int[Tensor, " k"]]:
-    """Return the ids of each prompt's k largest logits, largest first."""
-    found: list[Tensor] = []
-    for start in range(0, len(prompts), batch_size):
-        with torch.no_grad():
-            logits = finite(last_logits(model, prompts[start : start + batch_size]))
-        size = logits.shape[-1]
-        refuse(not 1 <= k <= size, f"the top {k} of {size} tokens: choose from 1 to {size}")
-        found.extend(logits.float().topk(k).indices.cpu())
-    return found
 
 
 def norms(blocks: Blocks) -> Float64[Tensor, "n m"]:

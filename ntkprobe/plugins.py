@@ -30,3 +30,25 @@ def load(package: ModuleType, name: str) -> Any:
         raise UserError(f"no {name!r} in {package.__name__}: choose from {names(package)}")
     module = import_module(f"{package.__name__}.{name}")
     return getattr(module, "".join(word.capitalize() for word in name.split("_")))
+
+
+def instance(package: ModuleType, given: Any) -> Any:
+    """Return a plug-in ready to be called.
+
+    Args:
+        package: the folder, as an imported package.
+        given: a name, for the plug-in with its defaults, or an instance.
+
+    Returns:
+        The instance.
+
+    Raises:
+        UserError: if there is no such name, or what is given is a class or cannot be called.
+    """
+    if isinstance(given, str):
+        return load(package, given)()
+    if isinstance(given, type):
+        raise UserError(f"{given.__name__} is a class: give an instance, as {given.__name__}()")
+    if not callable(given):
+        raise UserError(f"{given!r} is none of {package.__name__}: give one of {names(package)}")
+    return given

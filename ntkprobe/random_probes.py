@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
-from .checks import refuse
-from .estimators.gram import Gram
-from .kernel import Blocks, Estimator, Probe, Table, last_logits
+from . import estimators, plugins
+from .checks import count
+from .kernel import Blocks, Estimator, Probe, Table
+from .logits import check_logits
 from .parameters import ParameterSelection
 
 
@@ -49,7 +50,7 @@ def random_probe_norms(
     *,
     probes: int = 16,
     seed: int = 0,
-    estimator: Estimator | None = None,
+    estimator: str | Estimator = "gram",
 ) -> NormEstimate:
     """Return an estimate of ‖K(x′,x)‖_F over all logits, from blocks of R × R.
 
@@ -60,21 +61,20 @@ def random_probe_norms(
         probes: R. In a tiny Qwen2, the standard error of a norm between two prompts was 33 % at 4,
             16 % at 16 and 8 % at 64, of a prompt with itself up to twice that.
         seed: of the signs drawn.
-        estimator: what computes the blocks; `Gram` by default.
+        estimator: what computes the blocks, by its name or with its settings.
     """
-    with torch.no_grad():
-        vocabulary = last_logits(model, prompts[:1]).shape[-1]
-    drawn = random_probes(prompts, vocabulary, probes, seed)
-    return estimate((estimator or Gram())(model, drawn, parameters))
+    method = plugins.instance(estimators, estimator)
+    drawn = random_probes(prompts, check_logits(model, prompts), probes, seed)
+    return estimate(method(model, drawn, parameters))
 
 
 def random_probes(
-    prompts: Sequence[Int[Tensor, " _"]], vocabulary: int, count: int, seed: int = 0
+    prompts: Sequence[Int[Tensor, " _"]], vocabulary: int, probes: int, seed: int = 0
 ) -> list[Probe]:
-    """Return a probe of each prompt that reads `count` random weightings, ±1, of all logits."""
-    refuse(count < 3, f"{count} random probes: take 3 or more, to tell how far they differ")
+    """Return a probe of each prompt that reads `probes` random weightings, ±1, of all logits."""
+    count("random probes", probes, least=3)  # to tell how far they differ
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (len(prompts), count, vocabulary), generator=generator)
+    signs = torch.randint(0, 2, (len(prompts), probes, vocabulary), generator=generator)
     return [Probe(ids, cotangents=s) for ids, s in zip(prompts, 2.0 * signs - 1, strict=True)]
 
 
@@ -83,12 +83,12 @@ def estimate(blocks: Blocks) -> NormEstimate:
 
     The jackknife leaves out probe r of both prompts at once, for every r.
     """
-    n, count = blocks.shape[:2]
-    counted = torch.ones(n, n, count, count, dtype=torch.float64)
-    counted[range(n), range(n)] -= torch.eye(count, dtype=torch.float64)
+    n, probes = blocks.shape[:2]
+    counted = torch.ones(n, n, probes, probes, dtype=torch.float64)
+    counted[range(n), range(n)] -= torch.eye(probes, dtype=torch.float64)
     squares = counted * blocks.transpose(1, 2).square()
     means = _without_each(squares) / _without_each(counted)
-    error = ((count - 1) * means.var(-1, correction=0)).sqrt()
+    error = ((probes - 1) * means.var(-1, correction=0)).sqrt()
     return NormEstimate(squares.sum((-1, -2)) / counted.sum((-1, -2)), error)
 
 

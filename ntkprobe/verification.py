@@ -14,12 +14,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from . import estimators, plugins
+from .backward import gradients
 from .chat import Template
-from .checks import finite
+from .checks import check_loaded, check_measurable, finite
 from .kernel import Blocks, Estimator, Probe, last_logits
+from .logits import check_logits
 from .measurement import Encoded, evaluating
 from .measurement.encoding import Texts, as_encoded
 from .parameters import ParameterSelection, requiring_grad
+from .prompt_checks import check_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,7 +72,8 @@ def verify(
     """Compare an estimator with plain backward passes on the shortest and the longest prompt.
 
     Args:
-        model: the model.
+        model: the model; one in training mode is held in evaluation mode meanwhile, without dropout
+            (an estimator called itself refuses it).
         tokenizer: its tokenizer.
         prompts: what is to be measured; two of them are looked at.
         estimator: `gram`, `finite_difference`, `forward_mode`, `dense`, or one with its settings.
@@ -83,10 +87,17 @@ def verify(
         The error, which is within the tolerance: `WrongKernel` is raised where it is not.
     """
     encoded = as_encoded(tokenizer, prompts, template, max_length)
-    ids = sorted((torch.tensor(row) for row in encoded.input_ids), key=len)
-    method = plugins.load(estimators, estimator)() if isinstance(estimator, str) else estimator
+    ids = [torch.tensor(row) for row in encoded.input_ids]
+    method = plugins.instance(estimators, estimator)
+    check_loaded(model)
     with evaluating(model):
-        return verify_pair(method, model, (ids[0], ids[-1]), parameters, tolerance, seed=seed)
+        check_measurable(model)
+        check_prompts(model, ids)
+        rows = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+        pair = (ids[rows[0]], ids[rows[-1]])
+        with torch.no_grad():
+            finite(last_logits(model, pair), [rows[0], rows[-1]])
+        return verify_pair(method, model, pair, parameters, tolerance, seed=seed)
 
 
 def verify_pair(
@@ -115,12 +126,11 @@ def verify_pair(
     Raises:
         WrongKernel: if they differ by more than the tolerance.
     """
+    vocabulary = check_logits(model, pair)
     chosen = ParameterSelection.parse(parameters).parameters(model)
     default = float(getattr(estimator, "rtol", _tolerance(chosen)))
     allowed = default if tolerance is None else tolerance
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        vocabulary = last_logits(model, pair[:1]).shape[-1]
     errors = [
         relative_error(estimator(model, probes, parameters), model, probes, chosen, generator)
         for probes in _read_outs(pair, vocabulary, generator)
@@ -159,7 +169,7 @@ def pull(
     with requiring_grad(model, chosen), torch.enable_grad():
         values = probe.read(finite(last_logits(model, [probe.input_ids]))[0])
         scalar = (values * u.to(values)).sum()
-        return list(torch.autograd.grad(scalar, list(chosen.values()), materialize_grads=True))
+        return gradients(scalar, chosen.values())
 
 
 def _read_outs(

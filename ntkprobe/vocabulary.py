@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
-from . import hooks
-from .checks import check_measurable, refuse
-from .estimators.gram import Gram
+from . import estimators, hooks, plugins
+from .checks import refuse
 from .kernel import Blocks, Estimator, Probe, Table, last_logits
+from .logits import check_logits
 from .parameters import (
     ParameterSelection,
     adapter_parameters,
@@ -41,7 +41,7 @@ def full_vocabulary_norms(
     prompts: Sequence[Int[Tensor, " _"]],
     parameters: str | ParameterSelection = "all",
     *,
-    estimator: Estimator | None = None,
+    estimator: str | Estimator = "gram",
 ) -> Table:
     """Return ‖K(x′,x)‖_F over all logits, exactly.
 
@@ -49,14 +49,15 @@ def full_vocabulary_norms(
         model: the model.
         prompts: token ids of each prompt, nothing padded.
         parameters: the selection.
-        estimator: what computes K_h, the kernel of the hidden state that enters the head; `Gram`
-            by default.
+        estimator: what computes K_h, the kernel of the hidden state that enters the head, by its
+            name or with its settings.
 
     Returns:
         `[n, n]` float64, rows observed x′, columns updated x. Takes d backward passes a prompt,
         again for each tile of prompts whose K_h fit into memory, and 4 V·d² multiply-adds a pair.
     """
-    check_measurable(model)
+    method = plugins.instance(estimators, estimator)
+    check_logits(model, prompts)
     chosen = ParameterSelection.parse(parameters).parameters(model)
     head = Head.of(model, chosen)
     ends = [head.end(model, ids) for ids in prompts]
@@ -64,7 +65,7 @@ def full_vocabulary_norms(
     tiles = torch.arange(len(prompts)).split(max(1, _ROWS_AT_A_TIME // (2 * head.matrix.shape[1])))
     for tile, other in combinations_with_replacement(tiles, 2):
         both = torch.cat([tile, other]).unique().tolist()
-        inner = hidden_kernel(model, [prompts[a] for a in both], chosen, estimator or Gram())
+        inner = hidden_kernel(model, [prompts[a] for a in both], chosen, method)
         for (i, a), (j, b) in combinations_with_replacement(enumerate(both), 2):
             found[a, b] = found[b, a] = head.norm(ends[a], ends[b], inner[i, :, j])
     return found
@@ -75,7 +76,7 @@ def full_vocabulary_gradients(
     prompts: Sequence[Int[Tensor, " _"]],
     parameters: str | ParameterSelection = "all",
     *,
-    estimator: Estimator | None = None,
+    estimator: str | Estimator = "gram",
 ) -> Float64[Tensor, " n"]:
     """Return ‖∂z/∂θ‖_F of all logits, exactly: the root of the trace of K(x,x).
 
@@ -83,18 +84,17 @@ def full_vocabulary_gradients(
         model: the model.
         prompts: token ids of each prompt, nothing padded.
         parameters: the selection.
-        estimator: what computes K_h; `Gram` by default.
+        estimator: what computes K_h, by its name or with its settings.
 
     Returns:
         `[n]` float64.
     """
-    check_measurable(model)
+    method = plugins.instance(estimators, estimator)
+    check_logits(model, prompts)
     chosen = ParameterSelection.parse(parameters).parameters(model)
     head = Head.of(model, chosen)
     squares = [
-        head.trace(
-            head.end(model, ids), hidden_kernel(model, [ids], chosen, estimator or Gram())[0, :, 0]
-        )
+        head.trace(head.end(model, ids), hidden_kernel(model, [ids], chosen, method)[0, :, 0])
         for ids in prompts
     ]
     return torch.tensor(squares, dtype=torch.float64).clamp(min=0).sqrt()

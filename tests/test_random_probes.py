@@ -67,7 +67,7 @@ class TestProbes:
         assert all(torch.equal(a.cotangents, b.cotangents) for a, b in zip(*runs, strict=True))
 
     def test_too_few_to_tell_an_error_are_refused(self):
-        with pytest.raises(UserError, match="take 3 or more"):
+        with pytest.raises(UserError, match="give 3 or more"):
             random_probes(ragged_prompts(), VOCABULARY, 2)
 
     def test_the_estimators_blocks_are_the_weighted_kernels(self, whole):

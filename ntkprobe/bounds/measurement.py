@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..chat import Template
-from ..checks import check_fit, check_measurable, refuse
+from ..checks import count
 from ..errors import UserError
 from ..hooks import layer_output
+from ..logits import check_logits
 from ..measurement.encoding import Encoded, Texts, as_encoded, evaluating
 from ..parameters import ParameterSelection, effective_parameters, part_of
 from ..prompts import PromptSet
@@ -149,12 +150,12 @@ def measure_bounds(
     Raises:
         UserError: if there is no such layer, or the model cannot be measured.
     """  # ruff: ignore[docstring-extraneous-exception]
-    refuse(directions is not None and directions < 2, "directions: take 2 or more, or None")
+    if directions is not None:
+        count("directions", directions, least=2)
     encoded = as_encoded(tokenizer, prompts, template, max_length)
     ids = [torch.tensor(row) for row in encoded.input_ids]
     with evaluating(model):
-        check_measurable(model)
-        check_fit(model, ids, [None] * len(ids), [1] * len(ids))
+        check_logits(model, ids)
         layer_output(model, layer)
         terms = _terms(model, ids, layer, directions, seed)
     settings = {

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from ..backward import gradients
 from ..checks import finite
 from ..kernel import Blocks, Probe, last_logits, prepare
 from ..parameters import ParameterSelection, Part, part_of, requiring_grad
@@ -56,14 +57,11 @@ def jacobians(
     """Return ∂z_i(x_a)/∂θ for every parameter by name, flattened, in the model's order."""
     chosen = prepare(model, probes, parameters)
     tensors = list(chosen.values())
-    rows: list[tuple[Tensor, ...]] = []
+    rows: list[list[Tensor]] = []
     with requiring_grad(model, chosen), torch.enable_grad():
-        for probe in probes:
-            values = probe.read(finite(last_logits(model, [probe.input_ids]))[0])
-            for value in values:
-                rows.append(
-                    torch.autograd.grad(value, tensors, retain_graph=True, materialize_grads=True)
-                )
+        for row, probe in enumerate(probes):
+            values = probe.read(finite(last_logits(model, [probe.input_ids]), [row])[0])
+            rows += [gradients(value, tensors, again=True) for value in values]
     shape = (len(probes), len(probes[0]), -1)
     return {
         name: torch.stack([row[p].double().flatten() for row in rows]).view(shape)

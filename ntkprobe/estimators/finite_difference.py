@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from ..checks import finite, refuse
+from ..backward import gradients
+from ..checks import count, finite, refuse
 from ..kernel import Blocks, Probe, last_logits, prepare
 from ..parameters import ParameterSelection, requiring_grad
 
@@ -56,7 +57,9 @@ class FiniteDifference:
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
-        refuse(not 0 < self.eps < math.inf, f"eps={self.eps}: choose a step above 0, such as 1e-3")
+        long = isinstance(self.eps, float | int) and 0 < self.eps < math.inf
+        refuse(not long, f"eps={self.eps!r}: choose a step above 0, such as 1e-3")
+        count("batch_size", self.batch_size)
         known = self.step in ("raw", "unit")
         refuse(not known, f"step={self.step!r}: choose 'raw' (ε·w) or 'unit' (ε·w/‖w‖)")
 
@@ -102,6 +105,7 @@ class FiniteDifference:
         Too long a step shows first where a prompt observes itself, since its own gradient moves
         its logits most; too short a one, by rounding, where the updated prompt hardly moves it.
         """
+        prepare(model, probes, parameters)
         size = len(probes) * len(probes[0])
         eighths = sorted({round(e * (size - 1) / 7) for e in range(8)})
         whole = self.columns(model, probes, parameters, eighths)
@@ -132,7 +136,8 @@ class FiniteDifference:
         with torch.no_grad():
             for start in range(0, len(observed), self.batch_size):
                 batch = observed[start : start + self.batch_size]
-                logits = finite(last_logits(model, [probe.input_ids for probe in batch])).double()
+                numbers = range(start, start + len(batch))
+                logits = finite(last_logits(model, [p.input_ids for p in batch]), numbers).double()
                 rows += [probe.read(z) for probe, z in zip(batch, logits, strict=True)]
         return torch.stack(rows).cpu()
 
@@ -143,7 +148,7 @@ def gradient(
     """Return w = ∇_θ z_i(x), a tensor for every chosen parameter (A.6, step 1)."""
     with requiring_grad(model, chosen), torch.enable_grad():
         value = updated.read(finite(last_logits(model, [updated.input_ids]))[0])[i]
-        return list(torch.autograd.grad(value, list(chosen.values()), materialize_grads=True))
+        return gradients(value, chosen.values())
 
 
 @contextmanager

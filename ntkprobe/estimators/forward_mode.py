@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 from transformers import PreTrainedModel
 
-from ..checks import finite
+from ..checks import count, finite
 from ..errors import UserError
 from ..kernel import Blocks, Probe, last_logits, prepare
 from ..parameters import ParameterSelection
@@ -31,6 +31,11 @@ class ForwardMode:
     columns_at_once: int = 1
     batch_size: int = 128
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that are none."""
+        count("columns_at_once", self.columns_at_once)
+        count("batch_size", self.batch_size)
+
     def __call__(
         self,
         model: nn.Module,
@@ -38,6 +43,7 @@ class ForwardMode:
         parameters: str | ParameterSelection = "all",
     ) -> Blocks:
         """Return K, exact up to rounding; fused attention gives way to eager while it runs."""
+        prepare(model, probes, parameters)
         updates = range(len(probes))
         return torch.stack([self.columns(model, probes, b, parameters) for b in updates], 2)
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
+from ..backward import gradients
 from ..estimators.forward_mode import differentiable_forwards
 from ..kernel import last_logits
 from ..parameters import requiring_grad
@@ -68,13 +69,8 @@ class Observation(nn.Module):
         """
         with requiring_grad(self.model, self.chosen), torch.enable_grad():
             values = self([prompt])[0]
-            gradients = [
-                torch.autograd.grad(
-                    value, list(self.chosen.values()), retain_graph=True, materialize_grads=True
-                )
-                for value in values
-            ]
-        return torch.stack([_inner(directions, gradient) for gradient in gradients], 1)
+            each = [gradients(value, self.chosen.values(), again=True) for value in values]
+        return torch.stack([_inner(directions, gradient) for gradient in each], 1)
 
 
 def _inner(

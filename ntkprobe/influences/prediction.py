@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..chat import RAW, Template
-from ..checks import check_measurable, refuse
+from ..checks import check_measurable, finite, refuse
 from ..errors import UserError
 from ..generation import length_batches, require_measurable, require_vocabulary
 from ..kernel import last_logits
 from ..measurement.encoding import evaluating
 from ..parameters import ParameterSelection
 from ..phrases import phrase_set
-from ..refusal import REDUCTIONS, phrase_ids
+from ..refusal import chosen_reductions, phrase_ids
 from ..refusal.probability import LARGEST
 from .examples import Example, encode_examples, encode_observed, require_room
 from .observations import LogProbabilities, Observation, Refusals, a_norms
@@ -42,7 +42,7 @@ def influence(
     tokens: str | Sequence[int] | Tensor | None = "all",
     phrases: str | Sequence[Any] | None = "paper31",
     apostrophes: str = "ascii",
-    reductions: Sequence[str] = ("literal",),
+    reductions: str | Sequence[str] = ("literal",),
     parameters: str | ParameterSelection = "auto",
     template: str | Template = "auto",
     max_length: int | None = None,
@@ -81,6 +81,7 @@ def influence(
     pairs, examples = encode_examples(tokenizer, updated, encoded.template if encoded else None)
     ends = _phrases(tokenizer, phrases, apostrophes, encoded.template if encoded else RAW)
     refuse(tokens is None and not ends, "nothing to predict: give tokens=, phrases=, or both")
+    hows = chosen_reductions(reductions) if ends else ()
     selection = trained_parameters(model) if parameters == "auto" else parameters
     with evaluating(model):
         check_measurable(model)
@@ -92,7 +93,7 @@ def influence(
         if tokens is not None:
             prediction.predict_tokens(len(examples), kept)
         if ends:
-            prediction.predict_refusals(ends, reductions)
+            prediction.predict_refusals(ends, hows)
         with tqdm(total=len(examples), desc="influence", disable=not progress) as bar:
             for some in prediction.tiles(examples):
                 prediction.add([update(model, each, chosen, loss) for each in some])
@@ -152,7 +153,6 @@ class _Prediction:
 
     def predict_refusals(self, ends: list[tuple[int, ...]], reductions: Sequence[str]) -> None:
         """Predict log P_refuse."""
-        refuse(not reductions, f"no reductions: choose from {list(REDUCTIONS)}")
         longest = max(self.ids, key=len)
         self._refusals = Refusals(self.model, self.chosen, ends, reductions, longest)
 
@@ -169,6 +169,7 @@ class _Prediction:
         if self._tokens is not None:
             for each in updates:
                 logits, changes = self._forward(self._tokens, each.gradient)
+                finite(logits, range(len(self.ids)))
                 self._of_tokens.append(changes)
                 self._a_norms = a_norms(logits) if self._a_norms is None else self._a_norms
         if self._refusals is not None:
@@ -267,6 +268,7 @@ def _last_logits(model: nn.Module, ids: list[Tensor], batch_size: int) -> Tensor
     """Return z of every prompt, `[observed, vocab]`."""
     found: list[Tensor] = [torch.empty(0)] * len(ids)
     for rows in length_batches(ids, batch_size):
-        for row, z in zip(rows, last_logits(model, [ids[row] for row in rows]), strict=True):
+        logits = finite(last_logits(model, [ids[row] for row in rows]), rows)
+        for row, z in zip(rows, logits, strict=True):
             found[row] = z.cpu()
     return torch.stack(found)

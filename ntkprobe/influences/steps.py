@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..backward import gradients
 from ..chat import RAW, Template
-from ..checks import check_measurable, refuse
+from ..checks import check_measurable, finite, refuse
 from ..errors import UserError
 from ..generation import length_batches, require_measurable
 from ..measurement.encoding import evaluating
@@ -29,6 +30,7 @@ from ..parameters import (
     requiring_grad,
 )
 from ..prompts import PromptSet
+from ..refusal import chosen_reductions
 from .examples import encode_observed
 from .observations import LogProbabilities, Observation, Refusals
 from .prediction import _phrases, _tokens, trained_parameters
@@ -79,7 +81,7 @@ def predict_step(
     step: Direction,
     tokens: str | Sequence[int] | Tensor | None = None,
     phrases: str | Sequence[Any] | None = "paper31",
-    reductions: Sequence[str] = ("literal",),
+    reductions: str | Sequence[str] = ("literal",),
     template: str | Template = "auto",
     max_length: int | None = None,
     batch_size: int = 32,
@@ -110,6 +112,7 @@ def predict_step(
     encoded, ids = encode_observed(tokenizer, observed, template, max_length)
     ends = _phrases(tokenizer, phrases, "ascii", encoded.template if encoded else RAW)
     refuse(tokens is None and not ends, "nothing to predict: give tokens=, phrases=, or both")
+    hows = chosen_reductions(reductions) if ends else ()
     with evaluating(model):
         check_measurable(model)
         require_measurable(model, ids, room=max(map(len, ends), default=1) - 1)
@@ -117,12 +120,13 @@ def predict_step(
         forward = partial(_forward, ids=ids, step=step, batch_size=batch_size)
         first = None
         if tokens is not None:
-            first = forward(LogProbabilities(model, chosen, _tokens(model, tokens)))[1]
+            logits, first = forward(LogProbabilities(model, chosen, _tokens(model, tokens)))
+            finite(logits, range(len(ids)))
         found: Pair = (torch.empty(len(ids), 0), torch.empty(len(ids), 0))
         if ends:
-            what = Refusals(model, chosen, ends, reductions, max(ids, key=len))
+            what = Refusals(model, chosen, ends, hows, max(ids, key=len))
             found = forward(what) if mode == "forward" else _reverse(what, ids, step)
-    named = [dict(zip(reductions, values.unbind(-1), strict=bool(ends))) for values in found]
+    named = [dict(zip(hows, values.unbind(-1), strict=True)) for values in found]
     return StepPrediction(encoded.prompts if encoded else None, first, named[1], named[0])
 
 
@@ -140,16 +144,12 @@ def _forward(what: Observation, ids: list[Tensor], step: Direction, batch_size: 
 def _reverse(what: Observation, ids: list[Tensor], step: Direction) -> Pair:
     """Return the same, by a backward pass for each prompt and value."""
     before, change = [], []
-    parameters = list(what.chosen.values())
     for prompt in ids:
         with requiring_grad(what.model, what.chosen), torch.enable_grad():
             values = what([prompt])[0]
-            gradients = [
-                torch.autograd.grad(v, parameters, retain_graph=True, materialize_grads=True)
-                for v in values
-            ]
+            found = [gradients(value, what.chosen.values(), again=True) for value in values]
         before.append(values.detach().double().cpu())
-        change.append(torch.stack([_inner(step, what.chosen, each) for each in gradients]))
+        change.append(torch.stack([_inner(step, what.chosen, each) for each in found]))
     return torch.stack(before), torch.stack(change)
 
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from ..backward import gradients
 from ..checks import finite
 from ..errors import UserError
 from ..parameters import requiring_grad
@@ -58,9 +59,7 @@ def update(
         logits = answer_logits(model, example)
         g = residuals(logits.detach(), example, loss)
         # ⟨z, G⟩ has the loss's gradient: G stands for ∇_z L and is a constant here.
-        found = torch.autograd.grad(
-            (logits.double() * g).sum(), list(chosen.values()), materialize_grads=True
-        )
+        found = gradients((logits.double() * g).sum(), chosen.values())
     gradient = dict(zip(chosen, (_at_least_single(each.detach()) for each in found), strict=True))
     return Update(gradient, loss_of(logits.detach(), example, loss), float(g.norm()))
 

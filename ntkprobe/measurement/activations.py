@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..chat import Template
+from ..checks import check_loaded, finite
 from ..generation import length_batches, require_measurable
 from ..hooks import Hook, decoder_layers, hidden_state, hooked, layer_output
-from ..kernel import finite, last_logits
+from ..logits import last_logits
 from ..prompts import PromptSet
 from .encoding import Encoded, Texts, as_encoded, evaluating
 
@@ -60,6 +61,7 @@ def measure_activations(
     Returns:
         A matrix for each layer; a layer that the model does not have is a `UserError`.
     """
+    check_loaded(model)
     encoded = as_encoded(tokenizer, prompts, template, max_length)
     numbers = range(1, len(decoder_layers(model)) + 1) if isinstance(layers, str) else layers
     modules = {number: layer_output(model, number) for number in sorted(set(numbers))}
@@ -68,7 +70,7 @@ def measure_activations(
     with evaluating(model), torch.no_grad():
         require_measurable(model, ids)
         for rows in length_batches(ids, batch_size):
-            for number, values in _last_positions(model, modules, [ids[row] for row in rows]):
+            for number, values in _last_positions(model, modules, ids, rows):
                 for row, value in zip(rows, values, strict=True):
                     found[number][row] = value
     settings = {
@@ -81,9 +83,10 @@ def measure_activations(
 
 
 def _last_positions(
-    model: nn.Module, modules: dict[int, nn.Module], prompts: list[Tensor]
+    model: nn.Module, modules: dict[int, nn.Module], ids: list[Tensor], batch: list[int]
 ) -> list[tuple[int, Tensor]]:
-    """Return each layer's output `[batch, hidden]` at the last position of these prompts."""
+    """Return each layer's output `[batch, hidden]` at the last position of a batch of prompts."""
+    prompts = [ids[row] for row in batch]
     last = torch.tensor([len(ids) - 1 for ids in prompts])
     found: list[tuple[int, Tensor]] = []
 
@@ -96,5 +99,5 @@ def _last_positions(
         return keep
 
     with hooked([(module, keeping(number)) for number, module in modules.items()]):
-        finite(last_logits(model, prompts))
+        finite(last_logits(model, prompts), batch)
     return found

@@ -7,8 +7,10 @@ from torch import nn
 
 from .. import kernel
 from ..chat import Template
+from ..checks import check_loaded
 from ..estimators.gram import Gram
 from ..kernel import Probe
+from ..logits import check_logits
 from ..parameters import ParameterSelection
 from .encoding import Encoded, Texts, as_encoded, evaluating
 from .kernels import KernelMeasurement
@@ -53,12 +55,15 @@ def measure_between(
     Returns:
         The norms of all blocks, rows by the observed model; both models read the same tokens.
     """
+    for model in (observed_model, updated_model):
+        check_loaded(model)
     encoded = as_encoded(tokenizer, prompts, template, max_length)
     readout = Readout(top_k, tokens, batch_size=batch_size)
     selection = ParameterSelection.parse(parameters)
     ids = [torch.tensor(row) for row in encoded.input_ids]
     with evaluating(observed_model), evaluating(updated_model):
         read = tokens_read(updated_model, ids, readout)
+        check_logits(observed_model, ids, batch_size)
         probes = [Probe(row, tokens=block) for row, block in zip(ids, read, strict=True)]
         found = Gram().between(observed_model, probes, updated_model, probes, selection)
     settings = {

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ..chat import Template, resolve_template
+from ..checks import check_loaded, refuse
+from ..errors import UserError
 from ..prompts import Prompt, PromptSet
 
 if TYPE_CHECKING:
@@ -77,14 +79,25 @@ def as_encoded(
     """Return prompts with their tokens, made now unless they come with them."""
     if isinstance(prompts, Encoded):
         return prompts
+    refuse(tokenizer is None, "no tokenizer: give the model's, to make tokens of the prompts")
     return encode(tokenizer, prompts, template, max_length)
 
 
 def as_prompt_set(prompts: Texts) -> PromptSet:
-    """Return prompts as a set; bare strings count as `normal`."""
+    """Return prompts as a set; bare strings count as `normal`.
+
+    Raises:
+        UserError: for one string, or what is neither text nor prompt.
+    """
     if isinstance(prompts, PromptSet):
         return prompts
-    return PromptSet(tuple(p if isinstance(p, Prompt) else Prompt(p, "normal") for p in prompts))
+    if isinstance(prompts, str | Prompt) or not isinstance(prompts, Iterable):
+        raise UserError(f"prompts={prompts!r}: give a PromptSet or a list of texts, such as ['…']")
+    each = list(prompts)
+    for number, prompt in enumerate(each):
+        if not isinstance(prompt, Prompt | str):
+            raise UserError(f"prompt {number} is a {type(prompt).__name__}: give texts or Prompts")
+    return PromptSet(tuple(p if isinstance(p, Prompt) else Prompt(p, "normal") for p in each))
 
 
 @contextmanager
@@ -97,6 +110,7 @@ def evaluating(model: nn.Module) -> Generator[nn.Module, None, None]:
     Yields:
         The same model.
     """
+    check_loaded(model)
     training = [module for module in model.modules() if module.training]
     try:
         yield model.eval()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import estimators, kernel, plugins
 from ..chat import Template
+from ..checks import check_loaded
 from ..errors import Remark, UserError
 from ..jupyter import paragraph, table
 from ..kernel import Estimator
@@ -149,7 +150,8 @@ def measure_kernel(
     """Measure the eNTK between all ordered pairs of prompts (A.6).
 
     Args:
-        model: any causal language model; in memory, in one process.
+        model: any causal language model; in memory, in one process. One in training mode is held
+            in evaluation mode meanwhile, without dropout (an estimator called itself refuses it).
         tokenizer: its tokenizer.
         prompts: what to measure on; all pairs cost memory and time with the square of their number.
         estimator: `gram`, `finite_difference`, `forward_mode`, `dense`, or one with its settings.
@@ -175,9 +177,10 @@ def measure_kernel(
     """
     if by not in (None, "layer"):
         raise UserError(f"no split by {by!r}: the only one is 'layer'")
+    check_loaded(model)
     encoded = as_encoded(tokenizer, prompts, template, max_length)
     readout = Readout(top_k, tokens, full_vocabulary, random_probes, batch_size)
-    method = plugins.load(estimators, estimator)() if isinstance(estimator, str) else estimator
+    method = plugins.instance(estimators, estimator)
     selection = ParameterSelection.parse(parameters)
     others = parse_selections(selections)
     for remark in remarks(model, [selection, *others]):

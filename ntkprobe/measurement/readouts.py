@@ -12,6 +12,7 @@ from .. import kernel
 from ..checks import refuse
 from ..errors import UserError
 from ..kernel import Probe
+from ..logits import check_logits
 from ..parameters import ParameterSelection
 from ..random_probes import random_probe_norms
 from ..vocabulary import full_vocabulary_norms
@@ -126,6 +127,7 @@ def _by_selection(
 def tokens_read(model: nn.Module, ids: list[Tensor], readout: Readout) -> Tensor:
     """Return the tokens that each prompt's block is of, `[n, k]`."""
     if readout.tokens is not None:
+        check_logits(model, ids, readout.batch_size)
         return _spread(readout.tokens, len(ids))
     return torch.stack(kernel.top_tokens(model, ids, readout.top_k, readout.batch_size))
 
@@ -141,8 +143,8 @@ def _all_logits(
     if readout.full_vocabulary:
         norms = full_vocabulary_norms(model, ids, selection, estimator=method)
         return {"norms": norms.cpu(), "tokens": None}
-    count = int(readout.random_probes or 0)
-    estimate = random_probe_norms(model, ids, selection, probes=count, estimator=method)
+    probes: Any = readout.random_probes
+    estimate = random_probe_norms(model, ids, selection, probes=probes, estimator=method)
     # An unbiased estimate of a small square may be negative; its root is then 0, not NaN.
     positive = estimate.squared > 0
     errors = torch.where(positive, estimate.norm_error, estimate.error.sqrt())

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor
 
 from ..chat import Template
+from ..checks import count
 from ..generation import generate_answers
 from ..jupyter import paragraph, table
 from ..phrases import is_refusal, phrase_set
 from ..prompts import PromptSet
-from ..refusal import REDUCTIONS, phrase_ids, reduce_phrases, score_phrases
+from ..refusal import REDUCTIONS, chosen_reductions, phrase_ids, reduce_phrases, score_phrases
 from .encoding import Encoded, Texts, as_encoded, evaluating
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def measure_refusal(
     *,
     phrases: str | Sequence[str] = "paper31",
     apostrophes: str = "ascii",
-    reductions: Sequence[str] = REDUCTIONS,
+    reductions: str | Sequence[str] = REDUCTIONS,
     generate: bool = True,
     max_new_tokens: int = 32,
     template: str | Template = "auto",
@@ -107,7 +108,7 @@ def measure_refusal(
         phrases: the name of a phrase set, or phrases.
         apostrophes: `ascii`, `curly` or `both`, for a named set.
         reductions: `literal` sums over all phrases as the paper does; `prefix_free` counts a phrase
-            that begins with another one once.
+            that begins with another one once. One, or both.
         generate: whether to let the model answer, greedily.
         max_new_tokens: of an answer; a refusal shows in the first words.
         template: how prompts become tokens.
@@ -118,6 +119,9 @@ def measure_refusal(
     Returns:
         Log-probabilities, and answers if asked for.
     """
+    hows = chosen_reductions(reductions)
+    if generate:
+        count("max_new_tokens", max_new_tokens)
     encoded = as_encoded(tokenizer, prompts, template, max_length)
     named = isinstance(phrases, str)
     texts = phrase_set(phrases, apostrophes=apostrophes) if isinstance(phrases, str) else phrases
@@ -149,7 +153,7 @@ def measure_refusal(
     }
     return RefusalMeasurement(
         encoded.prompts,
-        {(label, how): reduce_phrases(scores, ends, how).cpu() for how in reductions},
+        {(label, how): reduce_phrases(scores, ends, how).cpu() for how in hows},
         None if answers is None else tuple(answers),
         None if answers is None else tuple(map(is_refusal, answers)),
         settings,

@@ -6,6 +6,7 @@ oracle; `probability` says what is summed.
 
 from .probability import (
     REDUCTIONS,
+    chosen_reductions,
     differentiable_scorer,
     phrase_ids,
     reduce_phrases,
@@ -15,6 +16,7 @@ from .probability import (
 
 __all__ = [
     "REDUCTIONS",
+    "chosen_reductions",
     "differentiable_scorer",
     "phrase_ids",
     "reduce_phrases",

@@ -157,6 +157,20 @@ def score_phrases(
     return scores
 
 
+def chosen_reductions(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the reductions asked for, by one name or several.
+
+    Raises:
+        UserError: for none, or an unknown one.
+    """
+    names = (given,) if isinstance(given, str) else tuple(given)
+    unknown = [name for name in names if name not in REDUCTIONS]
+    if unknown or not names:
+        what = f"no reduction {unknown[0]!r}" if unknown else "no reductions"
+        raise UserError(f"{what}: choose from {list(REDUCTIONS)}")
+    return names
+
+
 def reduce_phrases(
     log_probabilities: Float64[Tensor, "prompts phrases"],
     phrase_ids: Sequence[Sequence[int]],
@@ -171,13 +185,9 @@ def reduce_phrases(
             of `prefix_free` are disjoint for any vocabulary.
 
     Returns:
-        One float64 number for each prompt.
-
-    Raises:
-        UserError: for an unknown reduction.
+        One float64 number for each prompt; an unknown reduction is a `UserError`.
     """
-    if reduction not in REDUCTIONS:
-        raise UserError(f"no reduction {reduction!r}: choose from {list(REDUCTIONS)}")
+    chosen_reductions((reduction,))
     columns = range(len(phrase_ids)) if reduction == "literal" else _disjoint(phrase_ids)
     return log_probabilities[:, list(columns)].logsumexp(-1)
 
