@@ -196,6 +196,25 @@ def test_layers_and_blocks_are_kept_on_demand(run, tmp_path):
     np.testing.assert_allclose(norms, kernel_at(out, 10), rtol=1e-5)
 
 
+def test_drift_is_that_of_the_kernels_of_two_models_at_the_first_ones_tokens(run, tmp_path):
+    out = tmp_path / "out"
+    measure(run, out, with_kernel(top_k_at="first", keep_blocks=True))
+    later = tiny_adapter(tiny_model(), seed=20).merge_and_unload()
+    options = {"estimator": "dense", "keep_blocks": True}
+    first = measure_kernel(tiny_model(), tiny_tokenizer(), PROMPTS, top_k=2, **options)
+    then = measure_kernel(later, tiny_tokenizer(), PROMPTS, tokens=first.tokens, **options)
+    a, b = (each.blocks.double().flatten() for each in (first, then))
+    table = Trajectory(out).drift().query("observed_group.isna()").set_index("step")
+    assert table.loc[20, "drift"] == pytest.approx(float(1 - a @ b / a.norm() / b.norm()), rel=1e-4)
+    assert table.loc[0, "drift"] == 0 < 1e-4 < table.loc[20, "drift"]
+
+
+def test_drift_at_each_steps_own_tokens_is_refused(run, tmp_path):
+    measure(run, tmp_path / "out", with_kernel(keep_blocks=True))
+    with pytest.raises(UserError, match="other tokens at step"):
+        Trajectory(tmp_path / "out").drift()
+
+
 # --- refusals ---
 
 REFUSAL = replace(SETTINGS, kernel=None, refusal=RefusalSettings(max_new_tokens=3))
