@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from .errors import UserError
+
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from torch import Tensor
 
@@ -78,3 +81,24 @@ def write_tensors(
         readers = hidden.stat().st_mode  # safetensors would leave it to the owner alone
         save_file(tensors, hidden, metadata)
         hidden.chmod(readers)
+
+
+def read_tensors(path: Path) -> "dict[str, np.ndarray]":
+    """Return the tensors of a safetensors file by name, without torch.
+
+    Args:
+        path: of the file; a `FileNotFoundError` without one.
+
+    Returns:
+        The tensors.
+
+    Raises:
+        UserError: if it is not whole.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not whole: remove it and measure again") from error

@@ -5,8 +5,7 @@ each is whole from the moment it is there.
 """
 
 import json
-from collections.abc import Collection, Iterator
-from itertools import product
+from collections.abc import Callable, Collection
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,9 @@ import pandas as pd
 
 from .errors import UserError
 from .jupyter import paragraph, table
+from .kernel_drift import drift_rows, insist_on_fixed_tokens
+from .resampling import mean_rows
+from .storage import read_tensors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,26 +174,60 @@ class Trajectory:
 
         Returns:
             `[prompts, hidden]` for each layer measured: the output of decoder block ℓ, counted
-            from 1; rows as in `prompts`.
-
-        Raises:
-            UserError: if that step has none.
+            from 1; rows as in `prompts`. A step without any is a `UserError`.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        path = self.folder / "activations" / f"step-{step:08d}.safetensors"
-        try:
-            tensors = load_file(path)
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{self.folder} has no activations of step {step}: it has them of "
-                f"{self.activation_steps() or 'none'}; `ntkprobe measure --only activations`"
-            ) from error
-        except SafetensorError as error:
-            raise UserError(f"{path} is not whole: remove it and measure again") from error
+        tensors = self._tensors("activations", step)
         numbered = {int(name.removeprefix("layer_")): value for name, value in tensors.items()}
         return dict(sorted(numbered.items()))
+
+    def blocks(self, step: int) -> np.ndarray:
+        """Return the kernel itself at one step, as `ntkprobe measure --keep-blocks` kept it.
+
+        Args:
+            step: one of `steps`.
+
+        Returns:
+            K, `[n, k, n, k]` float32: observed prompt and token, updated prompt and token. The
+            prompts are those of `prompts` with `in_kernel`, the tokens as ranked in `tokens()`.
+            A step without any is a `UserError`.
+        """
+        return self._tensors("blocks", step)["blocks"]
+
+    def drift(self) -> pd.DataFrame:
+        """Return how far the kernel of every step has turned away from the first one's.
+
+        drift = 1 − ⟨K_t, K_0⟩_F / (‖K_t‖_F ‖K_0‖_F) over fixed tokens, K_0 of the first measured
+        step: 0 where K only grew or shrank, 1 where it is orthogonal. Pairs of a prompt with itself
+        are in it: K is taken whole, or all of its blocks between two groups.
+
+        Returns:
+            `step, observed_group, updated_group, drift, pairs`: for every step a row of the whole
+            kernel, whose groups are missing, and one per ordered pair of groups. A run without
+            blocks, or whose steps read different tokens, is a `UserError`.
+        """
+        steps = [step_of(path) for path in self._files("kernel")]
+        kept = {step_of(path) for path in self._files("blocks")}
+        insist_on_fixed_tokens(self.folder, steps, kept, self.tokens())
+        about = self.prompts
+        groups = about.loc[about["in_kernel"], "group"].tolist()
+        first = self.blocks(steps[0])
+        tables = {step: drift_rows(first, self.blocks(step), groups) for step in steps}
+        return pd.concat(tables, names=["step"]).reset_index("step").reset_index(drop=True)
+
+    def _tensors(self, kind: str, step: int) -> dict[str, np.ndarray]:
+        """Return the tensors of one step's file.
+
+        Raises:
+            UserError: if there is none.
+        """
+        try:
+            return read_tensors(self.folder / kind / f"step-{step:08d}.safetensors")
+        except FileNotFoundError as error:
+            kept = [step_of(path) for path in self._files(kind)] or "none"
+            raise UserError(
+                f"{self.folder} has no {kind} of step {step}: it has them of {kept}; "
+                f"`ntkprobe measure {_TENSORS[kind]}`"
+            ) from error
 
     def group_means(
         self,
@@ -219,7 +255,7 @@ class Trajectory:
         rows = [
             {"step": step, **row}
             for step, pairs in table.groupby("step")
-            for row in _mean_rows(pairs, value, self_pairs, (resamples, seed))
+            for row in mean_rows(pairs, value, self_pairs, (resamples, seed))
         ]
         ends = ["low", "high"] if resamples else []
         columns = ["step", "observed_group", "updated_group", value, *ends, "pairs"]
@@ -227,7 +263,7 @@ class Trajectory:
 
     def _files(self, kind: str) -> list[Path]:
         """Return the files of one kind of table, by step."""
-        suffix = "safetensors" if kind == "activations" else "parquet"
+        suffix = "safetensors" if kind in _TENSORS else "parquet"
         files = sorted((self.folder / kind).glob(f"step-*.{suffix}"), key=step_of)
         return [path for path in files if self._only is None or step_of(path) in self._only]
 
@@ -271,8 +307,8 @@ class Trajectory:
 
         Args:
             ax: where to; a new figure by default.
-            what: `kernel`, mean similarities, or `refusal`, mean probabilities; by default the
-                first of the two that was measured.
+            what: `kernel`, mean similarities, `refusal`, mean probabilities, or `drift`; by default
+                the first of the first two that was measured.
 
         Returns:
             The Axes.
@@ -280,23 +316,21 @@ class Trajectory:
         Raises:
             UserError: if that was not measured.
         """
-        from .plots.lines import group_lines, pair_lines
         from .plots.style import new_axes
+        from .plots.trajectories import drift_lines, refusal_lines, similarity_lines
 
+        kinds: dict[str, tuple[Callable[[], pd.DataFrame], Callable[..., Axes]]] = {
+            "kernel": (self.group_means, similarity_lines),
+            "refusal": (self._first_reduction, refusal_lines),
+            "drift": (self.drift, drift_lines),
+        }
         kind = what or ("kernel" if self._files("kernel") else "refusal")
-        if kind not in ("kernel", "refusal") or not self._files(kind):
-            raise UserError(f"no {kind} was measured in {self.folder}: choose kernel or refusal")
-        where = new_axes() if ax is None else ax
-        if kind == "kernel":
-            means = self.group_means()
-            where.set_ylim(0, means["high"].max() * 1.04)
-            pair_lines(means, where, emphasised=("seemingly_toxic", "toxic"))
-            label = "mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$"
-        else:
-            group_lines(self._first_reduction(), where, y="probability")
-            label = "mean refusal probability"
-        where.set(xlabel="optimiser step", ylabel=label)
-        return where
+        if kind not in kinds or not (kind == "drift" or self._files(kind)):
+            raise UserError(
+                f"no {kind} was measured in {self.folder}: choose kernel, refusal or drift"
+            )
+        rows, draw = kinds[kind]
+        return draw(rows(), new_axes() if ax is None else ax)
 
     def _first_reduction(self) -> pd.DataFrame:
         """Return the rows of `refusal_means` for the phrases and the sum that were listed first."""
@@ -333,6 +367,13 @@ _EMPTY = {
 }
 
 
+_TENSORS = {
+    "activations": "--only activations",
+    "blocks": "--only kernel --keep-blocks --output-dir NEW",
+}
+"""Tables that are no Parquet, and what keeps them."""
+
+
 def step_of(path: Path) -> int:
     """Return the step in a file name such as `step-00000100.parquet`."""
     return int(path.stem.removeprefix("step-"))
@@ -347,53 +388,3 @@ def _ends(wide: pd.DataFrame, columns: int = 6) -> pd.DataFrame:
 def _look_up(values: pd.Series, steps: pd.Series, prompts: pd.Series) -> np.ndarray:
     """Return the values of (step, prompt) pairs."""
     return values.reindex(pd.MultiIndex.from_arrays([steps, prompts])).to_numpy()
-
-
-def _mean_rows(
-    pairs: pd.DataFrame, value: str, self_pairs: bool, bootstrap: tuple[int, int]
-) -> Iterator[dict[str, Any]]:
-    """Yield a row for every ordered pair of groups of one step."""
-    grid = pairs.pivot(index="observed", columns="updated", values=value)
-    matrix = grid.reindex(columns=grid.index).to_numpy()
-    counts = np.isfinite(matrix)
-    if not self_pairs:
-        np.fill_diagonal(counts, False)
-    group = pairs.drop_duplicates("observed").set_index("observed")["observed_group"]
-    groups = group.loc[grid.index].to_numpy()
-    # Groups in the order of their first prompt.
-    members = {name: groups == name for name in dict.fromkeys(groups)}
-    draws = _draws(members, *bootstrap)
-    for first, second in product(members, members):
-        block = np.ix_(members[first], members[second])
-        if counts[block].any():
-            kept, weights = np.where(counts, matrix, 0)[block], counts[block]
-            yield {
-                "observed_group": first,
-                "updated_group": second,
-                value: kept.sum() / weights.sum(),
-                **_interval(kept, weights, draws[first], draws[second]),
-                "pairs": int(weights.sum()),
-            }
-
-
-def _draws(members: dict[str, np.ndarray], resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """Return how often each prompt of a group is drawn, `[resamples, prompts]` for every group."""
-    generator = np.random.default_rng(seed)
-    sizes = {name: int(mask.sum()) for name, mask in members.items()}
-    return {
-        name: generator.multinomial(size, np.full(size, 1 / size), size=resamples).astype(float)
-        for name, size in sizes.items()
-    }
-
-
-def _interval(
-    kept: np.ndarray, weights: np.ndarray, first: np.ndarray, second: np.ndarray
-) -> dict[str, float]:
-    """Return the ends of the 95 % interval, from how often each prompt of both groups was drawn."""
-    total = np.einsum("ra,ab,rb->r", first, kept, second, optimize=True)
-    pairs = np.einsum("ra,ab,rb->r", first, weights.astype(float), second, optimize=True)
-    means = total[pairs > 0] / pairs[pairs > 0]
-    if not means.size:
-        return {}
-    low, high = np.percentile(means, [2.5, 97.5])
-    return {"low": float(low), "high": float(high)}

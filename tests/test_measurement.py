@@ -11,6 +11,8 @@ from tiny_runs import TEXTS, tiny_adapter, tiny_model, tiny_tokenizer
 from ntkprobe import Prompt, PromptSet, UserError, measure_kernel, measure_refusal
 from ntkprobe.errors import Remark
 from ntkprobe.estimators.dense import Dense
+from ntkprobe.estimators.finite_difference import FiniteDifference
+from ntkprobe.estimators.gram import Gram
 from ntkprobe.kernel import Probe, norms
 from ntkprobe.measurement import encode, evaluating
 
@@ -186,8 +188,6 @@ def test_nothing_is_warned_of_where_nothing_needs_to_be_known():
 
 
 def test_an_estimator_without_parts_says_so():
-    from ntkprobe.estimators.finite_difference import FiniteDifference
-
     with pytest.raises(UserError, match="by layer"):
         kernel(estimator=FiniteDifference(), by="layer")
 
@@ -229,6 +229,36 @@ def test_all_logits_can_be_read_exactly_or_estimated(options):
     error = torch.zeros_like(every) if found.errors is None else found.errors
     assert ((found.norms - every).abs() <= 4 * error + 1e-5 * every).all()
     assert found.tokens is None and ("norm_error" in found.frame()) == ("random_probes" in options)
+
+
+@pytest.mark.parametrize("estimator", [Gram(), Gram(batch_size=5), FiniteDifference()])
+def test_a_batch_size_reaches_the_estimator_and_changes_no_number(estimator, monkeypatch):
+    method, seen = type(estimator), []
+    original = method.__call__
+    monkeypatch.setattr(
+        method, "__call__", lambda self, *a: seen.append(self.batch_size) or original(self, *a)
+    )
+    two = kernel(estimator=estimator, batch_size=2)
+    assert seen == [2] and two.settings["estimator"] == repr(estimator)
+    own = kernel(estimator=estimator)
+    assert seen == [2, estimator.batch_size]
+    torch.testing.assert_close(two.norms, own.norms, rtol=1e-4, atol=0)
+
+
+def test_a_batch_size_is_how_many_prompts_go_through_the_model_at_once():
+    model, sizes = tiny_model(), []
+    model.model.embed_tokens.register_forward_hook(lambda _, args, out: sizes.append(len(out)))
+    kernel(model, estimator="gram", batch_size=1)
+    assert max(sizes) <= 2  # the trial has two
+    sizes.clear()
+    kernel(model, estimator="gram")
+    assert max(sizes) == 6
+
+
+def test_a_batch_size_below_one_is_a_mistake_and_dense_needs_none():
+    with pytest.raises(UserError, match="batch_size=0"):
+        kernel(batch_size=0)
+    assert torch.equal(kernel(batch_size=1).norms, kernel().norms)
 
 
 def test_all_logits_have_no_blocks_and_no_two_readouts_go_together():

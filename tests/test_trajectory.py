@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
+from safetensors.numpy import save_file
 
 from ntkprobe.errors import UserError
+from ntkprobe.kernel_drift import turned
 from ntkprobe.storage import write_json, write_table
 from ntkprobe.trajectory import Trajectory
 
@@ -218,10 +220,11 @@ def test_only_the_steps_asked_for_are_read(folder):
     assert run.steps == [10] and set(run.group_means()["step"]) == {10}
 
 
-def test_reading_measurements_does_not_load_torch(folder):
+def test_reading_measurements_does_not_load_torch(kept):
     code = (
         "import sys; from ntkprobe import Trajectory;"
-        f"Trajectory({str(folder)!r}).group_means(); assert 'torch' not in sys.modules"
+        f"run = Trajectory({str(kept)!r}); run.group_means(); run.drift()\n"
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -243,8 +246,104 @@ def test_a_trajectory_draws_what_was_measured(folder, monkeypatch):
     ax = run.plot(what="refusal")
     assert [line.get_xdata().tolist() for line in ax.get_lines()] == [[0, 10]] * 3
     assert run.plot(ax) is ax
-    with pytest.raises(UserError, match="choose kernel or refusal"):
+    with pytest.raises(UserError, match="choose kernel, refusal or drift"):
         run.plot(what="parts")
+
+
+# --- drift ---
+
+
+def random_blocks(seed, n=5, k=2):
+    return np.random.default_rng(seed).normal(size=(n, k, n, k)).astype(np.float32)
+
+
+def keep(folder, step, blocks, ids=(7, 3)):
+    (folder / "blocks").mkdir(exist_ok=True)
+    save_file({"blocks": blocks}, folder / "blocks" / f"step-{step:08d}.safetensors")
+    n, k = blocks.shape[:2]
+    rows = {"step": step, "prompt": np.repeat(range(n), k), "rank": list(range(k)) * n}
+    table = pd.DataFrame({**rows, "token": list(ids) * n, "text": "a"})
+    write_table(folder / "tokens" / f"step-{step:08d}.parquet", table)
+
+
+@pytest.fixture
+def kept(folder):
+    prompts = pd.read_parquet(folder / "prompts.parquet").assign(in_kernel=True)
+    write_table(folder / "prompts.parquet", prompts)
+    write_step(folder, 20)
+    for step, scale in ((0, 1), (10, 1), (20, 3)):
+        keep(folder, step, scale * random_blocks(step % 20))
+    return folder
+
+
+def test_drift_is_one_minus_the_cosine_with_the_first_step_by_pair_of_groups(kept):
+    a, b = (random_blocks(step).astype(float)[:2, :, 4:] for step in (0, 10))
+    wanted = 1 - (a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum())
+    table = Trajectory(kept).drift().set_index(["step", "observed_group", "updated_group"])
+    assert table.loc[(10, "normal", "toxic"), "drift"] == pytest.approx(wanted, rel=1e-12)
+    assert table.loc[(10, "normal", "toxic"), "pairs"] == 2 and len(table) == 3 * (1 + 9)
+
+
+def test_drift_of_the_whole_kernel_is_over_all_pairs_and_has_no_groups(kept):
+    table = Trajectory(kept).drift()
+    whole = table[table["observed_group"].isna()].set_index("step")
+    a, b = (random_blocks(step).astype(float).ravel() for step in (0, 10))
+    assert whole.loc[10, "drift"] == pytest.approx(1 - np.corrcoef(a, b)[0, 1], rel=0.05)
+    wanted = 1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    assert whole.loc[10, "drift"] == pytest.approx(wanted, rel=1e-12)
+    assert whole["pairs"].tolist() == [25] * 3 and whole["updated_group"].isna().all()
+
+
+def test_the_first_kernel_and_any_multiple_of_it_have_not_drifted(kept):
+    table = Trajectory(kept).drift()
+    assert (table.loc[table["step"] == 0, "drift"] == 0).all()
+    assert table.loc[table["step"] == 20, "drift"].between(0, 1e-12).all()
+    assert (table.loc[table["step"] == 10, "drift"] > 0.1).all()
+
+
+def test_a_small_turn_loses_no_digits_and_the_opposite_is_two():
+    first, across = np.eye(2)
+    assert turned(first, first + 1e-9 * across) == pytest.approx(5e-19, rel=1e-6)
+    assert turned(first, -first) == pytest.approx(2) and turned(first, across) == pytest.approx(1)
+    assert np.isnan(turned(first, 0 * first))
+
+
+def test_drift_is_from_the_first_of_the_steps_asked_for(kept):
+    table = Trajectory(kept, steps=[10, 20]).drift()
+    assert (table.loc[table["step"] == 10, "drift"] == 0).all()
+    assert (table.loc[table["step"] == 20, "drift"] > 0.1).all()
+
+
+def test_drift_without_blocks_or_at_moving_tokens_is_refused_with_the_way_out(kept):
+    keep(kept, 20, random_blocks(0), ids=(7, 4))
+    with pytest.raises(UserError, match=r"other tokens at step 20 .*--top-k-at first --keep-bl"):
+        Trajectory(kept).drift()
+    (kept / "blocks" / "step-00000010.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no blocks of the kernel at step 10: .*--keep-blocks"):
+        Trajectory(kept).drift()
+
+
+def test_drift_of_an_ordinary_run_or_an_empty_one_asks_for_blocks(folder, tmp_path):
+    for run in (folder, write_run(tmp_path / "empty", steps=())):
+        with pytest.raises(UserError, match=r"no blocks of the kernel: .*--top-k-at first"):
+            Trajectory(run).drift()
+
+
+def test_blocks_are_read_by_step_and_what_is_missing_or_torn_is_named(kept):
+    run = Trajectory(kept)
+    assert np.array_equal(run.blocks(10), random_blocks(10))
+    with pytest.raises(UserError, match=r"no blocks of step 5: it has them of \[0, 10, 20\]"):
+        run.blocks(5)
+    os.truncate(kept / "blocks" / "step-00000010.safetensors", 50)
+    with pytest.raises(UserError, match=r"step-00000010\.safetensors is not whole"):
+        run.drift()
+
+
+def test_a_trajectory_draws_its_drift(kept, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    ax = Trajectory(kept).plot(what="drift")
+    assert len(ax.get_lines()) == 1 + 6 and ax.get_legend() is not None  # K is symmetric
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata()[[0, 2]], 0, atol=1e-12)
 
 
 def test_what_jupyter_shows_of_a_trajectory_is_escaped(tmp_path):

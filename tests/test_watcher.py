@@ -22,6 +22,8 @@ from tiny_runs import (
 
 from ntkprobe import PromptSet, Trajectory, UserError, measure_kernel, measure_refusal
 from ntkprobe.checkpoints import LoadSettings
+from ntkprobe.estimators.finite_difference import FiniteDifference
+from ntkprobe.estimators.gram import Gram
 from ntkprobe.watcher import (
     Choice,
     KernelSettings,
@@ -194,6 +196,68 @@ def test_layers_and_blocks_are_kept_on_demand(run, tmp_path):
     blocks = load_file(out / "blocks" / "step-00000010.safetensors")["blocks"]
     norms = torch.linalg.matrix_norm(blocks.transpose(1, 2)).numpy()
     np.testing.assert_allclose(norms, kernel_at(out, 10), rtol=1e-5)
+
+
+def test_drift_is_that_of_the_kernels_of_two_models_at_the_first_ones_tokens(run, tmp_path):
+    out = tmp_path / "out"
+    measure(run, out, with_kernel(top_k_at="first", keep_blocks=True))
+    later = tiny_adapter(tiny_model(), seed=20).merge_and_unload()
+    options = {"estimator": "dense", "keep_blocks": True}
+    first = measure_kernel(tiny_model(), tiny_tokenizer(), PROMPTS, top_k=2, **options)
+    then = measure_kernel(later, tiny_tokenizer(), PROMPTS, tokens=first.tokens, **options)
+    a, b = (each.blocks.double().flatten() for each in (first, then))
+    table = Trajectory(out).drift().query("observed_group.isna()").set_index("step")
+    assert table.loc[20, "drift"] == pytest.approx(float(1 - a @ b / a.norm() / b.norm()), rel=1e-4)
+    assert table.loc[0, "drift"] == 0 < 1e-4 < table.loc[20, "drift"]
+
+
+def test_drift_at_each_steps_own_tokens_is_refused(run, tmp_path):
+    measure(run, tmp_path / "out", with_kernel(keep_blocks=True))
+    with pytest.raises(UserError, match="other tokens at step"):
+        Trajectory(tmp_path / "out").drift()
+
+
+def out_of_memory(monkeypatch, estimator, fits):
+    """Let an estimator have room for `fits` prompts at a time; return the sizes tried."""
+    tried, original = [], estimator.__call__
+
+    def limited(self, model, probes, parameters):
+        if len(probes) > 2:  # not the two of `verify`
+            tried.append(self.batch_size)
+            if self.batch_size == "auto" or self.batch_size > fits:
+                raise torch.OutOfMemoryError
+        return original(self, model, probes, parameters)
+
+    monkeypatch.setattr(estimator, "__call__", limited)
+    return tried
+
+
+def test_a_batch_size_given_is_the_kernels_and_too_large_a_one_says_so(run, tmp_path, monkeypatch):
+    tried, one = out_of_memory(monkeypatch, Gram, 2), Choice(steps=parse_steps("0"))
+    settings = with_kernel(estimator="gram")
+    measure(run, tmp_path / "out", replace(settings, batch_size=2), choice=one)
+    assert tried == [2] and Trajectory(tmp_path / "out").steps == [0]
+    with pytest.raises(UserError, match="with 3 prompts at a time: try a smaller --batch-size"):
+        measure(run, tmp_path / "more", replace(settings, batch_size=3), choice=one)
+    assert tried == [2, 3]
+
+
+def test_what_gram_could_not_fit_by_itself_is_not_tried_again(run, tmp_path, monkeypatch):
+    tried = out_of_memory(monkeypatch, Gram, 0)
+    with pytest.raises(
+        UserError, match="fewer prompts at a time would not help: try a smaller --per"
+    ):
+        measure(run, tmp_path / "out", with_kernel(estimator="gram"))
+    assert set(tried) == {"auto"} and len(tried) <= 3  # once a checkpoint
+
+
+def test_an_estimator_that_does_not_halve_by_itself_is_given_smaller_batches(
+    run, tmp_path, monkeypatch
+):
+    tried = out_of_memory(monkeypatch, FiniteDifference, 4)
+    one = Choice(steps=parse_steps("0"))
+    measure(run, tmp_path / "out", with_kernel(estimator="finite_difference"), choice=one)
+    assert tried == [128, 16, 8, 4] and Trajectory(tmp_path / "out").steps == [0]
 
 
 # --- refusals ---

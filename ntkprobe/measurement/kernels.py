@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -22,6 +22,9 @@ from .readouts import Readout, Tokens, read_out, rows_and_columns
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from transformers import PreTrainedTokenizerBase
+
+TOP_TOKENS = 32
+"""Prompts at a time where only their top tokens are looked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +148,7 @@ def measure_kernel(
     max_length: int | None = None,
     by: str | None = None,
     keep_blocks: bool = False,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> KernelMeasurement:
     """Measure the eNTK between all ordered pairs of prompts (A.6).
 
@@ -166,7 +169,7 @@ def measure_kernel(
         max_length: longer prompts lose the end of their text.
         by: `layer` keeps the share of every layer and part.
         keep_blocks: whether to keep the blocks, `n² k²` numbers.
-        batch_size: of the forward pass that finds the top tokens.
+        batch_size: prompts at a time, which changes no number; None leaves it to the estimator.
 
     Returns:
         The norms of all blocks, and what was asked for. What should be known about a selection on
@@ -179,15 +182,16 @@ def measure_kernel(
         raise UserError(f"no split by {by!r}: the only one is 'layer'")
     check_loaded(model)
     encoded = as_encoded(tokenizer, prompts, template, max_length)
-    readout = Readout(top_k, tokens, full_vocabulary, random_probes, batch_size)
+    readout = Readout(top_k, tokens, full_vocabulary, random_probes, batch_size or TOP_TOKENS)
     method = plugins.instance(estimators, estimator)
+    sized = method if batch_size is None else with_batch_size(method, batch_size)
     selection = ParameterSelection.parse(parameters)
     others = parse_selections(selections)
     for remark in remarks(model, [selection, *others]):
         warnings.warn(remark, Remark, stacklevel=2)
     with evaluating(model):
         found, besides = read_out(
-            model, encoded, method, selection, readout, by=by, blocks=keep_blocks, others=others
+            model, encoded, sized, selection, readout, by=by, blocks=keep_blocks, others=others
         )
     settings = {
         "estimator": repr(method),
@@ -203,3 +207,23 @@ def measure_kernel(
         for written, fields in besides.items()
     }
     return KernelMeasurement(encoded.prompts, settings=settings, selections=each, **found)
+
+
+def with_batch_size(method: Estimator, batch_size: int) -> Estimator:
+    """Return an estimator with so many prompts at a time, if it takes several at all.
+
+    Args:
+        method: the estimator.
+        batch_size: prompts in one pass.
+
+    Returns:
+        A copy; the same where it has no `batch_size`.
+
+    Raises:
+        UserError: if it is less than 1.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: give 1 or more, or None")
+    if "batch_size" not in getattr(method, "__dataclass_fields__", {}):
+        return method
+    return replace(method, batch_size=batch_size)  # type: ignore[type-var]

@@ -42,7 +42,8 @@ def pair_lines(
     A cross pair's line is dashed in the observed group's colour on the updated group's.
 
     Args:
-        table: tidy rows with `step`, `observed_group`, `updated_group`, `y`, `low` and `high`.
+        table: tidy rows with `step`, `observed_group`, `updated_group`, `y` and, where known, `low`
+            and `high`.
         ax: where to.
         emphasised: the groups whose cross pairs are drawn bold, with their bands.
         y: the column to draw.
@@ -65,7 +66,7 @@ def _pair_line(rows: pd.DataFrame, ax: Axes, *, y: str, bold: bool) -> None:
     line.set(zorder=3 if bold else 2, alpha=1 if bold else 0.75)
     if observed != updated:
         line.set(linestyle=(0, (2.5, 2.5)), gapcolor=updated.colour, dash_capstyle="butt")
-    if bold:
+    if bold and {"low", "high"} <= set(rows):
         ax.fill_between(
             rows["step"], rows["low"], rows["high"], color=observed.colour, alpha=0.15, lw=0
         )

@@ -206,9 +206,10 @@ class Recorder:
 
     def _kernel(self, model: "nn.Module", how: KernelSettings) -> KernelMeasurement:
         """Return the kernel."""
-        tokens = self._fixed_tokens(model, how)
-        return self._in_batches(
-            lambda size: measure_kernel(
+        tokens = self._block_tokens(model, how)
+
+        def measured(size: int | None) -> KernelMeasurement:
+            return measure_kernel(
                 model,
                 self._tokenizer,
                 self.encoded.take(self.rows),
@@ -222,7 +223,37 @@ class Recorder:
                 keep_blocks=how.keep_blocks,
                 batch_size=size,
             )
-        )
+
+        method = plugins.load(estimators, how.estimator)()
+        return self._fitted(measured, getattr(method, "batch_size", None))
+
+    def _fitted(
+        self, measure: Callable[[int | None], KernelMeasurement], own: int | str | None
+    ) -> KernelMeasurement:
+        """Return the kernel, at the batch size given, or at the estimator's own where it fits.
+
+        Args:
+            measure: measures it with so many prompts at a time.
+            own: the estimator's batch size; it finds `auto` by itself, and halves it by itself.
+
+        Returns:
+            The kernel.
+
+        Raises:
+            UserError: if memory runs out for good.
+        """
+        if self.settings.batch_size is not None and own is not None:
+            return self._in_batches(measure)
+        try:
+            return measure(None)
+        except torch.OutOfMemoryError as error:
+            if not isinstance(own, int):
+                raise UserError(
+                    "out of memory, and fewer prompts at a time would not help: try a smaller"
+                    " --per-group or --top-k, or --dtype bfloat16"
+                ) from error
+        torch.cuda.empty_cache()
+        return self._in_batches(measure)
 
     def _refusal(
         self,
@@ -286,18 +317,25 @@ class Recorder:
                 self._batch_size //= 2
                 torch.cuda.empty_cache()
 
-    def _fixed_tokens(self, model: "nn.Module", how: KernelSettings) -> list[Any] | None:
-        """Return the tokens of the blocks, or nothing where each checkpoint takes its own."""
+    def _block_tokens(self, model: "nn.Module", how: KernelSettings) -> Any:
+        """Return the tokens of the blocks, `[k]` or `[n, k]`; None where all logits are read."""
         if how.tokens is not None:
             return [self._token_id(token) for token in how.tokens]
-        if how.top_k_at == "each" or how.full_vocabulary or how.random_probes:
+        if how.full_vocabulary or how.random_probes:
             return None
+        if how.top_k_at == "each":
+            return self._top_tokens(model, how.top_k)
         if self.folder.first_tokens(self.rows) is None:  # this is the first
-            ids = [torch.tensor(row) for row in self.encoded.take(self.rows).input_ids]
-            with evaluating(model):
-                found = kernel.top_tokens(model, ids, how.top_k, self._batch_size)
-            self.folder.write_first_tokens(self.rows, torch.stack(found))
+            self.folder.write_first_tokens(self.rows, self._top_tokens(model, how.top_k))
         return self.folder.first_tokens(self.rows)
+
+    def _top_tokens(self, model: "nn.Module", k: int) -> torch.Tensor:
+        """Return each prompt's k most probable tokens, `[n, k]`."""
+        ids = [torch.tensor(row) for row in self.encoded.take(self.rows).input_ids]
+        with evaluating(model):
+            return torch.stack(
+                self._in_batches(lambda size: kernel.top_tokens(model, ids, k, size))
+            )
 
     def _token_id(self, token: int | str) -> int:
         """Return the id of a token given as id or text.
