@@ -27,15 +27,15 @@ def drift_rows(first: np.ndarray, now: np.ndarray, groups: Sequence[str]) -> pd.
         `observed_group, updated_group, drift, pairs`: the whole kernel, whose groups are missing,
         then every ordered pair of groups, in the order of their first prompts.
     """
-    whole = {"observed_group": None, "updated_group": None, "drift": turned(first, now)}
-    rows = [{**whole, "pairs": len(groups) ** 2}]
+    rows: list[tuple[str | None, str | None, float, int]] = [
+        (None, None, turned(first, now), len(groups) ** 2)
+    ]
     members = {name: np.flatnonzero(np.array(groups) == name) for name in dict.fromkeys(groups)}
     for observed, updated in product(members, members):
         a, b = members[observed], members[updated]
         part = turned(first[a][:, :, b], now[a][:, :, b])
-        pair = {"observed_group": observed, "updated_group": updated}
-        rows.append({**pair, "drift": part, "pairs": len(a) * len(b)})
-    return pd.DataFrame(rows)
+        rows.append((observed, updated, part, len(a) * len(b)))
+    return pd.DataFrame(rows, columns=["observed_group", "updated_group", "drift", "pairs"])
 
 
 def turned(first: np.ndarray, now: np.ndarray) -> float:

@@ -108,6 +108,15 @@ def test_the_estimator_is_verified_once_a_run_unless_that_is_not_wanted(call):
     assert "verified" not in call("--overwrite", "--no-verify")[2]
 
 
+def test_how_parameters_are_handled_is_said_once_a_run_and_kept(call, tmp_path):
+    status, _, err = call("--estimator", "gram", "--no-verify")
+    assert status == 0 and err.count("kernel over") == 1 and "none by autograd" in err
+    (kept,) = (e for e in events(tmp_path / "out") if e["state"] == "coverage")
+    assert kept["share_without_rule"] == 0 and kept["matrix"] > 0
+    assert call("--estimator", "gram", "--no-verify")[1].startswith("3 steps in")  # settings agree
+    assert "kernel over" not in call("--overwrite", "--estimator", "dense")[2]
+
+
 def test_an_approximation_that_is_off_warns_and_is_measured(call, monkeypatch):
     monkeypatch.setattr("ntkprobe.estimators.finite_difference.FiniteDifference.rtol", 0.0)
     status, _, err = call("--estimator", "finite_difference")

@@ -25,6 +25,7 @@ from ..parameters import ParameterSelection, remarks
 from ..prompts import PromptSet
 from ..refusal import REDUCTIONS
 from ..verification import WrongKernel, verify
+from .coverage import coverage
 from .folder import MeasurementFolder
 from .settings import (
     InfluenceSettings,
@@ -76,6 +77,7 @@ class Recorder:
         self._tokenizer: Any = None
         self._verified = False
         self._remarked = False
+        self._covered = False
         folder_of = settings.mitigation
         self._mitigation = mitigations.load(folder_of) if folder_of is not None else None
 
@@ -152,6 +154,7 @@ class Recorder:
     ) -> None:
         """Measure a model as it is now, and write its tables."""
         if "kernel" in kinds and self.settings.kernel is not None:
+            self._tell_coverage(model, step, self.settings.kernel)
             self._verify(model, self.settings.kernel)
             self._remark(model, self.settings.kernel)
             with warnings.catch_warnings():
@@ -170,6 +173,21 @@ class Recorder:
             pairs = self.settings.influence
             predicted = self._in_batches(lambda size: self._influence(model, pairs, size))
             self.folder.write_influence(step, identity, predicted, self.observed)
+
+    def _tell_coverage(self, model: "nn.Module", step: int, how: KernelSettings) -> None:
+        """Say once how the parameters are handled, and keep it as an event."""
+        if self._covered:
+            return
+        method, chosen = plugins.load(estimators, how.estimator)(), self.encoded.take(self.rows)
+        try:
+            found = coverage(method, model, chosen, how.parameters)
+        except torch.OutOfMemoryError:  # the kernel will say so
+            return
+        self._covered = True
+        if found is not None:
+            shares = {"numbers": found.numbers, "share_without_rule": found.share_without_rule}
+            self.folder.note("coverage", step=step, **found.handled, **shares)
+            print(found, file=sys.stderr)
 
     def _verify(self, model: "nn.Module", how: KernelSettings) -> None:
         """Compare the estimator with plain backward passes, once, and say so.
