@@ -155,11 +155,12 @@ def refuse_broken(prompts: Sequence[int], dtype: torch.dtype) -> None:
     Raises:
         UserError: always.
     """
-    named = ", ".join(map(str, prompts[:_NAMED]))
-    more = f" and {len(prompts) - _NAMED} more" if len(prompts) > _NAMED else ""
-    who = f"prompts {named}{more} have" if len(prompts) > 1 else f"prompt {named} has"
+    each = sorted(set(prompts))
+    named = ", ".join(map(str, each[:_NAMED]))
+    more = f" and {len(each) - _NAMED} more" if len(each) > _NAMED else ""
+    who = f"prompts {named}{more} have" if len(each) > 1 else f"prompt {named} has"
     cure = "load it in float32, or " if dtype in (torch.float16, torch.bfloat16) else ""
     raise UserError(
-        f"{who if prompts else 'a prompt has'} NaN or infinite logits: the weights are damaged, or "
+        f"{who if each else 'a prompt has'} NaN or infinite logits: the weights are damaged, or "
         f"overflow {dtype}; {cure}measure another checkpoint"
     )

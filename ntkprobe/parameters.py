@@ -57,6 +57,8 @@ class ParameterSelection:
         """
         if isinstance(spec, ParameterSelection):
             return spec
+        if not isinstance(spec, str):
+            raise UserError(f"parameters={spec!r}: write one text, as last:2+head; {_GRAMMAR}")
         terms = tuple(term.strip() for term in _JOINT.split(spec))
         for term in terms:
             match = _TERM.fullmatch(term)

@@ -70,8 +70,8 @@ def check_read(
             raise UserError(f"prompt {row} reads a {_kind(ids)}: give a 1-D tensor of token ids")
         if ids is not None and not _within(ids, vocabulary):
             raise UserError(
-                f"prompt {row} reads a token outside the vocabulary of {vocabulary}: choose ids "
-                "from 0, below that"
+                f"prompt {row} reads a token outside the vocabulary of {vocabulary}: ids are "
+                "counted from 0"
             )
 
 

@@ -155,7 +155,8 @@ def relative_error(
     """Return the largest |uᵀKv − ⟨J′ᵀu, Jᵀv⟩| / (‖J′ᵀu‖ ‖Jᵀv‖) over pairs, for random u and v."""
     weights = torch.randn(blocks.shape[:2], generator=generator)
     pulled = [pull(model, p, u, chosen) for p, u in zip(probes, weights, strict=True)]
-    expected = torch.tensor([[_inner(left, right) for right in pulled] for left in pulled])
+    products = [[_inner(left, right) for right in pulled] for left in pulled]
+    expected = torch.tensor(products, dtype=torch.float64)
     found = torch.einsum("ai,aibj,bj->ab", weights.double(), blocks.cpu(), weights.double())
     lengths = expected.diagonal().sqrt()
     scale = (lengths[:, None] * lengths).clamp(min=torch.finfo(torch.float64).tiny)
