@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import estimators, kernel, plugins
 from ..chat import Template
-from ..checks import check_loaded
+from ..checks import check_loaded, count
 from ..errors import Remark, UserError
 from ..jupyter import paragraph, table
 from ..kernel import Estimator
@@ -218,12 +218,8 @@ def with_batch_size(method: Estimator, batch_size: int) -> Estimator:
 
     Returns:
         A copy; the same where it has no `batch_size`.
-
-    Raises:
-        UserError: if it is less than 1.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size}: give 1 or more, or None")
+    count("batch_size", batch_size)
     if "batch_size" not in getattr(method, "__dataclass_fields__", {}):
         return method
     return replace(method, batch_size=batch_size)  # type: ignore[type-var]

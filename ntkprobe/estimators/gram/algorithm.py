@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ...checks import refuse
+from ...checks import count, refuse
 from ...errors import UserError
 from ...hooks import decoder_list, experts_one_by_one
 from ...kernel import Blocks, Probe, prepare
@@ -58,9 +58,9 @@ class Gram:
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
-        size, dtype = self.batch_size, self.dtype
-        number = isinstance(size, int) and not isinstance(size, bool) and size > 0
-        refuse(size != "auto" and not number, f"batch_size={size!r}: a positive number, or 'auto'")
+        if self.batch_size != "auto":
+            count("batch_size", self.batch_size)
+        dtype = self.dtype
         floats = isinstance(dtype, torch.dtype) and dtype.is_floating_point
         refuse(dtype is not None and not floats, f"dtype={dtype!r}: torch.float32, say, or None")
 
