@@ -125,6 +125,24 @@ def test_merged_or_not_is_the_same_kernel_of_base_parameters():
     torch.testing.assert_close(beside.norms, merged.norms, rtol=1e-5, atol=0)
 
 
+def test_what_the_tokens_say_is_kept_beside_their_ids(measured):
+    table = measured.token_frame()
+    assert list(table.columns) == ["prompt", "rank", "token", "text"] and len(table) == 6 * 2
+    row = table.query("prompt == 4 and rank == 1").iloc[0]
+    assert row["token"] == measured.tokens[4, 1]
+    assert row["text"] == measured.texts[4][1] == TOKENIZER.decode([row["token"]])
+    assert "tokens read at x′" in measured._repr_html_()
+
+
+def test_without_tokens_or_a_tokenizer_there_are_no_texts():
+    every = kernel(estimator="gram", full_vocabulary=True)
+    assert every.texts is None and every.token_frame().empty
+    encoded = encode(TOKENIZER, PROMPTS, "raw", None)
+    alone = measure_kernel(tiny_model(), None, encoded, estimator="dense", top_k=2)
+    assert alone.texts is None and alone.token_frame()["text"].isna().all()
+    assert len(alone.token_frame()) == 12 and "tokens read" not in alone._repr_html_()
+
+
 @pytest.mark.parametrize("tokens", [[3, 4], torch.tensor([[3, 4]] * 6)])
 def test_tokens_are_given_for_all_prompts_or_for_each(tokens):
     assert torch.equal(kernel(tokens=tokens).tokens, torch.tensor([[3, 4]] * 6))

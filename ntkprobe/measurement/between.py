@@ -13,7 +13,7 @@ from ..kernel import Probe
 from ..logits import check_logits
 from ..parameters import ParameterSelection
 from .encoding import Encoded, Texts, as_encoded, evaluating
-from .kernels import KernelMeasurement
+from .kernels import KernelMeasurement, token_texts
 from .readouts import Readout, Tokens, tokens_read
 
 if TYPE_CHECKING:
@@ -74,4 +74,7 @@ def measure_between(
     }
     blocks = found.float().cpu() if keep_blocks else None
     norms = kernel.norms(found).cpu()
-    return KernelMeasurement(encoded.prompts, norms, read.cpu(), blocks=blocks, settings=settings)
+    texts = token_texts(tokenizer, read)
+    return KernelMeasurement(
+        encoded.prompts, norms, read.cpu(), blocks=blocks, texts=texts, settings=settings
+    )

@@ -38,6 +38,7 @@ class KernelMeasurement:
         parts: with `by="layer"`: `observed, updated, layer, part, norm, share`.
         blocks: with `keep_blocks`: K, `[n, k, n, k]` float32.
         errors: with `random_probes`: the standard errors of the norms.
+        texts: what `tokens` say, k for each prompt; None without tokens or a tokenizer.
         selections: with `selections`: the kernel over each of them, from the same pass.
         settings: everything that the numbers depend on.
     """
@@ -48,6 +49,7 @@ class KernelMeasurement:
     parts: pd.DataFrame | None = None
     blocks: Tensor | None = None
     errors: Tensor | None = None
+    texts: list[list[str]] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     selections: "dict[str, KernelMeasurement]" = field(default_factory=dict)
 
@@ -96,6 +98,21 @@ class KernelMeasurement:
             }
         )
 
+    def token_frame(self) -> pd.DataFrame:
+        """Return which tokens each block is made of: the columns of `Trajectory.tokens`, no `step`.
+
+        Returns:
+            `prompt, rank, token, text`, a row per token; none where all logits were read.
+        """
+        ids = [] if self.tokens is None else self.tokens.tolist()
+        texts: Sequence[Sequence[str | None]] = self.texts or [[None] * len(block) for block in ids]
+        rows = [
+            (prompt, rank, token, text)
+            for prompt, pairs in enumerate(map(zip, ids, texts))
+            for rank, (token, text) in enumerate(pairs)
+        ]
+        return pd.DataFrame(rows, columns=["prompt", "rank", "token", "text"])
+
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Return the Axes with the paper's similarity of all pairs as a heat map."""
         from .drawing import draw_matrix
@@ -123,13 +140,16 @@ class KernelMeasurement:
         pairs = self.frame().query("observed_group != updated_group")
         nearest = pairs.nlargest(rows, "similarity")
         texts = pd.Series([prompt.text for prompt in self.prompts])
-        return pd.DataFrame(
-            {
-                "observed x′": nearest["observed"].map(texts),
-                "updated x": nearest["updated"].map(texts),
-                "similarity": nearest["similarity"],
-            }
-        )
+        columns = {
+            "observed x′": nearest["observed"].map(texts),
+            "updated x": nearest["updated"].map(texts),
+            "similarity": nearest["similarity"],
+        }
+        if self.texts is not None:
+            said = pd.Series([" · ".join(_shown(text) for text in row[:5]) for row in self.texts])
+            columns["tokens read at x′"] = nearest["observed"].map(said)
+            columns["at x"] = nearest["updated"].map(said)
+        return pd.DataFrame(columns)
 
 
 def measure_kernel(
@@ -200,13 +220,30 @@ def measure_kernel(
         "template": encoded.template.name,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
+    texts = token_texts(tokenizer, found["tokens"])
     each = {
         written: KernelMeasurement(
-            encoded.prompts, settings={**settings, "parameters": written}, **fields
+            encoded.prompts, settings={**settings, "parameters": written}, texts=texts, **fields
         )
         for written, fields in besides.items()
     }
-    return KernelMeasurement(encoded.prompts, settings=settings, selections=each, **found)
+    return KernelMeasurement(
+        encoded.prompts, settings=settings, texts=texts, selections=each, **found
+    )
+
+
+def token_texts(
+    tokenizer: "PreTrainedTokenizerBase | None", tokens: Tensor | None
+) -> list[list[str]] | None:
+    """Return what tokens say, if there are any and somebody to ask."""
+    if tokens is None or tokenizer is None:
+        return None
+    return [[str(tokenizer.decode([token])) for token in row] for row in tokens.tolist()]
+
+
+def _shown(text: str) -> str:
+    """Return a token for a line of them: one of blanks alone can be seen."""
+    return text.strip() or repr(text)
 
 
 def with_batch_size(method: Estimator, batch_size: int) -> Estimator:

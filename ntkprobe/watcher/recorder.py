@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pandas as pd
 import torch
 
 from .. import estimators, kernel, mitigations, plugins
@@ -160,7 +159,8 @@ class Recorder:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Remark)  # said once for all checkpoints
                 kernels = self._kernel(model, self.settings.kernel)
-            self.folder.write_kernel(step, identity, kernels, self.rows, self._texts(kernels))
+            texts = None if kernels.tokens is None else kernels.token_frame()
+            self.folder.write_kernel(step, identity, kernels, self.rows, texts)
         if "refusal" in kinds and self.settings.refusal is not None:
             how = self.settings.refusal
             refusals = self._in_batches(lambda size: self._refusal(model, how, size, processors))
@@ -369,18 +369,3 @@ class Recorder:
         if len(ids) != 1 or not 0 <= ids[0] < len(self._tokenizer):
             raise UserError(f"--tokens: {token!r} is not one token of this model but {list(ids)}")
         return int(ids[0])
-
-    def _texts(self, measured: KernelMeasurement) -> pd.DataFrame | None:
-        """Return the block's tokens, a row for each, if any: `prompt, rank, token, text`."""
-        if measured.tokens is None:
-            return None
-        n, k = measured.tokens.shape
-        ids = measured.tokens.reshape(-1).tolist()
-        return pd.DataFrame(
-            {
-                "prompt": [row for row in range(n) for _ in range(k)],
-                "rank": list(range(k)) * n,
-                "token": ids,
-                "text": [self._tokenizer.decode([token]) for token in ids],
-            }
-        )
