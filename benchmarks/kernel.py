@@ -1,8 +1,9 @@
 """Every way to compute the kernel, side by side on the same work.
 
 `python benchmarks/kernel.py` writes `kernel.md`: the paper's setting, each method in a process of
-its own, then a smaller one over the number of prompts, their length, k, width and depth. Ten
-minutes or so on 2 cores that do nothing else; `--quick` leaves out the paper's setting.
+its own, then a smaller one over the number of prompts, their length, k, width and depth, with
+errors and memory. Ten minutes or so on 2 cores that do nothing else; `--quick` leaves out the
+paper's setting.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,7 @@ class Work:
 PAPER = Work(75, 20, 30, 10, 512, 8, 8000)
 ALIKE = replace(PAPER, shortest=10, longest=20, shared=24)
 SMALL = Work(12, 8, 16, 5, 256, 4, 2000)
+COMPARED = 6  # prompts, in what is varied: all that a reference is taken of
 SWEEPS: dict[str, list[Work]] = {
     "prompts": [replace(SMALL, prompts=n) for n in (6, 12, 24, 48)],
     "tokens": [replace(SMALL, shortest=t, longest=t) for t in (12, 32, 64, 128)],
@@ -79,6 +82,7 @@ GRAM, STACKED, JACREV, LITERAL = "gram", "stacked gradients, W Wᵀ", "jacrev", 
 APART = "gram, nothing shared"
 KEPT = "A.6, pair by pair, w kept"
 BATCHED = "finite_difference (A.6, batched)"
+PEAKS, HEAVY = "peaks", (GRAM, STACKED)  # whose memory is measured beside one another
 METHODS: dict[str, Method] = {
     GRAM: whole(Gram(), repeats=3),
     APART: plain.nothing_shared,
@@ -203,6 +207,8 @@ def worker(method: str, work: Work, reference: Path) -> dict[str, Any]:
     if method == "reference":
         torch.save(expected(model, probes), reference)
         return {}
+    if method == PEAKS:
+        return {name: peak(partial(METHODS[name], model, probes))[1] for name in HEAVY}
     if method == "floor":
         seconds = min(floor.passes(model, probes) for _ in range(2))
         products, rate = floor.multiply_adds(model, probes), floor.rate()
@@ -236,26 +242,56 @@ def error(found: Tensor, reference: Tensor) -> float:
 
 
 def sweeps() -> list[str]:
-    """Return the sections that vary one size at a time, all methods in this process."""
-    sections: list[str] = []
+    """Return the sections that vary one size at a time: times, then errors and memory."""
+    sections = [
+        "What follows varies one size of this: seconds of all methods in one process, in multiples "
+        f"of gram's; then errors, of the blocks of the first {COMPARED} prompts, and the MiB that "
+        "a fresh process rose by."
+    ]
     for name, works in SWEEPS.items():
-        rows = []
-        for work in tqdm(works, desc=f"over {name}"):
-            outcomes = run_all(work)
-            base = outcomes[GRAM].seconds
-            size = {"tokens": work.longest}.get(name, getattr(work, name, None))
-            rows.append(
-                [size, f"{base:.3g} s", *(f"{o.seconds / base:.3g}" for o in outcomes.values())]
-            )
-        header = [name, GRAM, *(f"{method} / gram" for method in outcomes)]
-        sections += [f"### Over {name}", table(header, rows)]
+        found = [swept(work) for work in tqdm(works, desc=f"over {name}")]
+        sizes = [{"tokens": work.longest}.get(name, getattr(work, name, None)) for work in works]
+        lines = [[size, *one.times()] for size, one in zip(sizes, found, strict=True)]
+        methods = list(found[0].outcomes)
+        sections += [
+            f"### Over {name}",
+            table([name, GRAM, *(f"{method} / gram" for method in methods[1:])], lines),
+            table(
+                [name, *(f"{method}: error" for method in methods), *(f"{m}: MiB" for m in HEAVY)],
+                [[size, *one.costs()] for size, one in zip(sizes, found, strict=True)],
+            ),
+        ]
     return sections
 
 
-def run_all(work: Work) -> dict[str, Outcome]:
-    """Return what every method gave."""
+@dataclass(frozen=True)
+class Swept:
+    """What every method gave on some work, gram first, and what the memory of two rose by."""
+
+    outcomes: dict[str, Outcome]
+    errors: dict[str, float]
+    peaks: dict[str, Any]
+
+    def times(self) -> list[str]:
+        """Return gram's seconds, and those of the others in multiples of it."""
+        base, *others = (outcome.seconds for outcome in self.outcomes.values())
+        return [f"{base:.3g} s", *(f"{seconds / base:.3g}" for seconds in others)]
+
+    def costs(self) -> list[str]:
+        """Return every method's worst error, and the memory."""
+        memory = [f"{self.peaks[m] / 2**20:.0f}" if m in self.peaks else "" for m in HEAVY]
+        return [*(f"{found:.1e}" for found in self.errors.values()), *memory]
+
+
+@cache
+def swept(work: Work) -> Swept:
+    """Return what every method gives; work that stands in several tables is done once."""
     model, probes = work.build()
-    return {name: method(model, probes) for name, method in METHODS.items() if name != APART}
+    outcomes = {name: method(model, probes) for name, method in METHODS.items() if name != APART}
+    reference = expected(model, probes[:COMPARED])
+    errors = {name: error(outcome.blocks, reference) for name, outcome in outcomes.items()}
+    peaks = alone(__file__, "--worker", PEAKS, json.dumps(asdict(work)), "")
+    return Swept(outcomes, errors, peaks)
 
 
 if __name__ == "__main__":
