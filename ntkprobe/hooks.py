@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -84,8 +85,8 @@ def layer_output(model: nn.Module, layer: int) -> nn.Module:
         UserError: if there is no such layer.
     """
     blocks = decoder_layers(model)
-    if not 1 <= layer <= len(blocks):
-        raise UserError(f"layer {layer} of {len(blocks)}: choose from 1 to {len(blocks)}")
+    if not isinstance(layer, Integral) or not 1 <= layer <= len(blocks):
+        raise UserError(f"layer {layer!r} of {len(blocks)}: choose from 1 to {len(blocks)}")
     return blocks[layer - 1]
 
 

@@ -295,6 +295,17 @@ class TestSettings:
     def test_an_estimator_goes_by_its_name(self, call):
         call(gpt2(), ROWS, estimator="dense")
 
+    @pytest.mark.parametrize("tokens", [[2.5, 1], [], ["I"], [[1], [2], [3]], 4])
+    def test_given_tokens_are_whole_numbers(self, tokens):
+        refused("tokens=", kernel, gpt2(), ROWS, tokens=tokens)
+
+    @pytest.mark.parametrize("layer", [0, 3, 1.5, "1"])
+    def test_a_layer_is_a_number_of_a_block(self, layer):
+        arguments = (gpt2(), tiny_tokenizer(), encoded(*ROWS))
+        refused("from 1 to 2", ntk.measure_bounds, *arguments, layer=layer)
+        refused("from 1 to 2", ntk.measure_activations, *arguments, layers=[layer])
+        refused("layers='last'", ntk.measure_activations, *arguments, layers="last")
+
 
 class TestReductions:
     def refusal(self, **settings):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..chat import Template
-from ..checks import check_loaded, finite
+from ..checks import check_loaded, finite, refuse
 from ..generation import length_batches, require_measurable
 from ..hooks import Hook, decoder_layers, hidden_state, hooked, layer_output
 from ..logits import last_logits
@@ -63,6 +63,8 @@ def measure_activations(
     """
     check_loaded(model)
     encoded = as_encoded(tokenizer, prompts, template, max_length)
+    named = isinstance(layers, str) and layers != "all"
+    refuse(named, f"layers={layers!r}: give numbers of blocks, counted from 1, or 'all'")
     numbers = range(1, len(decoder_layers(model)) + 1) if isinstance(layers, str) else layers
     modules = {number: layer_output(model, number) for number in sorted(set(numbers))}
     ids = [torch.tensor(row) for row in encoded.input_ids]

@@ -206,9 +206,11 @@ def _spread(tokens: Tokens, n: int) -> Tensor:
         UserError: if they are of another shape.
     """
     try:
-        ids = torch.as_tensor(tokens, dtype=torch.int64)
+        given = torch.as_tensor(tokens)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError("tokens= takes k ids, or k ids for every prompt") from error
+    refuse(given.is_floating_point(), f"tokens={tokens!r}: give ids, whole numbers")
+    ids = given.long()
     spread = ids.expand(n, -1) if ids.ndim == 1 else ids
     if spread.ndim != 2 or len(spread) != n or not spread.shape[1]:
         raise UserError(f"tokens= has shape {tuple(ids.shape)}: give k ids, or {n} times k ids")
