@@ -48,7 +48,8 @@ class Gram:
         dtype: what to compute in, a block at a time whatever the checkpoint is stored in. Default
             float32, or float64 for a model in float64. In bfloat16 a block of a Qwen2 drawn as
             transformers draws it is off by 1 % in the mean, 3 % at worst (widths 64 to 512); one
-            drawn five to ten times as large by 6 and 14 % (`benchmarks/bfloat16.py`).
+            drawn five to ten times as large by 6 and 14 %, deeper ones by more: what it is for is
+            memory (`benchmarks/bfloat16.py`).
         allow_tf32: whether float32 matrices may be multiplied in less, as the process is set to.
     """
 
