@@ -169,14 +169,12 @@ def paper() -> list[str]:
 
 
 def small_products() -> str:
-    """Return how gram multiplies small matrices on this machine, which is a third of its time."""
+    """Return how gram multiplies small matrices on this machine."""
     cores = {one.get("architecture", "?") for one in threadpool_info() if one["user_api"] == "blas"}
-    how = (
-        "in place, by numpy's" if in_place(torch.zeros(1)) else "by torch, which copies them first"
-    )
+    how = "in place, by numpy" if in_place(torch.zeros(1)) else "by torch, which copies them first"
     return (
-        f"Gram's small products are multiplied {how} (numpy's BLAS runs as {', '.join(cores)}). "
-        "Only with OpenBLAS on AVX-512 are they multiplied in place; elsewhere gram takes longer."
+        f"Gram multiplies small matrices {how} (numpy's BLAS: {', '.join(sorted(cores))}). In "
+        "place takes OpenBLAS with AVX-512; where that is not, gram takes longer than here."
     )
 
 

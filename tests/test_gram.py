@@ -514,6 +514,10 @@ def test_out_of_memory_halves_the_prompts_at_a_time(error, monkeypatch):
     assert sizes == [4, 2, 1]
     with pytest.raises(type(error)):
         agree(build("llama"), estimator=Gram(batch_size=2))
+    monkeypatch.setattr(algorithm, "prompts_at_a_time", lambda route, probes: 1)
+    monkeypatch.setattr(Full, "__init__", lambda self, *_: (_ for _ in ()).throw(error))
+    with pytest.raises(torch.OutOfMemoryError):  # one kind, for those who ask for less then
+        agree(build("llama"))
 
 
 def test_another_error_is_not_taken_for_too_little_memory(monkeypatch):

@@ -36,8 +36,8 @@ def measure_between(
 ) -> KernelMeasurement:
     """Measure what the gradients of one checkpoint have in common with those of another.
 
-    Of a model and itself it is its kernel. Where a gradient of the one would move the other: an
-    update that was computed at θ_s, applied at θ_t.
+    Columns are updates computed at θ_s, rows the logits that these would move at θ_t. Between a
+    model and itself it is its kernel.
 
     Args:
         observed_model: the model of the rows, at θ_t.

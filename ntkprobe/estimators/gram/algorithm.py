@@ -196,7 +196,8 @@ class Gram:
         """Return what is computed with as many prompts at a time as were set, or as fit.
 
         Raises:
-            RuntimeError: if one prompt alone does not fit, and as it was for any other reason.
+            OutOfMemoryError: if one prompt alone does not fit, on a GPU or on a CPU.
+            RuntimeError: what else went wrong, as it was.
             MemoryError: likewise.
         """
         if self.batch_size != "auto":
@@ -207,8 +208,10 @@ class Gram:
             try:
                 return computed(size)
             except (RuntimeError, MemoryError) as error:
-                if size == 1 or not ran_out(error):
+                if not ran_out(error):
                     raise
+                if size == 1:
+                    raise torch.OutOfMemoryError(str(error)) from error
             _LOG.warning("out of memory with %d prompts at a time: halving", size)
             size //= 2
 

@@ -73,7 +73,7 @@ def multiply(
     """Return products of many small matrices, written into `out` where it is given.
 
     Where numpy's BLAS multiplies small matrices where they lie, by that: torch's copies each of
-    them first, which takes as long as multiplying ten rows by it.
+    them first, which is dear where each is multiplied by a few rows only.
     """
     if in_place(left):
         place = None if out is None else out.numpy()
