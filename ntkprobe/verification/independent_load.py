@@ -144,7 +144,26 @@ def _with_adapter(model: Any, adapter: Path) -> nn.Module:
         model.resize_token_embeddings(rows, mean_resizing=False)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+    wrapped = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+    _separate_ends(wrapped)
+    return wrapped
+
+
+def _separate_ends(model: Any) -> None:
+    """Give the head a matrix of its own where it was the embedding and LoRA changes them apart.
+
+    Merged, the two are different matrices, and so parameters of their own.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    base = model.get_base_model()
+    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    lora = any(isinstance(end, LoraLayer) for end in ends)
+    if not lora or getattr(model.active_peft_config, "ensure_weight_tying", False):
+        return
+    source, output = (getattr(end, "base_layer", end) for end in ends)
+    if output is not None and output.weight is source.weight:
+        output.weight = nn.Parameter(source.weight.detach().clone())
 
 
 def _embedding_rows(adapter: Path) -> int | None:
