@@ -124,7 +124,7 @@ def test_an_approximation_that_is_off_warns_and_is_measured(call, monkeypatch):
 
 
 def test_an_exact_estimator_that_is_off_measures_nothing(call, tmp_path, monkeypatch):
-    monkeypatch.setattr("ntkprobe.verification._tolerance", lambda chosen: 0.0)
+    monkeypatch.setattr("ntkprobe.verification.backward_passes._tolerance", lambda chosen: 0.0)
     status, _, err = call()
     assert status == 2 and "differs from plain backward passes" in err
     assert not list((tmp_path / "out").rglob("step-*"))
@@ -301,8 +301,12 @@ def test_help_and_version_load_neither_torch_nor_pandas():
 def test_events_tell_what_happened_to_each_checkpoint(call, tmp_path):
     call()
     told = events(tmp_path / "out")
-    states = ("ready", "measuring", "done")
-    assert [(e["step"], e["state"]) for e in told] == [(n, s) for n in (0, 10, 20) for s in states]
+    states = {
+        0: ("ready", "measuring", "compared", "done"),
+        10: ("ready", "measuring", "done"),
+        20: ("ready", "measuring", "done", "compared"),
+    }
+    assert [(e["step"], e["state"]) for e in told] == [(n, s) for n in states for s in states[n]]
     assert all(e["seconds"] > 0 for e in told if e["state"] == "done")
 
 

@@ -305,9 +305,10 @@ def test_every_state_of_a_checkpoint_is_told_in_its_order(run, tmp_path):
         ("incomplete", 20),
         ("ready", 10),
         ("measuring", 10),
+        ("compared", 10),
         ("done", 10),
     ]
-    incomplete, ready, _, done = events(tmp_path / "out")
+    incomplete, ready, _, _, done = events(tmp_path / "out")
     assert incomplete["reason"] == "no adapter_model.safetensors" and done["seconds"] > 0
     assert ready["identity"] == identity_of(tmp_path / "out", 10)
 
@@ -351,8 +352,9 @@ def test_a_checkpoint_written_anew_is_measured_anew_with_an_event(run, measured)
     before = kernel_at(measured, 20)
     assert measure(run, measured).new == [20]
     assert not np.allclose(kernel_at(measured, 20), before)
-    *told, skipped = [(e["state"], e.get("step")) for e in events(measured)][-5:]
-    assert told == [(state, 20) for state in ("ready", "measuring", "replaced", "done")]
+    *told, skipped = [(e["state"], e.get("step")) for e in events(measured)][-6:]
+    states = ("ready", "measuring", "replaced", "compared", "done")
+    assert told == [(state, 20) for state in states]
     assert skipped[0] == "skipped" and events(measured)[-1]["steps"] == [0, 10]
 
 

@@ -143,7 +143,11 @@ def measure(
     ] = None,
     until_step: Annotated[int | None, Flag(help="With --follow: stop after this step.")] = None,
     verify: Annotated[
-        bool, Flag(help="First compare the estimator with plain backward passes.")
+        bool,
+        Flag(
+            help="Compare the estimator with plain backward passes, and the first and last "
+            "measurement with their files loaded anew."
+        ),
     ] = True,
     report_to: Annotated[
         list[str] | None,

@@ -81,7 +81,7 @@ class MeasurementFolder:
 
     def _forget(self) -> None:
         """Remove what we wrote, and nothing else."""
-        for name in (*TABLES, "tensorboard"):
+        for name in (*TABLES, "tensorboard", "unverified"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in ("run.json", "prompts.parquet", "updated.parquet", "first_tokens.parquet"):
             (self.path / name).unlink(missing_ok=True)
@@ -256,6 +256,18 @@ class MeasurementFolder:
         for kind in self.of_others(step, identity):
             for name in (kind, *COMPANIONS.get(kind, ())):
                 self.file(name, step).unlink(missing_ok=True)
+
+    def set_aside(self, step: int) -> None:
+        """Move a step's tables to `unverified/`, where nothing reads them as measurements.
+
+        Args:
+            step: one whose numbers turned out not to be those of its checkpoint.
+        """
+        for kind in TABLES:
+            file = self.file(kind, step)
+            if file.is_file():
+                (self.path / "unverified" / kind).mkdir(parents=True, exist_ok=True)
+                os.replace(file, self.path / "unverified" / kind / file.name)
 
     def note(self, state: str, **details: Any) -> None:
         """Append one event: what happened to a checkpoint, and when."""

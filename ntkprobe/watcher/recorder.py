@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from ..measurement import (
     ActivationMeasurement,
     Encoded,
     KernelMeasurement,
+    RefusalMeasurement,
     encode,
     evaluating,
     measure_activations,
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FIRST_BATCH_SIZE = 16
+LARGEST_BLOCKS = 1 << 26
+"""Numbers in all blocks up to which they are held, so that a measurement can be compared."""
 
 
 class Recorder:
@@ -79,6 +83,11 @@ class Recorder:
         self._covered = False
         folder_of = settings.mitigation
         self._mitigation = mitigations.load(folder_of) if folder_of is not None else None
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The run's tokenizer, once `prepare` was called."""
+        return self._tokenizer
 
     @property
     def encoded(self) -> Encoded:
@@ -126,7 +135,9 @@ class Recorder:
             if wanted is not None and self.folder.measured(kind, step) != identity
         ]
 
-    def record(self, model: "nn.Module", step: int, identity: str, kinds: list[str]) -> None:
+    def record(
+        self, model: "nn.Module", step: int, identity: str, kinds: list[str]
+    ) -> tuple[KernelMeasurement | None, RefusalMeasurement | None]:
         """Measure a model and write its tables; those of an earlier checkpoint do not stay.
 
         Args:
@@ -134,14 +145,18 @@ class Recorder:
             step: its step.
             identity: of the checkpoint it came from.
             kinds: what to measure, as `missing` names it.
+
+        Returns:
+            The kernel and the refusals, as far as they were measured.
         """
         old = self.folder.of_others(step, identity)
         self.folder.note("measuring", step=step, kinds=kinds)
         with mitigations.applied(self._mitigation, model, self._tokenizer) as processors:
-            self._measure(model, step, identity, kinds, processors)
+            found = self._measure(model, step, identity, kinds, processors)
         self.folder.discard_others(step, identity)
         for kind in old:
             self.folder.note("replaced", step=step, table=kind, identity=identity)
+        return found
 
     def _measure(
         self,
@@ -150,8 +165,13 @@ class Recorder:
         identity: str,
         kinds: list[str],
         processors: "LogitsProcessorList",
-    ) -> None:
-        """Measure a model as it is now, and write its tables."""
+    ) -> tuple[KernelMeasurement | None, RefusalMeasurement | None]:
+        """Measure a model as it is now, and write its tables.
+
+        Returns:
+            The kernel and the refusals, as far as they were measured.
+        """
+        kernels, refusals = None, None
         if "kernel" in kinds and self.settings.kernel is not None:
             self._tell_coverage(model, step, self.settings.kernel)
             self._verify(model, self.settings.kernel)
@@ -160,7 +180,8 @@ class Recorder:
                 warnings.simplefilter("ignore", Remark)  # said once for all checkpoints
                 kernels = self._kernel(model, self.settings.kernel)
             texts = None if kernels.tokens is None else kernels.token_frame()
-            self.folder.write_kernel(step, identity, kernels, self.rows, texts)
+            kept = kernels if self.settings.kernel.keep_blocks else replace(kernels, blocks=None)
+            self.folder.write_kernel(step, identity, kept, self.rows, texts)
         if "refusal" in kinds and self.settings.refusal is not None:
             how = self.settings.refusal
             refusals = self._in_batches(lambda size: self._refusal(model, how, size, processors))
@@ -173,6 +194,7 @@ class Recorder:
             pairs = self.settings.influence
             predicted = self._in_batches(lambda size: self._influence(model, pairs, size))
             self.folder.write_influence(step, identity, predicted, self.observed)
+        return kernels, refusals
 
     def _tell_coverage(self, model: "nn.Module", step: int, how: KernelSettings) -> None:
         """Say once how the parameters are handled, and keep it as an event."""
@@ -238,12 +260,18 @@ class Recorder:
                 full_vocabulary=how.full_vocabulary,
                 random_probes=how.random_probes,
                 by=how.by,
-                keep_blocks=how.keep_blocks,
+                keep_blocks=how.keep_blocks or self._compares_blocks(how),
                 batch_size=size,
             )
 
         method = plugins.load(estimators, how.estimator)()
         return self._fitted(measured, getattr(method, "batch_size", None))
+
+    def _compares_blocks(self, how: KernelSettings) -> bool:
+        """Return whether to hold the blocks until the measurement has been compared."""
+        size = len(self.rows) * (how.top_k if how.tokens is None else len(how.tokens))
+        all_logits = how.full_vocabulary or how.random_probes is not None
+        return self.settings.verify and not all_logits and size**2 <= LARGEST_BLOCKS
 
     def _fitted(
         self, measure: Callable[[int | None], KernelMeasurement], own: int | str | None

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoints import Checkpoint, Incomplete
 from ..errors import UserError, one_line
+from ..verification import WrongMeasurement
 from .choices import Following
 from .keeper import Keeper
 from .outcome import Outcome
@@ -59,18 +60,35 @@ class Session:
             UserError: if nothing could be measured, and why.
         """  # ruff: ignore[docstring-extraneous-exception]
         with tqdm(total=0, desc="measuring", unit="checkpoint", disable=None) as self._bar:
-            if self.scout is None:
-                self._begin(None, None)
-            elif self.following is None:
-                while self._look_once(self.scout, self.scout.look()):
-                    time.sleep(1)
-            else:
-                self._follow(self.scout, self.following)
-            if self.scout is not None:
-                self._give_up_on_the_rest(self.scout)
+            try:
+                self._measure_all()
+                self.work.check.compare_latest()
+            except WrongMeasurement as why:
+                self._distrust(str(why))
             if self.outcome.new:
                 self._note_skipped()
         self.outcome.conclude()
+
+    def _measure_all(self) -> None:
+        """Measure everything there is, and wait for more if asked to."""
+        if self.scout is None:
+            self._begin(None, None)
+            return
+        if self.following is None:
+            while self._look_once(self.scout, self.scout.look()):
+                time.sleep(1)
+        else:
+            self._follow(self.scout, self.following)
+        self._give_up_on_the_rest(self.scout)
+
+    def _distrust(self, reason: str) -> None:
+        """Set aside what was measured since the last comparison that passed."""
+        for step in self.work.check.unchecked:
+            self.folder.set_aside(step)
+            self.folder.note("failed", step=step, reason=reason)
+            self.outcome.failed[step] = reason
+            if step in self.outcome.new:
+                self.outcome.new.remove(step)
 
     def _follow(self, scout: Scout, following: Following) -> None:
         """Measure what becomes ready until a rule says stop."""
@@ -156,6 +174,7 @@ class Session:
 
         Raises:
             OSError: if our own folder can no longer be written to.
+            WrongMeasurement: if it is not that of the checkpoint's files.
         """  # ruff: ignore[docstring-extraneous-exception]
         begin, step = time.monotonic(), checkpoint.step
         try:
@@ -165,6 +184,8 @@ class Session:
             self._fail(checkpoint, f"{checkpoint.path.name}: {why}", sighting, tries=TRIES)
         except UserError as why:
             self._fail(checkpoint, str(why), sighting)
+        except WrongMeasurement:  # so is, in all likelihood, what comes after it
+            raise
         except Exception as why:
             if isinstance(why, OSError) and self._is_ours(why):
                 raise

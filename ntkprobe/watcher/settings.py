@@ -180,7 +180,8 @@ class MeasureSettings:
         max_length: longer prompts lose the end of their text.
         load: how models are loaded.
         batch_size: prompts at a time, which changes no number; None to find out.
-        verify: first compare the estimator with plain backward passes, on the first model of a run.
+        verify: compare the estimator with plain backward passes on the first model of a run, and
+            the first and the last measurement with their files loaded anew.
         mitigation: the folder of a fitted mitigation, in force while a model is measured.
     """
 

@@ -8,6 +8,7 @@ from ..checkpoints import Incomplete, identity, pinned
 from ..errors import UserError
 from .models import Models
 from .recorder import Recorder
+from .reload_check import ReloadCheck
 from .scout import Sighting
 
 BASE_STEP = 0
@@ -30,6 +31,7 @@ class Work:
         self.recorder = recorder
         self.models = models
         self.measures_base = measures_base
+        self.check = ReloadCheck(recorder, models)
 
     def prepare(self, first: Sighting | None) -> None:
         """Settle tokenizer and settings.
@@ -84,7 +86,10 @@ class Work:
             kinds = [kind for kind in kinds if kind != "influence"]  # it has nothing that moves
         if kinds:
             self._note_ready(BASE_STEP, known[1])
-            self.recorder.record(self.models.base(), BASE_STEP, known[1], kinds)
+            model = self.models.base()
+            found = self.recorder.record(model, BASE_STEP, known[1], kinds)
+            self.check.note(model, BASE_STEP, known[1], None, found)
+            self.check.compare_first()
         return kinds
 
     def of_checkpoint(self, sighting: Sighting) -> list[str]:
@@ -106,7 +111,10 @@ class Work:
                     return []
                 self._note_ready(step, which)
                 model = stack.enter_context(self.models.opened(pin, verdict.kind))
-            self.recorder.record(model, step, which, kinds)
+            found = self.recorder.record(model, step, which, kinds)
+            self.check.note(model, step, which, sighting.checkpoint, found)
+        del model  # which a second one, of the same files, now takes the place of
+        self.check.compare_first()
         return kinds
 
     @contextmanager

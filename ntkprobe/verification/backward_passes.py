@@ -13,16 +13,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from . import estimators, plugins
-from .backward import gradients
-from .chat import Template
-from .checks import check_loaded, check_measurable, finite
-from .kernel import Blocks, Estimator, Probe, last_logits
-from .logits import check_logits
-from .measurement import Encoded, evaluating
-from .measurement.encoding import Texts, as_encoded
-from .parameters import ParameterSelection, requiring_grad
-from .prompt_checks import check_prompts
+from .. import estimators, plugins
+from ..backward import gradients
+from ..chat import Template
+from ..checks import check_loaded, check_measurable, finite
+from ..kernel import Blocks, Estimator, Probe, last_logits
+from ..logits import check_logits
+from ..measurement import Encoded, evaluating
+from ..measurement.encoding import Texts, as_encoded
+from ..parameters import ParameterSelection, requiring_grad
+from ..prompt_checks import check_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

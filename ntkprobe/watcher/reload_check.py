@@ -1,0 +1,191 @@
+"""The first and the last measurement of a run, compared with their files loaded by other code."""
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+from .. import estimators, plugins
+from ..checkpoints import Checkpoint, Incomplete, identity, pinned, readiness
+from ..errors import UserError, one_line
+from ..measurement import KernelMeasurement, RefusalMeasurement
+from ..phrases import phrase_set
+from ..verification import (
+    MeasuredSample,
+    compare_with_files,
+    sample_measurement,
+)
+from .models import Models
+from .recorder import Recorder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+COPIES = 3  # of the weights: the model once more, and two gradients
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """A measurement that can be compared.
+
+    Attributes:
+        step: its step.
+        checkpoint: where its files are; None for the base.
+        which: their identity.
+        sample: what was measured.
+        weights: bytes of the model's parameters.
+    """
+
+    step: int
+    checkpoint: Checkpoint | None
+    which: str
+    sample: MeasuredSample
+    weights: int
+
+
+class ReloadCheck:
+    """Compares measurements of one run with their checkpoints (`verification.independent_load`).
+
+    The first measurement is compared at once, and the last one when the run has been measured: what
+    one checkpoint leaves behind in a base that is shared shows in a later one only.
+
+    Args:
+        recorder: what measures.
+        models: what loads, from which name and precision are taken.
+    """
+
+    def __init__(self, recorder: Recorder, models: Models) -> None:
+        self.recorder = recorder
+        self.models = models
+        self.unchecked: list[int] = []
+        self._latest: _Measured | None = None
+        self._passed = False
+
+    def note(
+        self,
+        model: "nn.Module",
+        step: int,
+        which: str,
+        checkpoint: Checkpoint | None,
+        found: tuple[KernelMeasurement | None, RefusalMeasurement | None],
+    ) -> None:
+        """Remember what was measured on a few prompts, as the latest measurement.
+
+        Args:
+            model: the model, still in memory as it was measured.
+            step: its step.
+            which: the identity of its checkpoint.
+            checkpoint: where its files are; None for the base.
+            found: what was measured.
+        """
+        if not self.recorder.settings.verify:
+            return
+        try:
+            sample = self._sample(model, *found)
+        except torch.OutOfMemoryError:
+            return
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        self._latest = _Measured(step, checkpoint, which, sample, weights)
+        self.unchecked.append(step)
+
+    def compare_first(self) -> None:
+        """Compare the latest measurement with its files, unless one was compared before.
+
+        Raises:
+            WrongMeasurement: if they differ.
+        """  # ruff: ignore[docstring-extraneous-exception]
+        if not self._passed:
+            self.compare_latest()
+
+    def compare_latest(self) -> None:
+        """Compare the latest measurement with its files, if that was not done.
+
+        Raises:
+            WrongMeasurement: if they differ.
+        """  # ruff: ignore[docstring-extraneous-exception]
+        measured = self._latest
+        if measured is None:
+            return
+        self._latest = None
+        why = _lack_of_memory(measured)
+        try:
+            told = why or self._compare(measured)
+        except (UserError, Incomplete, FileNotFoundError) as error:
+            why = told = str(error)
+        except torch.OutOfMemoryError:
+            why = told = "out of memory"
+        if why:
+            told = f"step {measured.step} was not compared with its files: {told}"
+            self.recorder.folder.note("not compared", step=measured.step, reason=why)
+        else:
+            self._passed = True
+            self.unchecked.clear()
+        print(one_line(told), file=sys.stderr)
+
+    def _compare(self, measured: _Measured) -> str:
+        """Return what a comparison found, for a line."""
+        with self._files(measured) as (model, adapter):
+            found = compare_with_files(measured.sample, model, adapter, self.models.load)
+        self.recorder.folder.note("compared", step=measured.step, errors=found.errors)
+        return f"step {measured.step} {found}"
+
+    @contextmanager
+    def _files(self, measured: _Measured) -> Generator[tuple[str, Path | None], None, None]:
+        """Yield the model's name or folder and the adapter's folder, held while they are read.
+
+        Raises:
+            UserError: if the checkpoint is no longer what was measured.
+        """
+        if measured.checkpoint is None:
+            assert self.models.name is not None
+            yield self.models.name, None
+            return
+        verdict = readiness(measured.checkpoint.path)
+        if verdict.state not in ("ready", "unmarked"):
+            raise UserError(f"the checkpoint is {verdict.state} by now")
+        with pinned(measured.checkpoint, verdict, self.recorder.folder.pins) as pin:
+            if identity(pin, verdict.weights) != measured.which:
+                raise UserError("the checkpoint was written anew since")
+            if verdict.kind == "full":
+                yield str(pin), None
+            else:
+                assert self.models.name is not None
+                yield self.models.name, pin
+
+    def _sample(
+        self,
+        model: "nn.Module",
+        kernels: KernelMeasurement | None,
+        refusals: RefusalMeasurement | None,
+    ) -> MeasuredSample:
+        """Return what was measured on a few prompts; the model's own logits under a mitigation."""
+        recorder, how = self.recorder, self.recorder.settings
+        if how.mitigation is not None:
+            kernels = refusals = None
+        asked = how.refusal
+        return sample_measurement(
+            model,
+            recorder.tokenizer,
+            recorder.encoded,
+            recorder.rows or None,
+            kernel=kernels,
+            estimator=plugins.load(estimators, how.kernel.estimator)() if how.kernel else None,
+            selection=how.kernel.parameters if how.kernel else "all",
+            refusal=refusals,
+            phrases=phrase_set(asked.phrases, apostrophes=asked.apostrophes) if asked else (),
+        )
+
+
+def _lack_of_memory(measured: _Measured) -> str:
+    """Return why a second model does not fit into the memory of this machine; empty if it does."""
+    needed = measured.weights * (COPIES if measured.sample.kernel is not None else 1)
+    free = psutil.virtual_memory().available
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu and needed > free:
+        return f"that needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
+    return ""
