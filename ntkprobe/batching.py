@@ -128,19 +128,29 @@ def split(
 
 @contextmanager
 def forgetting_lengths(model: nn.Module) -> Generator[None]:
-    """Let no pass inside the block, or after it, depend on the texts of an earlier one.
+    """Let no pass inside the block depend on an earlier one's texts, and leave no trace of any.
 
-    A `dynamic` rotary embedding keeps the base of the longest text that it has seen.
+    A `dynamic` rotary embedding keeps the base of the longest text that it has seen; a `longrope`
+    one writes into a buffer, which has no derivative in forward mode, so that each pass gets its
+    own.
     """
-    keeping = [m for m in model.modules() if any("dynamic" in kind for _, kind in _rope_types(m))]
+    keeping = [
+        module
+        for module in model.modules()
+        if any(kind == "longrope" or "dynamic" in kind for _, kind in _rope_types(module))
+    ]
+    before = [(vars(module).copy(), module._buffers.copy()) for module in keeping]
     handles = [module.register_forward_pre_hook(_forget) for module in keeping]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for module in keeping:
-            _forget(module)
+        for module, (attributes, buffers) in zip(keeping, before, strict=True):
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
 
 
 def context_length(config: Any) -> int | None:
@@ -230,12 +240,13 @@ def _rope_settings(module: nn.Module, layer_type: str | None) -> dict[str, Any]:
 
 
 def _forget(module: nn.Module, *_: Any) -> None:
-    """Put a dynamic rotary embedding back to where it was before its first pass."""
+    """Put a rotary embedding to where it was before its first pass."""
     for layer_type, kind in _rope_types(module):
-        if "dynamic" not in kind:
-            continue
         prefix = "" if layer_type is None else f"{layer_type}_"
-        device = getattr(module, f"{prefix}inv_freq").device
-        original = getattr(module, f"{prefix}original_inv_freq").to(device)
-        module.register_buffer(f"{prefix}inv_freq", original, persistent=False)
-        setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
+        present = getattr(module, f"{prefix}inv_freq", None)
+        if kind == "longrope" and present is not None:
+            module._buffers[f"{prefix}inv_freq"] = present.clone()
+        elif "dynamic" in kind:
+            original = getattr(module, f"{prefix}original_inv_freq")
+            module._buffers[f"{prefix}inv_freq"] = original.to(present.device)
+            setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
