@@ -162,10 +162,12 @@ def try_left_padding(
         input_ids: the prompts to be answered; two of them are, for two tokens.
         processors: those at work, told that sequences begin; they take no part.
     """
-    pair = batching.pair_to_try(model, input_ids, room=1, side="left")
+    context = batching.context_length(text_config(model))
+    fitting = [ids for ids in input_ids if context is None or len(ids) < context]
+    pair = batching.pair_to_try(model, fitting, room=1, side="left")
     if pair is None:
         return
-    prompts = [input_ids[row] for row in pair]
+    prompts = [fitting[row] for row in pair]
     begin(processors, left_padded(prompts)[1])
     with _own_settings_aside(model):
         alone = [_two_steps(model, [ids]) for ids in prompts]

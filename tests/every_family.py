@@ -10,11 +10,10 @@ from collections.abc import Generator
 from typing import Any
 
 import torch
+from architectures import VOCABULARY, perturbed
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-from architectures import VOCABULARY, perturbed
 
 FAMILIES = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) & set(CONFIG_MAPPING))
 LARGEST = 2_000_000  # parameters
@@ -49,6 +48,9 @@ _SIZES: dict[str, Any] = {
     **dict.fromkeys(["linear_key_head_dim", "linear_value_head_dim"], 4),
     **dict.fromkeys(["time_step_rank", "mamba_dt_rank"], 2),
     **dict.fromkeys(["sliding_window", "window_size"], 4),
+    **dict.fromkeys(["attn_layer_offset", "expert_layer_offset"], 1),
+    **dict.fromkeys(["attn_layer_period", "expert_layer_period"], 2),
+    "attn_layer_indices": [1],
     **dict.fromkeys(["bos_token_id", "eos_token_id", "pad_token_id"], None),
     "vocab_size": VOCABULARY,
     "layer_types": None,
@@ -62,10 +64,17 @@ _SIZES: dict[str, Any] = {
 
 
 def shrunk(family: str) -> Any:
-    """Return the family's configuration, small."""
+    """Return the family's configuration, small, with a layer of each of two kinds if it has any."""
     kind = CONFIG_MAPPING[family]
     known = kind().to_dict()
-    return kind(**{name: value for name, value in _SIZES.items() if name in known})
+    sizes = {name: value for name, value in _SIZES.items() if name in known}
+    if "qk_rope_head_dim" in known:
+        sizes.pop("head_dim", None)  # the sum of two others
+    for name in ("layer_types", "mlp_layer_types"):
+        kinds = list(dict.fromkeys(known.get(name) or []))[:_LAYERS]
+        if len(kinds) == _LAYERS:
+            sizes[name] = kinds
+    return kind(**sizes)
 
 
 def tiny(family: str, dtype: torch.dtype = torch.float64) -> nn.Module:

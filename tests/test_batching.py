@@ -18,10 +18,10 @@ from ntkprobe.estimators.finite_difference import FiniteDifference
 from ntkprobe.estimators.forward_mode import ForwardMode
 from ntkprobe.estimators.gram import Gram, descent
 from ntkprobe.generation import generate_answers
+from ntkprobe.hooks import layer_output
 from ntkprobe.influences.observations import LogProbabilities, Refusals
 from ntkprobe.kernel import Probe, last_logits, top_tokens
 from ntkprobe.measurement.activations import _batches, _last_positions
-from ntkprobe.hooks import layer_output
 from ntkprobe.mitigations import applied
 from ntkprobe.mitigations._branch import Branch
 from ntkprobe.mitigations._states import last_states
