@@ -147,9 +147,9 @@ def forgetting_lengths(model: nn.Module) -> Generator[None]:
         for handle in handles:
             handle.remove()
         for module, (attributes, buffers) in zip(keeping, before, strict=True):
-            vars(module).clear()
+            for name in vars(module).keys() - attributes.keys():
+                del vars(module)[name]
             vars(module).update(attributes)
-            module._buffers.clear()
             module._buffers.update(buffers)
 
 
@@ -247,6 +247,7 @@ def _forget(module: nn.Module, *_: Any) -> None:
         if kind == "longrope" and present is not None:
             module._buffers[f"{prefix}inv_freq"] = present.clone()
         elif "dynamic" in kind:
-            original = getattr(module, f"{prefix}original_inv_freq")
-            module._buffers[f"{prefix}inv_freq"] = original.to(present.device)
+            original: Any = getattr(module, f"{prefix}original_inv_freq")
+            device = original.device if present is None else present.device
+            module._buffers[f"{prefix}inv_freq"] = original.to(device)
             setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
