@@ -10,8 +10,11 @@ from torch import LongTensor, Tensor, nn
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from . import batching
 from .checks import count
 from .errors import UserError
+from .hooks import clamped_casts
+from .logits import try_padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,22 +69,40 @@ def generate_answers(
         `require_measurable`) and NaN logits are a `UserError`.
     """
     require_measurable(model, input_ids, room=count("max_new_tokens", max_new_tokens))
+    try_left_padding(model, input_ids, logits_processor)
     answers = [""] * len(input_ids)
     with tqdm(total=len(answers), disable=not progress) as bar:
-        for rows in length_batches(input_ids, batch_size):
-            new = answer_batch(
-                model,
-                tokenizer,
-                [input_ids[row] for row in rows],
-                max_new_tokens=max_new_tokens,
-                stop_ids=stop_ids,
-                logits_processor=logits_processor,
-                rows=rows,
-            )
-            for row, answer in zip(rows, new, strict=True):
-                answers[row] = answer.text
-            bar.update(len(rows))
+        for batch in length_batches(input_ids, batch_size):
+            for rows in answered_together(model, input_ids, batch, max_new_tokens):
+                new = answer_batch(
+                    model,
+                    tokenizer,
+                    [input_ids[row] for row in rows],
+                    max_new_tokens=max_new_tokens,
+                    stop_ids=stop_ids,
+                    logits_processor=logits_processor,
+                    rows=rows,
+                )
+                for row, answer in zip(rows, new, strict=True):
+                    answers[row] = answer.text
+                bar.update(len(rows))
     return answers
+
+
+def answered_together(
+    model: Any, input_ids: Sequence[Ids], batch: Sequence[int], max_new_tokens: int
+) -> list[list[int]]:
+    """Return a batch's row numbers in groups that may be answered at the same time.
+
+    Args:
+        model: a causal language model.
+        input_ids: encoded prompts.
+        batch: row numbers.
+        max_new_tokens: an answer's length at most, in tokens; the last of them is never run.
+    """
+    prompts = [input_ids[row] for row in batch]
+    groups = batching.together(model, prompts, room=max_new_tokens - 1, side="left")
+    return [[batch[row] for row in rows] for rows in groups]
 
 
 def answer_batch(
@@ -99,7 +120,7 @@ def answer_batch(
     Args:
         model: a causal language model in evaluation mode.
         tokenizer: decodes.
-        input_ids: encoded prompts, answered at the same time.
+        input_ids: encoded prompts, answered at the same time: one group of `answered_together`.
         max_new_tokens: an answer's length at most, in tokens.
         stop_ids: tokens that end an answer besides EOS.
         logits_processor: what changes the logits first.
@@ -128,6 +149,47 @@ def answer_batch(
         )
         for ids, end in zip(new, ends, strict=True)
     ]
+
+
+@torch.no_grad()
+def try_left_padding(
+    model: Any, input_ids: Sequence[Ids], processors: Sequence[LogitsProcessor] = ()
+) -> None:
+    """Find out, once for each model, whether padding on the left changes what it generates.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        input_ids: the prompts to be answered; two of them are, for two tokens.
+        processors: those at work, told that sequences begin; they take no part.
+    """
+    context = batching.context_length(text_config(model))
+    fitting = [ids for ids in input_ids if context is None or len(ids) < context]
+    pair = batching.pair_to_try(model, fitting, room=1, side="left")
+    if pair is None:
+        return
+    prompts = [fitting[row] for row in pair]
+    begin(processors, left_padded(prompts)[1])
+    with _own_settings_aside(model):
+        alone = [_two_steps(model, [ids]) for ids in prompts]
+        beside = _two_steps(model, prompts)
+    firsts = torch.cat([first for first, _ in alone])
+    batching.keep_verdict(model, "left", beside[0], firsts)
+    same = (firsts.argmax(-1) == beside[0].argmax(-1)).tolist()  # else the second steps differ
+    if batching.padding_known(model, "left") and all(same):
+        batching.keep_verdict(model, "left", beside[1], torch.cat([second for _, second in alone]))
+
+
+def _two_steps(model: Any, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+    """Return the logits, [batch, vocab], of the first two tokens of greedy answers."""
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=2,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    first, second = _generated(model, prompts, settings, []).logits
+    return first, second
 
 
 def begin(processors: Sequence[LogitsProcessor], attention_mask: Tensor) -> None:
@@ -191,7 +253,7 @@ def require_measurable(model: nn.Module, input_ids: Sequence[Ids], room: int = 0
         raise UserError("some weights are offloaded (meta tensors): load the model without offload")
     if not len(input_ids):
         raise UserError("no prompts: give at least one")
-    context = getattr(text_config(model), "max_position_embeddings", None)
+    context = batching.context_length(text_config(model))
     for number, ids in enumerate(input_ids):
         if not len(ids):
             raise UserError(f"prompt {number} is empty: every prompt needs a token")
@@ -201,6 +263,7 @@ def require_measurable(model: nn.Module, input_ids: Sequence[Ids], room: int = 0
                 f"prompt {number} has {len(ids)} tokens, and with {room} more to come it exceeds "
                 f"the model's context of {context}: shorten it, or set a max_length"
             )
+    try_padding(model, [torch.as_tensor(ids) for ids in input_ids])
 
 
 def require_vocabulary(model: Any, ids: Ids, what: str) -> None:
@@ -280,12 +343,24 @@ def _generate(
     rows: list[int],
     processors: Sequence[LogitsProcessor],
 ) -> list[list[int]]:
+    _, mask = left_padded(prompts)
+    begin(processors, mask.to(input_device(model)))
+    out = _generated(model, prompts, settings, [_RefuseNan(rows), *processors])
+    return out[:, mask.shape[1] :].tolist()
+
+
+def _generated(
+    model: Any,
+    prompts: Sequence[Ids],
+    settings: GenerationConfig,
+    processors: Sequence[LogitsProcessor],
+) -> Any:
+    """Return what the model's own `generate` does for prompts in one batch."""
     ids, mask = left_padded(prompts, settings.pad_token_id, input_device(model))
-    begin(processors, mask)
-    out = model.generate(
-        input_ids=ids,
-        attention_mask=mask,  # from which generate() derives the position ids
-        generation_config=settings,
-        logits_processor=LogitsProcessorList([_RefuseNan(rows), *processors]),
-    )
-    return out[:, ids.shape[1] :].tolist()
+    with batching.forgetting_lengths(model), clamped_casts(model):
+        return model.generate(
+            input_ids=ids,
+            attention_mask=mask,  # from which generate() derives the position ids
+            generation_config=settings,
+            logits_processor=LogitsProcessorList(processors),
+        )

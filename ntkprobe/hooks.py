@@ -7,7 +7,7 @@ the final norm.
 
 import re
 from collections.abc import Callable, Generator, Iterable
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -214,6 +214,35 @@ class Float64Throughout(TorchFunctionMode):
             return args[0].double()
         named = {key: _double(value) for key, value in (kwargs or {}).items()}
         return func(*map(_double, args), **named)
+
+
+class _ClampedCasts(TorchFunctionMode):
+    """Clamps what is cast from float64 to float32 to the numbers that float32 has."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return what `func` gives, its first argument clamped where `func` casts it."""
+        named = kwargs or {}
+        x = args[0] if args else None
+        if isinstance(x, Tensor) and x.dtype == torch.float64:
+            given = (*args[1:], *named.values())
+            dtypes = [v.dtype if isinstance(v, Tensor) else v for v in given]
+            if func is Tensor.float or (torch.float32 in dtypes and func.__name__ in _CASTING):
+                limits = torch.finfo(torch.float32)
+                args = (x.clamp(limits.min, limits.max), *args[1:])
+        return func(*args, **named)
+
+
+_CASTING = {"softmax", "to", "type", "type_as"}
+
+
+def clamped_casts(model: nn.Module) -> AbstractContextManager[Any]:
+    """Return the context in which a model in float64 may be given padded prompts.
+
+    Its masks hold float64's lowest number. Where its softmax is in float32, that is −∞ there, and a
+    row of nothing but −∞, such as padding on the left has, gives NaN.
+    """
+    wide = any(parameter.dtype == torch.float64 for parameter in model.parameters())
+    return _ClampedCasts() if wide else nullcontext()
 
 
 def _double(argument: Any) -> Any:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from .checks import check_measurable, refuse
 from .logits import last_logits as last_logits
 from .logits import top_tokens as top_tokens
+from .logits import try_padding
 from .parameters import ParameterSelection
 from .prompt_checks import check_prompts, check_read
 
@@ -82,6 +83,7 @@ def prepare(
     check_measurable(model)
     check_prompts(model, [probe.input_ids for probe in probes])
     check_read(model, [probe.tokens for probe in probes], [len(probe) for probe in probes])
+    try_padding(model, [probe.input_ids for probe in probes])
     return ParameterSelection.parse(parameters).parameters(model)
 
 

@@ -7,19 +7,49 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .batching import forgetting_lengths, keep_verdict, pair_to_try, together
 from .checks import check_measurable, count, not_finite, refuse, refuse_broken
-from .hooks import reading_last_positions
+from .hooks import experts_one_by_one, reading_last_positions
 from .prompt_checks import check_prompts
 
 
 def last_logits(
     model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]
 ) -> Float[Tensor, "batch vocab"]:
-    """Return z of prompts of any lengths, in one batch.
+    """Return z of prompts of any lengths, each as it is alone, in one pass where that is so.
 
     Padded to the right, whatever the tokenizer does, with no mask: no position of a causal model
-    sees a later one, so each prompt has the numbers, and the positions, that it has alone.
+    sees a later one. Where a model's numbers depend on what it is padded with all the same, there
+    are as many passes as it takes (`batching.together`).
     """
+    groups = together(model, prompts)
+    with forgetting_lengths(model):
+        found = [_padded(model, [prompts[row] for row in rows]) for rows in groups]
+    if len(found) == 1:
+        return found[0]
+    places = torch.tensor([row for rows in groups for row in rows]).argsort()
+    return torch.cat(found)[places.to(found[0].device)]
+
+
+def try_padding(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]) -> None:
+    """Find out, once for each model, whether padding on the right changes its logits.
+
+    Args:
+        model: the model, in evaluation mode.
+        prompts: what is to be measured; two of them are run, beside each other and alone.
+    """
+    inside_transform = torch._C._functorch.peek_interpreter_stack() is not None
+    rows = None if inside_transform else pair_to_try(model, prompts)
+    if rows is None:
+        return
+    pair = [torch.as_tensor(prompts[row]) for row in rows]
+    with torch.no_grad(), experts_one_by_one(model), forgetting_lengths(model):
+        alone = torch.cat([_padded(model, [ids]) for ids in pair])
+        keep_verdict(model, "right", _padded(model, pair), alone)
+
+
+def _padded(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "batch vocab"]:
+    """Return z of prompts in one pass."""
     device, longest = next(model.parameters()).device, max(map(len, prompts))
     # Padded with its own last token: at a pad token some models warn, some mask.
     rows = [torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in prompts]
@@ -34,6 +64,7 @@ def batched_logits(
     """Yield z of all prompts, some at a time; what cannot be measured is refused by its number."""
     check_measurable(model)
     check_prompts(model, prompts)
+    try_padding(model, prompts)
     broken: list[int] = []
     for start in range(0, len(prompts), count("batch_size", batch_size)):
         with torch.no_grad():

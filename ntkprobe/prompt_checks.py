@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from .batching import context_length
 from .checks import refuse
 from .errors import UserError
 
@@ -26,7 +27,7 @@ def check_prompts(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]) -> Non
     refuse(not hasattr(prompts, "__len__"), f"prompts={prompts!r}: give a list of them")
     refuse(not len(prompts), "no prompts: give at least one prompt")
     config = _text_config(model)
-    context = getattr(config, "max_position_embeddings", None)
+    context = context_length(config)
     vocabulary = getattr(config, "vocab_size", None)
     for row, ids in enumerate(prompts):
         if not isinstance(ids, Tensor) or ids.ndim != 1 or (len(ids) and ids.dtype not in _IDS):

@@ -73,6 +73,7 @@ def measure_abilities(
     if missing:
         manager = _manager(missing, include_path)
         with subject.in_memory(AnswerSettings(), None) as local:
+            from ..batching import forgetting_lengths
             from .harness import harness_model
 
             model = harness_model(
@@ -82,9 +83,10 @@ def measure_abilities(
                 mitigated=subject.mitigation is not None,
                 batch_size=batch_size,
             )
-            for task in missing:
-                record["tasks"][task] = _measured(model, task, manager, how)
-                write_json(path, record)
+            with forgetting_lengths(local.model):
+                for task in missing:
+                    record["tasks"][task] = _measured(model, task, manager, how)
+                    write_json(path, record)
     return {task: record["tasks"][task] for task in tasks}
 
 

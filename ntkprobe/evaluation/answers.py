@@ -90,16 +90,18 @@ class LocalModel:
         Yields:
             Answers to prompts of similar length.
         """
-        from ..generation import require_measurable
+        from ..generation import answered_together, require_measurable, try_left_padding
 
         ids = [
             self.template.encode(self.tokenizer, each.prompt, self.settings.max_length)
             for each in asked
         ]
         require_measurable(self.model, ids, room=self.settings.max_new_tokens)
+        try_left_padding(self.model, ids, self.processors)
         left = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
         while left:
-            rows = left[: self.batch_size]
+            batch, room = left[: self.batch_size], self.settings.max_new_tokens
+            rows = answered_together(self.model, ids, batch, room)[0]
             begin = time.perf_counter()
             found = self._batch([asked[row] for row in rows], [ids[row] for row in rows])
             if found is None:
@@ -109,7 +111,7 @@ class LocalModel:
                 Given(asked[row].id, each.text, each.n_tokens, each.ended, seconds)
                 for row, each in zip(rows, found, strict=True)
             ]
-            left = left[len(rows) :]
+            left = [row for row in left if row not in set(rows)]
 
     def _batch(self, asked: Sequence[Asked], ids: Sequence[list[int]]) -> list[Any] | None:
         """Return the answers of a batch; None if it was too large, and the next one is smaller.

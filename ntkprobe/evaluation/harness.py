@@ -11,6 +11,8 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..batching import LengthRule
+
 Request = tuple[Any, list[int], list[int]]
 """What is asked, as text, and the token ids of a context and of a continuation."""
 
@@ -32,7 +34,9 @@ def harness_model(
         The harness's own class, or one that differs in how continuations are read.
     """
     if not mitigated:
-        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        # Its batches are padded to the longest: one request each where that changes the others.
+        size = 1 if LengthRule.of(model) else batch_size
+        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size)
     return _Mitigated(model, tokenizer, processors)
 
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..batching import context_length
 from ..chat import Template
 from ..checks import refuse
 from ..errors import UserError
@@ -124,7 +125,7 @@ def require_room(model: Any, examples: Sequence[Example]) -> None:
         UserError: naming the first.
     """
     refuse(not examples, "no updated examples: give at least one pair (prompt, answer)")
-    context = getattr(text_config(model), "max_position_embeddings", None)
+    context = context_length(text_config(model))
     for number, example in enumerate(examples):
         require_vocabulary(model, example.input_ids, f"updated example {number}")
         if context is not None and len(example.input_ids) > context:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ..backward import gradients
+from ..batching import forgetting_lengths
 from ..checks import finite
 from ..errors import UserError
 from ..parameters import requiring_grad
@@ -67,7 +68,8 @@ def update(
 def answer_logits(model: nn.Module, example: Example) -> Float[Tensor, "answer vocab"]:
     """Return z at every position that predicts a token of the answer."""
     device = next(model.parameters()).device
-    logits = model(input_ids=example.input_ids[None].to(device), use_cache=False).logits[0]
+    with forgetting_lengths(model):
+        logits = model(input_ids=example.input_ids[None].to(device), use_cache=False).logits[0]
     return finite(logits[example.start - 1 : -1])
 
 

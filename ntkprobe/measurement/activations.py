@@ -1,12 +1,13 @@
 """What the layers hold at the last position of each prompt (A.9), where the answer begins."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..batching import together
 from ..chat import Template
 from ..checks import check_loaded, finite, refuse
 from ..generation import length_batches, require_measurable
@@ -71,7 +72,7 @@ def measure_activations(
     found: dict[int, list[Tensor]] = {number: [torch.empty(0)] * len(ids) for number in modules}
     with evaluating(model), torch.no_grad():
         require_measurable(model, ids)
-        for rows in length_batches(ids, batch_size):
+        for rows in _batches(model, ids, batch_size):
             for number, values in _last_positions(model, modules, ids, rows):
                 for row, value in zip(rows, values, strict=True):
                     found[number][row] = value
@@ -82,6 +83,13 @@ def measure_activations(
     }
     stacked = {number: torch.stack(values) for number, values in found.items()}
     return ActivationMeasurement(encoded.prompts, stacked, settings)
+
+
+def _batches(model: nn.Module, ids: list[Tensor], batch_size: int) -> Iterator[list[int]]:
+    """Yield the numbers of prompts that share a pass."""
+    for batch in length_batches(ids, batch_size):
+        for rows in together(model, [ids[row] for row in batch]):
+            yield [batch[row] for row in rows]
 
 
 def _last_positions(

@@ -14,13 +14,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..batching import LengthRule, context_length, forgetting_lengths, padding_known
 from ..errors import UserError
-from ..generation import input_device, left_padded, require_numbers, text_config
+from ..generation import (
+    input_device,
+    left_padded,
+    require_numbers,
+    text_config,
+    try_left_padding,
+)
+from ..hooks import clamped_casts
 from ._together import Joined, both_rows, joinable, upper_rows
 
 
 class Branch:
     """The distribution of the next token under prompts of its own, as an answer grows.
+
+    Rows that padding would change (`batching`) are branches of their own, and a cache is dropped
+    where the model begins to compute texts otherwise.
 
     Args:
         model: a causal language model in evaluation mode; one without a KV cache runs the whole
@@ -37,6 +48,12 @@ class Branch:
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.model, self.around = model, around
+        self.prompts, self.rule = prompts, LengthRule.of(model)
+        unequal = len(set(map(len, prompts))) > 1
+        if unequal:
+            try_left_padding(model, prompts)
+        alone = unequal and (self.rule or padding_known(model, "left") is False)
+        self.parts = [Branch(model, [prompt], around) for prompt in prompts] if alone else []
         self.ids, self.mask = left_padded(prompts, device=input_device(model))
         self.cache: Any = None
         self.cached = 0  # columns that need no pass any more
@@ -53,6 +70,9 @@ class Branch:
         Returns:
             Logits. A text that exceeds the model's context, and NaN, are each a `UserError`.
         """
+        if self.parts:
+            rows = chosen.split(1)
+            return torch.cat([one.logits(row) for one, row in zip(self.parts, rows, strict=True)])
         if self.ahead is None:
             self._append(chosen)
             logits = self._run()
@@ -73,6 +93,8 @@ class Branch:
         """
         rows, cache = len(self.ids), kwargs.get("past_key_values")
         if self.cache is None or self.around is not nullcontext or self.ahead is not None:
+            return None
+        if self.rule or padding_known(self.model, "left") is False:
             return None
         if not joinable(kwargs, self.cache, rows, width):
             return None
@@ -95,7 +117,7 @@ class Branch:
     def _append(self, chosen: Int[Tensor, "batch new"]) -> None:
         self.ids = torch.cat([self.ids, chosen.to(self.ids.device)], 1)
         self.mask = torch.nn.functional.pad(self.mask, (0, chosen.shape[1]), value=1)
-        context = getattr(text_config(self.model), "max_position_embeddings", None)
+        context = context_length(text_config(self.model))
         longest = self.ids.shape[1]  # the longest row has no padding
         if context is not None and longest > context:
             raise UserError(
@@ -108,7 +130,8 @@ class Branch:
         self.cached = 0
 
     def _run(self) -> Float[Tensor, "batch vocab"]:
-        if self.joined is not None:
+        length = self.ids.shape[1]
+        if self.joined is not None or self.rule.regime(length) != self.rule.regime(self.cached):
             self._start_again()
         optional = {
             "position_ids": (self.mask.cumsum(-1) - 1).clamp(min=0)[:, self.cached :],
@@ -117,7 +140,7 @@ class Branch:
             "past_key_values": self.cache,
         }
         known = _parameters(self.model)
-        with self.around():
+        with self.around(), forgetting_lengths(self.model), clamped_casts(self.model):
             output = self.model(
                 input_ids=self.ids[:, self.cached :],
                 attention_mask=self.mask,

@@ -10,6 +10,7 @@ from torch import LongTensor, Tensor, nn
 from transformers import LogitsProcessor
 
 from ..errors import UserError
+from ..generation import try_left_padding
 from ..hooks import Before, head
 from ._branch import Branch
 from ._prompts import Rows, real_rows
@@ -119,8 +120,11 @@ class BranchProcessor(LogitsProcessor):
     def _started(self, input_ids: Tensor, scores: Tensor) -> "_Sequence":
         refuse_beams(scores)
         rows = real_rows(self.tokenizer, input_ids, self.mask)
-        self.mask = None
-        return _Sequence(input_ids.shape[1], input_ids, self.open_branch(rows), self.mixing())
+        self.mask = self.sequence = None
+        branch = self.open_branch(rows)
+        if branch.model is self.own:  # whose rows are to stand beside those of the plain branch
+            try_left_padding(self.own, [*rows, *branch.prompts])
+        return _Sequence(input_ids.shape[1], input_ids, branch, self.mixing())
 
 
 @dataclass

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..batching import forgetting_lengths, together
 from ..errors import UserError
 from ..generation import input_device, length_batches, require_measurable
 from ..hooks import Before, Hook, decoder, decoder_layers, hidden_state, hooked
@@ -56,11 +57,10 @@ def mean_states(
     return torch.stack(sums).sum(0) / len(prompts)
 
 
-@torch.no_grad()
 def last_states(
     model: nn.Module, prompts: Sequence[Tensor], count: int, *, before: bool = False
 ) -> Tensor:
-    """Return what leaves each block at the last `count` positions of prompts in one batch.
+    """Return what leaves each block at the last `count` positions of a batch of prompts.
 
     The decoder alone is run: whatever else hangs on the model's head plays no part.
 
@@ -71,7 +71,17 @@ def last_states(
         before: what enters each block instead.
 
     Returns:
-        [prompts, layers, count, hidden] float64, on the CPU.
+        [prompts, layers, count, hidden] float64, on the CPU; NaN or infinity is a `UserError`.
+    """
+    groups = together(model, prompts)
+    found = [_in_one_pass(model, [prompts[row] for row in rows], count, before) for rows in groups]
+    places = torch.tensor([row for rows in groups for row in rows]).argsort()
+    return torch.cat(found)[places]
+
+
+@torch.no_grad()
+def _in_one_pass(model: nn.Module, prompts: Sequence[Tensor], count: int, before: bool) -> Tensor:
+    """Return the same of prompts that may share a pass.
 
     Raises:
         UserError: if a state is NaN or infinite.
@@ -87,7 +97,8 @@ def last_states(
     longest = max(map(len, prompts))
     # Padded behind, where a causal model does not look, with each prompt's own last token.
     rows = [torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in prompts]
-    with hooked([(block, _tap(layer, keep, before)) for layer, block in enumerate(blocks)]):
+    taps = [(block, _tap(layer, keep, before)) for layer, block in enumerate(blocks)]
+    with hooked(taps), forgetting_lengths(model):
         decoder(model)(input_ids=torch.stack(rows).to(input_device(model)), use_cache=False)
     states = torch.stack(found, 1)
     if not bool(states.isfinite().all()):

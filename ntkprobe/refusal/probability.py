@@ -11,6 +11,7 @@ from torch import OutOfMemoryError, Tensor
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor
 
+from ..batching import together
 from ..chat import RAW, Template
 from ..errors import UserError
 from ..generation import Ids, length_batches, require_measurable, require_vocabulary
@@ -115,9 +116,14 @@ def score_phrases(
     """Return log P(phrase | prompt) of every phrase after every prompt, in one pass per prompt.
 
     The pass needs a model that obeys a 4-D attention mask and position ids. That is tried first,
-    on the longest prompt and phrase, against a plain forward pass; a model that does not (ALiBi,
-    state spaces, flash attention) is scored phrase by phrase, and the log says so. Under logits
-    processors each token is a call of theirs, in the order of a generation.
+    on the longest and the shortest prompt and the longest phrase, against plain forward passes; a
+    model that does not (ALiBi, state spaces, flash attention) is scored phrase by phrase, and the
+    log says so. Under logits processors each token is a call of theirs, in the order of a
+    generation.
+
+    p(y_t | x, y_<t) is what the model makes of the text x, y_<t alone. Where its rotary embedding
+    depends on how long a text is (`batching`), the tokens of a phrase that crosses a limit are read
+    off passes on either side of it, as in a generation, and not off one pass over the whole.
 
     Args:
         model: a causal language model in evaluation mode.
@@ -137,7 +143,7 @@ def score_phrases(
     ids = [phrase_ids[column] for column in written]
     require_vocabulary(model, [token for each in ids for token in each], "a refusal phrase")
     trie = PhraseTrie.of(ids)
-    shared = not logits_processor and _obeys_masks(model, max(input_ids, key=len), ids)
+    shared = not logits_processor and _obeys_masks(model, _extremes(model, input_ids), ids)
     scores = torch.full((len(input_ids), len(phrase_ids)), -torch.inf, dtype=torch.float64)
     with tqdm(total=len(input_ids), disable=not progress) as bar:
         words = model.get_input_embeddings().weight.shape[0]
@@ -202,7 +208,7 @@ def differentiable_scorer(
         longest: the longest prompt, to try the model with, as `score_phrases` does.
         phrase_ids: none of them empty.
     """
-    if _obeys_masks(model, longest, phrase_ids):
+    if _obeys_masks(model, [longest], phrase_ids):
         return partial(trie_scores, model, trie=PhraseTrie.of(phrase_ids))
     return partial(row_scores, model, phrase_ids=phrase_ids)
 
@@ -217,12 +223,20 @@ def _disjoint(phrase_ids: Sequence[Sequence[int]]) -> list[int]:
     )
 
 
-def _obeys_masks(model: Any, prompt: Ids, phrase_ids: Sequence[Sequence[int]]) -> bool:
+def _extremes(model: Any, input_ids: Sequence[Ids]) -> list[Ids]:
+    """Return the longest prompt, and the shortest of those that share a pass with it."""
+    row = max(range(len(input_ids)), key=lambda row: len(input_ids[row]))
+    beside = next(rows for rows in together(model, input_ids) if row in rows)
+    longest, shortest = input_ids[row], min((input_ids[r] for r in beside), key=len)
+    return [longest, shortest] if len(shortest) < len(longest) else [longest]
+
+
+def _obeys_masks(model: Any, prompts: Sequence[Ids], phrase_ids: Sequence[Sequence[int]]) -> bool:
     """Return whether the longest phrase scores beside others as it does on its own.
 
     Args:
         model: any causal language model.
-        prompt: one encoded prompt.
+        prompts: one or two encoded prompts.
         phrase_ids: none of them empty.
 
     Returns:
@@ -235,15 +249,15 @@ def _obeys_masks(model: Any, prompt: Ids, phrase_ids: Sequence[Sequence[int]]) -
     # Before it, since a model without a mask sees what is before; from its root apart, if any are.
     others = sorted(phrase_ids, key=lambda ids: ids[0] == phrase[0])[:_OTHERS]
     trie = PhraseTrie.of([*others, phrase])
-    expected = score_by_rows(model, [prompt], [phrase])
+    expected = score_by_rows(model, prompts, [phrase])
     try:
-        shared = score_by_trie(model, [prompt], trie)[:, -1:]
+        shared = score_by_trie(model, prompts, trie)[:, -1:]
     except OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model makes of a mask that it does not know
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
     else:
-        difference = float((shared - expected).abs())
+        difference = float((shared - expected).abs().max())
         reason = f"log P of a phrase is off by {difference:.2g}"
         if difference <= _AGREEMENT.get(model.dtype, _AGREEMENT_LOW_PRECISION):
             return True

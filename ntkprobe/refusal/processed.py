@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from ..batching import LengthRule, forgetting_lengths, padding_known
 from ..generation import Ids, begin, input_device, require_numbers
 
 
@@ -41,10 +42,11 @@ def score_by_processors(
     phrases = [tuple(ids) for ids in phrase_ids]
     longest = [p for p in dict.fromkeys(phrases) if not any(_extends(q, p) for q in phrases)]
     scores = torch.empty(len(input_ids), len(phrases), dtype=torch.float64)
+    size = 1 if padding_known(model, "right") is False else batch_size
     for row, (number, prompt) in enumerate(zip(numbers, input_ids, strict=True)):
         found: dict[tuple[int, ...], Tensor] = {}
-        for start in range(0, len(longest), batch_size):
-            part = longest[start : start + batch_size]
+        for start in range(0, len(longest), size):
+            part = longest[start : start + size]
             steps = _steps(model, prompt, part, processors, number)
             for phrase, own in zip(part, steps.cumsum(-1), strict=True):
                 found |= {phrase[: t + 1]: own[t] for t in range(len(phrase))}
@@ -70,7 +72,7 @@ def _steps(
         [[*map(int, prompt), *ids, *[0] * (longest - len(ids))] for ids in phrases],
         device=input_device(model),
     )
-    logits = model(texts[:, :-1], use_cache=False).logits[:, length - 1 :]
+    logits = _plain_logits(model, texts, length)
     begin(processors, torch.ones_like(texts[:, :length]))
     change = LogitsProcessorList(processors)
     steps = torch.zeros(len(phrases), longest, dtype=torch.float64)
@@ -83,6 +85,21 @@ def _steps(
         require_numbers(changed.isnan().any()[None], [number])
         _put(steps, t, changed.cpu(), phrases)
     return steps
+
+
+def _plain_logits(
+    model: Any, texts: Int[Tensor, "phrases seq"], length: int
+) -> Float[Tensor, "phrases steps vocab"]:
+    """Return the logits before every token behind the prompt's `length`.
+
+    Each is read off a pass over no more text than goes before it or is computed alike.
+    """
+    found = []
+    for first, last in LengthRule.of(model).spans(length, texts.shape[1] - length - 1):
+        with forgetting_lengths(model):
+            logits = model(texts[:, : length + last], use_cache=False).logits
+        found.append(logits[:, length - 1 + first :])
+    return torch.cat(found, 1)
 
 
 def _put(

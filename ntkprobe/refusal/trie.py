@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from ..batching import LengthRule, forgetting_lengths, together
 from ..generation import Ids, input_device, left_padded, require_numbers, text_config
 
 AT_A_TIME = 8  # nodes whose distributions are summed together
@@ -43,6 +44,15 @@ class PhraseTrie:
         return cls(tuple(numbers), tuple(steps))
 
     @property
+    def depth(self) -> int:
+        """How many tokens the longest beginning has."""
+        return max(map(len, self.nodes))
+
+    def down_to(self, depth: int) -> "PhraseTrie":
+        """Return the nodes of at most so many tokens; no phrases are read off them."""
+        return PhraseTrie(tuple(node for node in self.nodes if len(node) <= depth), ())
+
+    @property
     def descent(self) -> Bool[Tensor, "nodes nodes"]:
         """Whether each node (row) is, or descends from, each node (column); the root left out."""
         nodes = self.nodes[1:]
@@ -69,6 +79,9 @@ def trie_scores(
 ) -> Float64[Tensor, "prompts phrases"]:
     """Return log P(phrase | prompt), differentiably, from one forward pass over a batch of prompts.
 
+    There are more passes where a model computes texts of different lengths differently: each
+    prompt has the numbers that it has alone, each token those of the text before it (`batching`).
+
     Args:
         model: a causal language model in evaluation mode that obeys a 4-D mask and position ids.
         input_ids: encoded prompts, of any lengths.
@@ -78,6 +91,41 @@ def trie_scores(
     Returns:
         Natural logarithms, float64.
     """
+    numbers = list(range(len(input_ids)) if rows is None else rows)
+    groups = together(model, input_ids, room=trie.depth)
+    found = [
+        _group_scores(model, [input_ids[row] for row in each], trie, [numbers[r] for r in each])
+        for each in groups
+    ]
+    places = torch.tensor([row for each in groups for row in each]).argsort()
+    return found[0] if len(found) == 1 else torch.cat(found)[places]
+
+
+def _group_scores(
+    model: Any, input_ids: Sequence[Ids], trie: PhraseTrie, rows: Sequence[int]
+) -> Float64[Tensor, "prompts phrases"]:
+    """Return the scores of prompts that may share a pass.
+
+    One pass, or one for each run of depths at which the model computes alike: in it are the nodes
+    down to the last of them, and those of the run are read.
+    """
+    spans = LengthRule.of(model).spans(len(input_ids[0]), trie.depth)
+    with forgetting_lengths(model):
+        if len(spans) == 1:
+            return _read(_node_logits(model, input_ids, trie), trie, rows)
+        logits: dict[tuple[int, ...], Tensor] = {}
+        for first, last in spans:
+            part = trie.down_to(last)
+            found = _node_logits(model, input_ids, part).unbind(1)
+            pairs = zip(part.nodes, found, strict=True)
+            logits |= {node: z for node, z in pairs if len(node) >= first}
+    return _read(torch.stack([logits[node] for node in trie.nodes], 1), trie, rows)
+
+
+def _node_logits(
+    model: Any, input_ids: Sequence[Ids], trie: PhraseTrie
+) -> Float[Tensor, "batch nodes vocab"]:
+    """Return the logits at every node of the trie, behind each prompt, from one pass."""
     device = input_device(model)
     prompts, real = left_padded(input_ids, device=device)
     branches = torch.tensor([node[-1] for node in trie.nodes[1:]], dtype=torch.long, device=device)
@@ -90,8 +138,7 @@ def trie_scores(
         use_cache=False,
         logits_to_keep=len(trie.nodes),
     ).logits
-    numbers = range(len(input_ids)) if rows is None else rows
-    return _read(logits[:, -len(trie.nodes) :], trie, numbers)
+    return logits[:, -len(trie.nodes) :]
 
 
 def _allowed(

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ...batching import split
 from ...kernel import Blocks, Probe
 from .factors import Factor, summed
 from .formed import Formed
@@ -80,10 +81,9 @@ class Descent:
         self.order = sorted(range(len(probes)), key=lambda row: len(probes[row].input_ids))
         self.size = len(probes[0])
         inside = [probes[row] for row in self.order]
-        self.tiles = [
-            Tile(plan, inside[start : start + batch_size], watched, start)
-            for start in range(0, len(inside), batch_size)
-        ]
+        batches = split(plan.route.model, [probe.input_ids for probe in inside], batch_size)
+        # By length, so that what may share a pass stands side by side.
+        self.tiles = [Tile(plan, [inside[at] for at in rows], watched, rows[0]) for rows in batches]
         lowest = [stages[-1] for stages in plan.stages.values() if stages]
         self.stages = range(len(plan.route.blocks or ()), min(lowest) - 1, -1) if lowest else ()
 

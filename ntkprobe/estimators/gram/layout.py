@@ -62,6 +62,8 @@ class Gathered:
 
     def lay(self, x: Float[Tensor, "rows width"]) -> Shaped[Tensor, "n seq width"]:
         """Return the rows by prompt, those that it has fewer of zero."""
+        known = x.dim() == 2 and len(x) == len(self.prompt)
+        require(known, f"rows {tuple(x.shape)} where {len(self.prompt)} were gathered")
         out = x.new_zeros(len(self.lengths), max(self.lengths), x.shape[-1])
         out[self.prompt, self.slot] = x
         return out

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ...batching import forgetting_lengths
 from ...checks import finite
 from ...hooks import hidden_state
 from ...kernel import last_logits
@@ -115,6 +116,7 @@ class Pass:
     def _at_hand(self, stage: int) -> ExitStack:
         """Return the context in which a stage's parameters are in the dtype computed in."""
         stack = ExitStack()
+        stack.enter_context(forgetting_lengths(self._model))
         inside = self._blocks is not None and 0 <= stage < len(self._blocks)
         if inside:
             stack.enter_context(computing_in(self._dtype, [self._blocks[stage]]))  # type: ignore[index]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from .layout import Batch, Gathered, Layout, NoRule
+from .layout import Batch, Gathered, Layout, NoRule, require
 from .rules import RULES, Call, Use, Weight, alias
 
 
@@ -40,6 +40,8 @@ class Recorder(TorchFunctionMode):
             self.unruled |= {w.key[0] for w in weights if _tensors((out,))}
             return out
         call = Call(out, args, named, self._find)
+        if weights and not torch.is_grad_enabled():
+            return out  # the model runs this without a gradient: the parameter's is zero here
         if weights:
             return self._note(func.__name__, call, weights)
         if func.__name__ == "__getitem__":
@@ -82,7 +84,10 @@ def _own(out: Tensor, n: int | None) -> Tensor:
     """Return an output that a gradient can be taken at: of its own for each of n prompts."""
     if not out.requires_grad:
         out = out.detach().requires_grad_().clone()  # a clone may be written to in place
-    return out if n is None or len(out) == n else out.expand(n, *out.shape[1:])
+    if n is None or len(out) == n:
+        return out
+    require(len(out) == 1, f"rows {tuple(out.shape)} that all of {n} prompts look up")
+    return out.expand(n, *out.shape[1:])
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:

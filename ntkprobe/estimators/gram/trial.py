@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ...batching import padding_known, together
 from ...hooks import blocks_run_alone, hidden_state
 from ...kernel import Probe, last_logits
 from ...parameters import requiring_grad
@@ -71,7 +72,11 @@ def plan(route: Route, probes: Sequence[Probe], watched: dict[str, nn.Parameter]
     """Return the plan that two of the shortest prompts show to be right."""
     generator = torch.Generator().manual_seed(0)
     by_length = sorted(probes, key=lambda p: (len(p.input_ids) < 3, len(p.input_ids)))
-    few = [Mixture(p, torch.randn(len(p), generator=generator)) for p in by_length[:2]]
+    two = by_length[:2]
+    if len(together(route.model, [probe.input_ids for probe in two])) > 1:
+        # They may not share a pass: one of them, read twice, if any batch may.
+        two = two[:1] if padding_known(route.model, "right") is False else two[:1] * 2
+    few = [Mixture(p, torch.randn(len(p), generator=generator)) for p in two]
     if not streamable(route, [p.input_ids for p in few]):
         route = replace(route, blocks=None)
     ruled, formed = Pass(route, few, watched), Formed(route, few, watched)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ...batching import context_length
 from ...checkpoints import LoadSettings, load_model, load_tokenizer
 from ...errors import UserError
 from ...generation import generate_answers
@@ -50,7 +51,7 @@ class Guard:
             Replies; a text that is too long for the guard's context gets an empty one.
         """
         ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        context = getattr(self.network.config, "max_position_embeddings", None)
+        context = context_length(self.network.config)
         fits = [
             row
             for row, tokens in enumerate(ids)
