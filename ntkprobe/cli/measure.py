@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UserError, one_line
-from ._options import config_defaults, preset_defaults, quieten
+from ._options import SOURCE, config_defaults, preset_defaults, quieten
 
 Flag = typer.Option
 WHAT = "What to measure"
@@ -21,7 +21,7 @@ def measure(
     ] = None,
     prompts: Annotated[
         list[str] | None,
-        Flag(metavar="FILE[=GROUP]", help="CSV, JSONL, JSON or Parquet; may be repeated."),
+        Flag(metavar=SOURCE, help="CSV, JSONL, JSON or Parquet; may be repeated."),
     ] = None,
     model: Annotated[
         str | None, Flag(help="The base model, a folder or hub name: step 0, and below adapters.")
@@ -51,8 +51,8 @@ def measure(
         Flag(metavar="refusal", help="Predict what learning each of some pairs does to refusals."),
     ] = None,
     updated: Annotated[
-        Path | None,
-        Flag(metavar="FILE", help="These pairs (prompt, response); else the run's own data."),
+        str | None,
+        Flag(metavar=SOURCE, help="These pairs (prompt, response); else the run's own data."),
     ] = None,
     answer: Annotated[
         str | None, Flag(help="The response of updated prompts that have none.")

@@ -27,7 +27,7 @@ def evaluate(
     judges: Mapping[str, Judge],
     settings: AnswerSettings | None = None,
     label: str | None = None,
-    trained_on: Sequence[Path] = (),
+    trained_on: Sequence[str | Path] = (),
     batch_size: int | None = None,
     overwrite: bool = False,
     argv: Sequence[str] = (),
