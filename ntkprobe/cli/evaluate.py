@@ -65,7 +65,10 @@ def evaluate(
     preset: Annotated[
         str | None,
         Flag(
-            metavar="paper", help="The paper's settings.", callback=preset_defaults, is_eager=True
+            metavar="paper",
+            help="As the paper, and where it is silent as its authors' code is said to do.",
+            callback=preset_defaults,
+            is_eager=True,
         ),
     ] = None,
     config: Annotated[

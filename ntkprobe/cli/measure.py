@@ -103,7 +103,10 @@ def measure(
     preset: Annotated[
         str | None,
         Flag(
-            metavar="paper", help="The paper's settings.", callback=preset_defaults, is_eager=True
+            metavar="paper",
+            help="As the paper, and where it is silent as its authors' code is said to do.",
+            callback=preset_defaults,
+            is_eager=True,
         ),
     ] = None,
     config: Annotated[
@@ -188,6 +191,7 @@ def _measure(options: dict[str, Any]) -> int:
             typer.echo(line)
         return 0
     _tell(prompts.describe())
+    call["about"]["trained_on"] = _trained_on(prompts, call["ckpt_dir"], call["model"])
     if options["model"] and not Path(options["model"]).exists():
         _tell(f"{options['model']} is no folder here: asking the Hugging Face hub")
     if options["ray"]:
@@ -198,6 +202,26 @@ def _measure(options: dict[str, Any]) -> int:
         outcome = measure_run(prompts, **call)
     typer.echo(one_line(outcome.closing_line()))
     return outcome.status
+
+
+def _trained_on(prompts: Any, *models: Path | str | None) -> dict[str, Any] | None:
+    """Return how many prompts the models were trained on, as far as it is recorded, and say so."""
+    from ..evaluation.overlap import measured_overlap, training_prompts
+
+    try:
+        trained = training_prompts([Path(model) for model in models if model])
+    except UserError as error:
+        _tell(f"what was trained on is not known: {error}")
+        return None
+    found = measured_overlap(prompts, trained)
+    if found and found["prompts"]:
+        groups = ", ".join(f"{number} {group}" for group, number in found["groups"].items())
+        runs = " and ".join(name for name, number in found["sources"].items() if number)
+        _tell(
+            f"{found['prompts']} of {found['of']} prompts measured were trained on ({groups}; by "
+            f"{runs}): their numbers say nothing about other prompts"
+        )
+    return found
 
 
 def _first_of_each_group(prompts: Any, limit: int) -> Any:

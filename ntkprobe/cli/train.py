@@ -19,7 +19,11 @@ HeldOut = Annotated[
     Files, typer.Option(metavar=SOME, help="Prompts of evaluations, to be compared with these.")
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="qwen2.5-1.5b, qwen2.5-7b, llama-3-8b: the paper's runs; tiny.")
+    str | None,
+    typer.Option(
+        help="qwen2.5-1.5b, qwen2.5-7b, llama-3-8b: the paper's runs, what it leaves open marked in"
+        " the file; tiny."
+    ),
 ]
 Config = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Settings as YAML, such as RUN/training.yaml.")
@@ -139,7 +143,9 @@ def align(
         Text, typer.Option(metavar="TEXT", help="Put before refusals, not learnt. [none]")
     ] = None,
     prefill_share: Annotated[Real, typer.Option(help="Of the refusals that get it. [0.5]")] = None,
-    loss_on: Annotated[Text, typer.Option(help="response tokens, or all. [response]")] = None,
+    loss_on: Annotated[
+        Text, typer.Option(help="response tokens (Eq. 1), or all. [response]")
+    ] = None,
     system: Annotated[Text, typer.Option(help="A system message.")] = None,
     lora_rank: Annotated[Whole, typer.Option(help="r. [8]")] = None,
     lora_alpha: Annotated[Whole, typer.Option(help="alpha. [32]")] = None,

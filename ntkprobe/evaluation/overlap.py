@@ -1,9 +1,10 @@
-"""Prompts of a benchmark that the model was trained on: counted, so that its column can say so.
+"""Prompts asked or measured that the model was trained on: counted, so that it can be said.
 
 A training run of ours keeps the prompts it trained on beside its checkpoints (`data.parquet`), and
 the model it began with in its settings (`training.yaml`), which may lie in another such run.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from ..errors import UserError
 from ..prompt_columns import TEXT_COLUMNS, prompt_of, text_column
 from ..prompt_selections import PromptSelection
-from ..prompts import normalised
+from ..prompts import PromptSet, normalised
 from .benchmarks import Questions
 
 SETTINGS, DATA = "training.yaml", "data.parquet"
@@ -69,6 +70,30 @@ def overlap(questions: Questions, trained: Mapping[str, set[str]]) -> dict[str, 
         "of": len(asked),
         "kinds": {str(kind): int(n) for kind, n in seen["kind"].value_counts().items()},
         "sources": {name: sum(t in texts for t in asked) for name, texts in trained.items()},
+    }
+
+
+def measured_overlap(prompts: PromptSet, trained: Mapping[str, set[str]]) -> dict[str, Any] | None:
+    """Return how many of the prompts to be measured were trained on.
+
+    Args:
+        prompts: to be measured.
+        trained: from `training_prompts`.
+
+    Returns:
+        `prompts` (how many, of any source), `of`, `groups` and `sources` (how many of each); None
+        if no training data is known.
+    """
+    if not trained:
+        return None
+    known = set().union(*trained.values())
+    asked = [(normalised(prompt.text), prompt.group) for prompt in prompts]
+    seen = Counter(group for text, group in asked if text in known)
+    return {
+        "prompts": seen.total(),
+        "of": len(asked),
+        "groups": dict(seen),
+        "sources": {name: sum(t in texts for t, _ in asked) for name, texts in trained.items()},
     }
 
 

@@ -34,6 +34,7 @@ def mean_states(
     count: int,
     *,
     before: bool = False,
+    final: bool = False,
     batch_size: int = 16,
 ) -> Tensor:
     """Return the mean over prompts of what leaves each block at the last `count` positions.
@@ -43,14 +44,15 @@ def mean_states(
         prompts: token ids, `count` at least of each.
         count: of positions.
         before: of what enters each block instead.
+        final: see `last_states`.
         batch_size: prompts at a time.
 
     Returns:
-        [layers, count, hidden] float64, on the CPU.
+        [layers, count, hidden] float64, on the CPU; with `final` one layer more.
     """
     require_measurable(model, prompts)
     sums = [
-        last_states(model, [prompts[row] for row in rows], count, before=before).sum(0)
+        last_states(model, [prompts[row] for row in rows], count, before=before, final=final).sum(0)
         for rows in length_batches(prompts, batch_size)
     ]
     return torch.stack(sums).sum(0) / len(prompts)
@@ -58,7 +60,12 @@ def mean_states(
 
 @torch.no_grad()
 def last_states(
-    model: nn.Module, prompts: Sequence[Tensor], count: int, *, before: bool = False
+    model: nn.Module,
+    prompts: Sequence[Tensor],
+    count: int,
+    *,
+    before: bool = False,
+    final: bool = False,
 ) -> Tensor:
     """Return what leaves each block at the last `count` positions of prompts in one batch.
 
@@ -69,6 +76,8 @@ def last_states(
         prompts: token ids, `count` at least of each.
         count: of positions.
         before: what enters each block instead.
+        final: add, as one layer more, what leaves the decoder: the last block's output after the
+            final norm, which transformers' `hidden_states` shows in its place.
 
     Returns:
         [prompts, layers, count, hidden] float64, on the CPU.
@@ -88,7 +97,13 @@ def last_states(
     # Padded behind, where a causal model does not look, with each prompt's own last token.
     rows = [torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in prompts]
     with hooked([(block, _tap(layer, keep, before)) for layer, block in enumerate(blocks)]):
-        decoder(model)(input_ids=torch.stack(rows).to(input_device(model)), use_cache=False)
+        ids = torch.stack(rows).to(input_device(model))
+        output = decoder(model)(input_ids=ids, use_cache=False)
+    if final:
+        found.append(found[-1])
+        leaving = hidden_state(output)
+        if leaving.shape[-1] == found[-1].shape[-1]:  # OPT may project it to another width
+            keep(len(blocks), leaving)
     states = torch.stack(found, 1)
     if not bool(states.isfinite().all()):
         raise UserError(

@@ -48,6 +48,9 @@ SAVE_STEPS = StageConfig.save_steps
 class DCRConfig(StageConfig):
     """Settings of the contrastive stage; the defaults are the paper's (A.2) for Qwen2.5-1.5B.
 
+    The paper leaves open, and these defaults choose: `detach`, `pooling`, `nll_on`, the schedule
+    (constant), the clipping of gradients and the weight decay (transformers'), and float32.
+
     Attributes:
         layer: block at whose output the loss is; it and all before it are trained. Must be given.
         margin: m of the circle loss.
