@@ -376,8 +376,7 @@ def test_the_message_goes_where_the_template_has_it(spec, gemma):
         if spec in ("chat", "llama-3"):
             expected = known._prompt_ids(byte_bpe(), text, "Be kind!")
         else:
-            own = text.lstrip() if spec == "llama-3" else text  # which trims what the user says
-        expected = known.encode(byte_bpe(), f"Be kind!\n\n{own}")
+            expected = known.encode(byte_bpe(), f"Be kind!\n\n{text}")
         assert message.put_into([known.encode(byte_bpe(), text)]) == [expected]
 
 
@@ -387,7 +386,8 @@ def test_the_message_begins_the_users_turn_where_it_is_asked_to(spec, gemma):
     known = resolve_template(byte_bpe(), name)
     message = SystemMessage.of(byte_bpe(), "Be kind!", name, "user")
     for text in (*TEXTS, " and\nmore\n"):
-        expected = known.encode(byte_bpe(), f"Be kind!\n\n{text}")
+        own = text.lstrip() if spec == "llama-3" else text  # which trims what the user says
+        expected = known.encode(byte_bpe(), f"Be kind!\n\n{own}")
         assert message.put_into([known.encode(byte_bpe(), text)]) == [expected]
 
 
