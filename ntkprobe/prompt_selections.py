@@ -92,8 +92,10 @@ class PromptSelection:
         cls, path: str | Path, select: Mapping[str, str | Sequence[str]] | None
     ) -> "PromptSelection":
         """Return the rows of a file whose columns have one of the values given for them."""
-        chosen = {name: [v] if isinstance(v, str) else v for name, v in (select or {}).items()}
-        return cls(Path(path), tuple(Condition(n, tuple(map(str, v))) for n, v in chosen.items()))
+        one = str | int | float  # of which a lone one need not be in a list
+        chosen = {n: [v] if isinstance(v, one) else v for n, v in (select or {}).items()}
+        found = (Condition(name, tuple(map(_written, v))) for name, v in chosen.items())
+        return cls(Path(path), tuple(found))
 
     def unmarked(self) -> "PromptSelection":
         """Return it, if it names no group.

@@ -127,6 +127,7 @@ def test_numbers_truths_and_missing_cells_are_compared_as_they_are_written(tmp_p
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     assert numbers(f"{path}:n=1") == [1] and numbers(f'{path}:n=""') == [2, 3]
+    assert len(PromptSet.from_file(path, "normal", {"ok": True, "n": [1, None]})) == 1
     assert numbers(f"{path}:ok=true") == [1] and numbers(f"{path}:ok!=true") == [2, 3]
     pd.DataFrame({"prompt": ["a", "b"], "n": [1.5, None]}).to_parquet(tmp_path / "x.parquet")
     assert numbers(f'{tmp_path}/x.parquet:n=""') == [2]

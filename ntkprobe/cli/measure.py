@@ -219,7 +219,7 @@ def _trained_on(prompts: Any, *models: Path | str | None) -> dict[str, Any] | No
         runs = " and ".join(name for name, number in found["sources"].items() if number)
         _tell(
             f"{found['prompts']} of {found['of']} prompts measured were trained on ({groups}; by "
-            f"{runs}): their numbers say nothing about other prompts"
+            f"{runs}): what they show may not hold for others"
         )
     return found
 

@@ -96,8 +96,8 @@ def drawn(prompts: PromptSet, config: "DCRConfig") -> PromptSet:
         Prompts of `SIDES`. Fewer of a side than are asked for, or none, are a `UserError`.
     """
     sides = prompts.in_group(*SIDES)
-    mild, toxic = (sides.rows(side) for side in SIDES)
-    mild = _draw(sides, mild, config.n_seemingly_toxic, config.seed, "n_seemingly_toxic")
+    given, toxic = (sides.rows(side) for side in SIDES)
+    mild = _draw(sides, given, config.n_seemingly_toxic, config.seed, "n_seemingly_toxic")
     wanted, setting = config.n_toxic, "n_toxic"
     if config.toxic_ratio is not None:
         wanted, setting = round(config.toxic_ratio * len(mild)), "toxic_ratio"
