@@ -13,19 +13,14 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .errors import UserError
 from .jupyter import paragraph, table
-from .prompt_files import read_rows
+from .prompt_columns import GROUP_COLUMNS, TEXT_COLUMNS, columns_of, prompt_of, text_column
+from .prompt_selections import PromptSelection
 
 if TYPE_CHECKING:
     import pandas as pd
 
 GROUPS = ("normal", "seemingly_toxic", "toxic")
 """The groups in their canonical order."""
-
-TEXT_COLUMNS = ("prompt", "text", "instruction", "goal", "question")
-"""Names of the column with the prompt; the first one present is read."""
-
-GROUP_COLUMNS = ("group", "label")
-"""Names of the column with the group; the first one present is read."""
 
 XSTEST_LABELS = {"safe": "seemingly_toxic", "unsafe": "toxic"}
 """What XSTest's labels are called here; read so only in a file with XSTest's columns."""
@@ -98,7 +93,12 @@ class PromptSet(Sequence[Prompt]):
         return cls(tuple(prompts))
 
     @classmethod
-    def from_file(cls, path: str | Path, group: str | None = None) -> "PromptSet":
+    def from_file(
+        cls,
+        path: str | Path,
+        group: str | None = None,
+        select: Mapping[str, str | Sequence[str]] | None = None,
+    ) -> "PromptSet":
         """Return the prompts of a CSV, JSONL, JSON or Parquet file.
 
         Read are a column out of `TEXT_COLUMNS` (an Alpaca row's non-empty `input` joins its
@@ -109,25 +109,26 @@ class PromptSet(Sequence[Prompt]):
         Args:
             path: the file.
             group: the group of all its prompts, where the file names none.
+            select: only rows with one of these values in the columns named, as in
+                `{"label": "safe"}`.
 
         Returns:
             The prompts in the file's order.
 
         Raises:
             UserError: if the file is missing, unreadable or empty, has no column of prompts or no
-                group, or a row is empty or of an unknown group.
-        """
-        records = read_rows(Path(path))
-        if not records:
-            raise UserError(f"{path} is empty: it has no prompts")
-        return cls(tuple(_prompts(records, str(path), group)))
+                group, a row is empty or of an unknown group, or nothing is selected.
+        """  # ruff: ignore[docstring-extraneous-exception]
+        return cls(tuple(_prompts(PromptSelection.of(path, select), group)))
 
     @classmethod
-    def from_files(cls, files: Sequence[str | Path]) -> "PromptSet":
+    def from_files(cls, files: Sequence[str | Path], otherwise: str | None = None) -> "PromptSet":
         """Return the prompts of several files, one after the other.
 
         Args:
-            files: paths, or `FILE=GROUP` for a file that names no group.
+            files: paths; `FILE=GROUP` for a file that names no group, `FILE:COLUMN=VALUE` for some
+                of its rows (`prompt_selections`).
+            otherwise: the group of prompts that nothing names one for.
 
         Returns:
             The prompts, in the order of the files.
@@ -137,7 +138,8 @@ class PromptSet(Sequence[Prompt]):
         """
         if not files:
             raise UserError("no prompts: give at least one file, as FILE or FILE=GROUP")
-        return cls(tuple(p for file in files for p in cls.from_file(*_file_and_group(file))))
+        chosen = [PromptSelection.parse(file) for file in files]
+        return cls(tuple(p for one in chosen for p in _prompts(one, _group(one), otherwise)))
 
     @overload
     def __getitem__(self, index: int) -> Prompt: ...
@@ -274,29 +276,37 @@ def normalised(text: str) -> str:
     return " ".join(re.findall(r"\w+", folded))
 
 
-def _file_and_group(file: str | Path) -> tuple[Path, str | None]:
-    name, equals, group = str(file).rpartition("=")
-    if not equals or Path(file).exists():
-        return Path(file), None
-    if group not in GROUPS and Path(name).exists():
-        raise UserError(f"unknown group {group!r} in {str(file)!r}: choose from {list(GROUPS)}")
-    return (Path(name), group) if group in GROUPS else (Path(file), None)
+def _group(selection: PromptSelection) -> str | None:
+    """Return the group that a selection names.
+
+    Raises:
+        UserError: if there is no such group.
+    """
+    group = selection.mark
+    if group is not None and group not in GROUPS and selection.path.exists():
+        place = f"{selection.path}={group}"
+        raise UserError(f"unknown group {group!r} in {place!r}: choose from {list(GROUPS)}")
+    return group
 
 
 def _prompts(
-    records: list[dict[str, Any]], source: str, given_group: str | None
+    selection: PromptSelection, given_group: str | None, otherwise: str | None = None
 ) -> Iterator[Prompt]:
-    columns = list(dict.fromkeys(name for record in records for name in record))
-    text_column = next((name for name in TEXT_COLUMNS if name in columns), None)
-    if text_column is None:
+    source = str(selection.path)
+    numbered = selection.numbered()
+    if not numbered:
+        raise UserError(f"{source} is empty: it has no prompts")
+    records = [record for _, record in numbered]
+    columns = columns_of(records)
+    if not any(map(text_column, records)):
         raise UserError(
             f"{source} has no prompts: its columns are {columns}, allowed are {list(TEXT_COLUMNS)}"
         )
-    groups = _groups(records, columns, source, given_group)
-    for number, (record, group) in enumerate(zip(records, groups, strict=True), start=1):
+    groups = _groups(records, columns, source, given_group, otherwise)
+    for (number, record), group in zip(numbered, groups, strict=True):
         try:
             yield Prompt(
-                _text(record, text_column),
+                prompt_of(record),
                 group,
                 None if record.get("id") in (None, "") else str(record["id"]),
                 str(record.get("response") or ""),
@@ -305,14 +315,12 @@ def _prompts(
             raise UserError(f"{source}, row {number}: {error}") from None
 
 
-def _text(record: dict[str, Any], column: str) -> str:
-    text = record.get(column)
-    extra = record.get("input") if column == "instruction" else None
-    return f"{text}\n{extra}" if text and extra else text or ""
-
-
 def _groups(
-    records: list[dict[str, Any]], columns: list[str], source: str, given: str | None
+    records: list[dict[str, Any]],
+    columns: list[str],
+    source: str,
+    given: str | None,
+    otherwise: str | None,
 ) -> list[str]:
     """Return each row's group.
 
@@ -321,6 +329,7 @@ def _groups(
         columns: their columns.
         source: the file, for messages.
         given: the group of all rows, which may not contradict the file's own.
+        otherwise: the group of all rows, where nothing else says it.
 
     Returns:
         Names of groups, not yet checked.
@@ -330,6 +339,8 @@ def _groups(
     """
     column = next((name for name in GROUP_COLUMNS if name in columns), None)
     if column is None and given is None:
+        if otherwise is not None:
+            return [otherwise] * len(records)
         raise UserError(
             f"{source} names no group: its columns are {columns}; add one of {list(GROUP_COLUMNS)} "
             f"or write FILE=GROUP with a group of {list(GROUPS)}"

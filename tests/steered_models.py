@@ -1,6 +1,7 @@
 """What the tests of steering share: tiny models that chat, prompts, and the methods done slowly."""
 
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 
@@ -66,6 +67,13 @@ def streams(model, ids):
             stack.callback(block.register_forward_hook(seen, with_kwargs=True).remove)
         plain(model, ids)
     return torch.stack(entering).double(), torch.stack(leaving).double()
+
+
+def hidden_states(model, ids):
+    """Return transformers' own hidden states behind each block, the last after the final norm."""
+    with torch.no_grad():  # a copy, on which transformers may leave hooks
+        found = deepcopy(model)(ids[None], output_hidden_states=True).hidden_states
+    return torch.stack(found[1:])[:, 0].double()
 
 
 @contextmanager

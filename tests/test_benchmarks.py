@@ -152,6 +152,26 @@ def test_a_file_of_ones_own_is_called_like_its_file_and_keeps_ids_types_and_pair
     )
 
 
+def test_some_rows_of_a_file_are_a_benchmark_of_their_own(tmp_path):
+    rows = [{"prompt": f"May I {n}?", "part": "ab"[n % 2], "kind": "safe"} for n in range(4)]
+    path = write(tmp_path / "own.csv", rows)
+    a, b, whole = (read_benchmark(f"{path}{end}") for end in (":part=a", ":part=b", ""))
+    assert [x.name for x in (a, b, whole)] == ["own_part_a", "own_part_b", "own"]
+    assert a.table["id"].tolist() == ["1", "3"] and b.table["id"].tolist() == ["2", "4"]
+    bare = write(
+        tmp_path / "bare.csv", [{"prompt": "a?", "part": "a"}, {"prompt": "b", "part": "b"}]
+    )
+    assert read_benchmark(f"{bare}:part=b=unsafe").table["kind"].tolist() == ["unsafe"]
+    with pytest.raises(UserError, match="no row has 'c'"):
+        read_benchmark(f"{path}:part=c")
+
+
+def test_some_rows_of_a_published_file_keep_their_kinds(tmp_path):
+    found = read_benchmark(f"xstest={xstest_like(tmp_path / 'x.csv')}:label=unsafe")
+    assert found.name == "xstest" and set(found.table["kind"]) == {"unsafe"}
+    assert "has 2 rows, the published file 450" in found.note
+
+
 @real
 def test_the_published_files_have_their_published_rows():
     stl = DATA / "safety-tuned-llamas"

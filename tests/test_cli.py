@@ -1,6 +1,7 @@
 import errno
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -62,6 +63,44 @@ def test_run_json_tells_the_command_line_and_the_versions(call, tmp_path):
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["kernel"]["estimator"] == "dense" and record["versions"]["torch"]
     assert record["prompts"]["template"] == "raw"
+
+
+def test_prompts_that_were_trained_on_are_counted_and_told(source, tmp_path, capsys):
+    asked = pd.read_csv(source / "prompts.csv")
+    run = tmp_path / "run"
+    shutil.copytree(source / "run", run)
+    trained = [asked["prompt"][0].upper() + "!", "something else", asked["prompt"][1]]
+    pd.DataFrame({"prompt": trained}).to_parquet(run / "data.parquet")
+    flags = [f"--prompts={source}/prompts.csv", "--limit=1", *QUICK]
+    assert (
+        main(["measure", f"--ckpt-dir={run}", f"--output-dir={tmp_path}/a", *flags[:1], *QUICK])
+        == 0
+    )
+    assert "2 of 6 prompts measured were trained on" in capsys.readouterr().err
+    told = json.loads((tmp_path / "a" / "run.json").read_text())["trained_on"]
+    assert (told["prompts"], told["of"]) == (2, 6) and list(told["sources"].values()) == [2]
+    assert sum(told["groups"].values()) == 2
+    pd.DataFrame({"prompt": ["something else"]}).to_parquet(run / "data.parquet")
+    assert main(["measure", f"--ckpt-dir={run}", f"--output-dir={tmp_path}/b", *flags]) == 0
+    assert "trained on" not in capsys.readouterr().err
+
+
+def test_a_table_of_somebody_elses_beside_a_run_stops_no_measurement(source, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(source / "run", run)
+    pd.DataFrame({"loss": [1.0]}).to_parquet(run / "data.parquet")
+    flags = [f"--prompts={source}/prompts.csv", "--limit=1", *QUICK]
+    assert main(["measure", f"--ckpt-dir={run}", f"--output-dir={tmp_path}/out", *flags]) == 0
+    assert "what was trained on is not known" in capsys.readouterr().err
+
+
+def test_some_rows_of_a_file_are_measured(call, source, tmp_path):
+    status, _, _ = call(prompts=f"{source}/prompts.csv:group=toxic")
+    assert status == 0
+    found = pd.read_parquet(tmp_path / "out" / "prompts.parquet")
+    assert set(found["group"]) == {"toxic"} and 0 < len(found) < 6
+    status, _, err = call(prompts=f"{source}/prompts.csv:group=evil")
+    assert status == 2 and "no row has 'evil'" in err
 
 
 def test_the_default_output_lies_beside_the_run(call, source):

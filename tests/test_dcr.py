@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import training_world as world
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
@@ -18,6 +20,7 @@ from ntkprobe.losses import circle_loss, circle_loss_floor
 from ntkprobe.parameters import effective_parameters, part_of
 from ntkprobe.prompts import PromptSet
 from ntkprobe.training.callbacks import install
+from ntkprobe.training.contrast_data import drawn
 from ntkprobe.training.data import Pair
 from ntkprobe.training.dcr import DCRConfig, DCRTrainer, train_dcr
 
@@ -418,6 +421,37 @@ def test_fewer_toxic_prompts_can_be_drawn(tmp_path):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_a_number_of_each_side_is_drawn_with_the_seed_and_kept_beside_the_run(tmp_path, base):
+    asked = dict(n_seemingly_toxic=12, n_toxic=7, max_steps=1)
+    train_dcr(base, world.prompts(), config(tmp_path, **asked))
+    data = pd.read_parquet(tmp_path / "data.parquet")
+    assert data.groupby("group").size().to_dict() == {"seemingly_toxic": 12, "toxic": 7}
+    assert set(data["prompt"]) < {p.text for p in world.prompts()}
+    report = json.loads((tmp_path / "training.json").read_text())["data"]
+    assert (report["seemingly_toxic"], report["toxic"], report["not_drawn"]) == (12, 7, 21)
+    settings = yaml.safe_load((tmp_path / "training.yaml").read_text())
+    assert settings["n_toxic"] == 7 and settings["n_seemingly_toxic"] == 12
+    again, other = (drawn(world.prompts(), config(tmp_path, seed=s, **asked)) for s in (0, 1))
+    assert list(data["prompt"]) == [p.text for p in again] != [p.text for p in other]
+
+
+def test_the_toxic_prompts_drawn_do_not_depend_on_the_other_side(tmp_path):
+    every = world.prompts()
+    toxic = [
+        [p for p in drawn(every, config(tmp_path, n_toxic=5, **more)) if p.group == "toxic"]
+        for more in ({}, {"n_seemingly_toxic": 3})
+    ]
+    assert toxic[0] == toxic[1] and len(toxic[0]) == 5
+    more = drawn(every, config(tmp_path, n_toxic=9))
+    assert set(toxic[0]) < set(more)  # a smaller draw is part of a larger one
+
+
+def test_a_ratio_keeps_only_the_prompts_drawn_beside_the_run(tmp_path, base):
+    train_dcr(base, world.prompts(), config(tmp_path, toxic_ratio=0.5, max_steps=1))
+    data = pd.read_parquet(tmp_path / "data.parquet")
+    assert data.groupby("group").size().to_dict() == {"seemingly_toxic": 20, "toxic": 10}
+
+
 def test_bfloat16_and_checkpointed_activations_train(tmp_path):
     made = trainer(tmp_path, bf16=True, gradient_checkpointing=True, max_steps=3)
     made.train()
@@ -490,6 +524,10 @@ def test_only_prompts_that_are_too_long_are_a_mistake(tmp_path):
         ({"nll_on": "response"}, "no response for the prompt"),
         ({"nll_on": "corpus"}, "give a corpus"),
         ({"toxic_ratio": 3.0}, "needs 60 toxic prompts: there are 20"),
+        ({"n_toxic": 500}, "n_toxic needs 500 toxic prompts: there are 20; .*another --n-toxic"),
+        ({"n_seemingly_toxic": 21}, "needs 21 seemingly_toxic prompts: there are 20"),
+        ({"n_toxic": 0}, "n_toxic is 0: give 1 or more"),
+        ({"n_toxic": 5, "toxic_ratio": 1.0}, "both say how many"),
         ({"lora_rank": 2, "lora_targets": ["q"]}, "no linear map 'q'"),
         ({"template": "missing.jinja"}, "missing.jinja"),
         ({"max_length": 0}, "max_length is 0"),

@@ -380,6 +380,27 @@ def test_the_message_goes_where_the_template_has_it(spec, gemma):
         assert message.put_into([known.encode(byte_bpe(), text)]) == [expected]
 
 
+@pytest.mark.parametrize("spec", ["chat", "llama-3", "raw", "gemma"])
+def test_the_message_begins_the_users_turn_where_it_is_asked_to(spec, gemma):
+    name = gemma if spec == "gemma" else spec
+    known = resolve_template(byte_bpe(), name)
+    message = SystemMessage.of(byte_bpe(), "Be kind!", name, "user")
+    for text in (*TEXTS, " and\nmore\n"):
+        own = text.lstrip() if spec == "llama-3" else text  # which trims what the user says
+        expected = known.encode(byte_bpe(), f"Be kind!\n\n{own}")
+        assert message.put_into([known.encode(byte_bpe(), text)]) == [expected]
+
+
+@pytest.mark.parametrize(("method", "formula"), [(SelfCd, slow.self_cd), (Prompt, slow.prompt)])
+def test_selfcd_and_prompt_have_their_message_in_the_users_turn_as_the_authors_do(method, formula):
+    model, chosen = model_of("qwen2-untied"), method(template="chat", place="user")
+    found = answers(model, chosen, "chat")
+    template = resolve_template(byte_bpe(), "chat")
+    told = [template.encode(byte_bpe(), f"{chosen.system}\n\n{text}") for text in TEXTS]
+    insist_on_formula(found, model, model, (prompts("chat"), told), lambda: formula)
+    assert not torch.equal(found[1], answers(model, method(template="chat"), "chat")[1])
+
+
 def test_a_raw_prompt_has_the_message_behind_its_bos():
     rows = SystemMessage.of(metaspace(), "system", "raw").put_into([[1, 9, 9]])
     assert rows[0][0] == 1 and rows[0][-2:] == [9, 9] and len(rows[0]) > 3
@@ -417,6 +438,7 @@ BAD_SETTINGS = [
     (lambda: Adacd(agreement=2), "agreement=2: choose from 0 to 1"),
     (lambda: Adacd(plausibility=-1), "plausibility=-1"),
     (lambda: Adacd(system=" "), "empty system message: give one, or steps=0"),
+    (lambda: SelfCd(place="assistant"), "place is 'assistant': choose from"),
     (lambda: SelfCd(system=""), "empty system message: give one, or ratio=1"),
     (lambda: SafeDecoding(common=0), "common=0: 1 or more"),
     (lambda: SafeDecoding(steps=-2), "steps=-2"),

@@ -39,7 +39,7 @@ def test_every_format_holds_the_same_prompts(tmp_path, suffix):
     assert [(p.text, p.group, p.id) for p in read] == [tuple(row.values()) for row in ROWS]
 
 
-@pytest.mark.parametrize("text", ["prompt", "text", "instruction", "goal", "question"])
+@pytest.mark.parametrize("text", ["prompt", "text", "instruction", "goal", "question", "trigger"])
 @pytest.mark.parametrize("group", ["group", "label"])
 def test_every_name_of_a_column_is_read(tmp_path, text, group):
     path = write(tmp_path / "p.csv", [{text: "Hello", group: "normal"}])

@@ -15,9 +15,9 @@ from steered_models import (
     chatting,
     every_prompt,
     fitted,
+    hidden_states,
     plain,
     rewritten,
-    streams,
 )
 from toy_tokenizers import byte_bpe
 from transformers import GenerationConfig, TextIteratorStreamer
@@ -55,7 +55,7 @@ def scans_by_hand(model, mitigation, ids):
     text, size = ids.tolist(), len(ENDING)
     end = next(i for i in range(len(text)) if text[i - size + 1 : i + 1] == ENDING)
     sure = torch.tensor(TEMPLATE.encode_phrases(byte_bpe(), ["Sure"])[0])
-    _, leaving = streams(model, torch.cat([ids[: end + 1], sure]))
+    leaving = hidden_states(model, torch.cat([ids[: end + 1], sure]))
     cosines = [
         torch.cosine_similarity(leaving[at, end] - leaving[at, -1], mitigation.transitions[at], 0)
         for at in (1, 2, 3)

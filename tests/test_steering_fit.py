@@ -1,5 +1,8 @@
 """Laws of what the steering methods learn, and from what."""
 
+import json
+import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -7,7 +10,9 @@ import torch
 from steered_models import (
     BOTH,
     ENDING,
+    FAMILIES,
     PROMPTS,
+    SCANS,
     SURGICAL,
     TEMPLATE,
     THREE,
@@ -16,15 +21,20 @@ from steered_models import (
     encoded,
     every_prompt,
     fitted,
+    hidden_states,
     plain,
+    rewritten,
     streams,
 )
 from toy_tokenizers import byte_bpe, metaspace, word_level
 
 from ntkprobe.chat import RAW, resolve_template
 from ntkprobe.errors import UserError
+from ntkprobe.hooks import decoder_layers
 from ntkprobe.mitigations import applied, load, save
 from ntkprobe.mitigations._positions import instruction_end
+from ntkprobe.mitigations._refusal_scores import divergence
+from ntkprobe.mitigations._sequences import Sequences
 from ntkprobe.mitigations.scans import Scans
 from ntkprobe.prompts import PromptSet
 
@@ -33,17 +43,72 @@ from ntkprobe.prompts import PromptSet
 def test_scans_learns_the_directions_of_its_definition(name):
     model, mitigation = fitted(name, "scans")
     sure = torch.tensor(TEMPLATE.encode_phrases(byte_bpe(), ["Sure"])[0])
-    state = {
-        group: [streams(model, torch.cat([ids, sure]))[1] for ids in encoded(group)]
-        for group in ("toxic", "normal")
-    }
+    texts = {g: [torch.cat([ids, sure]) for ids in encoded(g)] for g in ("toxic", "normal")}
     at = -1 - len(sure)
-    end = {group: torch.stack([s[:, at] for s in found]).mean(0) for group, found in state.items()}
+    end = {
+        g: torch.stack([streams(model, ids)[1][:, at] for ids in texts[g]]).mean(0) for g in texts
+    }
     v = end["toxic"] - end["normal"]
-    r = end["toxic"] - torch.stack([s[:, -1] for s in state["toxic"]]).mean(0)
+    harmful = [hidden_states(model, ids) for ids in texts["toxic"]]
+    r = torch.stack([s[:, at] - s[:, -1] for s in harmful]).mean(0)
     unit = v / v.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(mitigation.vectors.double(), unit, atol=1e-5, rtol=0)
     torch.testing.assert_close(mitigation.transitions.double(), r, atol=1e-5, rtol=0)
+    leaving = [streams(model, ids)[1] for ids in texts["toxic"]]
+    plain_r = torch.stack([s[:, at] - s[:, -1] for s in leaving]).mean(0)
+    assert (plain_r - r)[:-1].abs().max() < 1e-5 < 1e-2 < (plain_r - r)[-1].abs().max()
+    without = replace(mitigation, final_norm=False).fit(model, byte_bpe(), PROMPTS)
+    torch.testing.assert_close(without.transitions.double(), plain_r, atol=1e-5, rtol=0)
+    assert torch.equal(without.vectors, mitigation.vectors)
+
+
+def test_scans_scores_with_the_last_state_after_the_norm_which_changes_the_scores():
+    model, mitigation = fitted("qwen2-tied", "scans")
+    sure = torch.tensor(TEMPLATE.encode_phrases(byte_bpe(), ["Sure"])[0])
+    moved = [hidden_states(model, torch.cat([ids, sure])) for ids in every_prompt()]
+    ways = torch.stack([s[:, -1 - len(sure)] - s[:, -1] for s in moved])
+    cosines = torch.cosine_similarity(ways, mitigation.transitions.double(), dim=-1)
+    expected = cosines[:, 1:].mean(-1)
+    found = mitigation.likeness(model, every_prompt())
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    other = replace(mitigation, final_norm=False).fit(model, byte_bpe(), PROMPTS)
+    assert (other.likeness(model, every_prompt()) - expected).abs().max() > 1e-4
+
+
+def test_scans_that_was_fitted_before_the_norm_counted_is_used_as_it_was(tmp_path):
+    model, _ = fitted("gpt2", "scans")
+    plain = replace(SCANS, final_norm=False).fit(model, byte_bpe(), PROMPTS)
+    about = json.loads((save(plain, tmp_path) / "mitigation.json").read_text())
+    del about["settings"]["final_norm"], about["learned"]["normed"]
+    (tmp_path / "mitigation.json").write_text(json.dumps(about))
+    found = load(tmp_path, model).likeness(model, every_prompt())
+    assert torch.equal(found, plain.likeness(model, every_prompt()))
+
+
+def test_scans_judges_a_chat_at_its_last_instruction():
+    model, mitigation = fitted("gpt2", "scans")
+    turn = encoded("toxic")[0]
+    chat = torch.cat([turn, torch.tensor([70, 71]), encoded("normal")[0]])
+    sequences = Sequences(
+        mitigation.ending, lambda prompts: torch.tensor([len(p) for p in prompts]) > 0
+    )
+    sequences.keep_ids(None, (chat[None],), None)
+    sequences._begin(chat[None], None, None)
+    assert sequences._ends.tolist() == [len(chat) - 1]
+    assert sequences._known.keys() == {tuple(chat.tolist())}
+    push = torch.zeros(len(chat) + 1, 1)
+    push[len(chat) - 1 :] = 0.8 if bool(mitigation.harmful(model, [chat])) else -0.8
+    blocks = decoder_layers(model)
+    changes = [
+        (blocks[at], None, lambda h, at=at: h + push * mitigation.vectors[at]) for at in (1, 2)
+    ]
+    text = torch.cat([chat, torch.tensor([72])])
+    with rewritten(changes):
+        expected = plain(model, text)
+    with applied(mitigation, model, byte_bpe()):
+        found = plain(model, text)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert torch.equal(found[: len(turn)], plain(model, text)[: len(turn)])  # not the first turn's
 
 
 def scores(logits, words=("I", "No")):
@@ -53,9 +118,18 @@ def scores(logits, words=("I", "No")):
     return float(p.log() - (1 - p).log())
 
 
-@THREE
-def test_surgical_chooses_as_its_definition_does(name):
-    model, mitigation = fitted(name, "surgical")
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, {"addition": 0.3}) for name in FAMILIES),
+        ("gpt2", {"addition": 0.3, "scored_at": 1.0}),
+        ("gpt2", {"addition": 0.0}),
+    ],
+)
+def test_surgical_chooses_as_its_definition_does(name, settings):
+    model = fitted(name, "surgical")[0]
+    mitigation = replace(SURGICAL, **settings).fit(model, byte_bpe(), PROMPTS)
+    weight = {0.3: settings.get("scored_at", 0.3), 0.0: 1.0}[settings["addition"]]
     kept = {g: list(map(torch.tensor, rows)) for g, rows in halves(mitigation).items()}
     train = {g: [ids for ids in encoded(g) if not any(map(ids.equal, kept[g]))] for g in kept}
     mean = {
@@ -73,7 +147,7 @@ def test_surgical_chooses_as_its_definition_does(name):
             unit = (rest / rest.norm()).float()
             with ablated(name, model, unit, 1.0):
                 away = sum(scores(plain(model, ids)) for ids in kept["seemingly_toxic"])
-            pushed = ablated(name, model, unit, 0.0, r.float(), 1.0, layer + 1)
+            pushed = ablated(name, model, unit, 0.0, r.float(), weight, layer + 1)
             with pushed:
                 towards = sum(scores(plain(model, ids)) for ids in kept["normal"])
             tried.append((away, towards, unit, r.float(), layer + 1))
@@ -82,6 +156,52 @@ def test_surgical_chooses_as_its_definition_does(name):
     torch.testing.assert_close(mitigation.false_refusal, best[2], atol=1e-5, rtol=0)
     torch.testing.assert_close(mitigation.true_refusal, strongest[3], atol=1e-5, rtol=0)
     assert mitigation.block == strongest[4]
+    assert mitigation.report["true_refusal"]["coefficient"] == weight
+
+
+def chosen_places(model, **settings):
+    found = replace(SURGICAL, **settings).fit(model, byte_bpe(), PROMPTS).report["true_refusal"]
+    return found["block"], found["position"]
+
+
+def test_the_best_place_of_a_true_refusal_depends_on_how_often_it_is_added():
+    places = {a: chosen_places(fitted("gpt2", "surgical")[0], addition=a) for a in (0.1, 1.0, 8.0)}
+    assert len(set(places.values())) > 1
+    as_before = chosen_places(fitted("gpt2", "surgical")[0], addition=0.1, scored_at=8.0)
+    assert as_before == places[8.0]
+
+
+def test_another_coefficient_than_the_one_chosen_at_is_told():
+    model, mitigation = fitted("gpt2", "surgical")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mitigation.hooks(model)
+        replace(mitigation, addition=0.0).hooks(model)
+    with pytest.warns(UserWarning, match="added 0.5 times, .* chosen at 0.3"):
+        replace(mitigation, addition=0.5).hooks(model)
+
+
+def test_the_divergence_has_the_authors_epsilon_in_both_logarithms():
+    p, q = torch.tensor([0.7, 0.3 - 1e-12, 1e-12]).double(), torch.tensor([1 - 2e-9, 1e-9, 1e-9])
+    q = q.double()
+    by_hand = {
+        e: sum(
+            float(a) * (math.log(float(a) + e) - math.log(float(b) + e))
+            for a, b in zip(p, q, strict=True)
+        )
+        for e in (0.0, 1e-6)
+    }
+    for epsilon, expected in by_hand.items():
+        found = divergence(p.log()[None], q.log()[None], epsilon)
+        assert found == pytest.approx(expected, rel=1e-9)
+    assert by_hand[1e-6] < by_hand[0.0] - 1  # the exact one is stricter
+
+
+def test_the_limit_is_on_the_authors_divergence_or_on_the_exact_one():
+    model = fitted("gpt2", "surgical")[0]
+    made = {e: replace(SURGICAL, kl_epsilon=e).fit(model, byte_bpe(), PROMPTS) for e in (0.0, 1e-2)}
+    kls = [m.report["false_refusal"]["kl"] for m in made.values()]
+    assert kls[1] < kls[0]
 
 
 def halves(how):

@@ -233,6 +233,61 @@ def test_presets_have_the_papers_numbers(name, layer, epochs):
 
 
 @pytest.mark.parametrize("name", PAPER)
+def test_presets_train_on_what_the_paper_trains_on(name):
+    """Section 6: 250 safe prompts of XSTest, 500 of HH-RLHF. Eq. 1 sums over the response."""
+    contrast, align = (resolved(stage, {"preset": name}) for stage in ("dcr", "sft"))
+    assert (contrast["n_seemingly_toxic"], contrast["n_toxic"]) == (250, 500)
+    assert contrast["prompts"] == ["xstest_prompts.csv:label=safe", "hh_rlhf.jsonl=toxic"]
+    assert (align["n_general"], align["n_safe"], align["loss_on"]) == (20000, 1000, "response")
+    for settings in (contrast, align):  # left open by the paper, so that they are named
+        assert {"lr_scheduler_type", "max_grad_norm", "weight_decay", "dtype"} <= set(settings)
+
+
+def test_a_preset_draws_its_numbers_from_xstests_safe_prompts_and_another_files_toxic_ones(
+    files, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    labels = ["safe", "unsafe"]
+    xstest = [
+        {
+            "id": i,
+            "prompt": f"x {i}",
+            "type": "t",
+            "label": labels[i >= 250],
+            "focus": "",
+            "note": "",
+        }
+        for i in range(450)
+    ]
+    pd.DataFrame(xstest).to_csv("xstest_prompts.csv", index=False)
+    hh = [{"prompt": f"h {i}"} for i in range(700)]
+    Path("hh_rlhf.jsonl").write_text("\n".join(map(json.dumps, hh)))
+    words = ["train", "dcr", "--preset", "qwen2.5-1.5b", "--model", str(files / "base")]
+    words += ["--layer", "2", "--max-steps", "1", "--template", "chat", "--device", "cpu"]
+    words += ["--held-out", "xstest_prompts.csv:label=unsafe", "--output-dir"]
+    assert main([*words, "run"]) == 0
+    assert "250 seemingly toxic and 500 toxic prompts" in capsys.readouterr().err
+    data = pd.read_parquet("run/data.parquet")
+    assert set(data["prompt"][data["group"] == "seemingly_toxic"]) == {f"x {i}" for i in range(250)}
+    toxic = set(data["prompt"][data["group"] == "toxic"])
+    assert len(toxic) == 500 and toxic < {f"h {i}" for i in range(700)}
+    assert json.loads(Path("run/training.json").read_text())["overlaps"] == {}
+    settings = yaml.safe_load(Path("run/training.yaml").read_text())
+    assert settings["prompts"] == ["xstest_prompts.csv:label=safe", "hh_rlhf.jsonl=toxic"]
+    assert main([*words, "whole", "--prompts", "xstest_prompts.csv"]) == 2  # 200, not 500
+    assert "n_toxic needs 500 toxic prompts: there are 200" in capsys.readouterr().err
+
+
+def test_a_typed_ratio_replaces_the_presets_number_and_a_typed_number_a_files_ratio(tmp_path):
+    typed = resolved("dcr", {"preset": "qwen2.5-1.5b", "toxic_ratio": 1.0})
+    assert (typed["n_toxic"], typed["toxic_ratio"]) == (None, 1.0)
+    (tmp_path / "c.yaml").write_text("toxic_ratio: 2.0")
+    typed = resolved("dcr", {"config": tmp_path / "c.yaml", "n_toxic": 5})
+    assert (typed["n_toxic"], typed["toxic_ratio"]) == (5, None)
+    assert resolved("dcr", {"preset": "qwen2.5-1.5b", "layer": 3})["n_toxic"] == 500
+
+
+@pytest.mark.parametrize("name", PAPER)
 def test_presets_of_models_we_do_not_have_say_so(files, tmp_path, capsys, name):
     dcr(files, tmp_path, "--preset", name, "--template", "chat")
     assert f"preset {name}: the paper's runs of" in capsys.readouterr().err

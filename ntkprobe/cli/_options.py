@@ -11,6 +11,12 @@ import yaml
 
 from ..errors import UserError
 
+SOME = "FILE[:COLUMN=VALUE,…]"
+"""How a file of prompts, or some of its rows, is named (`prompt_selections`)."""
+
+SOURCE = f"{SOME}[=GROUP]"
+"""The same where prompts are in groups."""
+
 
 def config_defaults(ctx: Any, path: Path | None) -> Path | None:
     """Take the defaults of this command's options from a YAML file; typed options beat them.

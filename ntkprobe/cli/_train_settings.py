@@ -41,7 +41,7 @@ def resolved(stage: str, options: dict[str, Any]) -> dict[str, Any]:
     layers = [shipped, _read(file, stage) if file else {}]
     merged: dict[str, Any] = {}
     for layer in (*layers, typed, dict(further)):
-        merged |= _chosen_saves(layer)
+        merged |= _one_number_of_toxic(_chosen_saves(layer))
     return {name: _number(value) for name, value in merged.items()}
 
 
@@ -124,6 +124,13 @@ def _chosen_saves(layer: dict[str, Any]) -> dict[str, Any]:
     if "save_steps" in layer:
         return {"save_strategy": "steps", "save_at": None, **layer}
     return layer
+
+
+def _one_number_of_toxic(layer: dict[str, Any]) -> dict[str, Any]:
+    """Return settings in which a ratio of toxic prompts replaces an earlier number, or this it."""
+    ways = ("n_toxic", "toxic_ratio")
+    named = [way for way in ways if layer.get(way) is not None]
+    return {**dict.fromkeys(ways), **layer} if len(named) == 1 else layer
 
 
 def _steps(value: Any) -> list[int]:

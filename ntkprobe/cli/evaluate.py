@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UserError, one_line
-from ._options import config_defaults, preset_defaults, quieten
+from ._options import SOME, config_defaults, preset_defaults, quieten
 
 Flag = typer.Option
 
@@ -17,7 +17,8 @@ def evaluate(
         list[str] | None,
         Flag(
             metavar="NAME|NAME=FILE|FILE[=KIND]",
-            help="What is asked; may be repeated. KIND is safe or unsafe; no such NAME lists all.",
+            help="What is asked; may be repeated. KIND is safe or unsafe; no such NAME lists all; "
+            f"FILE may be {SOME}.",
         ),
     ] = None,
     output_dir: Annotated[
@@ -48,8 +49,8 @@ def evaluate(
         str | None, Flag(help="The method's name in tables.", show_default="the run's")
     ] = None,
     trained_on: Annotated[
-        list[Path] | None,
-        Flag(metavar="FILE", help="Training data that no run of ours records; may be repeated."),
+        list[str] | None,
+        Flag(metavar=SOME, help="Training data that no run of ours records; may be repeated."),
     ] = None,
     limit: Annotated[
         int | None, Flag(help="Only the first N prompts of each kind, to try things out.")
@@ -64,7 +65,10 @@ def evaluate(
     preset: Annotated[
         str | None,
         Flag(
-            metavar="paper", help="The paper's settings.", callback=preset_defaults, is_eager=True
+            metavar="paper",
+            help="As the paper, and where it is silent as its authors' code is said to do.",
+            callback=preset_defaults,
+            is_eager=True,
         ),
     ] = None,
     config: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UserError, one_line
-from ._options import config_defaults, preset_defaults, quieten
+from ._options import SOURCE, config_defaults, preset_defaults, quieten
 
 Flag = typer.Option
 WHAT = "What to measure"
@@ -21,7 +21,7 @@ def measure(
     ] = None,
     prompts: Annotated[
         list[str] | None,
-        Flag(metavar="FILE[=GROUP]", help="CSV, JSONL, JSON or Parquet; may be repeated."),
+        Flag(metavar=SOURCE, help="CSV, JSONL, JSON or Parquet; may be repeated."),
     ] = None,
     model: Annotated[
         str | None, Flag(help="The base model, a folder or hub name: step 0, and below adapters.")
@@ -51,8 +51,8 @@ def measure(
         Flag(metavar="refusal", help="Predict what learning each of some pairs does to refusals."),
     ] = None,
     updated: Annotated[
-        Path | None,
-        Flag(metavar="FILE", help="These pairs (prompt, response); else the run's own data."),
+        str | None,
+        Flag(metavar=SOURCE, help="These pairs (prompt, response); else the run's own data."),
     ] = None,
     answer: Annotated[
         str | None, Flag(help="The response of updated prompts that have none.")
@@ -103,7 +103,10 @@ def measure(
     preset: Annotated[
         str | None,
         Flag(
-            metavar="paper", help="The paper's settings.", callback=preset_defaults, is_eager=True
+            metavar="paper",
+            help="As the paper, and where it is silent as its authors' code is said to do.",
+            callback=preset_defaults,
+            is_eager=True,
         ),
     ] = None,
     config: Annotated[
@@ -192,6 +195,7 @@ def _measure(options: dict[str, Any]) -> int:
             typer.echo(line)
         return 0
     _tell(prompts.describe())
+    call["about"]["trained_on"] = _trained_on(prompts, call["ckpt_dir"], call["model"])
     if options["model"] and not Path(options["model"]).exists():
         _tell(f"{options['model']} is no folder here: asking the Hugging Face hub")
     if options["ray"]:
@@ -202,6 +206,26 @@ def _measure(options: dict[str, Any]) -> int:
         outcome = measure_run(prompts, **call)
     typer.echo(one_line(outcome.closing_line()))
     return outcome.status
+
+
+def _trained_on(prompts: Any, *models: Path | str | None) -> dict[str, Any] | None:
+    """Return how many prompts the models were trained on, as far as it is recorded, and say so."""
+    from ..evaluation.overlap import measured_overlap, training_prompts
+
+    try:
+        trained = training_prompts([Path(model) for model in models if model])
+    except UserError as error:
+        _tell(f"what was trained on is not known: {error}")
+        return None
+    found = measured_overlap(prompts, trained)
+    if found and found["prompts"]:
+        groups = ", ".join(f"{number} {group}" for group, number in found["groups"].items())
+        runs = " and ".join(name for name, number in found["sources"].items() if number)
+        _tell(
+            f"{found['prompts']} of {found['of']} prompts measured were trained on ({groups}; by "
+            f"{runs}): what they show may not hold for others"
+        )
+    return found
 
 
 def _first_of_each_group(prompts: Any, limit: int) -> Any:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UserError, one_line
+from ._options import SOURCE
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
@@ -32,7 +33,7 @@ def fit(
     output_dir: Annotated[Path, typer.Option(metavar="M", help="Where to.")],
     prompts: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE[=GROUP]", help="To learn from; may be repeated."),
+        typer.Option(metavar=SOURCE, help="To learn from; may be repeated."),
     ] = None,
     adapter: Annotated[
         Path | None, typer.Option(metavar="A", help="A LoRA adapter on the model.")

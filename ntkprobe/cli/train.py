@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UserError
+from ._options import SOME, SOURCE
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
@@ -15,10 +16,14 @@ Files = list[str] | None
 Model = Annotated[str | None, typer.Option(help="A folder, or a name on the hub.")]
 Output = Annotated[Path, typer.Option(metavar="RUN", help="Where to; an earlier run goes on.")]
 HeldOut = Annotated[
-    Files, typer.Option(metavar="FILE", help="Prompts of evaluations, to be compared with these.")
+    Files, typer.Option(metavar=SOME, help="Prompts of evaluations, to be compared with these.")
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="qwen2.5-1.5b, qwen2.5-7b, llama-3-8b: the paper's runs; tiny.")
+    str | None,
+    typer.Option(
+        help="qwen2.5-1.5b, qwen2.5-7b, llama-3-8b: the paper's runs, what it leaves open marked in"
+        " the file; tiny."
+    ),
 ]
 Config = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Settings as YAML, such as RUN/training.yaml.")
@@ -64,7 +69,7 @@ def contrast(
     output_dir: Output,
     model: Model = None,
     prompts: Annotated[
-        Files, typer.Option(metavar="FILE[=GROUP]", help="Seemingly toxic and toxic prompts.")
+        Files, typer.Option(metavar=SOURCE, help="Seemingly toxic and toxic prompts.")
     ] = None,
     layer: Annotated[Whole, typer.Option(help="Block of the loss, counted from 1.")] = None,
     margin: Annotated[Real, typer.Option(help="m. [0.25]")] = None,
@@ -76,10 +81,14 @@ def contrast(
     pooling: Annotated[Text, typer.Option(help="last token, or mean. [last]")] = None,
     nll_weight: Annotated[Real, typer.Option(help="lambda. [0.001]")] = None,
     nll_on: Annotated[Text, typer.Option(help="prompt, response or corpus. [prompt]")] = None,
-    corpus: Annotated[Files, typer.Option(metavar="FILE", help="For --nll-on corpus.")] = None,
+    corpus: Annotated[Files, typer.Option(metavar=SOME, help="For --nll-on corpus.")] = None,
     sampling: Annotated[Text, typer.Option(help="balanced or natural. [balanced]")] = None,
+    n_seemingly_toxic: Annotated[
+        Whole, typer.Option(help="Seemingly toxic prompts to draw. [all]")
+    ] = None,
+    n_toxic: Annotated[Whole, typer.Option(help="Toxic prompts to draw. [all]")] = None,
     toxic_ratio: Annotated[
-        Real, typer.Option(help="Toxic for each seemingly toxic prompt. [all]")
+        Real, typer.Option(help="Or this many for each seemingly toxic prompt.")
     ] = None,
     lora_rank: Annotated[Whole, typer.Option(help="LoRA up to the layer. [0: full]")] = None,
     per_device_train_batch_size: Annotated[
@@ -117,14 +126,14 @@ def align(
     output_dir: Output,
     model: Model = None,
     general: Annotated[
-        Files, typer.Option(metavar="FILE", help="Instructions with answers (Alpaca).")
+        Files, typer.Option(metavar=SOME, help="Instructions with answers (Alpaca).")
     ] = None,
-    safe: Annotated[Files, typer.Option(metavar="FILE", help="Toxic prompts, refused.")] = None,
+    safe: Annotated[Files, typer.Option(metavar=SOME, help="Toxic prompts, refused.")] = None,
     seemingly: Annotated[
-        Files, typer.Option(metavar="FILE", help="Seemingly toxic prompts, answered: for stl_aug.")
+        Files, typer.Option(metavar=SOME, help="Seemingly toxic prompts, answered: for stl_aug.")
     ] = None,
     triggers: Annotated[
-        Files, typer.Option(metavar="FILE", help="Of `ntkprobe triggers`: for refusal_trigger.")
+        Files, typer.Option(metavar=SOME, help="Of `ntkprobe triggers`: for refusal_trigger.")
     ] = None,
     recipe: Annotated[Text, typer.Option(help="stl, stl_aug or refusal_trigger. [stl]")] = None,
     n_general: Annotated[Whole, typer.Option(help="Pairs to draw. [20000]")] = None,
@@ -134,7 +143,9 @@ def align(
         Text, typer.Option(metavar="TEXT", help="Put before refusals, not learnt. [none]")
     ] = None,
     prefill_share: Annotated[Real, typer.Option(help="Of the refusals that get it. [0.5]")] = None,
-    loss_on: Annotated[Text, typer.Option(help="response tokens, or all. [response]")] = None,
+    loss_on: Annotated[
+        Text, typer.Option(help="response tokens (Eq. 1), or all. [response]")
+    ] = None,
     system: Annotated[Text, typer.Option(help="A system message.")] = None,
     lora_rank: Annotated[Whole, typer.Option(help="r. [8]")] = None,
     lora_alpha: Annotated[Whole, typer.Option(help="alpha. [32]")] = None,
@@ -267,10 +278,13 @@ def _require(inputs: dict[str, Any], *names: str) -> None:
 
 
 def _texts(files: list[str]) -> dict[str, list[str]]:
-    """Return the prompts of files by file name, whatever their groups."""
+    """Return the prompts of files, whatever their groups, by file name where that tells them."""
     from ..training.data import read_texts
+    from ..training.runs import located
 
-    return {Path(file).name: read_texts(file) for file in files}
+    short = [Path(file).name for file in files]
+    names = short if len(set(short)) == len(files) else files
+    return {name: read_texts(located(f)) for name, f in zip(names, files, strict=True)}
 
 
 def _finished(config: Any) -> bool:

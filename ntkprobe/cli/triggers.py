@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UserError, one_line
-from ._options import config_defaults, quieten
+from ._options import SOME, SOURCE, config_defaults, quieten
 
 if TYPE_CHECKING:
     from ..triggers.extraction import Example, Extraction, Trigger
@@ -20,7 +20,7 @@ def triggers(
     output_file: Annotated[Path, Flag(metavar="T.jsonl", help="Where to.")],
     harmful: Annotated[
         list[str] | None,
-        Flag(metavar="FILE", help="Harmful training prompts, refused; may be repeated."),
+        Flag(metavar=SOURCE, help="Harmful training prompts, refused; may be repeated."),
     ] = None,
     extractor: Annotated[str, Flag(help="rule, llm or influence.")] = "rule",
     words: Annotated[
@@ -33,7 +33,7 @@ def triggers(
     concurrency: Annotated[int, Flag(help="llm: prompts at the same time.")] = 8,
     benign: Annotated[
         list[str] | None,
-        Flag(metavar="FILE", help="influence: prompts not to be refused; may be repeated."),
+        Flag(metavar=SOURCE, help="influence: prompts not to be refused; may be repeated."),
     ] = None,
     adapter: Annotated[
         Path | None, Flag(metavar="A", help="influence: taken with it, as RUN/checkpoint-20.")
@@ -42,7 +42,7 @@ def triggers(
     per_group: Annotated[int, Flag(help="influence: benign prompts to draw of each group.")] = 25,
     seed: Annotated[int, Flag(help="influence: of that draw.")] = 0,
     answers: Annotated[
-        Path | None, Flag(metavar="FILE", help="Compliant answers: trigger and response.")
+        str | None, Flag(metavar=SOME, help="Compliant answers: trigger and response.")
     ] = None,
     model: Annotated[
         str | None, Flag(help="The model before training: answers, and is measured.")

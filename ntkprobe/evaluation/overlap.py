@@ -1,34 +1,39 @@
-"""Prompts of a benchmark that the model was trained on: counted, so that its column can say so.
+"""Prompts asked or measured that the model was trained on: counted, so that it can be said.
 
 A training run of ours keeps the prompts it trained on beside its checkpoints (`data.parquet`), and
 the model it began with in its settings (`training.yaml`), which may lie in another such run.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..prompt_files import read_rows
-from ..prompts import TEXT_COLUMNS, normalised
+from ..prompt_columns import TEXT_COLUMNS, prompt_of, text_column
+from ..prompt_selections import PromptSelection
+from ..prompts import PromptSet, normalised
 from .benchmarks import Questions
 
 SETTINGS, DATA = "training.yaml", "data.parquet"
 
 
-def training_prompts(models: Iterable[Path], files: Iterable[Path] = ()) -> dict[str, set[str]]:
+def training_prompts(
+    models: Iterable[Path], files: Iterable[str | Path] = ()
+) -> dict[str, set[str]]:
     """Return the prompts that models were trained on, as far as it is recorded, by their source.
 
     Args:
         models: folders of models and adapters: a run, its `final`, or one of its checkpoints.
-        files: further training data, of other trainers.
+        files: further training data, of other trainers, whole or as `FILE:COLUMN=VALUE`.
 
     Returns:
         Prompts as they are compared (`prompts.normalised`); empty if nothing is recorded.
     """
     runs = dict.fromkeys(run for model in models for run in _runs(model))
-    sources = {str(run): run / DATA for run in runs} | {str(file): file for file in files}
-    return {name: _texts(path) for name, path in sources.items()}
+    sources: dict[str, str | Path] = {str(run): run / DATA for run in runs}
+    sources |= {str(file): file for file in files}
+    return {name: _texts(file) for name, file in sources.items()}
 
 
 def origin(models: Iterable[Path]) -> str | None:
@@ -68,6 +73,30 @@ def overlap(questions: Questions, trained: Mapping[str, set[str]]) -> dict[str, 
     }
 
 
+def measured_overlap(prompts: PromptSet, trained: Mapping[str, set[str]]) -> dict[str, Any] | None:
+    """Return how many of the prompts to be measured were trained on.
+
+    Args:
+        prompts: to be measured.
+        trained: from `training_prompts`.
+
+    Returns:
+        `prompts` (how many, of any source), `of`, `groups` and `sources` (how many of each); None
+        if no training data is known.
+    """
+    if not trained:
+        return None
+    known = set().union(*trained.values())
+    asked = [(normalised(prompt.text), prompt.group) for prompt in prompts]
+    seen = Counter(group for text, group in asked if text in known)
+    return {
+        "prompts": seen.total(),
+        "of": len(asked),
+        "groups": dict(seen),
+        "sources": {name: sum(t in texts for t, _ in asked) for name, texts in trained.items()},
+    }
+
+
 def _runs(model: Path) -> Iterator[Path]:
     """Yield the training runs that a model came out of, the last one first."""
     seen: set[Path] = set()
@@ -98,14 +127,16 @@ def _began_with(run: Path) -> str | None:
     return None if before is None else str(before)
 
 
-def _texts(path: Path) -> set[str]:
+def _texts(file: str | Path) -> set[str]:
     """Return the prompts of a file as they are compared.
 
     Raises:
         UserError: if it has no column of prompts.
     """
-    rows = read_rows(path)
-    column = next((name for name in TEXT_COLUMNS if rows and name in rows[0]), None)
-    if column is None:
-        raise UserError(f"{path} has no prompts: needed is a column out of {list(TEXT_COLUMNS)}")
-    return {normalised(str(row.get(column) or "")) for row in rows} - {""}
+    chosen = PromptSelection.parse(file)
+    rows = chosen.rows()
+    if not any(map(text_column, rows)):
+        raise UserError(
+            f"{chosen.path} has no prompts: needed is a column out of {list(TEXT_COLUMNS)}"
+        )
+    return {normalised(str(prompt_of(row))) for row in rows} - {""}

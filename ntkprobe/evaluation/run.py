@@ -27,7 +27,7 @@ def evaluate(
     judges: Mapping[str, Judge],
     settings: AnswerSettings | None = None,
     label: str | None = None,
-    trained_on: Sequence[Path] = (),
+    trained_on: Sequence[str | Path] = (),
     batch_size: int | None = None,
     overwrite: bool = False,
     argv: Sequence[str] = (),
@@ -91,7 +91,7 @@ def label_of(subject: Subject | Server) -> str:
     return subject.model.rpartition("/")[2] if isinstance(subject, Server) else subject.label
 
 
-def _trained(subject: Subject | Server, files: Sequence[Path]) -> dict[str, set[str]]:
+def _trained(subject: Subject | Server, files: Sequence[str | Path]) -> dict[str, set[str]]:
     """Return the prompts that a model is known to have been trained on, by their source."""
     return training_prompts([] if isinstance(subject, Server) else subject.folders, files)
 

@@ -5,23 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..prompt_columns import ANSWER_COLUMNS, answer_column
 from ..prompt_files import read_rows
-from ..prompts import GROUP_COLUMNS, Prompt, PromptSet
+from ..prompt_selections import PromptSelection
+from ..prompts import Prompt, PromptSet
 from .examples import answered
-
-ANSWER_COLUMNS = ("response", "output", "answer", "completion", "refusal")
-"""Names of the column with the answer; the first one present is read."""
-
 
 SOURCES = {"general": "normal", "safe": "toxic", "seemingly": "seemingly_toxic"}
 """The groups of the prompts that a run was trained on, by their source."""
 
 
-def read_updated(path: Path, answer: str | None = None) -> PromptSet:
+def read_updated(file: str | Path, answer: str | None = None) -> PromptSet:
     """Return the pairs of a file, their answer in `response`.
 
     Args:
-        path: as `PromptSet.from_file` reads it, with a column of `ANSWER_COLUMNS`; where no column
+        file: as `PromptSet.from_files` reads it, with a column of `ANSWER_COLUMNS`; where nothing
             says the group they are `toxic`.
         answer: the answer of prompts that have none.
 
@@ -31,16 +29,15 @@ def read_updated(path: Path, answer: str | None = None) -> PromptSet:
     Raises:
         UserError: if one has no answer.
     """
-    rows = read_rows(path)
-    grouped = any(name in row for row in rows for name in GROUP_COLUMNS)
-    prompts = PromptSet.from_file(path, None if grouped else "toxic")
+    rows = PromptSelection.parse(file).rows()
+    prompts = PromptSet.from_files([file], otherwise="toxic")
     pairs = [
         replace(prompt, response=_answer(row, prompt) or answer or "")
         for row, prompt in zip(rows, prompts, strict=True)
     ]
     if lacking := [number for number, pair in enumerate(pairs) if not pair.response.strip()]:
         raise UserError(
-            f"{path}: the pair in row {lacking[0]} has no answer: give it a column of"
+            f"{file}: the pair in row {lacking[0]} has no answer: give it a column of"
             f" {list(ANSWER_COLUMNS)}, or all of them --answer TEXT"
         )
     return answered(pairs)
@@ -80,5 +77,5 @@ def recorded_data(run: Path | None) -> Path | None:
 
 
 def _answer(row: dict[str, Any], prompt: Prompt) -> str:
-    found = next((row[name] for name in ANSWER_COLUMNS if row.get(name)), None)
-    return prompt.response if found is None else str(found)
+    column = answer_column(row)
+    return str(row[column]) if column and row[column] else prompt.response

@@ -17,6 +17,7 @@ def prompted_processor(
     template: str,
     combine: Combine,
     steps: int | None = None,
+    place: str = "system",
 ) -> BranchProcessor:
     """Return a processor that combines each token's scores with those under a system message.
 
@@ -27,8 +28,9 @@ def prompted_processor(
         template: what the prompts are written with.
         combine: the method's formula.
         steps: how many tokens it changes; None for all.
+        place: of the message, one of `_prompts.PLACES`.
     """
-    message = SystemMessage.of(tokenizer, system, template)
+    message = SystemMessage.of(tokenizer, system, template, place)
 
     def open_branch(rows: Rows) -> Branch:
         return Branch(model, message.put_into(rows))

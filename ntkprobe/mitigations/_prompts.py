@@ -2,16 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from jaxtyping import Int
 from torch import Tensor
 
-from ..chat import resolve_template, shipped_templates
+from ..chat import Template, resolve_template, shipped_templates
 from ..errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+PLACES = ("system", "user")
+"""Where a message goes: into its own role, or before the user's first text with a blank line."""
+
+_PROBES = ("Hello", "Why?", "I do", "do it", "(I)")  # texts that begin differently
 
 Rows = list[list[int]]
 """Token ids of each row, without padding."""
@@ -76,7 +82,11 @@ class SystemMessage:
 
     @classmethod
     def of(
-        cls, tokenizer: "PreTrainedTokenizerBase", message: str, spec: str = "auto"
+        cls,
+        tokenizer: "PreTrainedTokenizerBase",
+        message: str,
+        spec: str = "auto",
+        place: str = "system",
     ) -> "SystemMessage":
         """Return the change that a system message makes under a template.
 
@@ -88,13 +98,18 @@ class SystemMessage:
             tokenizer: the model's.
             message: what the system says.
             spec: the template that the prompts are written with, as `resolve_template` takes it.
+            place: one of `PLACES`; `user` puts the message there whatever the template can do.
 
         Returns:
             What to replace, and by what.
         """
         template = resolve_template(tokenizer, spec)
         before = template.opening(tokenizer)
-        after = template.opening(tokenizer, message)
+        after = (
+            template.opening(tokenizer, message)
+            if place == "system"
+            else _user_opening(tokenizer, template, message)
+        )
         same = 0
         while same < min(len(before), len(after)) and before[-1 - same] == after[-1 - same]:
             same += 1
@@ -127,3 +142,12 @@ class SystemMessage:
                     f"(chat, raw, one of {list(shipped_templates())}, or a Jinja file)"
                 )
         return [[*self.new, *row[len(self.old) :]] for row in rows]
+
+
+def _user_opening(
+    tokenizer: "PreTrainedTokenizerBase", template: Template, message: str
+) -> list[int]:
+    """Return the ids that prompts begin with whose user's text begins with a message."""
+    texts = [template.encode(tokenizer, f"{message}\n\n{probe}") for probe in _PROBES]
+    same = takewhile(lambda ids: len(set(ids)) == 1, zip(*texts, strict=False))
+    return [ids[0] for ids in same]

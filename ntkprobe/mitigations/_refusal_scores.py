@@ -61,7 +61,16 @@ def refusal_scores(logits: Tensor, tokens: Sequence[int]) -> Tensor:
     return (refusing + EPSILON).log() - (1 - refusing + EPSILON).log()
 
 
-def divergence(logits: Tensor, others: Tensor) -> float:
-    """Return KL(p ‖ q) of the next token, the mean over prompts, p from `logits`."""
-    ours, theirs = logits.log_softmax(-1), others.log_softmax(-1)
-    return float((ours.exp() * (ours - theirs)).sum(-1).mean())
+def divergence(logits: Tensor, others: Tensor, epsilon: float) -> float:
+    """Return Σ p (log(p + ε) − log(q + ε)) of the next token, the mean over prompts.
+
+    Args:
+        logits: of p.
+        others: of q.
+        epsilon: ε; 0 gives KL(p ‖ q). A larger one counts less what q all but rules out.
+    """
+    if not epsilon:
+        ours, theirs = logits.log_softmax(-1), others.log_softmax(-1)
+        return float((ours.exp() * (ours - theirs)).sum(-1).mean())
+    p, q = logits.softmax(-1), others.softmax(-1)
+    return float((p * ((p + epsilon).log() - (q + epsilon).log())).sum(-1).mean())

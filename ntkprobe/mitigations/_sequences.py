@@ -14,8 +14,8 @@ class Sequences:
     """Follows sequences through passes with and without a cache.
 
     Padding may be on either side, and there may be any number of tokens behind an instruction: it
-    ends where the template's own tokens are found. A prompt is judged once; its sign is a constant
-    of every later pass, and of every derivative.
+    ends where the template's own tokens are found, of several turns the last. A prompt is judged
+    once; its sign is a constant of every later pass, and of every derivative.
 
     Args:
         ending: the ids that end an instruction.
@@ -89,13 +89,13 @@ class Sequences:
         self._known |= {p: 1.0 if bad else -1.0 for p, bad in zip(prompts, harmful, strict=True)}
 
     def _end(self, row: list[int]) -> int:
-        """Return the position of the last token of the first ending.
+        """Return the position of the last token of the last ending.
 
         Raises:
             UserError: if there is none.
         """
         size = len(self._ending)
-        for start in range(len(row) - size + 1):
+        for start in reversed(range(len(row) - size + 1)):
             if row[start : start + size] == self._ending:
                 return start + size - 1
         raise UserError(

@@ -35,6 +35,7 @@ def mean_states(
     count: int,
     *,
     before: bool = False,
+    final: bool = False,
     batch_size: int = 16,
 ) -> Tensor:
     """Return the mean over prompts of what leaves each block at the last `count` positions.
@@ -44,21 +45,27 @@ def mean_states(
         prompts: token ids, `count` at least of each.
         count: of positions.
         before: of what enters each block instead.
+        final: see `last_states`.
         batch_size: prompts at a time.
 
     Returns:
-        [layers, count, hidden] float64, on the CPU.
+        [layers, count, hidden] float64, on the CPU; with `final` one layer more.
     """
     require_measurable(model, prompts)
     sums = [
-        last_states(model, [prompts[row] for row in rows], count, before=before).sum(0)
+        last_states(model, [prompts[row] for row in rows], count, before=before, final=final).sum(0)
         for rows in length_batches(prompts, batch_size)
     ]
     return torch.stack(sums).sum(0) / len(prompts)
 
 
 def last_states(
-    model: nn.Module, prompts: Sequence[Tensor], count: int, *, before: bool = False
+    model: nn.Module,
+    prompts: Sequence[Tensor],
+    count: int,
+    *,
+    before: bool = False,
+    final: bool = False,
 ) -> Tensor:
     """Return what leaves each block at the last `count` positions of a batch of prompts.
 
@@ -69,18 +76,24 @@ def last_states(
         prompts: token ids, `count` at least of each.
         count: of positions.
         before: what enters each block instead.
+        final: add, as one layer more, what leaves the decoder: the last block's output after the
+            final norm, which transformers' `hidden_states` shows in its place.
 
     Returns:
         [prompts, layers, count, hidden] float64, on the CPU; NaN or infinity is a `UserError`.
     """
     groups = together(model, prompts)
-    found = [_in_one_pass(model, [prompts[row] for row in rows], count, before) for rows in groups]
+    found = [
+        _in_one_pass(model, [prompts[row] for row in rows], count, before, final) for rows in groups
+    ]
     places = torch.tensor([row for rows in groups for row in rows]).argsort()
     return torch.cat(found)[places]
 
 
 @torch.no_grad()
-def _in_one_pass(model: nn.Module, prompts: Sequence[Tensor], count: int, before: bool) -> Tensor:
+def _in_one_pass(
+    model: nn.Module, prompts: Sequence[Tensor], count: int, before: bool, final: bool
+) -> Tensor:
     """Return the same of prompts that may share a pass.
 
     Raises:
@@ -99,7 +112,13 @@ def _in_one_pass(model: nn.Module, prompts: Sequence[Tensor], count: int, before
     rows = [torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in prompts]
     taps = [(block, _tap(layer, keep, before)) for layer, block in enumerate(blocks)]
     with hooked(taps), forgetting_lengths(model):
-        decoder(model)(input_ids=torch.stack(rows).to(input_device(model)), use_cache=False)
+        ids = torch.stack(rows).to(input_device(model))
+        output = decoder(model)(input_ids=ids, use_cache=False)
+    if final:
+        found.append(found[-1])
+        leaving = hidden_state(output)
+        if leaving.shape[-1] == found[-1].shape[-1]:  # OPT may project it to another width
+            keep(len(blocks), leaving)
     states = torch.stack(found, 1)
     if not bool(states.isfinite().all()):
         raise UserError(

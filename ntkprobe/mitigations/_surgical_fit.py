@@ -136,18 +136,22 @@ class _Trial:
         def without(each: Candidate) -> AbstractContextManager[None]:
             return hooked(ablating(self._model, each.vector, 1.0))
 
-        return self._best(found, without, SEEMINGLY, -1.0, self._how.kl_ablation, "kl_ablation")
+        best, said = self._best(
+            found, without, SEEMINGLY, -1.0, self._how.kl_ablation, "kl_ablation"
+        )
+        return best, {**said, "coefficient": 1.0}
 
     def best_addition(self, found: list[Candidate]) -> tuple[Candidate, dict[str, Any]]:
         """Return the vector with which normal prompts are refused most."""
         from .surgical import adding
 
-        blocks = decoder_layers(self._model)
+        blocks, weight = decoder_layers(self._model), self._how.tried_at
 
         def added(each: Candidate) -> AbstractContextManager[None]:
-            return hooked([(blocks[each.block - 1], adding(each.vector, 1.0))])
+            return hooked([(blocks[each.block - 1], adding(each.vector, weight))])
 
-        return self._best(found, added, NORMAL, 1.0, self._how.kl_addition, "kl_addition")
+        best, said = self._best(found, added, NORMAL, 1.0, self._how.kl_addition, "kl_addition")
+        return best, {**said, "coefficient": weight}
 
     def _best(
         self,
@@ -167,7 +171,7 @@ class _Trial:
         for each in tqdm(found, desc="candidates", leave=False, disable=None):
             with changed(each):
                 score = float(refusal_scores(self._logits(group), self._tokens).mean())
-                distance = divergence(self._plain, self._logits(NORMAL))
+                distance = divergence(self._plain, self._logits(NORMAL), self._how.kl_epsilon)
             rows.append((sign * score, distance, each))
         fitting = [row for row in rows if row[1] <= limit]
         unchanged = float(refusal_scores(self._logits(group), self._tokens).mean())

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from ..checks import refuse
 from ._interface import Decoding
 from ._prompted import prompted_processor
+from ._prompts import PLACES
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, PreTrainedTokenizerBase
@@ -30,19 +32,27 @@ class Prompt(Decoding):
         system: the message; an empty one changes nothing.
         template: what the prompts are written with; without a system role, the message begins the
             user's turn.
+        place: `system`, or `user` for the beginning of the user's turn, where the authors have it.
     """
 
     system: str = HELPFUL
     template: str = "auto"
+    place: str = "system"
 
     source: ClassVar[str] = "Prompt: a baseline of Shi et al., ACL 2024, arXiv 2401.17633"
+
+    def __post_init__(self) -> None:
+        """Refuse settings without a meaning."""
+        refuse(self.place not in PLACES, f"place is {self.place!r}: choose from {list(PLACES)}")
 
     def logits_processor(
         self, model: Any, tokenizer: "PreTrainedTokenizerBase"
     ) -> "LogitsProcessor":
         """Return a processor that puts the logits under the message in place of the plain ones."""
         steps = None if self.system.strip() else 0
-        return prompted_processor(model, tokenizer, self.system, self.template, self.combine, steps)
+        return prompted_processor(
+            model, tokenizer, self.system, self.template, self.combine, steps, self.place
+        )
 
     def combine(
         self, plain: Float[Tensor, "batch vocab"], prompted: Float[Tensor, "batch vocab"]

@@ -36,12 +36,18 @@ class Scans(Steering):
     """h ← h ± α v behind the instruction, the sign by a classifier of the prompt.
 
     Windows are shares of the depth: block i of L, counted from 0, is in (a, b) if a ≤ i / L < b.
+    The authors' script counts blocks, 10 to 19 of 32 and of any other depth. Of 28 blocks these
+    shares are 9 to 17; `layers=(0.357, 0.714)` is 10 to 19 there. Their answers are generated with
+    a repetition penalty of 1.1, ours without. A chat of several turns, which the script does not
+    have, is judged and steered from the end of its last instruction on.
 
     Attributes:
         weight: α; 0 changes nothing.
         layers: the blocks steered; the paper's are 10 to 19 of 32.
         classified: the blocks that the classifier averages over; the paper's are 10 to 31 of 32.
         threshold: T, the mean cosine from which a prompt counts as harmful.
+        final_norm: classify by the last block's output after the final norm, as the authors do,
+            whose thresholds are for that; else by what leaves the block. v never has the norm.
         affirmation: the word put behind a prompt to see how it moves.
         anchors: prompts of each group to learn from, at most.
         template: how prompts become tokens; it must put something behind the instruction.
@@ -49,6 +55,7 @@ class Scans(Steering):
         seed: of the choice of prompts.
         vectors: v, `[layers, hidden]`, of length 1.
         transitions: r, `[layers, hidden]`.
+        normed: whether the last of `transitions` is after the final norm.
         ending: the ids that the template puts behind an instruction; the last is e.
         word: the ids of the affirmation.
         report: by group, the mean likeness of its prompts and the share that counts as harmful.
@@ -58,6 +65,7 @@ class Scans(Steering):
     layers: Window = (10 / 32, 20 / 32)
     classified: Window = (10 / 32, 1.0)
     threshold: float = 0.75
+    final_norm: bool = True
     affirmation: str = "Sure"
     anchors: int = 64
     template: str = "auto"
@@ -65,6 +73,7 @@ class Scans(Steering):
     seed: int = 0
     vectors: Tensor | None = learned()
     transitions: Tensor | None = learned()
+    normed: bool | None = learned()
     ending: Tensor | None = learned()
     word: Tensor | None = learned()
     report: dict[str, Any] | None = learned()
@@ -109,9 +118,12 @@ class Scans(Steering):
             anchors = prompts.in_group(group).sample(self.anchors, self.seed)
             ids = [torch.tensor(template.encode(tokenizer, each.text) + word) for each in anchors]
             # e, the affirmation's other tokens, its last one
-            means[group] = mean_states(model, ids, len(word) + 1, batch_size=self.batch_size)
-        difference = means["toxic"][:, 0] - means["normal"][:, 0]
-        lengths = means["normal"][:, 0].norm(dim=-1)
+            means[group] = mean_states(
+                model, ids, len(word) + 1, final=True, batch_size=self.batch_size
+            )
+        difference = (means["toxic"] - means["normal"])[:-1, 0]
+        lengths = means["normal"][:-1, 0].norm(dim=-1)
+        toxic = _read(means["toxic"], self.final_norm)
         if not bool((difference.norm(dim=-1) > _NOTHING * lengths)[steered].all()):
             raise UserError(
                 "toxic and normal prompts do not differ in the layers steered: give others"
@@ -119,7 +131,8 @@ class Scans(Steering):
         fitted = replace(
             self,
             vectors=torch.nn.functional.normalize(difference, dim=-1).float(),
-            transitions=(means["toxic"][:, 0] - means["toxic"][:, -1]).float(),
+            transitions=(toxic[:, 0] - toxic[:, -1]).float(),
+            normed=self.final_norm,
             ending=torch.tensor(instruction_end(tokenizer, template)),
             word=torch.tensor(word),
             fitted_on=identity(model),
@@ -169,7 +182,9 @@ class Scans(Steering):
         require_measurable(model, moved)
         found = torch.empty(len(prompts), dtype=torch.float64)
         for rows in length_batches(moved, self.batch_size):
-            states = last_states(model, [moved[row] for row in rows], len(word) + 1)
+            some = [moved[row] for row in rows]
+            states = last_states(model, some, len(word) + 1, final=True)
+            states = _read(states.transpose(0, 1), bool(self.normed)).transpose(0, 1)
             ways = states[:, :, 0] - states[:, :, -1]
             cosines = torch.cosine_similarity(ways, transitions, dim=-1)
             found[rows] = cosines[:, classified].mean(-1)
@@ -222,3 +237,8 @@ class Scans(Steering):
                 )
             found.append(inside)
         return found[0], found[1]
+
+
+def _read(states: Tensor, normed: bool) -> Tensor:
+    """Return the states `[layers, …]` of `last_states`, of the last block as it is to be read."""
+    return torch.cat([states[:-2], states[-1:] if normed else states[-2:-1]])

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..checks import refuse
 from ._interface import Decoding
 from ._prompted import prompted_processor
+from ._prompts import PLACES
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, PreTrainedTokenizerBase
@@ -31,17 +32,21 @@ class SelfCd(Decoding):
         system: the message; the authors' by default.
         template: what the prompts are written with; without a system role, the message begins the
             user's turn.
+        place: `system`, or `user` for the beginning of the user's turn, which is where the authors'
+            script has it (behind Llama 2's `[INST]`, a space before the prompt; here a blank line).
     """
 
     ratio: float = 2.5
     system: str = SAFETY
     template: str = "auto"
+    place: str = "system"
 
     source: ClassVar[str] = "SelfCD: Shi et al., ACL 2024, arXiv 2401.17633"
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
         refuse(not math.isfinite(self.ratio), f"ratio={self.ratio}: give a number, such as 2.5")
+        refuse(self.place not in PLACES, f"place is {self.place!r}: choose from {list(PLACES)}")
         refuse(not self.system.strip(), "an empty system message: give one, or ratio=1")
 
     def logits_processor(
@@ -49,7 +54,9 @@ class SelfCd(Decoding):
     ) -> "LogitsProcessor":
         """Return a processor with a second branch under the system message."""
         steps = 0 if self.ratio == 1 else None
-        return prompted_processor(model, tokenizer, self.system, self.template, self.combine, steps)
+        return prompted_processor(
+            model, tokenizer, self.system, self.template, self.combine, steps, self.place
+        )
 
     def combine(
         self, plain: Float[Tensor, "batch vocab"], prompted: Float[Tensor, "batch vocab"]

@@ -5,6 +5,7 @@ at a position behind the instruction; w⊥ = w − λ (w·r / ‖r‖²) r, and 
 and positions, the ŵ whose ablation lowers refusal of seemingly toxic prompts most is taken.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -37,8 +38,13 @@ class Surgical(Steering):
         per_group: prompts of each group at most.
         held_out: the share of them that vectors are chosen by.
         filtered: whether to leave out prompts that the model treats unlike their group.
+        scored_at: the coefficient at which true-refusal vectors are tried while fitting; 0 for
+            `addition`, as the authors do, and where that is 0, too, for 1: adding nothing, none
+            would be better than another.
         kl_ablation: on normal prompts, a false-refusal vector may change the next token so much.
         kl_addition: the same, for a true-refusal vector.
+        kl_epsilon: added to both probabilities inside the logarithms of these KLs, as the authors
+            do; 0 gives the KL itself, which is larger, and its limits stricter.
         depth: vectors come from blocks below this share of the model's.
         template: how prompts become tokens.
         batch_size: prompts at a time while fitting.
@@ -56,8 +62,10 @@ class Surgical(Steering):
     per_group: int = 160
     held_out: float = 0.2
     filtered: bool = True
+    scored_at: float = 0.0
     kl_ablation: float = 0.2
     kl_addition: float = 2.0
+    kl_epsilon: float = 1e-6
     depth: float = 0.8
     template: str = "auto"
     batch_size: int = 16
@@ -74,6 +82,13 @@ class Surgical(Steering):
             raise UserError(f"depth is {self.depth}: give a share of the blocks, over 0, at most 1")
         if not 0 < self.held_out < 1:
             raise UserError(f"held_out is {self.held_out}: give a share between 0 and 1")
+        if not 0 <= self.kl_epsilon < 1:
+            raise UserError(f"kl_epsilon is {self.kl_epsilon}: give 0, or 1e-6 as the authors do")
+
+    @property
+    def tried_at(self) -> float:
+        """The coefficient at which true-refusal vectors are tried while fitting."""
+        return self.scored_at or self.addition or 1.0
 
     def fit(
         self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", prompts: PromptSet
@@ -108,9 +123,19 @@ class Surgical(Steering):
         if self.coefficient:
             found += ablating(model, self.false_refusal, self.coefficient)
         if self.addition:
+            self._warn_of_another_coefficient()
             module = layer_output(model, self.block)
             found.append((module, adding(self.true_refusal, self.addition)))
         return found
+
+    def _warn_of_another_coefficient(self) -> None:
+        tried = ((self.report or {}).get("true_refusal") or {}).get("coefficient")
+        if tried is not None and not self.scored_at and tried != self.addition:
+            warnings.warn(
+                f"r is added {self.addition:g} times, but its block and position were chosen at "
+                f"{tried:g}, where another place may be best: fit it again",
+                stacklevel=3,
+            )
 
 
 def ablating(

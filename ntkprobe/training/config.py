@@ -22,7 +22,7 @@ def _default(one: Field) -> Any:
 
 @dataclass
 class StageConfig(TrainingArguments):
-    """TrainingArguments with the paper's common settings as defaults, quiet and offline.
+    """TrainingArguments with the paper's learning rate of both stages, quiet and offline.
 
     Attributes:
         template: `auto` (chat where the tokenizer has one, else raw), `chat`, `raw`, or a file.

@@ -54,7 +54,7 @@ def encode_prompts(
     Args:
         prompts: of any groups; those of `SIDES` are taken.
         tokenizer: the model's.
-        config: template, length, ratio, and what the regulariser is on.
+        config: template, length, numbers to draw, and what the regulariser is on.
         corpus: pairs for `nll_on="corpus"`.
 
     Returns:
@@ -65,7 +65,7 @@ def encode_prompts(
             what the regulariser needs is missing.
     """
     template = resolve_template(tokenizer, config.template)
-    chosen = _chosen(prompts, config.toxic_ratio, config.seed)
+    chosen = drawn(prompts, config)
     encoded = [_encode(prompt, tokenizer, template, config) for prompt in chosen]
     rows = [row for row in encoded if len(row["input_ids"]) <= config.max_length]
     lengths = [row["ends"] for row in rows]
@@ -85,20 +85,42 @@ def encode_prompts(
     return PromptRows(rows, companions), report
 
 
-def _chosen(prompts: PromptSet, ratio: float | None, seed: int) -> PromptSet:
-    """Return the prompts of both sides, the toxic ones sampled down to the ratio of Table 4.
+def drawn(prompts: PromptSet, config: "DCRConfig") -> PromptSet:
+    """Return the prompts of both sides that are trained on, in the set's order.
 
-    Raises:
-        UserError: if a side is empty, or there are fewer toxic prompts than the ratio asks for.
+    Args:
+        prompts: of any groups.
+        config: how many of each side, or the ratio of Table 4, and the seed of the draw.
+
+    Returns:
+        Prompts of `SIDES`. Fewer of a side than are asked for, or none, are a `UserError`.
     """
     sides = prompts.in_group(*SIDES)
-    if ratio is None:
-        return sides
-    rows, wanted = sides.rows("toxic"), round(ratio * len(sides.rows("seemingly_toxic")))
+    given, toxic = (sides.rows(side) for side in SIDES)
+    mild = _draw(sides, given, config.n_seemingly_toxic, config.seed, "n_seemingly_toxic")
+    wanted, setting = config.n_toxic, "n_toxic"
+    if config.toxic_ratio is not None:
+        wanted, setting = round(config.toxic_ratio * len(mild)), "toxic_ratio"
+    return sides.take(sorted([*mild, *_draw(sides, toxic, wanted, config.seed, setting)]))
+
+
+def _draw(
+    prompts: PromptSet, rows: Sequence[int], wanted: int | None, seed: int, setting: str
+) -> Sequence[int]:
+    """Return a draw of rows, repeated prompts last; all where no number is asked for.
+
+    Raises:
+        UserError: if there are not so many.
+    """
+    if wanted is None:
+        return rows
     if not 1 <= wanted <= len(rows):
-        raise UserError(f"toxic_ratio={ratio} needs {wanted} toxic prompts: there are {len(rows)}")
-    drawn = {rows[i] for i in sides.take(rows).sampled_rows(wanted, seed)}
-    return sides.take([i for i, p in enumerate(sides) if p.group != "toxic" or i in drawn])
+        group = prompts[rows[0]].group
+        raise UserError(
+            f"{setting} needs {wanted} {group} prompts: there are {len(rows)}; give more, or "
+            f"another --{setting.replace('_', '-')}"
+        )
+    return [rows[i] for i in prompts.take(rows).sampled_rows(wanted, seed)]
 
 
 def _encode(

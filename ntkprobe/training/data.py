@@ -13,11 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..prompt_files import read_rows
+from ..prompt_columns import ANSWER_COLUMNS, TEXT_COLUMNS, answer_column, prompt_of, text_column
+from ..prompt_selections import PromptSelection
 from ..prompts import normalised as normalised
 
-PROMPT_FIELDS = ("instruction", "prompt", "question", "text", "goal", "trigger")
-RESPONSE_FIELDS = ("output", "response", "answer", "completion", "refusal")
 IGNORED = -100
 """The label of a position that no loss counts."""
 
@@ -42,14 +41,15 @@ class Pair:
         return not self.prompt.strip() or not self.response.strip()
 
 
-def read_pairs(path: str | Path) -> list[Pair]:
+def read_pairs(file: str | Path) -> list[Pair]:
     """Return the pairs of a JSON, JSONL, CSV or Parquet file, in its order.
 
     An Alpaca row's non-empty `input` follows its `instruction` on a new line. Empty prompts and
     answers are kept here: who trains on them decides, and counts.
 
     Args:
-        path: a file with one field of `PROMPT_FIELDS` and one of `RESPONSE_FIELDS`.
+        file: one with a column of `TEXT_COLUMNS` and one of `ANSWER_COLUMNS`, or some of its rows,
+            as `FILE:COLUMN=VALUE`.
 
     Returns:
         One pair for each record.
@@ -57,50 +57,57 @@ def read_pairs(path: str | Path) -> list[Pair]:
     Raises:
         UserError: if the file cannot be read, is empty, or a record lacks a field.
     """
-    rows = read_rows(Path(path))
+    chosen = PromptSelection.parse(file).unmarked()
+    rows = chosen.numbered()
     if not rows:
-        raise UserError(f"{path} is empty: it has no pairs")
-    return [_pair(row, f"{path}, record {number}") for number, row in enumerate(rows, start=1)]
+        raise UserError(f"{chosen.path} is empty: it has no pairs")
+    return [_pair(row, f"{chosen.path}, record {number}") for number, row in rows]
 
 
-def read_texts(path: str | Path) -> list[str]:
+def read_texts(file: str | Path) -> list[str]:
     """Return the prompts of a file, of whatever group, to compare others with.
 
     Args:
-        path: a file with one field of `PROMPT_FIELDS`.
+        file: one with a column of `TEXT_COLUMNS`, or some of its rows.
 
     Returns:
-        One text for each record.
+        One text for each record; a record without any is a `UserError`.
     """
-    rows = enumerate(read_rows(Path(path)), start=1)
-    return [_field(row, PROMPT_FIELDS, f"{path}, record {number}") for number, row in rows]
+    chosen = PromptSelection.parse(file)
+    return [_prompt(row, f"{chosen.path}, record {n}") for n, row in chosen.numbered()]
 
 
 def _pair(row: Mapping[str, Any], where: str) -> Pair:
     """Return one record as a pair."""
-    prompt, response = _field(row, PROMPT_FIELDS, where), _field(row, RESPONSE_FIELDS, where)
-    extra = str(row.get("input") or "")
-    return Pair(f"{prompt}\n{extra}" if extra.strip() else prompt, response)
+    prompt, column = _prompt(row, where), answer_column(row)
+    return Pair(prompt, _text(row, column, ANSWER_COLUMNS, column and row[column], where))
 
 
-def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
-    """Return the first of the fields that the record has.
+def _prompt(row: Mapping[str, Any], where: str) -> str:
+    """Return one record's prompt."""
+    return _text(row, text_column(row), TEXT_COLUMNS, prompt_of(row), where)
+
+
+def _text(
+    row: Mapping[str, Any], column: str | None, names: Sequence[str], value: Any, where: str
+) -> str:
+    """Return what a record says as a text; null counts as empty.
 
     Args:
         row: the record.
-        names: of the fields.
+        column: the one that says it, None if it has none of `names`.
+        names: of the columns that might.
+        value: what it says.
         where: the record is, for messages.
 
-    Returns:
-        Its text; null counts as empty.
-
     Raises:
-        UserError: if it has none of them.
+        UserError: if it has no such column, or one that holds no text.
     """
-    name = next((name for name in names if name in row), None)
-    if name is None:
+    if column is None:
         raise UserError(f"{where} has the fields {list(row)}: one of {list(names)} is needed")
-    return "" if row[name] is None else str(row[name])
+    if isinstance(value, list | dict):
+        raise UserError(f"{where}: its {column!r} is a {type(value).__name__}: give a text")
+    return "" if value is None else str(value)
 
 
 def draw(pairs: Sequence[Pair], number: int, seed: str) -> list[Pair]:

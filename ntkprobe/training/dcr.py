@@ -26,7 +26,7 @@ from .accumulation import Window
 from .adapters import linear_names, with_lora
 from .callbacks import install, quiet
 from .config import StageConfig
-from .contrast_data import SIDES, PromptRows, collate, encode_prompts
+from .contrast_data import PromptRows, collate, drawn, encode_prompts
 from .data import IGNORED, Pair, digest
 from .features import freeze_above, gathered, pool, without_blocks_above
 from .guards import check_overlaps
@@ -48,6 +48,9 @@ SAVE_STEPS = StageConfig.save_steps
 class DCRConfig(StageConfig):
     """Settings of the contrastive stage; the defaults are the paper's (A.2) for Qwen2.5-1.5B.
 
+    The paper leaves open, and these defaults choose: `detach`, `pooling`, `nll_on`, the schedule
+    (constant), the clipping of gradients and the weight decay (transformers'), and float32.
+
     Attributes:
         layer: block at whose output the loss is; it and all before it are trained. Must be given.
         margin: m of the circle loss.
@@ -58,7 +61,9 @@ class DCRConfig(StageConfig):
         nll_weight: lambda; 0 leaves the regulariser out, and the forward pass ends at `layer`.
         nll_on: `prompt` (its own tokens), `response` (of prompts that have one) or a `corpus`.
         sampling: `balanced` groups in each batch, or as they come (`natural`).
-        toxic_ratio: toxic prompts for each seemingly toxic one (Table 4); None takes all.
+        n_seemingly_toxic: seemingly toxic prompts to draw; None takes all.
+        n_toxic: toxic prompts to draw; None takes all.
+        toxic_ratio: toxic prompts for each seemingly toxic one (Table 4) instead of `n_toxic`.
         lora_rank: 0 trains all parameters up to `layer`; else LoRA of this rank on their blocks.
         lora_alpha: scale of the adapter, divided by its rank.
         lora_dropout: on the adapter's input.
@@ -74,6 +79,8 @@ class DCRConfig(StageConfig):
     nll_weight: float = 0.001
     nll_on: str = "prompt"
     sampling: str = "balanced"
+    n_seemingly_toxic: int | None = None
+    n_toxic: int | None = None
     toxic_ratio: float | None = None
     lora_rank: int = 0
     lora_alpha: int = 32
@@ -91,6 +98,12 @@ class DCRConfig(StageConfig):
         self.margin, self.scale = float(self.margin), float(self.scale)  # YAML's 16 is whole
         if not 0 < self.margin < 1 or self.scale <= 0 or self.nll_weight < 0:
             raise UserError("circle loss needs 0 < margin < 1, scale > 0 and nll_weight >= 0")
+        for name in ("n_seemingly_toxic", "n_toxic"):
+            number = getattr(self, name)
+            if number is not None and (type(number) is not int or number < 1):
+                raise UserError(f"{name} is {number!r}: give 1 or more, or leave it out for all")
+        if self.n_toxic is not None and self.toxic_ratio is not None:
+            raise UserError("n_toxic and toxic_ratio both say how many toxic prompts: give one")
         if self.save_steps != SAVE_STEPS and self.save_strategy == "epoch":
             self.save_strategy = "steps"
         super().__post_init__()
@@ -329,7 +342,7 @@ def train_dcr(
     run = Run(config, inputs)
     if run.finished:
         return run.final
-    chosen = prompts.in_group(*SIDES)
+    chosen = drawn(prompts, config)
     check_overlaps(run, {"dcr": [p.text for p in chosen], **(held_out or {})}, strict=config.strict)
     with quiet(), run.stage("load"):
         network = load_model(located(start), config.loading())

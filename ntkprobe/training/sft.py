@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 class SFTConfig(StageConfig):
     """Settings of the alignment stage; the defaults are the paper's (A.3) for Qwen2.5-1.5B.
 
+    The paper leaves open, and these defaults choose: `lora_targets`, `max_length`, the schedule
+    after the warm-up, the clipping of gradients and the weight decay (transformers'), and float32.
+
     Attributes:
         recipe: which data are mixed: a module of `training.recipes`, such as `stl`.
         n_general: normal pairs to draw.
@@ -35,7 +38,8 @@ class SFTConfig(StageConfig):
         n_triggers: answered refusal triggers; None for as many as refusals.
         prefill: a beginning of an answer, put before refusals and not learnt; None for none.
         prefill_share: of the refusals that get it.
-        loss_on: `response` tokens only, or `all` tokens, as the authors' code is said to do.
+        loss_on: `response` tokens only, as the paper's Eq. 1 has it, or `all` tokens, as the
+            authors' code, which we know at second hand, is said to do.
         system: a system message; None leaves the template's own.
         lora_rank: r.
         lora_alpha: the adapter is scaled by alpha / r.

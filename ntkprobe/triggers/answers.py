@@ -10,22 +10,21 @@ from ..chat import resolve_template
 from ..errors import UserError
 from ..generation import generate_answers
 from ..phrases import is_refusal
-from ..prompt_files import read_rows
+from ..prompt_columns import ANSWER_COLUMNS, TEXT_COLUMNS, answer_column, prompt_of
+from ..prompt_selections import PromptSelection
 from ..prompts import normalised
 from .extraction import Trigger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ASKED = ("trigger", "prompt", "instruction", "question")
-ANSWERED = ("response", "output", "answer", "completion")
 
-
-def read_answers(path: Path) -> dict[str, str]:
+def read_answers(file: str | Path) -> dict[str, str]:
     """Return the answers of a file by what they answer, as `normalised`.
 
     Args:
-        path: with a column out of `ASKED` and one out of `ANSWERED`.
+        file: with a column `trigger` or one out of `TEXT_COLUMNS`, and one out of `ANSWER_COLUMNS`,
+            or some of its rows, as `FILE:COLUMN=VALUE`.
 
     Returns:
         The first answer to each.
@@ -34,13 +33,14 @@ def read_answers(path: Path) -> dict[str, str]:
         UserError: if a row has no such columns.
     """
     found: dict[str, str] = {}
-    for number, row in enumerate(read_rows(path), start=1):
-        prompt = next((row[name] for name in ASKED if row.get(name)), None)
-        answer = next((row[name] for name in ANSWERED if row.get(name)), None)
-        if prompt is None or answer is None:
+    chosen = PromptSelection.parse(file).unmarked()
+    for number, row in chosen.numbered():
+        prompt, column = row.get("trigger") or prompt_of(row), answer_column(row)
+        answer = column and row[column]
+        if not prompt or not answer:
             raise UserError(
-                f"{path}, record {number}, has the fields {list(row)}: one of {list(ASKED)} and "
-                f"one of {list(ANSWERED)} are needed"
+                f"{chosen.path}, record {number}, has the fields {list(row)}: trigger or one of "
+                f"{list(TEXT_COLUMNS)}, and one of {list(ANSWER_COLUMNS)}, are needed"
             )
         found.setdefault(normalised(str(prompt)), str(answer))
     return found

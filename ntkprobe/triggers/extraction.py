@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import UserError
-from ..prompt_files import read_rows
-from ..prompts import GROUP_COLUMNS, PromptSet, normalised
+from ..prompts import PromptSet, normalised
 from ..storage import replacing
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*")
@@ -82,7 +81,7 @@ def read_examples(files: Sequence[str | Path]) -> list[Example]:
     Raises:
         UserError: if there is none.
     """
-    prompts = [prompt for file in files for prompt in _prompts(file, "toxic")]
+    prompts = PromptSet.from_files(files, otherwise="toxic") if files else ()
     found = [Example(p.text, p.response) for p in prompts if p.group == "toxic"]
     if not found:
         raise UserError("no harmful prompts: give files without groups, or with the group toxic")
@@ -101,19 +100,11 @@ def read_benign(files: Sequence[str | Path]) -> PromptSet:
     Raises:
         UserError: if there is none.
     """
-    prompts = [prompt for file in files for prompt in _prompts(file, "normal")]
+    prompts = PromptSet.from_files(files, otherwise="normal") if files else ()
     found = tuple(prompt for prompt in prompts if prompt.group != "toxic")
     if not found:
         raise UserError("no benign prompts: give files without groups, or with others than toxic")
     return PromptSet(found)
-
-
-def _prompts(file: str | Path, group: str) -> PromptSet:
-    """Return the prompts of a file; of one that names no group, all are of `group`."""
-    path = Path(file)
-    if path.is_file() and not any(name in row for row in read_rows(path) for name in GROUP_COLUMNS):
-        return PromptSet.from_file(path, group)
-    return PromptSet.from_files([file])
 
 
 class Record(Protocol):

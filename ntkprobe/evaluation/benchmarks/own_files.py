@@ -2,12 +2,17 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from ...prompt_files import read_rows
-from ...prompts import GROUP_COLUMNS, TEXT_COLUMNS
+from ...prompt_columns import (
+    GROUP_COLUMNS,
+    TEXT_COLUMNS,
+    columns_of,
+    prompt_of,
+    text_column,
+)
+from ...prompt_selections import PromptSelection
 from .catalogue import BENCHMARKS
 from .questions import Questions
 from .schema import tabulated
@@ -22,14 +27,12 @@ _OWN_KINDS = {
 }
 
 
-def read_own(
-    path: Path, kind: str | None, name: str | None = None, licence: str = "unknown"
-) -> Questions:
+def read_own(file: PromptSelection, name: str | None = None, licence: str = "unknown") -> Questions:
     """Return the prompts of a file that is no published benchmark.
 
     Args:
-        path: CSV, JSONL, JSON or Parquet.
-        kind: of all its prompts, where it does not say.
+        file: CSV, JSONL, JSON or Parquet, or some of its rows; its mark is the kind of all of them,
+            where it does not say.
         name: else the file's.
         licence: if it is known.
 
@@ -39,11 +42,12 @@ def read_own(
     Raises:
         UserError: if a column is missing, or a kind is none.
     """
-    records = read_rows(path)
-    columns = list(records[0]) if records else []
-    text = next((column for column in TEXT_COLUMNS if column in columns), None)
+    path, kind = file.path, file.mark
+    numbered = file.numbered()
+    records = [record for _, record in numbered]
+    columns = columns_of(records)
     column = next((column for column in _KIND_COLUMNS if column in columns), None)
-    if text is None:
+    if not any(map(text_column, records)):
         raise UserError(
             f"{path} has no prompts: its columns are {columns}, needed is one of "
             f"{list(TEXT_COLUMNS)}"
@@ -56,18 +60,16 @@ def read_own(
     rows = [
         {
             "id": str(record.get("id") or number),
-            "prompt": record.get(text),
+            "prompt": prompt_of(record),
             "kind": kind or _own_kind(record, str(column), f"{path}, row {number}"),
             "type": str(record.get("type") or (record.get("group") or "")),
         }
-        for number, record in enumerate(records, start=1)
+        for number, record in numbered
     ]
     table = tabulated(rows, str(path))
     paired = [str(record.get("pair") or "") for record in records]
-    label = name or _file_name(path)
-    return Questions(
-        label, table.assign(pair=paired), name or str(path), licence, None, len(records)
-    )
+    label, source = name or _file_name(file), name or str(file)
+    return Questions(label, table.assign(pair=paired), source, licence, None, len(records))
 
 
 def _own_kind(record: Mapping[str, Any], column: str, where: str) -> str:
@@ -82,7 +84,8 @@ def _own_kind(record: Mapping[str, Any], column: str, where: str) -> str:
     return _OWN_KINDS[said]
 
 
-def _file_name(path: Path) -> str:
-    """Return a file's name as that of a benchmark, which names files in turn."""
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", path.stem).strip("._")
+def _file_name(file: PromptSelection) -> str:
+    """Return a file's name, and what is selected of it, as a benchmark's, which names files."""
+    said = "_".join([file.path.stem, *map(str, file.conditions)])
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", said).strip("._")
     return f"own_{name}" if not name or name in (*BENCHMARKS, "tiny") else name

@@ -72,11 +72,13 @@ class Benchmark:
         wanted = (self.text[0], self.id, self.type, label, self.keep[0] if self.keep else None)
         return list(dict.fromkeys(name for name in wanted if name))
 
-    def table(self, records: Sequence[Mapping[str, Any]], where: str) -> "pd.DataFrame":
+    def table(
+        self, numbered: Sequence[tuple[int, Mapping[str, Any]]], where: str
+    ) -> "pd.DataFrame":
         """Return the prompts of its published rows, as `COLUMNS`.
 
         Args:
-            records: the rows, in their order.
+            numbered: the rows, in their order, each with its number in the file.
             where: they are from, for messages.
 
         Returns:
@@ -85,14 +87,13 @@ class Benchmark:
         Raises:
             UserError: if a column or text is missing, or an id occurs twice.
         """
-        present = list(records[0]) if records else []
+        present = list(numbered[0][1]) if numbered else []
         text = next((name for name in self.text if name in present), self.text[0])
         if missing := [name for name in (text, *self.columns[1:]) if name not in present]:
             raise UserError(
                 f"{where} is not {self.name} as published: it has the columns {present}, "
                 f"but no {missing[0]!r}; needed are {self.columns}"
             )
-        numbered = enumerate(records, start=1)
         kept = [(n, r) for n, r in numbered if not self.keep or _said(r, self.keep)]
         return tabulated(
             [

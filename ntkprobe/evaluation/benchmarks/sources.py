@@ -1,16 +1,15 @@
 """The prompts of a benchmark, from the hub, from its file, from a file of one's own, or embedded.
 
 A word of `--benchmark` is NAME, NAME=FILE, FILE, or FILE=safe and FILE=unsafe for a file that does
-not say which its prompts are.
+not say which its prompts are. FILE may be some rows of a file, as in FILE:COLUMN=VALUE.
 """
 
 import logging
 import re
-from pathlib import Path
 from typing import Any
 
 from ...errors import UserError, one_line
-from ...prompt_files import read_rows
+from ...prompt_selections import PromptSelection
 from .catalogue import BENCHMARKS
 from .own_files import read_own
 from .questions import Questions
@@ -36,40 +35,39 @@ def read_benchmark(word: str) -> Questions:
     if name == EMBEDDED and not equals:
         from ...tiny import measure_path
 
-        return read_own(measure_path(), None, EMBEDDED, "Apache-2.0")
+        return read_own(PromptSelection(measure_path()), EMBEDDED, "Apache-2.0")
     if name in BENCHMARKS:
-        return _published(BENCHMARKS[name], Path(rest) if equals else None)
-    path, mark, kind = word.rpartition("=")
-    if mark and kind in KINDS and not Path(word).exists():
-        return read_own(Path(path), kind)
-    if Path(word).suffix and not (equals and not Path(word).exists()):
-        return read_own(Path(word), None)
+        return _published(BENCHMARKS[name], PromptSelection.parse(rest) if equals else None)
+    file = PromptSelection.parse(word)
+    if file.mark in (None, *KINDS) and file.path.suffix:
+        return read_own(file)
     known = ", ".join([EMBEDDED, *BENCHMARKS])
     raise UserError(f"no benchmark {name!r}: choose from {known}, or give a file, as FILE=safe")
 
 
-def _published(benchmark: Benchmark, path: Path | None) -> Questions:
+def _published(benchmark: Benchmark, file: PromptSelection | None) -> Questions:
     """Return a benchmark's prompts from its file, or from the hub.
 
     Raises:
         UserError: if there is neither.
     """
-    if path is not None:
-        records, where = read_rows(path), str(path)
+    if file is not None:
+        numbered, where = file.unmarked().numbered(), str(file)
     elif benchmark.hub is None:
         raise UserError(
             f"{benchmark.name} is a file that no hub has: get it from {benchmark.source} and give "
             f"--benchmark {benchmark.name}=FILE"
         )
     else:
-        records, where = _from_hub(benchmark), f"hub:{benchmark.hub.path}"
+        numbered = list(enumerate(_from_hub(benchmark), start=1))
+        where = f"hub:{benchmark.hub.path}"
     return Questions(
         name=benchmark.name,
-        table=benchmark.table(records, where),
+        table=benchmark.table(numbered, where),
         source=where,
         licence=benchmark.licence,
         published=benchmark.rows,
-        found=len(records),
+        found=len(numbered),
     )
 
 
