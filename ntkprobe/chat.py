@@ -1,23 +1,29 @@
 """How a prompt becomes tokens: the tokenizer's chat template, another one, or none (A.3)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.resources import files
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-from jinja2 import TemplateError, TemplateSyntaxError
-
+from .answer_start import AnswerStart, find_answer_start
 from .errors import UserError
 from .prompts import Prompt
+from .rendering import Messages, current_day, prints_the_day, render, takes_lists
+from .special_tokens import special_ids, up_to_end_of_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBE = "Hello"
 """A user's message and an answer that every tokenizer can write, to see what a template adds."""
+_REPLY = "Fine"
+
+_STARTS: "WeakKeyDictionary[Any, dict[Any, AnswerStart]]" = WeakKeyDictionary()
+"""Where the answers of each tokenizer's templates begin, found once."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +32,24 @@ class Template:
 
     Whatever continues a prompt is tokenised in its place: after a chat template the first word of
     an answer has no leading space. Ids are concatenated, so that a prompt has the same ids alone
-    and with an answer. A template that knows a thinking mode is rendered without it: the position
-    after the prompt is that of the answer's first token.
+    and with an answer. A template that knows a thinking mode is rendered without it, and a block of
+    reasoning that it opens all the same is closed (`answer_start`): the position after the prompt is
+    that of the answer's first token.
 
     Attributes:
         name: for the record: `chat`, `raw`, a shipped template's name, or `FILE#digest`.
         source: the Jinja text; None for the tokenizer's own template.
         raw: no template: the text alone, with the special tokens that the tokenizer puts first.
+        day: what a template that prints today's date prints, as `2026-03-01`; None for one that
+            prints none.
+        listed: whether contents are given as lists of parts, `[{"type": "text", "text": …}]`.
     """
 
     name: str
     source: str | None = None
     raw: bool = False
+    day: str | None = None
+    listed: bool = False
 
     def encode(
         self,
@@ -71,12 +83,12 @@ class Template:
         response_text: str,
         system: str | None = None,
     ) -> tuple[list[int], list[bool]]:
-        r"""Return the ids of a prompt with its answer, and which of them are the answer's.
+        """Return the ids of a prompt with its answer, and which of them are the answer's.
 
-        The answer is what follows the longest common prefix of the prompt's ids (with generation
-        prompt) and the whole conversation's. It ends with the end-of-turn token, which it includes:
-        the template's own (`<|im_end|>`), else EOS. What a template puts behind that token (a
-        newline, in ChatML) is left out, since a model that has ended its turn never writes it.
+        The answer follows the ids that `encode` gives the prompt. It ends with the end-of-turn
+        token, which it includes: the template's own (`<|im_end|>`), else EOS. What a template puts
+        behind that token (a newline, in ChatML) is left out, since a model that has ended its turn
+        never writes it.
 
         Args:
             tokenizer: the model's.
@@ -91,21 +103,26 @@ class Template:
             UserError: for an empty prompt or answer, or a template that fails or hides the answer.
         """
         _require_text(response_text, "answer")
+        if self.raw and system is not None:
+            raise UserError("a raw prompt has no place for a system message: use a template")
+        prompt = self._prompt_ids(tokenizer, prompt_text, system)
         if self.raw:
-            if system is not None:
-                raise UserError("a raw prompt has no place for a system message: use a template")
-            prompt_ids = self._prompt_ids(tokenizer, prompt_text)
-            full_ids = prompt_ids + _tokenise(tokenizer, response_text)
+            answer = _ended(tokenizer, _tokenise(tokenizer, response_text))
         else:
-            prompt_ids = self._prompt_ids(tokenizer, prompt_text, system)
-            rendered = self._render(tokenizer, prompt_text, response_text, system)
-            full_ids = _single_bos(tokenizer, _tokenise(tokenizer, rendered))
-        shared = zip(prompt_ids, full_ids, strict=False)
-        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], shared))
-        if start == len(full_ids):
-            raise UserError(f"the template {self.name!r} does not render the assistant's answer")
-        ids = full_ids[:start] + _ended(tokenizer, full_ids[start:])
-        return ids, [position >= start for position in range(len(ids))]
+            answer = self._learnt_ids(tokenizer, prompt_text, response_text, system)
+        return prompt + answer, [False] * len(prompt) + [True] * len(answer)
+
+    def _learnt_ids(
+        self, tokenizer: "PreTrainedTokenizerBase", text: str, answer: str, system: str | None
+    ) -> list[int]:
+        """Return the ids of an answer as a conversation has it, with what ends it."""
+        whole = self._render(tokenizer, text, answer, system)
+        written, tail = self._start(tokenizer).written(whole, answer, self.name)
+        end = up_to_end_of_turn(tokenizer, tail)
+        before = self._before(tokenizer, text, system)
+        ids = self._continued(tokenizer, before, written + (tail if end is None else end))
+        ended = end is not None and ids[-1] in tokenizer.added_tokens_decoder
+        return ids if ended else _ended(tokenizer, ids)
 
     def encode_phrases(
         self, tokenizer: "PreTrainedTokenizerBase", phrases: Sequence[str]
@@ -124,7 +141,7 @@ class Template:
 
     def end_of_turn(self, tokenizer: "PreTrainedTokenizerBase") -> int:
         """Return the id that ends an answer, which generation has to stop at."""
-        return self.encode_pair(tokenizer, _PROBE, _PROBE)[0][-1]
+        return self.encode_pair(tokenizer, _PROBE, _REPLY)[0][-1]
 
     def opening(self, tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> list[int]:
         """Return the ids before the user's first text; a last one that merges with it is left out.
@@ -158,12 +175,25 @@ class Template:
             return text
         return self._render(tokenizer, f"{system}\n\n{_PROBE}")
 
+    def remarks(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+        """Return what a reader of the numbers should know about the template, a line each.
+
+        Args:
+            tokenizer: the model's.
+        """
+        if self.raw:
+            return []
+        dated = f"the template {self.name!r} prints a date: {self.day}, throughout this run"
+        said = [dated] if self.day else []
+        start = self._start(tokenizer).remark
+        return said if start is None else [*said, start]
+
     def _prompt_ids(
         self, tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None = None
     ) -> list[int]:
         _require_text(text, "prompt")
         if not self.raw:
-            rendered = self._render(tokenizer, text, system=system)
+            rendered = self._before(tokenizer, text, system)
             return _single_bos(tokenizer, _tokenise(tokenizer, rendered))
         ids = list(tokenizer(text)["input_ids"])
         # A tokenizer that closes every text with EOS would have us measure what follows its end.
@@ -178,20 +208,37 @@ class Template:
         _require_text(answer, "answer")
         if self.raw:
             return _tokenise(tokenizer, answer)
-        before = self._render(tokenizer, text)
-        lead = self._lead(tokenizer)
+        return self._continued(tokenizer, self._before(tokenizer, text), answer)
+
+    def _continued(
+        self, tokenizer: "PreTrainedTokenizerBase", before: str, answer: str
+    ) -> list[int]:
+        """Return the ids of an answer in its place behind a rendered prompt."""
+        lead = self._start(tokenizer).lead
         before_ids = _tokenise(tokenizer, before)
         ids = _tokenise(tokenizer, before + lead + answer)
         if ids[: len(before_ids)] == before_ids:
             return ids[len(before_ids) :]
         return _tokenise(tokenizer, lead + answer)  # the two would merge at the seam
 
-    def _lead(self, tokenizer: "PreTrainedTokenizerBase") -> str:
-        """Return the space that a template puts before an answer, which the model has to write."""
-        before = self._render(tokenizer, _PROBE)
-        tail = self._render(tokenizer, _PROBE, _PROBE).removeprefix(before)
-        lead = tail.partition(_PROBE)[0]
-        return lead if lead.isspace() else ""
+    def _before(
+        self, tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None = None
+    ) -> str:
+        """Return a rendered prompt, up to where its answer begins."""
+        return self._render(tokenizer, text, system=system) + self._start(tokenizer).bridge
+
+    def _start(self, tokenizer: "PreTrainedTokenizerBase") -> AnswerStart:
+        """Return where answers begin; found once for a tokenizer and its template."""
+        known = _STARTS.setdefault(tokenizer, {})
+        key = self, str(tokenizer.chat_template)
+        if key not in known:
+            before = self._render(tokenizer, _PROBE)
+            try:
+                whole = self._render(tokenizer, _PROBE, _REPLY)
+            except UserError:  # it is for prompts alone; pairs are refused where they are needed
+                whole = None
+            known[key] = find_answer_start(before, whole, _PROBE, _REPLY, self.name)
+        return known[key]
 
     def _shortened(self, tokenizer: "PreTrainedTokenizerBase", text: str, room: int) -> list[int]:
         ids = self._prompt_ids(tokenizer, text)
@@ -214,22 +261,15 @@ class Template:
         answer: str | None = None,
         system: str | None = None,
     ) -> str:
-        roles = {"system": system, "user": text, "assistant": answer}
-        messages = [{"role": r, "content": c} for r, c in roles.items() if c is not None]
-        try:
-            return str(
-                tokenizer.apply_chat_template(
-                    messages,
-                    chat_template=self.source,
-                    tokenize=False,
-                    add_generation_prompt=answer is None,
-                    enable_thinking=False,
-                )
-            )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            place = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"the chat template {self.name!r} fails{place}: {reason}") from error
+        return render(
+            tokenizer,
+            _turns(text, answer, system),
+            name=self.name,
+            source=self.source,
+            day=self.day,
+            listed=self.listed,
+            generation_prompt=answer is None,
+        )
 
 
 RAW = Template("raw", raw=True)
@@ -273,9 +313,30 @@ def resolve_template(tokenizer: "PreTrainedTokenizerBase", spec: str | Path = "a
         template = Template(name, shipped[name])
     else:
         template = _from_file(Path(spec), list(shipped))
-    if _PROBE not in template._render(tokenizer, _PROBE):
+    return _settled(tokenizer, template)
+
+
+def _settled(tokenizer: "PreTrainedTokenizerBase", template: Template) -> Template:
+    """Return a template with how it takes contents, and the day that it prints.
+
+    Raises:
+        UserError: if it fails, or does not render what the user says.
+    """
+    how: dict[str, Any] = {"name": template.name, "source": template.source}
+    asked, talk = _turns(_PROBE), _turns(_PROBE, _REPLY)
+    listed = takes_lists(tokenizer, talk, **how)
+    if listed is None:
+        listed = takes_lists(tokenizer, asked, **how, generation_prompt=True)
+    if listed is None:
+        template._render(tokenizer, _PROBE)  # says why it fails, if it does
         raise UserError(f"the chat template {template.name!r} does not render the user's message")
-    return template
+    dated = prints_the_day(tokenizer, asked, **how, listed=listed, generation_prompt=True)
+    return replace(template, day=current_day() if dated else None, listed=listed)
+
+
+def _turns(text: str, answer: str | None = None, system: str | None = None) -> Messages:
+    roles = {"system": system, "user": text, "assistant": answer}
+    return [(role, content) for role, content in roles.items() if content is not None]
 
 
 def _from_file(path: Path, shipped: list[str]) -> Template:
@@ -308,7 +369,7 @@ def _single_bos(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[in
 
 
 def _ended(tokenizer: "PreTrainedTokenizerBase", answer: list[int]) -> list[int]:
-    """Return an answer's ids up to its end-of-turn token; EOS is added if it has none.
+    """Return an answer's ids with the token that ends it: EOS, unless a special one is there.
 
     Args:
         tokenizer: tells which ids are special.
@@ -320,10 +381,9 @@ def _ended(tokenizer: "PreTrainedTokenizerBase", answer: list[int]) -> list[int]
     Raises:
         UserError: if there is neither an end-of-turn token nor EOS.
     """
-    special = set(tokenizer.all_special_ids)
-    last = max((i for i, token in enumerate(answer) if token in special), default=-1)
-    if last >= 0 and not str(tokenizer.decode(answer[last + 1 :])).strip():
-        return answer[: last + 1]
+    ending = special_ids(tokenizer) - {tokenizer.bos_token_id, tokenizer.unk_token_id}
+    if answer[-1] in ending:
+        return answer
     if tokenizer.eos_token_id is None:
         raise UserError("no token ends an answer: the tokenizer has no EOS, nor has the template")
     return [*answer, tokenizer.eos_token_id]

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from .checks import count
 from .errors import UserError
+from .special_tokens import readable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,7 +26,7 @@ class Answer:
     """What a model answered to one prompt.
 
     Attributes:
-        text: without special tokens.
+        text: without special tokens, but with the marks of reasoning in it (`reasoning`).
         n_tokens: its length, the token that ended it not counted.
         ended: whether the model ended it, and not `max_new_tokens`.
     """
@@ -122,7 +123,7 @@ def answer_batch(
     ends = [next((i for i, token in enumerate(ids) if token in stops), None) for ids in new]
     return [
         Answer(
-            str(tokenizer.decode(ids[:end], skip_special_tokens=True)),
+            readable(tokenizer, ids[:end]),
             len(ids) if end is None else end,
             end is not None,
         )
