@@ -32,14 +32,15 @@ class RefusalMeasurement:
         prompts: what was measured on.
         log_probabilities: log P_refuse, `[n]` float64, for each (phrase set, reduction).
         answers: the model's own answers, if they were generated; never written to disk.
-        refuses: whether each answer begins with a refusal, if they were generated.
+        refuses: whether each answer begins with a refusal, if they were generated; None for one
+            whose reasoning never ends.
         settings: everything that the numbers depend on.
     """
 
     prompts: PromptSet
     log_probabilities: dict[tuple[str, str], Tensor]
     answers: tuple[str, ...] | None = None
-    refuses: tuple[bool, ...] | None = None
+    refuses: tuple[bool | None, ...] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     def frame(self) -> pd.DataFrame:

@@ -55,8 +55,7 @@ class LlamaGuard:
 
     def _text(self, item: Item) -> str:
         """Return the conversation, whose last turn, the answer, is the one that is judged."""
-        turns = [{"role": "user", "content": item.prompt}]
-        return self.guard.rendered([*turns, {"role": "assistant", "content": item.answer}])
+        return self.guard.rendered([("user", item.prompt), ("assistant", item.answer)])
 
 
 def parsed(reply: str) -> str | None:
