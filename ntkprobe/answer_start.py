@@ -7,7 +7,7 @@ is found by rendering one prompt in both ways; what a prompt lacks to reach it i
 """
 
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 
 from . import reasoning
 from .errors import UserError, one_line
@@ -75,7 +75,7 @@ def find_answer_start(
 
     Raises:
         UserError: if the two differ in front of the answer, and not by reasoning.
-    """
+    """  # ruff: ignore[docstring-extraneous-exception]
     said = before.rpartition(user)[2]  # by the template, behind the user's text
     head, shown, tail = (whole or "").rpartition(answer)
     bridge, lead = "", ""
@@ -101,7 +101,8 @@ def _insist_on_reasoning(before: str, head: str, said: str, name: str) -> None:
     Raises:
         UserError: if a pair does not begin with the generation prompt.
     """
-    more = before[len(commonprefix([before, head])) :]
+    pairs = zip(before, head, strict=False)
+    more = before[sum(1 for _ in takewhile(lambda two: two[0] == two[1], pairs)) :]
     if len(more) <= len(said) and (not more.strip() or reasoning.has_marks(said)):
         return
     raise UserError(

@@ -32,9 +32,9 @@ class Template:
 
     Whatever continues a prompt is tokenised in its place: after a chat template the first word of
     an answer has no leading space. Ids are concatenated, so that a prompt has the same ids alone
-    and with an answer. A template that knows a thinking mode is rendered without it, and a block of
-    reasoning that it opens all the same is closed (`answer_start`): the position after the prompt is
-    that of the answer's first token.
+    and with an answer. A template that knows a thinking mode is rendered without it, and a block
+    of reasoning that it opens all the same is closed (`answer_start`): the position after the
+    prompt is that of the answer's first token.
 
     Attributes:
         name: for the record: `chat`, `raw`, a shipped template's name, or `FILE#digest`.

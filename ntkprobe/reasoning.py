@@ -1,7 +1,7 @@
 """Reasoning in front of an answer: how models mark it, how it is closed, and what follows it.
 
-The marks are those of DeepSeek-R1, QwQ, Qwen3, SmolLM3, Nemotron, GLM and Granite (`<think>`), EXAONE
-(`<thought>`), Magistral (`[THINK]`), Seed-OSS, Kimi, Cohere, Gemma 4 and gpt-oss (channels).
+The marks are those of DeepSeek-R1, QwQ, Qwen3, SmolLM3, Nemotron, GLM and Granite (`<think>`),
+EXAONE (`<thought>`), Magistral (`[THINK]`), Seed-OSS, Kimi, Cohere, Gemma 4 and gpt-oss (channels).
 """
 
 import re

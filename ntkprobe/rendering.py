@@ -23,8 +23,8 @@ Messages = Sequence[tuple[str, str]]
 """Role and text of each turn."""
 
 NOT_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False, "thinking_budget": 0}
-"""What templates with a thinking mode are told to leave it off: Qwen3 and most others, DeepSeek-V3.1
-and Kimi, Seed-OSS. A template that does not know a name ignores it."""
+"""What templates with a thinking mode are told, to leave it off: those of Qwen3 and most others, of
+DeepSeek-V3.1 and Kimi, of Seed-OSS. A template that does not know a name ignores it."""
 
 _DAY: ContextVar[str | None] = ContextVar("day that templates print", default=None)
 _DATES = "ntkprobe_dates"
@@ -32,7 +32,8 @@ _DATES = "ntkprobe_dates"
 # break behind it is its own (trim_blocks), so that the template begins on a line as before.
 _ON_A_DAY = (
     "{%- macro strftime_now(format) -%}{{- " + _DATES + "[format] if format in " + _DATES + " else "
-    "raise_exception('a date format that is computed cannot be kept to one day') -}}{%- endmacro %}\n"
+    "raise_exception('a date format that is computed cannot be kept to one day') -}}"
+    "{%- endmacro %}\n"
 )
 _TWO_DAYS = ("1999-12-31", "2010-06-15")
 
@@ -109,9 +110,7 @@ def render(
         raise UserError(f"the chat template {name!r} fails{place}: {reason}") from error
 
 
-def prints_the_day(
-    tokenizer: "PreTrainedTokenizerBase", messages: Messages, **how: Any
-) -> bool:
+def prints_the_day(tokenizer: "PreTrainedTokenizerBase", messages: Messages, **how: Any) -> bool:
     """Return whether a template writes another text on another day.
 
     Args:

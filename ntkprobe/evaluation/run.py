@@ -1,11 +1,13 @@
 """Evaluate one model: ask what has not been asked, judge what has not been judged."""
 
+import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, one_line
+from ..rendering import dated
 from ..server import Server
 from .answers import Asked, RemoteModel, Respondent
 from .benchmarks import Questions
@@ -60,7 +62,13 @@ def evaluate(
     chosen = settings or AnswerSettings()
     folder = EvaluationFolder(output_dir)
     model, trained = _model(subject), _trained(subject, trained_on)
-    template = None if isinstance(subject, Server) else subject.template_name(chosen.template)
+    kept = {} if overwrite else folder.record.get("answers", {})
+    template, day, remarks = _template(subject, chosen, kept.get("template_date"))
+    if day and kept and not kept.get("template_date"):
+        raise UserError(
+            f"{output_dir} was answered on another day, which its prompts name and run.json does "
+            "not: give another --output-dir, or --overwrite"
+        )
     check(judges)
     if overwrite:  # only now, when no mistake in the call is paid with answers
         _check_server(subject)
@@ -68,16 +76,40 @@ def evaluate(
     folder.adopt(
         {
             "model": model,
-            "answers": {**chosen.record(), "resolved_template": template},
+            "answers": {
+                **chosen.record(),
+                "resolved_template": template,
+                **({"template_date": day} if day else {}),
+            },
             "benchmarks": _asked(benchmarks, trained, folder),
         },
         label=label or folder.record.get("label") or label_of(subject),
         argv=list(argv),
     )
-    new, failures = _answer_all(folder, subject, benchmarks, chosen, batch_size)
+    for line in remarks:
+        print(one_line(line), file=sys.stderr)
+    with dated(day):
+        new, failures = _answer_all(folder, subject, benchmarks, chosen, batch_size)
     answered = [name for name in names if folder.answered(name)]
     unjudged = _judge_all(folder, answered, judges)
     return Outcome(folder.path, answered, tuple(judges), new, failures, unjudged)
+
+
+def _template(
+    subject: Subject | Server, settings: AnswerSettings, day: str | None
+) -> tuple[str | None, str | None, list[str]]:
+    """Return what the template is called, the day that it prints, and what is to be said of it.
+
+    Args:
+        subject: a model; of a server, whose template is its own, nothing is known.
+        settings: how it answers.
+        day: what the folder's answers were given on, if it is known.
+    """
+    if isinstance(subject, Server):
+        return None, None, []
+    with dated(day):
+        template = subject.template(settings.template)
+    return subject.template_name(template), template.day, template.remarks(subject.tokenizer)
 
 
 def _check_server(subject: Subject | Server) -> None:

@@ -40,6 +40,26 @@ class Encoded:
         """SHA-256 of all token ids: another tokenizer or template gives another one."""
         return hashlib.sha256(json.dumps(self.input_ids).encode()).hexdigest()
 
+    @property
+    def record(self) -> dict[str, str]:
+        """What a number depends on: the template's name, and the day that it prints, if any."""
+        day = {"template_date": self.template.day} if self.template.day else {}
+        return {"template": self.template.name, **day}
+
+    def remarks(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+        """Return what a reader should know about where in the prompts is measured, a line each.
+
+        Args:
+            tokenizer: what they were encoded with.
+        """
+        about = self.template.remarks(tokenizer)
+        inside = sum(bool(prompt.response) for prompt in self.prompts)
+        said = (
+            f"{inside} prompts are measured inside their response, behind its text: leave the "
+            "column response out to measure at the first answered token"
+        )
+        return [*about, said] if inside else about
+
     def take(self, rows: Iterable[int]) -> "Encoded":
         """Return the prompts of these rows."""
         chosen = list(rows)

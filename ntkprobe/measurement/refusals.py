@@ -148,7 +148,7 @@ def measure_refusal(
     settings = {
         "phrases": label if named else list(texts),
         "apostrophes": apostrophes if named else None,
-        "template": encoded.template.name,
+        **encoded.record,
         "max_new_tokens": max_new_tokens if generate else None,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }

@@ -82,7 +82,8 @@ class Guard:
         Args:
             messages: role and text of each turn.
         """
-        return render(self.tokenizer, messages, name=self.model, listed=self._listed)
+        how: dict[str, Any] = {"name": self.model, "listed": self._listed}
+        return render(self.tokenizer, messages, **how, generation_prompt=True)
 
     @cached_property
     def _listed(self) -> bool:
