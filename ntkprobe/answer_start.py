@@ -31,8 +31,8 @@ class AnswerStart:
     reasons: bool = False
     remark: str | None = None
 
-    def written(self, whole: str, answer: str, name: str) -> tuple[str, str]:
-        """Return an answer as the template writes it, and what comes behind it.
+    def written(self, whole: str, answer: str, name: str) -> str:
+        """Return an answer as the template writes it.
 
         A template trims answers, or takes reasoning out of them; then that is what is written.
 
@@ -42,7 +42,7 @@ class AnswerStart:
             name: of the template, for messages.
 
         Returns:
-            The answer's text and the tail.
+            The answer's text, without what comes behind it.
 
         Raises:
             UserError: if the answer is not in the conversation, or changed.
@@ -54,7 +54,7 @@ class AnswerStart:
             body = whole.removesuffix(self.tail)
             for text in (*after, *full) if self.reasons else (*full, *after):
                 if text and body.endswith(text):
-                    return text, self.tail
+                    return text
         raise UserError(f"the template {name!r} does not render the assistant's answer as it is")
 
 

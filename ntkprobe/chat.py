@@ -13,14 +13,14 @@ from .answer_start import AnswerStart, find_answer_start
 from .errors import UserError
 from .prompts import Prompt
 from .rendering import Messages, current_day, prints_the_day, render, takes_lists
-from .special_tokens import special_ids, up_to_end_of_turn
+from .special_tokens import TurnEnd, special_ids, turn_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBE = "Hello"
 """A user's message and an answer that every tokenizer can write, to see what a template adds."""
-_REPLY = "Fine"
+_REPLY, _NEXT = "Fine", "Why?"
 
 _STARTS: "WeakKeyDictionary[Any, dict[Any, AnswerStart]]" = WeakKeyDictionary()
 """Where the answers of each tokenizer's templates begin, found once."""
@@ -117,12 +117,13 @@ class Template:
     ) -> list[int]:
         """Return the ids of an answer as a conversation has it, with what ends it."""
         whole = self._render(tokenizer, text, answer, system)
-        written, tail = self._start(tokenizer).written(whole, answer, self.name)
-        end = up_to_end_of_turn(tokenizer, tail)
-        before = self._before(tokenizer, text, system)
-        ids = self._continued(tokenizer, before, written + (tail if end is None else end))
-        ended = end is not None and ids[-1] in tokenizer.added_tokens_decoder
-        return ids if ended else _ended(tokenizer, ids)
+        start, end = self._start(tokenizer), self._end(tokenizer)
+        written = start.written(whole, answer, self.name)
+        closing = start.tail if end.text is None else end.text
+        ids = self._continued(
+            tokenizer, self._before(tokenizer, text, system), f"{written}{closing}"
+        )
+        return ids if ids[-1] in end.stops else _ended(tokenizer, ids)
 
     def encode_phrases(
         self, tokenizer: "PreTrainedTokenizerBase", phrases: Sequence[str]
@@ -142,6 +143,11 @@ class Template:
     def end_of_turn(self, tokenizer: "PreTrainedTokenizerBase") -> int:
         """Return the id that ends an answer, which generation has to stop at."""
         return self.encode_pair(tokenizer, _PROBE, _REPLY)[0][-1]
+
+    def stop_ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """Return the ids that generation has to stop at: `end_of_turn`, and what begins a turn."""
+        more = () if self.raw else self._end(tokenizer).stops
+        return sorted({self.end_of_turn(tokenizer), *more})
 
     def opening(self, tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> list[int]:
         """Return the ids before the user's first text; a last one that merges with it is left out.
@@ -239,6 +245,17 @@ class Template:
                 whole = None
             known[key] = find_answer_start(before, whole, _PROBE, _REPLY, self.name)
         return known[key]
+
+    def _end(self, tokenizer: "PreTrainedTokenizerBase") -> TurnEnd:
+        """Return how an answer ends."""
+        talk = [*_turns(_PROBE, _REPLY), ("user", _NEXT)]
+        how: dict[str, Any] = {"source": self.source, "day": self.day, "listed": self.listed}
+        try:
+            more = render(tokenizer, talk, name=self.name, **how)
+        except UserError:  # it takes one answer only
+            more = ""
+        between = more.rpartition(_NEXT)[0].rpartition(_REPLY)[2]
+        return turn_end(tokenizer, self._start(tokenizer).tail or "", between)
 
     def _shortened(self, tokenizer: "PreTrainedTokenizerBase", text: str, room: int) -> list[int]:
         ids = self._prompt_ids(tokenizer, text)

@@ -58,7 +58,7 @@ def generate_answers(
         input_ids: encoded prompts, of any lengths.
         max_new_tokens: an answer's length at most, in tokens.
         batch_size: prompts at a time; prompts of similar length go together.
-        stop_ids: tokens that end an answer besides EOS, such as `template.end_of_turn(tokenizer)`.
+        stop_ids: tokens that end an answer besides EOS, such as `template.stop_ids(tokenizer)`.
         logits_processor: what changes the logits first, as `mitigations.applied` yields it.
         progress: show a bar on stderr.
 

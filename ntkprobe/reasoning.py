@@ -1,7 +1,8 @@
 """Reasoning in front of an answer: how models mark it, how it is closed, and what follows it.
 
 The marks are those of DeepSeek-R1, QwQ, Qwen3, SmolLM3, Nemotron, GLM and Granite (`<think>`),
-EXAONE (`<thought>`), Magistral (`[THINK]`), Seed-OSS, Kimi, Cohere, Gemma 4 and gpt-oss (channels).
+EXAONE (`<thought>`), Magistral (`[THINK]`), Seed-OSS, Kimi, Cohere, Gemma 4, Apriel and gpt-oss
+(channels).
 """
 
 import re
@@ -40,6 +41,7 @@ def _inline(opening: str, end: str) -> Block:
 
 _FINAL = "<|channel|>final<|message|>"
 _ANALYSIS = "<|channel|>analysis"
+_STEPS, _RESPONSE = "Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"
 
 BLOCKS = (
     _on_lines("<think>", "</think>"),
@@ -48,10 +50,18 @@ BLOCKS = (
     _on_lines("<reasoning>", "</reasoning>"),
     _inline("[THINK]", "[/THINK]"),
     _inline("<seed:think>", "</seed:think>"),
+    Block(
+        "<seed:think><seed:cot_budget_reflect>",
+        "</seed:think>",
+        "The current thinking budget is 0, so I will directly start answering the question.",
+        "</seed:cot_budget_reflect>\n</seed:think>",
+    ),
     _inline("◁think▷", "◁/think▷"),
     _inline("<|begin_of_thought|>", "<|end_of_thought|>"),
     _inline("<|START_THINKING|>", "<|END_THINKING|>"),
     _inline("<|channel>", "<channel|>"),
+    # Apriel's are words, which its template writes for a prompt.
+    Block(_STEPS, _RESPONSE, "\n", f"{_RESPONSE}\n"),
     Block(_ANALYSIS, _FINAL, "<|message|>", f"<|end|><|start|>assistant{_FINAL}"),
 )
 
@@ -68,9 +78,11 @@ _WRAPPERS = (
 )
 # gpt-oss where special tokens were left out: the channels' names run into the text.
 _BARE_FINAL, _BARE_ANALYSIS = "assistantfinal", re.compile(r"\A\s*(analysis|commentary)(?=[A-Z])")
-# Granite 3.2 marks both parts in words.
-_IN_WORDS = ("Here is my thought process:", "Here is my response:")
-_OPENED = re.compile("^[ \t]*(?:" + "|".join(re.escape(b.opening) for b in BLOCKS) + ")", re.M)
+# Granite 3.2 and Apriel mark both parts in words, which count at the beginning of an answer alone.
+_IN_WORDS = (("Here is my thought process:", "Here is my response:"), (_STEPS, _RESPONSE))
+_MARKED = [block for block in BLOCKS if block.opening != _STEPS]
+_OPENED = re.compile("^[ \t]*(?:" + "|".join(re.escape(b.opening) for b in _MARKED) + ")", re.M)
+_CHANNEL_END = re.compile(r"<\|(?:end|return|start)\|>")
 
 
 def has_marks(text: str) -> bool:
@@ -80,7 +92,8 @@ def has_marks(text: str) -> bool:
 
 def closing(text: str) -> str:
     """Return what closes the block that a text leaves open; empty where it leaves none open."""
-    at, block = max(((text.rfind(each.opening), each) for each in BLOCKS), key=lambda two: two[0])
+    places = ((text.rfind(block.opening), len(block.opening), block) for block in BLOCKS)
+    at, _, block = max(places, key=lambda place: place[:2])
     inside = text[at:]
     if at < 0 or block.end in inside:
         return ""
@@ -96,23 +109,20 @@ def answered(text: str) -> str | None:
     Returns:
         The text itself where there is no reasoning; None where the reasoning never ends.
     """
-    ends = (_BARE_FINAL, *(block.end for block in BLOCKS))
-    if text.lstrip().startswith(_IN_WORDS[0]):
-        ends = (*ends, _IN_WORDS[1])
+    worded = [end for begin, end in _IN_WORDS if text.lstrip().startswith(begin)]
+    ends = [_BARE_FINAL, *(block.end for block in BLOCKS), *worded]
     cut = max((at + len(end) for end in ends if (at := text.rfind(end)) >= 0), default=0)
     rest = text[cut:]
     if _OPENED.search(rest) or _ANALYSIS in rest or _BARE_ANALYSIS.match(rest):
         return None
     if not cut:
-        return None if len(ends) > len(BLOCKS) + 1 else text
-    return _unwrapped(re.split(r"<\|(?:end|return|start)\|>", rest)[0].lstrip())
+        return None if worded else text
+    return _unwrapped(_CHANNEL_END.split(rest)[0].lstrip())
 
 
 def _unwrapped(text: str) -> str:
     """Return an answer without the marks that stand around it."""
     for before, after in _WRAPPERS:
         if text.startswith(before):
-            return text.removeprefix(before).rpartition(after)[0].strip() or text.removeprefix(
-                before
-            )
+            return text.removeprefix(before).partition(after)[0].strip()
     return text

@@ -1,6 +1,9 @@
 """Special tokens by the tokenizer's own flag, named or not: where a turn ends, what is left out."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from . import reasoning
@@ -18,24 +21,53 @@ def special_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     return flagged | set(tokenizer.all_special_ids)
 
 
-def up_to_end_of_turn(tokenizer: "PreTrainedTokenizerBase", tail: str) -> str | None:
-    r"""Return the beginning of what a template puts behind an answer, with the token that ends it.
+@dataclass(frozen=True)
+class TurnEnd:
+    """How a template ends an answer.
 
-    The first added token there is the end of the turn, whatever its flag: Phi-3's early tokenizers
-    have `<|end|>` without it, and its template puts EOS behind it (`<|end|>\n<|endoftext|>`).
+    Attributes:
+        text: what it puts behind one, up to and with the token that ends the turn; None where no
+            token does.
+        stops: the ids at which an answer that is generated ends: that token, the first one behind
+            an answer, and the first one before the user's next turn.
+    """
+
+    text: str | None
+    stops: tuple[int, ...]
+
+
+def turn_end(tokenizer: "PreTrainedTokenizerBase", tail: str, between: str) -> TurnEnd:
+    r"""Return how a template ends an answer.
+
+    The end is the last added token that stands behind an answer whether or not the conversation
+    goes on. Phi-3's `<|end|>\n<|endoftext|>` ends with `<|end|>`, since EOS ends the conversation;
+    where both have none in common (gpt-oss: `<|return|>` and `<|end|>`), it is the first. Added
+    tokens count whatever their flag, since the template wrote them.
 
     Args:
         tokenizer: the model's.
-        tail: what follows the answer's text.
-
-    Returns:
-        None where no added token is in it.
+        tail: what follows the last answer of a conversation.
+        between: what follows an answer, up to the user's next text; empty if that is not known.
     """
-    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
-    added |= set(tokenizer.all_special_tokens)
-    found = [(tail.find(token), -len(token)) for token in added if token.strip(" ▁\t\r\n")]
-    place = min((two for two in found if two[0] >= 0), default=None)
-    return None if place is None else tail[: place[0] - place[1]]
+    both = zip(tail, between, strict=False)
+    shared = tail[: sum(1 for _ in takewhile(lambda two: two[0] == two[1], both))]
+    places = _added_tokens_in(tokenizer, tail)
+    common = _added_tokens_in(tokenizer, shared)
+    first = [found[:1] for found in (places, _added_tokens_in(tokenizer, between))]
+    ending = common[-1:] or places[:1]
+    stops = [token for place in (ending, *first) for _, token in place]
+    return TurnEnd(tail[: ending[0][0]] if ending else None, tuple(dict.fromkeys(stops)))
+
+
+def _added_tokens_in(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[tuple[int, int]]:
+    """Return where each added token in a text ends, and its id, in order; blanks are none."""
+    ids = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
+    ids |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    names = sorted((name for name in ids if name.strip(" ▁\t\r\n")), key=len, reverse=True)
+    if not names:
+        return []
+    found = re.finditer("|".join(map(re.escape, names)), text)
+    return [(place.end(), ids[place.group()]) for place in found]
 
 
 def readable(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:

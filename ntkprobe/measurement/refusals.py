@@ -135,14 +135,13 @@ def measure_refusal(
             model, ids, ends, logits_processor=logits_processor, batch_size=batch_size
         )
         if generate:
-            stop = encoded.template.end_of_turn(tokenizer)
             answers = generate_answers(
                 model,
                 tokenizer,
                 ids,
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
-                stop_ids=[stop],
+                stop_ids=encoded.template.stop_ids(tokenizer),
                 logits_processor=logits_processor,
             )
     settings = {

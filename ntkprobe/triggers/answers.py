@@ -89,7 +89,7 @@ def generated(
         [resolved.encode(tokenizer, triggers[i].text) for i in rows],
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
-        stop_ids=[resolved.end_of_turn(tokenizer)],
+        stop_ids=resolved.stop_ids(tokenizer),
         progress=progress,
     )
     for row, answer in zip(rows, answers, strict=True):
