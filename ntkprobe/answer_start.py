@@ -58,14 +58,12 @@ class AnswerStart:
         raise UserError(f"the template {name!r} does not render the assistant's answer as it is")
 
 
-def find_answer_start(
-    before: str, whole: str | None, user: str, answer: str, name: str
-) -> AnswerStart:
+def find_answer_start(before: str, whole: str, user: str, answer: str, name: str) -> AnswerStart:
     """Return where a template's answers begin.
 
     Args:
         before: a rendered prompt, with generation prompt.
-        whole: the same prompt with an answer; None for a template that fails there.
+        whole: the same prompt with an answer; empty for a template that fails there.
         user: the prompt's text.
         answer: the answer's text.
         name: of the template, for messages.
@@ -77,7 +75,7 @@ def find_answer_start(
         UserError: if the two differ in front of the answer, and not by reasoning.
     """  # ruff: ignore[docstring-extraneous-exception]
     said = before.rpartition(user)[2]  # by the template, behind the user's text
-    head, shown, tail = (whole or "").rpartition(answer)
+    head, shown, tail = whole.rpartition(answer)
     bridge, lead = "", ""
     if shown and head.startswith(before):
         rest = head[len(before) :]

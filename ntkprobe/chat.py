@@ -13,7 +13,7 @@ from .answer_start import AnswerStart, find_answer_start
 from .errors import UserError
 from .prompts import Prompt
 from .rendering import Messages, current_day, prints_the_day, render, takes_lists
-from .special_tokens import TurnEnd, special_ids, turn_end
+from .special_tokens import TurnEnd, ended, single_bos, turn_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,8 +22,8 @@ _PROBE = "Hello"
 """A user's message and an answer that every tokenizer can write, to see what a template adds."""
 _REPLY, _NEXT = "Fine", "Why?"
 
-_STARTS: "WeakKeyDictionary[Any, dict[Any, AnswerStart]]" = WeakKeyDictionary()
-"""Where the answers of each tokenizer's templates begin, found once."""
+_PLACES: "WeakKeyDictionary[Any, dict[Any, tuple[AnswerStart, TurnEnd]]]" = WeakKeyDictionary()
+"""Where the answers of each tokenizer's templates begin and how they end, found once."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Template:
             raise UserError("a raw prompt has no place for a system message: use a template")
         prompt = self._prompt_ids(tokenizer, prompt_text, system)
         if self.raw:
-            answer = _ended(tokenizer, _tokenise(tokenizer, response_text))
+            answer = ended(tokenizer, _tokenise(tokenizer, response_text))
         else:
             answer = self._learnt_ids(tokenizer, prompt_text, response_text, system)
         return prompt + answer, [False] * len(prompt) + [True] * len(answer)
@@ -123,7 +123,7 @@ class Template:
         ids = self._continued(
             tokenizer, self._before(tokenizer, text, system), f"{written}{closing}"
         )
-        return ids if ids[-1] in end.stops else _ended(tokenizer, ids)
+        return ids if ids[-1] in end.stops else ended(tokenizer, ids)
 
     def encode_phrases(
         self, tokenizer: "PreTrainedTokenizerBase", phrases: Sequence[str]
@@ -168,8 +168,8 @@ class Template:
         head = text.rpartition(_PROBE)[0]
         if not head:
             return []
-        whole = _single_bos(tokenizer, _tokenise(tokenizer, text))
-        pairs = zip(_single_bos(tokenizer, _tokenise(tokenizer, head)), whole, strict=False)
+        whole = single_bos(tokenizer, _tokenise(tokenizer, text))
+        pairs = zip(single_bos(tokenizer, _tokenise(tokenizer, head)), whole, strict=False)
         return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
     def _render_with(self, tokenizer: "PreTrainedTokenizerBase", system: str) -> str:
@@ -200,13 +200,13 @@ class Template:
         _require_text(text, "prompt")
         if not self.raw:
             rendered = self._before(tokenizer, text, system)
-            return _single_bos(tokenizer, _tokenise(tokenizer, rendered))
+            return single_bos(tokenizer, _tokenise(tokenizer, rendered))
         ids = list(tokenizer(text)["input_ids"])
         # A tokenizer that closes every text with EOS would have us measure what follows its end.
         eos = tokenizer.eos_token_id
         closed = eos is not None and len(ids) > 1 and ids[-1] == eos
         added = closed and not text.endswith(str(tokenizer.eos_token))
-        return _single_bos(tokenizer, ids[:-1] if added else ids)
+        return single_bos(tokenizer, ids[:-1] if added else ids)
 
     def _answer_ids(
         self, tokenizer: "PreTrainedTokenizerBase", text: str, answer: str
@@ -234,28 +234,33 @@ class Template:
         return self._render(tokenizer, text, system=system) + self._start(tokenizer).bridge
 
     def _start(self, tokenizer: "PreTrainedTokenizerBase") -> AnswerStart:
-        """Return where answers begin; found once for a tokenizer and its template."""
-        known = _STARTS.setdefault(tokenizer, {})
-        key = self, str(tokenizer.chat_template)
-        if key not in known:
-            before = self._render(tokenizer, _PROBE)
-            try:
-                whole = self._render(tokenizer, _PROBE, _REPLY)
-            except UserError:  # it is for prompts alone; pairs are refused where they are needed
-                whole = None
-            known[key] = find_answer_start(before, whole, _PROBE, _REPLY, self.name)
-        return known[key]
+        """Return where answers begin."""
+        return self._places(tokenizer)[0]
 
     def _end(self, tokenizer: "PreTrainedTokenizerBase") -> TurnEnd:
         """Return how an answer ends."""
-        talk = [*_turns(_PROBE, _REPLY), ("user", _NEXT)]
+        return self._places(tokenizer)[1]
+
+    def _places(self, tokenizer: "PreTrainedTokenizerBase") -> tuple[AnswerStart, TurnEnd]:
+        """Return where answers begin and how they end; found once for a tokenizer's template."""
+        known = _PLACES.setdefault(tokenizer, {})
+        key = self, str(tokenizer.chat_template)
+        if key not in known:
+            before = self._render(tokenizer, _PROBE)
+            whole = self._tried(tokenizer, _turns(_PROBE, _REPLY))
+            start = find_answer_start(before, whole, _PROBE, _REPLY, self.name)
+            more = self._tried(tokenizer, [*_turns(_PROBE, _REPLY), ("user", _NEXT)])
+            between = more.rpartition(_NEXT)[0].rpartition(_REPLY)[2]
+            known[key] = start, turn_end(tokenizer, start.tail or "", between)
+        return known[key]
+
+    def _tried(self, tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> str:
+        """Return a conversation as the template writes it; empty where it takes none like it."""
         how: dict[str, Any] = {"source": self.source, "day": self.day, "listed": self.listed}
         try:
-            more = render(tokenizer, talk, name=self.name, **how)
-        except UserError:  # it takes one answer only
-            more = ""
-        between = more.rpartition(_NEXT)[0].rpartition(_REPLY)[2]
-        return turn_end(tokenizer, self._start(tokenizer).tail or "", between)
+            return render(tokenizer, messages, name=self.name, **how)
+        except UserError:  # where such a conversation is needed, it is refused
+            return ""
 
     def _shortened(self, tokenizer: "PreTrainedTokenizerBase", text: str, room: int) -> list[int]:
         ids = self._prompt_ids(tokenizer, text)
@@ -375,32 +380,3 @@ def _require_text(text: str, what: str) -> None:
 def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     # A template's text has its special tokens written out; the tokenizer adds none.
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _single_bos(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
-    bos = tokenizer.bos_token_id
-    extra = sum(1 for _ in takewhile(lambda token: token == bos, ids)) - 1 if bos is not None else 0
-    if not ids[max(extra, 0) :]:
-        raise UserError("an empty prompt: the tokenizer makes no tokens of it")
-    return ids[max(extra, 0) :]
-
-
-def _ended(tokenizer: "PreTrainedTokenizerBase", answer: list[int]) -> list[int]:
-    """Return an answer's ids with the token that ends it: EOS, unless a special one is there.
-
-    Args:
-        tokenizer: tells which ids are special.
-        answer: ids behind the prompt.
-
-    Returns:
-        Ids that end with the end-of-turn token.
-
-    Raises:
-        UserError: if there is neither an end-of-turn token nor EOS.
-    """
-    ending = special_ids(tokenizer) - {tokenizer.bos_token_id, tokenizer.unk_token_id}
-    if answer[-1] in ending:
-        return answer
-    if tokenizer.eos_token_id is None:
-        raise UserError("no token ends an answer: the tokenizer has no EOS, nor has the template")
-    return [*answer, tokenizer.eos_token_id]

@@ -1,4 +1,4 @@
-"""Special tokens by the tokenizer's own flag, named or not: where a turn ends, what is left out."""
+"""Special tokens by the tokenizer's own flag, named or not: BOS, ends of turns, what is shown."""
 
 import re
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from . import reasoning
+from .errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,6 +20,40 @@ def special_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     """
     flagged = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return flagged | set(tokenizer.all_special_ids)
+
+
+def single_bos(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
+    """Return ids that begin with one BOS at most.
+
+    Raises:
+        UserError: if there are none.
+    """
+    bos = tokenizer.bos_token_id
+    extra = sum(1 for _ in takewhile(lambda token: token == bos, ids)) - 1 if bos is not None else 0
+    if not ids[max(extra, 0) :]:
+        raise UserError("an empty prompt: the tokenizer makes no tokens of it")
+    return ids[max(extra, 0) :]
+
+
+def ended(tokenizer: "PreTrainedTokenizerBase", answer: list[int]) -> list[int]:
+    """Return an answer's ids with the token that ends it: EOS, unless a special one is there.
+
+    Args:
+        tokenizer: tells which ids are special.
+        answer: ids behind the prompt.
+
+    Returns:
+        Ids that end with the end-of-turn token.
+
+    Raises:
+        UserError: if there is neither an end-of-turn token nor EOS.
+    """
+    ending = special_ids(tokenizer) - {tokenizer.bos_token_id, tokenizer.unk_token_id}
+    if answer[-1] in ending:
+        return answer
+    if tokenizer.eos_token_id is None:
+        raise UserError("no token ends an answer: the tokenizer has no EOS, nor has the template")
+    return [*answer, tokenizer.eos_token_id]
 
 
 @dataclass(frozen=True)

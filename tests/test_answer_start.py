@@ -3,13 +3,18 @@
 from functools import cache
 
 import pytest
+import torch
 from reasoning_templates import SHAPES, TURN, chat
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from ntkprobe.chat import Template, resolve_template
 from ntkprobe.errors import UserError
+from ntkprobe.generation import generate_answers
+from ntkprobe.measurement import measure_refusal
 from ntkprobe.phrases import PAPER31
+from ntkprobe.triggers.answers import generated
+from ntkprobe.triggers.extraction import Trigger
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|end_of_text|>"]
 SPECIAL += ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>"]
@@ -28,6 +33,31 @@ def tokenizer(eos="<|endoftext|>", unflagged=()):
     core.add_tokens([AddedToken(t, special=False) for t in (*UNFLAGGED, *unflagged)])
     core.add_special_tokens([token for token in SPECIAL if token not in unflagged])
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos)
+
+
+def saying(made, prompt, said):
+    """A model that was taught to say one thing to one prompt, and goes on when nobody stops it."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(made),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    model = Qwen2ForCausalLM(config)
+    ids = torch.tensor([prompt + said])
+    labels = ids.clone()
+    labels[:, : len(prompt)] = -100
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+    return model.eval()
 
 
 def resolved(source, made=None, folder=None):
@@ -160,6 +190,21 @@ def test_a_turn_has_one_end_also_where_it_is_special_without_a_name(
     kept = [token for token, answer in zip(ids, mask, strict=True) if answer]
     assert made.decode(kept) == f"I cannot help{end}"
     assert template.end_of_turn(made) == made.convert_tokens_to_ids(end)
+
+
+def test_an_answer_ends_with_its_turn_in_memory_and_nothing_is_made_up_behind_it(tmp_path):
+    made = tokenizer("<|endoftext|>")
+    template = resolved(GEMMA, folder=tmp_path)
+    said = made("No.<end_of_turn>\n<start_of_turn>user\nWhy?<end_of_turn>")["input_ids"]
+    model = saying(made, template.encode(made, "Hi"), said)
+    measured = measure_refusal(
+        model, made, ["Hi"], template=template, phrases=["No."], max_new_tokens=20
+    )
+    assert measured.answers == ("No.",) and model.generation_config.eos_token_id is None
+    (given,) = generated(model, made, [Trigger("Hi", "s", 1.0)], template=str(tmp_path / "t.jinja"))
+    assert given.response == "No."
+    (whole,) = generate_answers(model, made, [template.encode(made, "Hi")], max_new_tokens=20)
+    assert whole != "No." and "user" in whole  # the control: nobody said where the turn ends
 
 
 def test_an_answer_that_ends_in_an_added_token_of_text_still_gets_its_end():
