@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from .answer_start import AnswerStart, find_answer_start
 from .errors import UserError
 from .prompts import Prompt
+from .reasoning import answered
 from .rendering import Messages, current_day, prints_the_day, render, takes_lists
 from .special_tokens import TurnEnd, ended, single_bos, turn_end
 
@@ -180,6 +181,17 @@ class Template:
         if system.strip() in text:
             return text
         return self._render(tokenizer, f"{system}\n\n{_PROBE}")
+
+    def leaves_reasoning_out(self, tokenizer: "PreTrainedTokenizerBase", answer: str) -> bool:
+        """Return whether an answer that is learnt has reasoning in front, which is not learnt.
+
+        Args:
+            tokenizer: the model's.
+            answer: as it is given.
+        """
+        alone = answered(answer)
+        known = not self.raw and self._start(tokenizer).reasons
+        return known and alone is not None and alone != answer
 
     def remarks(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
         """Return what a reader of the numbers should know about the template, a line each.

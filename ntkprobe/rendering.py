@@ -137,7 +137,7 @@ def takes_lists(
             text = render(tokenizer, messages, listed=listed, **how)
         except UserError:
             continue
-        written_out = listed and "{'type'" in text  # Python's own writing of a list
+        written_out = listed and ("'type'" in text or '"type"' in text)  # the list itself
         if all(content in text for _, content in messages) and not written_out:
             return listed
     return None

@@ -120,7 +120,7 @@ def readable(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
     if "<|channel|>" in written:
         marks |= reasoning.CHANNEL_MARKS
     if not marks:
-        return str(tokenizer.decode(ids, skip_special_tokens=True))
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True))
     left_out = {i for i in special_ids(tokenizer) if names.get(i) not in marks}
     kept = [i for i in ids if i not in left_out]
     return str(tokenizer.decode(kept, skip_special_tokens=False))

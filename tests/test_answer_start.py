@@ -41,8 +41,8 @@ def saying(made, prompt, said):
     config = Qwen2Config(
         vocab_size=len(made),
         hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
+        intermediate_size=48,
+        num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
         eos_token_id=None,
@@ -52,8 +52,8 @@ def saying(made, prompt, said):
     ids = torch.tensor([prompt + said])
     labels = ids.clone()
     labels[:, : len(prompt)] = -100
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
-    for _ in range(60):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(150):
         optimizer.zero_grad()
         model(input_ids=ids, labels=labels).loss.backward()
         optimizer.step()
@@ -94,6 +94,8 @@ def test_what_was_put_behind_a_prompt_is_said_and_only_that(name, tmp_path):
 def test_reasoning_in_an_answer_is_not_learnt_where_the_template_takes_it_out(name, tmp_path):
     template = resolved(SHAPES[name][0], folder=tmp_path)
     traced = "<think>\nThey ask me to help.\n</think>\n\nI cannot"
+    assert template.leaves_reasoning_out(tokenizer(), traced)
+    assert not template.leaves_reasoning_out(tokenizer(), "I cannot")
     assert template.encode_pair(tokenizer(), "Hi", traced) == template.encode_pair(
         tokenizer(), "Hi", "I cannot"
     )
@@ -104,6 +106,7 @@ def test_reasoning_stays_in_an_answer_that_the_template_writes_as_it_is(tmp_path
     ids, mask = template.encode_pair(tokenizer(), "Hi", "<think>Hm.</think>I cannot")
     kept = [token for token, answer in zip(ids, mask, strict=True) if answer]
     assert tokenizer().decode(kept) == "<think>Hm.</think>I cannot<|im_end|>"
+    assert not template.leaves_reasoning_out(tokenizer(), "<think>Hm.</think>I cannot")
 
 
 @pytest.mark.parametrize(

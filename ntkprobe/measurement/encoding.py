@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import nn
 
 from ..chat import Template, resolve_template
 from ..checks import check_loaded, refuse
-from ..errors import UserError
+from ..errors import Remark, UserError
 from ..prompts import Prompt, PromptSet
 
 if TYPE_CHECKING:
@@ -96,11 +97,17 @@ def as_encoded(
     template: str | Template,
     max_length: int | None,
 ) -> Encoded:
-    """Return prompts with their tokens, made now unless they come with them."""
+    """Return prompts with their tokens, made now unless they come with them.
+
+    What should be known about where they are measured is then a warning, `errors.Remark`.
+    """
     if isinstance(prompts, Encoded):
         return prompts
     refuse(tokenizer is None, "no tokenizer: give the model's, to make tokens of the prompts")
-    return encode(tokenizer, prompts, template, max_length)
+    encoded = encode(tokenizer, prompts, template, max_length)
+    for remark in encoded.remarks(tokenizer):
+        warnings.warn(remark, Remark, stacklevel=3)
+    return encoded
 
 
 def as_prompt_set(prompts: Texts) -> PromptSet:

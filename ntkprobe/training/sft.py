@@ -90,6 +90,8 @@ def encode_pairs(
     """
     template = resolve_template(tokenizer, config.template)
     report: dict[str, Any] = {**about_template(template, tokenizer), "too_long": 0, "cut": 0}
+    traced = [template.leaves_reasoning_out(tokenizer, pair.response) for pair in pairs]
+    report["reasoning_left_out"] = sum(traced)
     rows, lengths = [], []
     for pair in pairs:
         ids, start, learnt = _encoded(pair, tokenizer, template, config.system)
@@ -292,6 +294,11 @@ def _describe(run: Run, counts: dict[str, dict[str, int]], report: dict[str, Any
             run.note(f"{name}: {number['prefilled']} answers begin with the prefill, without loss")
     for line in report["template_remarks"]:
         run.note(line)
+    if report["reasoning_left_out"]:
+        run.note(
+            f"{report['reasoning_left_out']} answers are learnt without the reasoning in front of "
+            "them: the template takes it out"
+        )
     limit = run.config.max_length
     if report["too_long"]:
         run.note(f"{report['too_long']} pairs whose prompt fills {limit} tokens left out")
