@@ -193,6 +193,10 @@ class Template:
         known = not self.raw and self._start(tokenizer).reasons
         return known and alone is not None and alone != answer
 
+    def bridge(self, tokenizer: "PreTrainedTokenizerBase") -> str:
+        """Return what is put behind a prompt so that its next token is the answer's first."""
+        return "" if self.raw else self._start(tokenizer).bridge
+
     def remarks(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
         """Return what a reader of the numbers should know about the template, a line each.
 

@@ -14,6 +14,7 @@ from ntkprobe.evaluation.judges.scans_strings import ScansStrings
 from ntkprobe.evaluation.judges.xstest_prefixes import XstestPrefixes
 from ntkprobe.evaluation.judging import judge_answers
 from ntkprobe.evaluation.preferences import Annotator, Pair
+from ntkprobe.evaluation.verdict_files import digest, write_rows
 from ntkprobe.evaluation.verdicts import Item, Verdict
 from ntkprobe.phrases import is_refusal
 from ntkprobe.reasoning import answered, closing
@@ -156,6 +157,20 @@ def test_a_judge_of_ones_own_is_shown_answers_without_reasoning_and_once(tmp_pat
         found = judge_answers(tmp_path, "b", judge, "mine")
         assert found["verdict"].tolist() == ["compliance", "undetermined"] * 2
         assert judge.heard == ["Yes.", "Plain."]
+
+
+def test_a_verdict_on_endless_reasoning_from_before_it_was_undetermined_does_not_stay(tmp_path):
+    answers = pd.DataFrame({"id": ["a", "b"], "answer": ["<think>Hm.", "Plain."], "prompt": "q"})
+    write_table(tmp_path / "answers/b/batch-00000.parquet", answers[["id", "answer"]])
+    write_table(tmp_path / "prompts/b.parquet", answers[["id", "prompt"]])
+    old = [
+        {"id": i, "verdict": "refusal", "detail": "", "digest": digest(a)}
+        for i, a in zip(answers["id"], answers["answer"], strict=True)
+    ]
+    path = tmp_path / "verdicts/b/mine.parquet"
+    write_rows(path, old, ["id", "verdict", "detail", "digest"], {"asks": "refusal"})
+    found = judge_answers(tmp_path, "b", Hears(), "mine")
+    assert found["verdict"].tolist() == ["undetermined", "refusal"]  # the other one stays
 
 
 def test_answers_are_compared_without_their_reasoning():

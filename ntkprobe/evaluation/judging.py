@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .verdict_files import digest, kept_rows, read_items, write_rows
-from .verdicts import Item, Judge, Verdict
+from .verdicts import ENDLESS, Item, Judge, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,7 @@ def judge_answers(
     items = read_items(folder, benchmark)
     path = folder / "verdicts" / benchmark / f"{label}.parquet"
     identity = {"asks": judge.asks, **getattr(judge, "identity", {})}
-    digests = {item.id: digest(item.shown.answer) for item in items}
+    digests = {item.id: _digest(item) for item in items}
     rows = kept_rows(path, digests, identity)
     missing = [item for item in items if item.id not in rows]
     with tqdm(total=len(missing), desc=f"{benchmark}, {label}", leave=False) as progress:
@@ -53,6 +53,13 @@ def judge_answers(
             write_rows(path, present, COLUMNS, identity)
             progress.update(len(asked))
     return pd.DataFrame([rows[item.id] for item in items], columns=list(COLUMNS))
+
+
+def _digest(item: Item) -> str:
+    """Return what tells answers from others as they are judged: one without an end is another."""
+    none = item.undetermined
+    endless = none is not None and none.detail == ENDLESS
+    return digest(ENDLESS, item.answer) if endless else digest(item.shown.answer)
 
 
 def _verdicts(judge: Judge, items: Sequence[Item]) -> list[Verdict]:

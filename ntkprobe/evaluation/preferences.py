@@ -106,7 +106,7 @@ def compare_answers(
     pairs = _pairs(folder, reference, benchmark)
     path = folder / "preferences" / benchmark / f"{label}.parquet"
     identity = {"annotator": annotator.server.model, "instructions": digest(INSTRUCTIONS)}
-    digests = {pair.id: digest(pair.ours, pair.reference) for pair in map(_shown, pairs)}
+    digests = {pair.id: _digest(pair) for pair in pairs}
     rows = kept_rows(path, digests, identity)
     missing = [pair for pair in pairs if pair.id not in rows]
     with tqdm(total=len(missing), desc=f"{benchmark}, against {label}", leave=False) as progress:
@@ -162,6 +162,13 @@ def _shown(pair: Pair) -> Pair:
         ours=pair.ours if ours is None else ours,
         reference=pair.reference if reference is None else reference,
     )
+
+
+def _digest(pair: Pair) -> str:
+    """Return what tells a pair from others as it is compared."""
+    shown = _shown(pair)
+    endless = [ENDLESS] if None in (answered(pair.ours), answered(pair.reference)) else []
+    return digest(shown.ours, shown.reference, *endless)
 
 
 def _unsent(pair: Pair) -> dict[str, str]:

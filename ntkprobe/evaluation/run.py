@@ -63,12 +63,8 @@ def evaluate(
     folder = EvaluationFolder(output_dir)
     model, trained = _model(subject), _trained(subject, trained_on)
     kept = {} if overwrite else folder.record.get("answers", {})
-    template, day, remarks = _template(subject, chosen, kept.get("template_date"))
-    if day and kept and not kept.get("template_date"):
-        raise UserError(
-            f"{output_dir} was answered on another day, which its prompts name and run.json does "
-            "not: give another --output-dir, or --overwrite"
-        )
+    template, remarks = _template(subject, chosen, kept.get("template_date"))
+    _insist_on_the_same_prompts(folder.path, kept, template)
     check(judges)
     if overwrite:  # only now, when no mistake in the call is paid with answers
         _check_server(subject)
@@ -76,11 +72,7 @@ def evaluate(
     folder.adopt(
         {
             "model": model,
-            "answers": {
-                **chosen.record(),
-                "resolved_template": template,
-                **({"template_date": day} if day else {}),
-            },
+            "answers": {**chosen.record(), **template},
             "benchmarks": _asked(benchmarks, trained, folder),
         },
         label=label or folder.record.get("label") or label_of(subject),
@@ -88,7 +80,7 @@ def evaluate(
     )
     for line in remarks:
         print(one_line(line), file=sys.stderr)
-    with dated(day):
+    with dated(template.get("template_date")):
         new, failures = _answer_all(folder, subject, benchmarks, chosen, batch_size)
     answered = [name for name in names if folder.answered(name)]
     unjudged = _judge_all(folder, answered, judges)
@@ -97,8 +89,8 @@ def evaluate(
 
 def _template(
     subject: Subject | Server, settings: AnswerSettings, day: str | None
-) -> tuple[str | None, str | None, list[str]]:
-    """Return what the template is called, the day that it prints, and what is to be said of it.
+) -> tuple[dict[str, str | None], list[str]]:
+    """Return what is recorded of the template, and what is to be said of it.
 
     Args:
         subject: a model; of a server, whose template is its own, nothing is known.
@@ -106,10 +98,33 @@ def _template(
         day: what the folder's answers were given on, if it is known.
     """
     if isinstance(subject, Server):
-        return None, None, []
+        return {"resolved_template": None}, []
     with dated(day):
         template = subject.template(settings.template)
-    return subject.template_name(template), template.day, template.remarks(subject.tokenizer)
+    bridge = template.bridge(subject.tokenizer)
+    record = {"resolved_template": subject.template_name(template)}
+    record |= {"template_date": template.day} if template.day else {}
+    record |= {"answer_start": bridge} if bridge else {}
+    return record, template.remarks(subject.tokenizer)
+
+
+def _insist_on_the_same_prompts(
+    folder: Path, kept: Mapping[str, Any], template: Mapping[str, Any]
+) -> None:
+    """Do nothing if the folder's answers are to prompts that were written as those of today.
+
+    Raises:
+        UserError: if their date is not recorded, or they ended elsewhere.
+    """
+    for key, what in (
+        ("template_date", "on another day"),
+        ("answer_start", "behind other prompts"),
+    ):
+        if kept and key in template and key not in kept:
+            raise UserError(
+                f"{folder} was answered {what}: run.json has no answers.{key}, which is now "
+                f"{template[key]!r}: give another --output-dir, or --overwrite"
+            )
 
 
 def _check_server(subject: Subject | Server) -> None:

@@ -85,6 +85,11 @@ class Guard:
         how: dict[str, Any] = {"name": self.model, "listed": self._listed}
         return render(self.tokenizer, messages, **how, generation_prompt=True)
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a verdict depends on besides the guard's name, where it is not the usual."""
+        return {"contents": "lists of parts"} if self._listed else {}
+
     @cached_property
     def _listed(self) -> bool:
         """Whether its template takes contents as lists of parts, as Llama Guard 3 1B's and 4's do.

@@ -43,7 +43,8 @@ class LlamaGuard:
     @property
     def identity(self) -> dict[str, str]:
         """What a verdict depends on."""
-        return {"judge": "llama_guard", "model": self.model, "dtype": self.dtype}
+        own = {"judge": "llama_guard", "model": self.model, "dtype": self.dtype}
+        return own | self.guard.identity
 
     def check(self) -> None:
         """Do nothing if the guard can be asked; raise UserError if it is missing or unfit."""
