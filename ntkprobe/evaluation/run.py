@@ -102,7 +102,7 @@ def _template(
     with dated(day):
         template = subject.template(settings.template)
     bridge = template.bridge(subject.tokenizer)
-    record = {"resolved_template": subject.template_name(template)}
+    record: dict[str, str | None] = {"resolved_template": subject.template_name(template)}
     record |= {"template_date": template.day} if template.day else {}
     record |= {"answer_start": bridge} if bridge else {}
     return record, template.remarks(subject.tokenizer)
