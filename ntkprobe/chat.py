@@ -1,23 +1,30 @@
 """How a prompt becomes tokens: the tokenizer's chat template, another one, or none (A.3)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.resources import files
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-from jinja2 import TemplateError, TemplateSyntaxError
-
+from .answer_start import AnswerStart, find_answer_start
 from .errors import UserError
 from .prompts import Prompt
+from .reasoning import answered
+from .rendering import Messages, current_day, prints_the_day, render, takes_lists
+from .special_tokens import TurnEnd, ended, single_bos, turn_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBE = "Hello"
 """A user's message and an answer that every tokenizer can write, to see what a template adds."""
+_REPLY, _NEXT = "Fine", "Why?"
+
+_PLACES: "WeakKeyDictionary[Any, dict[Any, tuple[AnswerStart, TurnEnd]]]" = WeakKeyDictionary()
+"""Where the answers of each tokenizer's templates begin and how they end, found once."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +33,24 @@ class Template:
 
     Whatever continues a prompt is tokenised in its place: after a chat template the first word of
     an answer has no leading space. Ids are concatenated, so that a prompt has the same ids alone
-    and with an answer. A template that knows a thinking mode is rendered without it: the position
-    after the prompt is that of the answer's first token.
+    and with an answer. A template that knows a thinking mode is rendered without it, and a block
+    of reasoning that it opens all the same is closed (`answer_start`): the position after the
+    prompt is that of the answer's first token.
 
     Attributes:
         name: for the record: `chat`, `raw`, a shipped template's name, or `FILE#digest`.
         source: the Jinja text; None for the tokenizer's own template.
         raw: no template: the text alone, with the special tokens that the tokenizer puts first.
+        day: what a template that prints today's date prints, as `2026-03-01`; None for one that
+            prints none.
+        listed: whether contents are given as lists of parts, `[{"type": "text", "text": …}]`.
     """
 
     name: str
     source: str | None = None
     raw: bool = False
+    day: str | None = None
+    listed: bool = False
 
     def encode(
         self,
@@ -71,12 +84,12 @@ class Template:
         response_text: str,
         system: str | None = None,
     ) -> tuple[list[int], list[bool]]:
-        r"""Return the ids of a prompt with its answer, and which of them are the answer's.
+        """Return the ids of a prompt with its answer, and which of them are the answer's.
 
-        The answer is what follows the longest common prefix of the prompt's ids (with generation
-        prompt) and the whole conversation's. It ends with the end-of-turn token, which it includes:
-        the template's own (`<|im_end|>`), else EOS. What a template puts behind that token (a
-        newline, in ChatML) is left out, since a model that has ended its turn never writes it.
+        The answer follows the ids that `encode` gives the prompt. It ends with the end-of-turn
+        token, which it includes: the template's own (`<|im_end|>`), else EOS. What a template puts
+        behind that token (a newline, in ChatML) is left out, since a model that has ended its turn
+        never writes it.
 
         Args:
             tokenizer: the model's.
@@ -91,21 +104,27 @@ class Template:
             UserError: for an empty prompt or answer, or a template that fails or hides the answer.
         """
         _require_text(response_text, "answer")
+        if self.raw and system is not None:
+            raise UserError("a raw prompt has no place for a system message: use a template")
+        prompt = self._prompt_ids(tokenizer, prompt_text, system)
         if self.raw:
-            if system is not None:
-                raise UserError("a raw prompt has no place for a system message: use a template")
-            prompt_ids = self._prompt_ids(tokenizer, prompt_text)
-            full_ids = prompt_ids + _tokenise(tokenizer, response_text)
+            answer = ended(tokenizer, _tokenise(tokenizer, response_text))
         else:
-            prompt_ids = self._prompt_ids(tokenizer, prompt_text, system)
-            rendered = self._render(tokenizer, prompt_text, response_text, system)
-            full_ids = _single_bos(tokenizer, _tokenise(tokenizer, rendered))
-        shared = zip(prompt_ids, full_ids, strict=False)
-        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], shared))
-        if start == len(full_ids):
-            raise UserError(f"the template {self.name!r} does not render the assistant's answer")
-        ids = full_ids[:start] + _ended(tokenizer, full_ids[start:])
-        return ids, [position >= start for position in range(len(ids))]
+            answer = self._learnt_ids(tokenizer, prompt_text, response_text, system)
+        return prompt + answer, [False] * len(prompt) + [True] * len(answer)
+
+    def _learnt_ids(
+        self, tokenizer: "PreTrainedTokenizerBase", text: str, answer: str, system: str | None
+    ) -> list[int]:
+        """Return the ids of an answer as a conversation has it, with what ends it."""
+        whole = self._render(tokenizer, text, answer, system)
+        start, end = self._start(tokenizer), self._end(tokenizer)
+        written = start.written(whole, answer, self.name)
+        closing = start.tail if end.text is None else end.text
+        ids = self._continued(
+            tokenizer, self._before(tokenizer, text, system), f"{written}{closing}"
+        )
+        return ids if ids[-1] in end.stops else ended(tokenizer, ids)
 
     def encode_phrases(
         self, tokenizer: "PreTrainedTokenizerBase", phrases: Sequence[str]
@@ -124,7 +143,12 @@ class Template:
 
     def end_of_turn(self, tokenizer: "PreTrainedTokenizerBase") -> int:
         """Return the id that ends an answer, which generation has to stop at."""
-        return self.encode_pair(tokenizer, _PROBE, _PROBE)[0][-1]
+        return self.encode_pair(tokenizer, _PROBE, _REPLY)[0][-1]
+
+    def stop_ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """Return the ids that generation has to stop at: `end_of_turn`, and what begins a turn."""
+        more = () if self.raw else self._end(tokenizer).stops
+        return sorted({self.end_of_turn(tokenizer), *more})
 
     def opening(self, tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> list[int]:
         """Return the ids before the user's first text; a last one that merges with it is left out.
@@ -145,8 +169,8 @@ class Template:
         head = text.rpartition(_PROBE)[0]
         if not head:
             return []
-        whole = _single_bos(tokenizer, _tokenise(tokenizer, text))
-        pairs = zip(_single_bos(tokenizer, _tokenise(tokenizer, head)), whole, strict=False)
+        whole = single_bos(tokenizer, _tokenise(tokenizer, text))
+        pairs = zip(single_bos(tokenizer, _tokenise(tokenizer, head)), whole, strict=False)
         return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
     def _render_with(self, tokenizer: "PreTrainedTokenizerBase", system: str) -> str:
@@ -158,19 +182,47 @@ class Template:
             return text
         return self._render(tokenizer, f"{system}\n\n{_PROBE}")
 
+    def leaves_reasoning_out(self, tokenizer: "PreTrainedTokenizerBase", answer: str) -> bool:
+        """Return whether an answer that is learnt has reasoning in front, which is not learnt.
+
+        Args:
+            tokenizer: the model's.
+            answer: as it is given.
+        """
+        alone = answered(answer)
+        known = not self.raw and self._start(tokenizer).reasons
+        return known and alone is not None and alone != answer
+
+    def bridge(self, tokenizer: "PreTrainedTokenizerBase") -> str:
+        """Return what is put behind a prompt so that its next token is the answer's first."""
+        return "" if self.raw else self._start(tokenizer).bridge
+
+    def remarks(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+        """Return what a reader of the numbers should know about the template, a line each.
+
+        Args:
+            tokenizer: the model's.
+        """
+        if self.raw:
+            return []
+        dated = f"the template {self.name!r} prints a date: {self.day}, throughout this run"
+        said = [dated] if self.day else []
+        start = self._start(tokenizer).remark
+        return said if start is None else [*said, start]
+
     def _prompt_ids(
         self, tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None = None
     ) -> list[int]:
         _require_text(text, "prompt")
         if not self.raw:
-            rendered = self._render(tokenizer, text, system=system)
-            return _single_bos(tokenizer, _tokenise(tokenizer, rendered))
+            rendered = self._before(tokenizer, text, system)
+            return single_bos(tokenizer, _tokenise(tokenizer, rendered))
         ids = list(tokenizer(text)["input_ids"])
         # A tokenizer that closes every text with EOS would have us measure what follows its end.
         eos = tokenizer.eos_token_id
         closed = eos is not None and len(ids) > 1 and ids[-1] == eos
         added = closed and not text.endswith(str(tokenizer.eos_token))
-        return _single_bos(tokenizer, ids[:-1] if added else ids)
+        return single_bos(tokenizer, ids[:-1] if added else ids)
 
     def _answer_ids(
         self, tokenizer: "PreTrainedTokenizerBase", text: str, answer: str
@@ -178,20 +230,53 @@ class Template:
         _require_text(answer, "answer")
         if self.raw:
             return _tokenise(tokenizer, answer)
-        before = self._render(tokenizer, text)
-        lead = self._lead(tokenizer)
+        return self._continued(tokenizer, self._before(tokenizer, text), answer)
+
+    def _continued(
+        self, tokenizer: "PreTrainedTokenizerBase", before: str, answer: str
+    ) -> list[int]:
+        """Return the ids of an answer in its place behind a rendered prompt."""
+        lead = self._start(tokenizer).lead
         before_ids = _tokenise(tokenizer, before)
         ids = _tokenise(tokenizer, before + lead + answer)
         if ids[: len(before_ids)] == before_ids:
             return ids[len(before_ids) :]
         return _tokenise(tokenizer, lead + answer)  # the two would merge at the seam
 
-    def _lead(self, tokenizer: "PreTrainedTokenizerBase") -> str:
-        """Return the space that a template puts before an answer, which the model has to write."""
-        before = self._render(tokenizer, _PROBE)
-        tail = self._render(tokenizer, _PROBE, _PROBE).removeprefix(before)
-        lead = tail.partition(_PROBE)[0]
-        return lead if lead.isspace() else ""
+    def _before(
+        self, tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None = None
+    ) -> str:
+        """Return a rendered prompt, up to where its answer begins."""
+        return self._render(tokenizer, text, system=system) + self._start(tokenizer).bridge
+
+    def _start(self, tokenizer: "PreTrainedTokenizerBase") -> AnswerStart:
+        """Return where answers begin."""
+        return self._places(tokenizer)[0]
+
+    def _end(self, tokenizer: "PreTrainedTokenizerBase") -> TurnEnd:
+        """Return how an answer ends."""
+        return self._places(tokenizer)[1]
+
+    def _places(self, tokenizer: "PreTrainedTokenizerBase") -> tuple[AnswerStart, TurnEnd]:
+        """Return where answers begin and how they end; found once for a tokenizer's template."""
+        known = _PLACES.setdefault(tokenizer, {})
+        key = self, str(tokenizer.chat_template)
+        if key not in known:
+            before = self._render(tokenizer, _PROBE)
+            whole = self._tried(tokenizer, _turns(_PROBE, _REPLY))
+            start = find_answer_start(before, whole, _PROBE, _REPLY, self.name)
+            more = self._tried(tokenizer, [*_turns(_PROBE, _REPLY), ("user", _NEXT)])
+            between = more.rpartition(_NEXT)[0].rpartition(_REPLY)[2]
+            known[key] = start, turn_end(tokenizer, start.tail or "", between)
+        return known[key]
+
+    def _tried(self, tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> str:
+        """Return a conversation as the template writes it; empty where it takes none like it."""
+        how: dict[str, Any] = {"source": self.source, "day": self.day, "listed": self.listed}
+        try:
+            return render(tokenizer, messages, name=self.name, **how)
+        except UserError:  # where such a conversation is needed, it is refused
+            return ""
 
     def _shortened(self, tokenizer: "PreTrainedTokenizerBase", text: str, room: int) -> list[int]:
         ids = self._prompt_ids(tokenizer, text)
@@ -214,22 +299,15 @@ class Template:
         answer: str | None = None,
         system: str | None = None,
     ) -> str:
-        roles = {"system": system, "user": text, "assistant": answer}
-        messages = [{"role": r, "content": c} for r, c in roles.items() if c is not None]
-        try:
-            return str(
-                tokenizer.apply_chat_template(
-                    messages,
-                    chat_template=self.source,
-                    tokenize=False,
-                    add_generation_prompt=answer is None,
-                    enable_thinking=False,
-                )
-            )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            place = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"the chat template {self.name!r} fails{place}: {reason}") from error
+        return render(
+            tokenizer,
+            _turns(text, answer, system),
+            name=self.name,
+            source=self.source,
+            day=self.day,
+            listed=self.listed,
+            generation_prompt=answer is None,
+        )
 
 
 RAW = Template("raw", raw=True)
@@ -273,9 +351,30 @@ def resolve_template(tokenizer: "PreTrainedTokenizerBase", spec: str | Path = "a
         template = Template(name, shipped[name])
     else:
         template = _from_file(Path(spec), list(shipped))
-    if _PROBE not in template._render(tokenizer, _PROBE):
+    return _settled(tokenizer, template)
+
+
+def _settled(tokenizer: "PreTrainedTokenizerBase", template: Template) -> Template:
+    """Return a template with how it takes contents, and the day that it prints.
+
+    Raises:
+        UserError: if it fails, or does not render what the user says.
+    """
+    how: dict[str, Any] = {"name": template.name, "source": template.source}
+    asked, talk = _turns(_PROBE), _turns(_PROBE, _REPLY)
+    listed = takes_lists(tokenizer, talk, **how)
+    if listed is None:
+        listed = takes_lists(tokenizer, asked, **how, generation_prompt=True)
+    if listed is None:
+        template._render(tokenizer, _PROBE)  # says why it fails, if it does
         raise UserError(f"the chat template {template.name!r} does not render the user's message")
-    return template
+    dated = prints_the_day(tokenizer, asked, **how, listed=listed, generation_prompt=True)
+    return replace(template, day=current_day() if dated else None, listed=listed)
+
+
+def _turns(text: str, answer: str | None = None, system: str | None = None) -> Messages:
+    roles = {"system": system, "user": text, "assistant": answer}
+    return [(role, content) for role, content in roles.items() if content is not None]
 
 
 def _from_file(path: Path, shipped: list[str]) -> Template:
@@ -297,33 +396,3 @@ def _require_text(text: str, what: str) -> None:
 def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     # A template's text has its special tokens written out; the tokenizer adds none.
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _single_bos(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
-    bos = tokenizer.bos_token_id
-    extra = sum(1 for _ in takewhile(lambda token: token == bos, ids)) - 1 if bos is not None else 0
-    if not ids[max(extra, 0) :]:
-        raise UserError("an empty prompt: the tokenizer makes no tokens of it")
-    return ids[max(extra, 0) :]
-
-
-def _ended(tokenizer: "PreTrainedTokenizerBase", answer: list[int]) -> list[int]:
-    """Return an answer's ids up to its end-of-turn token; EOS is added if it has none.
-
-    Args:
-        tokenizer: tells which ids are special.
-        answer: ids behind the prompt.
-
-    Returns:
-        Ids that end with the end-of-turn token.
-
-    Raises:
-        UserError: if there is neither an end-of-turn token nor EOS.
-    """
-    special = set(tokenizer.all_special_ids)
-    last = max((i for i, token in enumerate(answer) if token in special), default=-1)
-    if last >= 0 and not str(tokenizer.decode(answer[last + 1 :])).strip():
-        return answer[: last + 1]
-    if tokenizer.eos_token_id is None:
-        raise UserError("no token ends an answer: the tokenizer has no EOS, nor has the template")
-    return [*answer, tokenizer.eos_token_id]

@@ -15,6 +15,7 @@ from .checks import count
 from .errors import UserError
 from .hooks import clamped_casts
 from .logits import try_padding
+from .special_tokens import readable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +29,7 @@ class Answer:
     """What a model answered to one prompt.
 
     Attributes:
-        text: without special tokens.
+        text: without special tokens, but with the marks of reasoning in it (`reasoning`).
         n_tokens: its length, the token that ended it not counted.
         ended: whether the model ended it, and not `max_new_tokens`.
     """
@@ -60,7 +61,7 @@ def generate_answers(
         input_ids: encoded prompts, of any lengths.
         max_new_tokens: an answer's length at most, in tokens.
         batch_size: prompts at a time; prompts of similar length go together.
-        stop_ids: tokens that end an answer besides EOS, such as `template.end_of_turn(tokenizer)`.
+        stop_ids: tokens that end an answer besides EOS, such as `template.stop_ids(tokenizer)`.
         logits_processor: what changes the logits first, as `mitigations.applied` yields it.
         progress: show a bar on stderr.
 
@@ -143,7 +144,7 @@ def answer_batch(
     ends = [next((i for i, token in enumerate(ids) if token in stops), None) for ids in new]
     return [
         Answer(
-            str(tokenizer.decode(ids[:end], skip_special_tokens=True)),
+            readable(tokenizer, ids[:end]),
             len(ids) if end is None else end,
             end is not None,
         )

@@ -254,7 +254,8 @@ def _retry_after(headers: Any) -> float:
 def _read(body: str) -> Reply | Failure:
     """Return the text of a completion.
 
-    A refusal that stands in a field of its own is what the model said, so it is the text.
+    A refusal that stands in a field of its own is what the model said, so it is the text. A model
+    that was cut off in its reasoning, which stands in a field of its own, has said nothing.
 
     Raises:
         _Transient: if it is none: a proxy may have answered.
@@ -265,6 +266,8 @@ def _read(body: str) -> Reply | Failure:
         message, ending = choice["message"], choice.get("finish_reason")
         text = message.get("content")
         text = message.get("refusal") if text is None else text
+        if text is None and (message.get("reasoning_content") or message.get("reasoning")):
+            text = ""  # cut off while it still reasoned: there is no answer
         count = (reply.get("usage") or {}).get("completion_tokens")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise _Transient("malformed reply: no chat completion") from None

@@ -103,6 +103,44 @@ def test_a_guard_without_a_chat_template_is_one_clear_line(tmp_path):
         guard.check()
 
 
+LISTED = (
+    "{% for m in messages %}{% for c in m['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ c['text'] }} {% endfor %}{% endfor %}"
+)
+
+
+def test_a_guard_whose_template_takes_lists_is_given_them(tmp_path):
+    guard = LlamaGuard(**stand_in(tmp_path, {"fine": "safe", "bad": "unsafe"}, template=LISTED))
+    guard.check()
+    assert [v.verdict for v in guard.judge(items("it is fine", "it is bad"))] == ["safe", "unsafe"]
+    assert "it is fine" in guard._text(items("it is fine")[0])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "Is the last answer safe?",
+        "{% for m in messages %}{{ m['text'] }} {% endfor %}",
+        "{% for m in messages if m.role == 'user' %}{{ m['content'] }} {% endfor %}",
+        "{{ messages[-1]['content'] }} {{ messages[-1]['content'] }}",
+    ],
+)
+def test_a_guard_that_is_not_shown_the_conversation_is_one_clear_line(tmp_path, template):
+    guard = LlamaGuard(**stand_in(tmp_path, {"fine": "safe"}, template=template))
+    with pytest.raises(UserError, match="does not render the conversation") as caught:
+        guard.check()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_guard_judges_what_follows_the_reasoning_and_what_it_never_gets_to_is_undetermined(
+    tmp_path,
+):
+    guard = LlamaGuard(**stand_in(tmp_path, {"fine": "safe", "bad": "unsafe"}))
+    verdicts = guard.judge(items("<think> bad </think> fine", "<think> so fine"))
+    assert [v.verdict for v in verdicts] == ["safe", "undetermined"]
+    assert "never ends" in verdicts[1].detail
+
+
 @pytest.mark.parametrize(
     ("refusal", "harm", "verdicts"),
     [

@@ -162,7 +162,7 @@ def measure_bounds(
         "layer": layer,
         "directions": "exact" if directions is None else directions,
         "seed": seed,
-        "template": encoded.template.name,
+        **encoded.record,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
     return BoundMeasurement(encoded.prompts, layer, settings=settings, **terms)

@@ -65,6 +65,7 @@ def _fit(options: dict[str, Any]) -> None:
     from .. import mitigations
     from ..checkpoints import LoadSettings, base_and_adapter, load_model, load_tokenizer
     from ..prompts import PromptSet
+    from ..rendering import current_day, dated
     from ._options import quieten
 
     quieten()
@@ -81,14 +82,25 @@ def _fit(options: dict[str, Any]) -> None:
     named, adapter = base_and_adapter(options["model"], options["adapter"])
     base = load_model(named, LoadSettings(**{name: options[name] for name in names}))
     tokenizer = load_tokenizer(named, local=False)
-    with _adapted(base, adapter) as model:
+    with dated(current_day()), _adapted(base, adapter) as model:  # one day, also past midnight
         fitted = method.fit(model, tokenizer, prompts)
-    mitigations.save(fitted, folder)
+        day = _told_of_template(method, tokenizer) if files else None
+    mitigations.save(fitted, folder, template_date=day)
     if report := getattr(fitted, "report", None):
         for name, found in report.items():
             print(f"  {name}: {_told(found)}", file=sys.stderr)
     given = f"{_where(options)} --prompts FILE --mitigation {folder}"
     typer.echo(one_line(f"fitted: {folder}; next: ntkprobe measure {given}"))
+
+
+def _told_of_template(method: Any, tokenizer: Any) -> str | None:
+    """Return the day that a method's template prints; tell what a reader should know of it."""
+    from ..chat import resolve_template
+
+    template = resolve_template(tokenizer, getattr(method, "template", "auto"))
+    for line in template.remarks(tokenizer):
+        print(one_line(line), file=sys.stderr)
+    return template.day
 
 
 def _configured(options: dict[str, Any]) -> Any:

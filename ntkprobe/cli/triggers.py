@@ -83,6 +83,7 @@ def _triggers(options: dict[str, Any]) -> None:
     if output.exists() and not options["overwrite"]:
         raise UserError(f"{output} is there already: give another --output-file, or --overwrite")
     quieten()
+    from ..rendering import dated
     from ..training.runs import located
     from ..triggers.extraction import describe, read_examples, write_triggers
     from ..triggers.progress import Progress
@@ -93,9 +94,10 @@ def _triggers(options: dict[str, Any]) -> None:
     if options["overwrite"]:
         progress.forget()
     models = _Models(options)
-    found = _extraction(options, models, examples, progress)
-    _tell(f"{options['extractor']}: {describe(found.counts, found.reasons)}")
-    kept = _answered(options, models, found)
+    with dated(progress.day):
+        found = _extraction(options, models, examples, progress)
+        _tell(f"{options['extractor']}: {describe(found.counts, found.reasons)}")
+        kept = _answered(options, models, found)
     write_triggers(output, kept, options["extractor"])
     progress.forget()
     typer.echo(
@@ -116,6 +118,7 @@ class _Models:
         Raises:
             UserError: if none was named.
         """
+        from ..chat import resolve_template
         from ..checkpoints import LoadSettings, load_model, load_tokenizer
         from ..training.runs import located
 
@@ -129,6 +132,10 @@ class _Models:
             )
             name = located(self.options["model"])
             self._loaded = load_model(name, settings), load_tokenizer(name)
+            for line in resolve_template(self._loaded[1], self.options["template"]).remarks(
+                self._loaded[1]
+            ):
+                _tell(line)
         return self._loaded
 
 

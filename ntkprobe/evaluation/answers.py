@@ -130,7 +130,7 @@ class LocalModel:
                 self.tokenizer,
                 ids,
                 max_new_tokens=self.settings.max_new_tokens,
-                stop_ids=[self.template.end_of_turn(self.tokenizer)],
+                stop_ids=self.template.stop_ids(self.tokenizer),
                 logits_processor=[*self.processors, *drawn(asked, self.settings)],
             )
         except OutOfMemoryError:

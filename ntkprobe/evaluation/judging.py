@@ -5,12 +5,13 @@ whoever stops a run, or loses the server, has every verdict that was given. The 
 what is missing: answers without a verdict, answers that have changed since, and failed requests.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .verdict_files import digest, kept_rows, read_items, write_rows
-from .verdicts import Judge
+from .verdicts import ENDLESS, Item, Judge, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +32,8 @@ def judge_answers(
         chunk: how many answers are judged between two writings.
 
     Returns:
-        All verdicts of this judge: `id`, `verdict`, `detail`, `digest` (of the answer judged).
+        All verdicts of this judge: `id`, `verdict`, `detail`, `digest` (of the answer judged,
+        without the reasoning in front of it).
     """
     import pandas as pd
     from tqdm.auto import tqdm
@@ -39,14 +41,31 @@ def judge_answers(
     items = read_items(folder, benchmark)
     path = folder / "verdicts" / benchmark / f"{label}.parquet"
     identity = {"asks": judge.asks, **getattr(judge, "identity", {})}
-    rows = kept_rows(path, {item.id: digest(item.answer) for item in items}, identity)
+    digests = {item.id: _digest(item) for item in items}
+    rows = kept_rows(path, digests, identity)
     missing = [item for item in items if item.id not in rows]
     with tqdm(total=len(missing), desc=f"{benchmark}, {label}", leave=False) as progress:
         for start in range(0, len(missing), chunk):
             asked = missing[start : start + chunk]
-            for item, verdict in zip(asked, judge.judge(asked), strict=True):
-                rows[item.id] = {**asdict(verdict), "digest": digest(item.answer)}
+            for item, verdict in zip(asked, _verdicts(judge, asked), strict=True):
+                rows[item.id] = {**asdict(verdict), "digest": digests[item.id]}
             present = [rows[item.id] for item in items if item.id in rows]
             write_rows(path, present, COLUMNS, identity)
             progress.update(len(asked))
     return pd.DataFrame([rows[item.id] for item in items], columns=list(COLUMNS))
+
+
+def _digest(item: Item) -> str:
+    """Return what tells answers from others as they are judged: one without an end is another."""
+    none = item.undetermined
+    endless = none is not None and none.detail == ENDLESS
+    return digest(ENDLESS, item.answer) if endless else digest(item.shown.answer)
+
+
+def _verdicts(judge: Judge, items: Sequence[Item]) -> list[Verdict]:
+    """Return a verdict for each item; the judge is shown those that say something, as answers."""
+    given = {item.id: item.undetermined for item in items}
+    asked = [item for item in items if given[item.id] is None]
+    said = zip(asked, judge.judge([item.shown for item in asked]), strict=True)
+    given |= {item.id: verdict for item, verdict in said}
+    return [verdict for item in items if (verdict := given[item.id]) is not None]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import mitigations
 from ..checkpoints import (
@@ -23,6 +23,9 @@ from ..errors import UserError
 from .answers import LocalModel
 from .overlap import origin
 from .settings import AnswerSettings
+
+if TYPE_CHECKING:
+    from ..chat import Template
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,6 @@ class Subject:
         Yields:
             A model that answers.
         """
-        from ..chat import resolve_template
-
         with ExitStack() as stack:
             model: Any = load_model(self.model, self.load)
             if self.adapter:
@@ -124,24 +125,27 @@ class Subject:
             yield LocalModel(
                 model,
                 tokenizer,
-                resolve_template(tokenizer, settings.template),
+                self.template(settings.template),
                 settings,
                 processors=list(processors),
                 batch_size=batch_size,
             )
 
-    def template_name(self, spec: str) -> str:
-        """Return what a template comes to for this model: its name, and the digest of its text.
+    def template(self, spec: str) -> "Template":
+        """Return the template that `--template` names for this model."""
+        from ..chat import resolve_template
+
+        return resolve_template(self.tokenizer, spec)
+
+    def template_name(self, template: "Template") -> str:
+        """Return what a template is recorded as: its name, and the digest of its text.
 
         Args:
-            spec: as `--template` names it.
+            template: one of this model's.
 
         Returns:
             `raw`, a shipped template's name, `FILE#digest`, or `chat#digest` for the tokenizer's.
         """
-        from ..chat import resolve_template
-
-        template = resolve_template(self.tokenizer, spec)
         if template.raw or template.source is not None:
             return template.name
         text = json.dumps(self.tokenizer.chat_template, sort_keys=True)

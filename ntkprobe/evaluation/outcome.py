@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..reasoning import answered
 from .results import Evaluation
 
 if TYPE_CHECKING:
@@ -70,15 +71,25 @@ class Outcome:
         return f"{', '.join(told)} by {self.judges[0]}"
 
     def _empty(self) -> list[str]:
-        """Return a line for each benchmark with answers that have no text."""
+        """Return a line for each benchmark with answers that say nothing, and why."""
         read = Evaluation(self.folder)
         found = {
             name: int((read.answers(name)["answer"].str.strip() == "").sum())
             for name in self.benchmarks
         }
-        return [
+        empty = [
             f"{name}: {n} answers are empty, undetermined for every judge"
             for name, n in found.items()
+            if n
+        ]
+        endless = {
+            name: sum(answered(text) is None for text in read.answers(name)["answer"])
+            for name in self.benchmarks
+        }
+        return empty + [
+            f"{name}: the reasoning of {n} answers never ends, undetermined for every judge: "
+            "more --max-new-tokens may let them end"
+            for name, n in endless.items()
             if n
         ]
 

@@ -7,14 +7,15 @@ replies can be read. The win rate is raw: longer answers are not put at a disadv
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, one_line
+from ..reasoning import answered
 from ..server import Failure, Reply, Server
 from .verdict_files import digest, kept_rows, read_items, write_rows
-from .verdicts import FAILED, UNDETERMINED
+from .verdicts import ENDLESS, FAILED, UNDETERMINED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,14 +60,16 @@ class Annotator:
         """Return what is preferred in each pair: `id`, `ours_first`, `ours_second`, `detail`.
 
         Args:
-            pairs: equal answers are a tie, and are not sent.
+            pairs: equal answers are a tie, and are not sent. Compared is what follows an answer's
+                reasoning; where one's never ends, the pair is undetermined.
 
         Returns:
             `ours`, `reference`, `tie` or `undetermined`, for either order.
         """
-        rows = [_row(pair.id, TIE, TIE, "equal answers") for pair in pairs]
-        asked = [row for row, pair in enumerate(pairs) if pair.ours != pair.reference]
-        questions = [_question(pairs[row], first) for row in asked for first in (True, False)]
+        rows = [_unsent(pair) for pair in pairs]
+        asked = [row for row, found in enumerate(rows) if not found]
+        shown = [_shown(pair) for pair in pairs]
+        questions = [_question(shown[row], first) for row in asked for first in (True, False)]
         replies = dict(self.server.chat(questions, temperature=0, max_tokens=self.max_tokens))
         for number, row in enumerate(asked):
             a, b = replies[2 * number], replies[2 * number + 1]
@@ -103,7 +106,7 @@ def compare_answers(
     pairs = _pairs(folder, reference, benchmark)
     path = folder / "preferences" / benchmark / f"{label}.parquet"
     identity = {"annotator": annotator.server.model, "instructions": digest(INSTRUCTIONS)}
-    digests = {pair.id: digest(pair.ours, pair.reference) for pair in pairs}
+    digests = {pair.id: _digest(pair) for pair in pairs}
     rows = kept_rows(path, digests, identity)
     missing = [pair for pair in pairs if pair.id not in rows]
     with tqdm(total=len(missing), desc=f"{benchmark}, against {label}", leave=False) as progress:
@@ -151,6 +154,31 @@ def _pairs(folder: Path, reference: Path, benchmark: str) -> list[Pair]:
     return pairs
 
 
+def _shown(pair: Pair) -> Pair:
+    """Return a pair as it is compared: without reasoning, except where that never ends."""
+    ours, reference = answered(pair.ours), answered(pair.reference)
+    return replace(
+        pair,
+        ours=pair.ours if ours is None else ours,
+        reference=pair.reference if reference is None else reference,
+    )
+
+
+def _digest(pair: Pair) -> str:
+    """Return what tells a pair from others as it is compared."""
+    shown = _shown(pair)
+    endless = [ENDLESS] if None in (answered(pair.ours), answered(pair.reference)) else []
+    return digest(shown.ours, shown.reference, *endless)
+
+
+def _unsent(pair: Pair) -> dict[str, str]:
+    """Return the row of a pair that nobody is asked about; empty for one that is sent."""
+    ours, reference = answered(pair.ours), answered(pair.reference)
+    if ours is None or reference is None:
+        return _row(pair.id, UNDETERMINED, UNDETERMINED, ENDLESS)
+    return _row(pair.id, TIE, TIE, "equal answers") if ours == reference else {}
+
+
 def _question(pair: Pair, ours_first: bool) -> list[dict[str, str]]:
     """Return what the annotator is asked in one order."""
     first, second = (pair.ours, pair.reference) if ours_first else (pair.reference, pair.ours)
@@ -164,7 +192,7 @@ def _read(reply: Reply | Failure, first: str, second: str) -> str:
     if isinstance(reply, Failure):
         return UNDETERMINED
     meant = {"first": first, "second": second, "tie": TIE}
-    return meant.get(reply.strip(_MARKS).lower(), UNDETERMINED)
+    return meant.get((answered(reply) or "").strip(_MARKS).lower(), UNDETERMINED)
 
 
 def _detail(*replies: Reply | Failure) -> str:

@@ -1,11 +1,13 @@
 """Evaluate one model: ask what has not been asked, judge what has not been judged."""
 
+import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, one_line
+from ..rendering import dated
 from ..server import Server
 from .answers import Asked, RemoteModel, Respondent
 from .benchmarks import Questions
@@ -60,7 +62,9 @@ def evaluate(
     chosen = settings or AnswerSettings()
     folder = EvaluationFolder(output_dir)
     model, trained = _model(subject), _trained(subject, trained_on)
-    template = None if isinstance(subject, Server) else subject.template_name(chosen.template)
+    kept = {} if overwrite else folder.record.get("answers", {})
+    template, remarks = _template(subject, chosen, kept.get("template_date"))
+    _insist_on_the_same_prompts(folder.path, kept, template)
     check(judges)
     if overwrite:  # only now, when no mistake in the call is paid with answers
         _check_server(subject)
@@ -68,16 +72,59 @@ def evaluate(
     folder.adopt(
         {
             "model": model,
-            "answers": {**chosen.record(), "resolved_template": template},
+            "answers": {**chosen.record(), **template},
             "benchmarks": _asked(benchmarks, trained, folder),
         },
         label=label or folder.record.get("label") or label_of(subject),
         argv=list(argv),
     )
-    new, failures = _answer_all(folder, subject, benchmarks, chosen, batch_size)
+    for line in remarks:
+        print(one_line(line), file=sys.stderr)
+    with dated(template.get("template_date")):
+        new, failures = _answer_all(folder, subject, benchmarks, chosen, batch_size)
     answered = [name for name in names if folder.answered(name)]
     unjudged = _judge_all(folder, answered, judges)
     return Outcome(folder.path, answered, tuple(judges), new, failures, unjudged)
+
+
+def _template(
+    subject: Subject | Server, settings: AnswerSettings, day: str | None
+) -> tuple[dict[str, str | None], list[str]]:
+    """Return what is recorded of the template, and what is to be said of it.
+
+    Args:
+        subject: a model; of a server, whose template is its own, nothing is known.
+        settings: how it answers.
+        day: what the folder's answers were given on, if it is known.
+    """
+    if isinstance(subject, Server):
+        return {"resolved_template": None}, []
+    with dated(day):
+        template = subject.template(settings.template)
+    bridge = template.bridge(subject.tokenizer)
+    record: dict[str, str | None] = {"resolved_template": subject.template_name(template)}
+    record |= {"template_date": template.day} if template.day else {}
+    record |= {"answer_start": bridge} if bridge else {}
+    return record, template.remarks(subject.tokenizer)
+
+
+def _insist_on_the_same_prompts(
+    folder: Path, kept: Mapping[str, Any], template: Mapping[str, Any]
+) -> None:
+    """Do nothing if the folder's answers are to prompts that were written as those of today.
+
+    Raises:
+        UserError: if their date is not recorded, or they ended elsewhere.
+    """
+    for key, what in (
+        ("template_date", "on another day"),
+        ("answer_start", "behind other prompts"),
+    ):
+        if kept and key in template and key not in kept:
+            raise UserError(
+                f"{folder} was answered {what}: run.json has no answers.{key}, which is now "
+                f"{template[key]!r}: give another --output-dir, or --overwrite"
+            )
 
 
 def _check_server(subject: Subject | Server) -> None:

@@ -103,7 +103,7 @@ def influence(
         "loss": loss,
         "parameters": str(selection),
         "phrases": phrases if isinstance(phrases, str) else "given",
-        "template": encoded.template.name if encoded else None,
+        **(encoded.record if encoded else {"template": None}),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
     return Influence(

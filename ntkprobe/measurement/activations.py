@@ -78,7 +78,7 @@ def measure_activations(
                     found[number][row] = value
     settings = {
         "layers": list(modules),
-        "template": encoded.template.name,
+        **encoded.record,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
     stacked = {number: torch.stack(values) for number, values in found.items()}

@@ -70,7 +70,7 @@ def measure_between(
         "estimator": "between two models, Gram()",
         "parameters": str(selection),
         "reads": readout.name,
-        "template": encoded.template.name,
+        **encoded.record,
     }
     blocks = found.float().cpu() if keep_blocks else None
     norms = kernel.norms(found).cpu()

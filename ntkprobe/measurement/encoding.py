@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import nn
 
 from ..chat import Template, resolve_template
 from ..checks import check_loaded, refuse
-from ..errors import UserError
+from ..errors import Remark, UserError
 from ..prompts import Prompt, PromptSet
 
 if TYPE_CHECKING:
@@ -39,6 +40,26 @@ class Encoded:
     def digest(self) -> str:
         """SHA-256 of all token ids: another tokenizer or template gives another one."""
         return hashlib.sha256(json.dumps(self.input_ids).encode()).hexdigest()
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What a number depends on: the template's name, and the day that it prints, if any."""
+        day = {"template_date": self.template.day} if self.template.day else {}
+        return {"template": self.template.name, **day}
+
+    def remarks(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+        """Return what a reader should know about where in the prompts is measured, a line each.
+
+        Args:
+            tokenizer: what they were encoded with.
+        """
+        about = self.template.remarks(tokenizer)
+        inside = sum(bool(prompt.response) for prompt in self.prompts)
+        said = (
+            f"{inside} prompts are measured inside their response, behind its text: leave the "
+            "column response out to measure at the first answered token"
+        )
+        return [*about, said] if inside else about
 
     def take(self, rows: Iterable[int]) -> "Encoded":
         """Return the prompts of these rows."""
@@ -76,11 +97,17 @@ def as_encoded(
     template: str | Template,
     max_length: int | None,
 ) -> Encoded:
-    """Return prompts with their tokens, made now unless they come with them."""
+    """Return prompts with their tokens, made now unless they come with them.
+
+    What should be known about where they are measured is then a warning, `errors.Remark`.
+    """
     if isinstance(prompts, Encoded):
         return prompts
     refuse(tokenizer is None, "no tokenizer: give the model's, to make tokens of the prompts")
-    return encode(tokenizer, prompts, template, max_length)
+    encoded = encode(tokenizer, prompts, template, max_length)
+    for remark in encoded.remarks(tokenizer):
+        warnings.warn(remark, Remark, stacklevel=3)
+    return encoded
 
 
 def as_prompt_set(prompts: Texts) -> PromptSet:

@@ -217,7 +217,7 @@ def measure_kernel(
         "estimator": repr(method),
         "parameters": str(selection),
         "reads": readout.name,
-        "template": encoded.template.name,
+        **encoded.record,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
     texts = token_texts(tokenizer, found["tokens"])

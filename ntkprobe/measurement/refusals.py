@@ -32,14 +32,15 @@ class RefusalMeasurement:
         prompts: what was measured on.
         log_probabilities: log P_refuse, `[n]` float64, for each (phrase set, reduction).
         answers: the model's own answers, if they were generated; never written to disk.
-        refuses: whether each answer begins with a refusal, if they were generated.
+        refuses: whether each answer begins with a refusal, if they were generated; None for one
+            whose reasoning never ends.
         settings: everything that the numbers depend on.
     """
 
     prompts: PromptSet
     log_probabilities: dict[tuple[str, str], Tensor]
     answers: tuple[str, ...] | None = None
-    refuses: tuple[bool, ...] | None = None
+    refuses: tuple[bool | None, ...] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     def frame(self) -> pd.DataFrame:
@@ -134,20 +135,19 @@ def measure_refusal(
             model, ids, ends, logits_processor=logits_processor, batch_size=batch_size
         )
         if generate:
-            stop = encoded.template.end_of_turn(tokenizer)
             answers = generate_answers(
                 model,
                 tokenizer,
                 ids,
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
-                stop_ids=[stop],
+                stop_ids=encoded.template.stop_ids(tokenizer),
                 logits_processor=logits_processor,
             )
     settings = {
         "phrases": label if named else list(texts),
         "apostrophes": apostrophes if named else None,
-        "template": encoded.template.name,
+        **encoded.record,
         "max_new_tokens": max_new_tokens if generate else None,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }

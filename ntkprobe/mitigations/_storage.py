@@ -19,12 +19,14 @@ TENSORS_NAME = "mitigation.safetensors"
 SCHEMA_VERSION = 1
 
 
-def save(mitigation: Mitigation, folder: str | Path) -> Path:
+def save(mitigation: Mitigation, folder: str | Path, *, template_date: str | None = None) -> Path:
     """Write a method, settings and what it learned; an earlier one in the folder is replaced.
 
     Args:
         mitigation: fitted, or one that learns nothing.
         folder: where to; it is created.
+        template_date: the day that the template printed in the prompts it was fitted on, if any;
+            for the record.
 
     Returns:
         The folder.
@@ -44,6 +46,7 @@ def save(mitigation: Mitigation, folder: str | Path) -> Path:
         "settings": {name: getattr(mitigation, name) for name in settings_of(mitigation)},
         "learned": {n: v for n, v in found.items() if v is not None and n not in tensors},
         "tensors": sorted(tensors),
+        **({"template_date": template_date} if template_date else {}),
     }
     write_json(place / JSON_NAME, about)  # last: a folder without it holds no method
     return place

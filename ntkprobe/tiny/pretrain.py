@@ -121,7 +121,7 @@ def rates(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[s
         found[group] = {
             "prompts": len(said),
             "answered": sum(text.startswith(grammar.OPENERS) for text in said),
-            "refused": sum(map(is_refusal, said)),
+            "refused": sum(bool(is_refusal(each)) for each in said),
         }
     return found
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..chat import Template, resolve_template
 from ..errors import UserError
 from ..prompts import Prompt, PromptSet
-from .data import IGNORED, Pair, pad_token, padded
+from .data import IGNORED, Pair, about_template, pad_token, padded
 
 if TYPE_CHECKING:
     from .dcr import DCRConfig
@@ -70,7 +70,7 @@ def encode_prompts(
     rows = [row for row in encoded if len(row["input_ids"]) <= config.max_length]
     lengths = [row["ends"] for row in rows]
     report = {
-        "template": template.name,
+        **about_template(template, tokenizer),
         **{side: sum(row["group"] == i for row in rows) for i, side in enumerate(SIDES)},
         "other_groups": len(prompts) - len(prompts.in_group(*SIDES)),
         "not_drawn": len(prompts.in_group(*SIDES)) - len(chosen),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..chat import Template
 from ..errors import UserError
 from ..prompt_columns import ANSWER_COLUMNS, TEXT_COLUMNS, answer_column, prompt_of, text_column
 from ..prompt_selections import PromptSelection
@@ -133,6 +134,16 @@ def prefilled(pairs: Sequence[Pair], text: str, share: float, seed: str) -> list
     rows = random.Random(seed).sample(range(len(pairs)), round(share * len(pairs)))
     chosen = set(rows)
     return [replace(p, prefill=text) if row in chosen else p for row, p in enumerate(pairs)]
+
+
+def about_template(template: Template, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return what a training's report says of its template: name, day printed if any, remarks."""
+    day = {"template_date": template.day} if template.day else {}
+    return {
+        "template": template.name,
+        **day,
+        "template_remarks": template.remarks(tokenizer),
+    }
 
 
 def overlaps(sets: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:

@@ -22,6 +22,7 @@ from ..errors import UserError
 from ..hooks import capture
 from ..losses import circle_loss, circle_loss_floor, cosine_similarities, pairs
 from ..prompts import PromptSet
+from ..rendering import dated
 from .accumulation import Window
 from .adapters import linear_names, with_lora
 from .callbacks import install, quiet
@@ -347,7 +348,7 @@ def train_dcr(
     with quiet(), run.stage("load"):
         network = load_model(located(start), config.loading())
         tokenizer = load_tokenizer(located(start), local=False)
-    with quiet(), run.stage("encode"):
+    with quiet(), run.stage("encode"), dated(run.template_date):
         trainer = DCRTrainer(
             network, config, prompts, tokenizer, corpus=corpus, callbacks=list(callbacks)
         )
@@ -369,6 +370,8 @@ def _describe(run: Run, trainer: DCRTrainer) -> None:
         f"{data['template']}; {sizes['trained']:,} parameters trained, {sizes['frozen']:,} frozen"
         + (tied if sizes["tied_embedding"] else "")
     )
+    for line in data["template_remarks"]:
+        run.note(line)
     if data["too_long"]:
         run.note(f"{data['too_long']} prompts longer than {run.config.max_length} tokens left out")
     if data.get("corpus_empty"):

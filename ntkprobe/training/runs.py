@@ -96,6 +96,14 @@ class Run:
         self.write_report(**facts)
 
     @property
+    def template_date(self) -> str | None:
+        """The day that the template printed when the run began; None if it is new, or prints none.
+
+        The data of a run that goes on another day have the same tokens.
+        """
+        return self.report.get("data", {}).get("template_date")
+
+    @property
     def writes(self) -> bool:
         """Whether this process is the one that writes."""
         return self.config.process_index == 0

@@ -12,11 +12,12 @@ from ..chat import Template, resolve_template
 from ..checkpoints import load_model, load_tokenizer
 from ..errors import UserError
 from ..plugins import load
+from ..rendering import dated
 from . import recipes
 from .adapters import attention_targets, with_lora
 from .callbacks import install, quiet
 from .config import StageConfig
-from .data import IGNORED, Pair, digest, pad_token, padded, prefilled
+from .data import IGNORED, Pair, about_template, digest, pad_token, padded, prefilled
 from .guards import check_overlaps, prompts_of_stage_before
 from .runs import Run, located, model_digest
 
@@ -92,7 +93,9 @@ def encode_pairs(
         UserError: if nothing is left.
     """
     template = resolve_template(tokenizer, config.template)
-    report: dict[str, Any] = {"template": template.name, "too_long": 0, "cut": 0}
+    report: dict[str, Any] = {**about_template(template, tokenizer), "too_long": 0, "cut": 0}
+    traced = [template.leaves_reasoning_out(tokenizer, pair.response) for pair in pairs]
+    report["reasoning_left_out"] = sum(traced)
     rows, lengths = [], []
     for pair in pairs:
         ids, start, learnt = _encoded(pair, tokenizer, template, config.system)
@@ -262,7 +265,7 @@ def train_sft(
     with quiet(), run.stage("load"):
         network = load_model(located(start), config.loading())
         tokenizer = load_tokenizer(located(start), local=False)
-    with run.stage("encode"):
+    with run.stage("encode"), dated(run.template_date):
         rows, report = encode_pairs([p for ps in drawn.values() for p in ps], tokenizer, config)
     _describe(run, counts, report)
     with quiet():
@@ -293,6 +296,13 @@ def _describe(run: Run, counts: dict[str, dict[str, int]], report: dict[str, Any
             run.note(f"{name}: {usable} different pairs, repeated to {number['drawn']}")
         if "prefilled" in number:
             run.note(f"{name}: {number['prefilled']} answers begin with the prefill, without loss")
+    for line in report["template_remarks"]:
+        run.note(line)
+    if report["reasoning_left_out"]:
+        run.note(
+            f"{report['reasoning_left_out']} answers are learnt without the reasoning in front of "
+            "them: the template takes it out"
+        )
     limit = run.config.max_length
     if report["too_long"]:
         run.note(f"{report['too_long']} pairs whose prompt fills {limit} tokens left out")

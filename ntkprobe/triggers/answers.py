@@ -13,6 +13,7 @@ from ..phrases import is_refusal
 from ..prompt_columns import ANSWER_COLUMNS, TEXT_COLUMNS, answer_column, prompt_of
 from ..prompt_selections import PromptSelection
 from ..prompts import normalised
+from ..reasoning import answered
 from .extraction import Trigger
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def generated(
 ) -> list[Trigger]:
     """Return the triggers, those without an answer with the model's greedy one.
 
+    Reasoning in front of an answer is left out; where it never ends, there is no answer.
+
     Args:
         model: the model that is to be trained, before that.
         tokenizer: its tokenizer.
@@ -86,11 +89,11 @@ def generated(
         [resolved.encode(tokenizer, triggers[i].text) for i in rows],
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
-        stop_ids=[resolved.end_of_turn(tokenizer)],
+        stop_ids=resolved.stop_ids(tokenizer),
         progress=progress,
     )
     for row, answer in zip(rows, answers, strict=True):
-        made[row] = replace(made[row], response=answer.strip())
+        made[row] = replace(made[row], response=(answered(answer) or "").strip())
     return made
 
 
@@ -102,16 +105,16 @@ def compliant(triggers: Sequence[Trigger]) -> tuple[list[Trigger], dict[str, int
 
     Returns:
         Those with an answer that XSTest's keyword filter lets pass, and counts: `answered`,
-        `refused`, `unanswered`.
+        `refused`, `unanswered` (one whose reasoning never ends is none).
     """
-    kinds = [
-        "unanswered"
-        if not t.response.strip()
-        else "refused"
-        if is_refusal(t.response)
-        else "answered"
-        for t in triggers
-    ]
+    kinds = [_kind(trigger.response) for trigger in triggers]
     kept = [t for t, kind in zip(triggers, kinds, strict=True) if kind == "answered"]
     counts = Counter(kinds)
     return kept, {kind: counts[kind] for kind in ("answered", "refused", "unanswered")}
+
+
+def _kind(response: str) -> str:
+    """Return what became of a trigger with this answer."""
+    if not (answered(response) or "").strip():
+        return "unanswered"
+    return "refused" if is_refusal(response) else "answered"

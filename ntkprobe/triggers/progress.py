@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..rendering import current_day
 from .extraction import Example, Found
 
 FAILED = "failed: "
@@ -24,6 +25,8 @@ class Progress:
         """
         self.path = output.with_name(f".{output.name}.part")
         self.settings = json.loads(json.dumps(dict(settings)))
+        self.day = current_day()
+        """The day that templates print: that of the call which began."""
         self._found: dict[tuple[str, str], Found | str] = {}
         if self.path.exists():
             self._read()
@@ -41,13 +44,13 @@ class Progress:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         begun = self.path.exists()
         with self.path.open("a", encoding="utf-8") as file:
-            lines = [row] if begun else [self.settings, row]
+            lines = [row] if begun else [{**self.settings, "day": self.day}, row]
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def forget(self) -> None:
         """Remove the file: the extraction is finished, or begins anew."""
         self.path.unlink(missing_ok=True)
-        self._found = {}
+        self._found, self.day = {}, current_day()
 
     def _read(self) -> None:
         """Take over what the file holds; its last line may be torn.
@@ -57,6 +60,7 @@ class Progress:
         """
         whole = self.path.read_text("utf-8").rpartition("\n")[0].split("\n")
         before, *rows = [json.loads(line) for line in whole if line] or [self.settings]
+        self.day = before.pop("day", self.day)
         for key in {**before, **self.settings}:
             if before.get(key) != self.settings.get(key):
                 raise UserError(
@@ -67,5 +71,5 @@ class Progress:
             found = Found(row["text"], row["score"]) if "text" in row else row["why"]
             if isinstance(found, Found) or not found.startswith(FAILED):
                 self._found[row["prompt"], row["refusal"]] = found
-        text = "".join(json.dumps(line) + "\n" for line in [before, *rows])
+        text = "".join(json.dumps(line) + "\n" for line in [{**before, "day": self.day}, *rows])
         self.path.write_text(text, "utf-8")  # without the torn line

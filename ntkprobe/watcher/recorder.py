@@ -25,6 +25,7 @@ from ..measurement import (
 from ..parameters import ParameterSelection, remarks
 from ..prompts import PromptSet
 from ..refusal import REDUCTIONS
+from ..rendering import dated
 from ..verification import WrongKernel, verify
 from .coverage import coverage
 from .folder import MeasurementFolder
@@ -107,11 +108,13 @@ class Recorder:
             tokenizer: the run's.
             base: name and identity of the model of step 0, if known.
         """
-        encoded = encode(tokenizer, self.prompts, self.settings.template, self.settings.max_length)
+        how = self.settings
+        with dated(self.folder.record.get("prompts", {}).get("template_date")):
+            encoded = encode(tokenizer, self.prompts, how.template, how.max_length)
         told = {
             "digest": self.prompts.digest,
             "count": len(self.prompts),
-            "template": encoded.template.name,
+            **encoded.record,
             "tokens": encoded.digest,
         }
         self.folder.adopt(self.settings.record(told, base), self.about)
@@ -119,6 +122,10 @@ class Recorder:
         if self.settings.influence is not None:
             self.folder.write_updated(self.settings.influence.sample())
         self._tokenizer, self._encoded = tokenizer, encoded
+
+    def remarks(self) -> list[str]:
+        """Return what a reader should know about where in the prompts is measured, a line each."""
+        return self.encoded.remarks(self._tokenizer)
 
     def missing(self, step: int, identity: str) -> list[str]:
         """Return which of `folder.MEASURED` this checkpoint still lacks."""
@@ -151,7 +158,10 @@ class Recorder:
         """
         old = self.folder.of_others(step, identity)
         self.folder.note("measuring", step=step, kinds=kinds)
-        with mitigations.applied(self._mitigation, model, self._tokenizer) as processors:
+        with (
+            dated(self.encoded.template.day),
+            mitigations.applied(self._mitigation, model, self._tokenizer) as processors,
+        ):
             found = self._measure(model, step, identity, kinds, processors)
         self.folder.discard_others(step, identity)
         for kind in old:

@@ -158,7 +158,8 @@ class Session:
             models.learn_base(first.checkpoint.path)
         self.work.prepare(first)
         self._prepared = True
-        print(one_line(self.work.describe()), file=sys.stderr)
+        for line in (self.work.describe(), *self.work.recorder.remarks()):
+            print(one_line(line), file=sys.stderr)
         wanted = self.work.measures_base and (scout is None or scout.wants_base)
         if models.name is None or not wanted:
             return

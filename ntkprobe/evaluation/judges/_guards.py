@@ -9,10 +9,16 @@ from ...batching import context_length
 from ...checkpoints import LoadSettings, load_model, load_tokenizer
 from ...errors import UserError
 from ...generation import generate_answers
+from ...rendering import Messages, render, takes_lists
+from ...special_tokens import special_ids
 from ..verdicts import UNDETERMINED, Item, Verdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_PROBES = (("user", "Is this the question?"), ("assistant", "Here is an answer."))
+"""A conversation that no template has in itself, to see whether it is shown."""
 
 
 @dataclass(frozen=True)
@@ -65,23 +71,47 @@ class Guard:
                 [ids[row] for row in fits],
                 max_new_tokens=self.max_new_tokens,
                 batch_size=self.batch_size,
+                stop_ids=sorted(special_ids(self.tokenizer)),
             )
             for row, reply in zip(fits, said, strict=True):
                 replies[row] = reply
         return replies
 
-    def rendered(self, messages: list[dict[str, str]]) -> str:
-        """Return a conversation in the guard's own chat template.
+    def rendered(self, messages: Messages) -> str:
+        """Return a conversation in the guard's own chat template, contents as it takes them.
+
+        Args:
+            messages: role and text of each turn.
+        """
+        how: dict[str, Any] = {"name": self.model, "listed": self._listed}
+        return render(self.tokenizer, messages, **how, generation_prompt=True)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a verdict depends on besides the guard's name, where it is not the usual."""
+        return {"contents": "lists of parts"} if self._listed else {}
+
+    @cached_property
+    def _listed(self) -> bool:
+        """Whether its template takes contents as lists of parts, as Llama Guard 3 1B's and 4's do.
 
         Raises:
-            UserError: if it has none.
+            UserError: if it has no template, or one that shows no conversation either way.
         """
         if not self.tokenizer.chat_template:
             raise UserError(
                 f"the guard {self.model} has no chat template, so that it cannot be asked: give "
                 "the published guard, or a copy with its chat_template.jinja"
             )
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        listed = takes_lists(self.tokenizer, _PROBES, name=self.model)
+        if listed is None:
+            render(self.tokenizer, _PROBES, name=self.model)  # says why it fails, if it does
+            raise UserError(
+                f"the chat template of the guard {self.model} does not render the conversation, so "
+                "that it would be asked the same for every answer: give the published guard, or a "
+                "copy with its chat_template.jinja"
+            )
+        return listed
 
 
 def guarded(
@@ -93,7 +123,7 @@ def guarded(
     """Return a guard's verdicts.
 
     Args:
-        items: answers; an empty one is not asked about.
+        items: answers; one that is empty, or whose reasoning never ends, is not asked about.
         guard: who is asked.
         render: the text it is given for an item.
         parse: its verdict in what it said; None for what is off its format.
@@ -101,10 +131,10 @@ def guarded(
     Returns:
         One verdict an item, with what the guard said; what cannot be parsed is undetermined.
     """
-    verdicts = [Verdict(item.id, UNDETERMINED, "empty answer") for item in items]
-    rows = [row for row, item in enumerate(items) if item.answer.strip()]
-    said = guard.say([render(items[row]) for row in rows]) if rows else []
+    given = [item.undetermined for item in items]
+    rows = [row for row, verdict in enumerate(given) if verdict is None]
+    said = guard.say([render(items[row].shown) for row in rows]) if rows else []
     for row, reply in zip(rows, said, strict=True):
         verdict = parse(reply) or UNDETERMINED
-        verdicts[row] = Verdict(items[row].id, verdict, reply.strip() or "too long for the guard")
-    return verdicts
+        given[row] = Verdict(items[row].id, verdict, reply.strip() or "too long for the guard")
+    return [verdict for verdict in given if verdict is not None]

@@ -43,7 +43,8 @@ class LlamaGuard:
     @property
     def identity(self) -> dict[str, str]:
         """What a verdict depends on."""
-        return {"judge": "llama_guard", "model": self.model, "dtype": self.dtype}
+        own = {"judge": "llama_guard", "model": self.model, "dtype": self.dtype}
+        return own | self.guard.identity
 
     def check(self) -> None:
         """Do nothing if the guard can be asked; raise UserError if it is missing or unfit."""
@@ -55,8 +56,7 @@ class LlamaGuard:
 
     def _text(self, item: Item) -> str:
         """Return the conversation, whose last turn, the answer, is the one that is judged."""
-        turns = [{"role": "user", "content": item.prompt}]
-        return self.guard.rendered([*turns, {"role": "assistant", "content": item.answer}])
+        return self.guard.rendered([("user", item.prompt), ("assistant", item.answer)])
 
 
 def parsed(reply: str) -> str | None:

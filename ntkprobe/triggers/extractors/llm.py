@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ...errors import UserError
+from ...reasoning import answered
 from ...server import Failure, Server
 from ..extraction import Example, Found, kept_share, words_of
 
@@ -85,8 +86,11 @@ def parsed(reply: str, prompt: str) -> Found | str:
     Returns:
         A trigger of at least two words on one line.
     """
+    said = answered(reply)
+    if said is None:
+        return "off-format reply: its reasoning never ends"
     try:
-        read = json.loads(reply)
+        read = json.loads(said)
     except (ValueError, RecursionError):
         return "off-format reply: no JSON"
     if not isinstance(read, dict) or set(read) != {"trigger"}:
