@@ -8,12 +8,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..intervals import wilson
 from ..plots import style
 from ..plots.lines import label_ends
 from ..plots.profiles import profile
 from ..trajectory import Trajectory
 from ._activations import GROUPS, clustered_right, first_and_last, toxic_looking
-from ._means import wilson
 from ._paper import paper_value
 
 
@@ -41,7 +41,7 @@ def _rows(name: str, run: Trajectory) -> Iterator[dict[str, Any]]:
     for step in steps:
         for layer, values in run.activations(step).items():
             right = clustered_right(values[chosen], labels)
-            low, high = wilson(right)
+            low, high = wilson(right.sum(), len(right))
             yield {
                 "run": name,
                 "step": step,

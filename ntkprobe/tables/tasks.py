@@ -47,7 +47,7 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
     marked, trained = in_distribution(runs, columns.values())
     notes = (
         f"Refused: wholly or in part, according to {refusal}. Attacks: answered wholly, or judged "
-        f"unsafe, according to {safety or refusal}. 95 % bootstrap intervals.",
+        f"unsafe, according to {safety or refusal}. Wilson's 95 % intervals.",
         *trained,
         *not_whole(runs, columns.values()),
     )
