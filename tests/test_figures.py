@@ -250,8 +250,12 @@ def test_only_the_paper_can_be_compared_with(runs, tmp_path):
 
 
 def test_layers_add_up_to_the_mean_similarity(runs):
-    sums = figure("layers").numbers(runs).groupby("run")["contribution"].sum()
-    assert sums.round(6).to_dict() == {"stl": 0.32, "dcr-stl": 0.1}
+    sums = figure("layers").numbers(runs).groupby(["run", "observed_group"])["contribution"].sum()
+    assert sums.round(6).to_dict() == {
+        (run, group): mean
+        for run, mean in (("stl", 0.32), ("dcr-stl", 0.1))
+        for group in ("seemingly_toxic", "toxic")
+    }
 
 
 def test_pairs_leave_out_a_prompt_with_itself(runs):

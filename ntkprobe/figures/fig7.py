@@ -20,8 +20,9 @@ from ._paper import paper_value
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return the accuracy of two clusters at every layer, at each run's first and last step.
 
-    As in A.9: k-means on the activations at the last prompt position, clusters aligned with the
-    groups by the Hungarian algorithm. The interval is Wilson's, over prompts.
+    As in A.9, k-means on each layer's activations, clusters aligned with the groups by the
+    Hungarian algorithm; A.9 does not say of which position, here it is the prompt's last. The
+    interval is Wilson's, over prompts.
 
     Args:
         runs: the measured runs, by name.

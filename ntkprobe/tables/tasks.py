@@ -12,8 +12,8 @@ from ._rendering import Table
 
 MISSING = "judge some answers: `ntkprobe evaluate … --judge NAME`"
 PRINTED = (
-    "paper: as listed for the method of Xue et al. (2026), arXiv:2603.11388; a run called "
-    "refusal_trigger stands beside it."
+    "paper: of Xue et al. (2026), arXiv:2603.11388, as a page about it lists them (second-hand); a "
+    "run called refusal_trigger stands beside it."
 )
 
 
