@@ -32,20 +32,21 @@ def test_an_estimator_agrees_with_the_definition(world, name):
     assert worst_block_error(found, expected) < getattr(method, "rtol", 1e-4)
 
 
-def parameters(method):
-    """Return what a method is called with after itself: names and defaults."""
-    signature = inspect.signature(method)
-    return [(p.name, p.default) for p in list(signature.parameters.values())[1:]]
+def arguments(method):
+    """Return what a method is called with after itself: names, and whether each may be left out."""
+    given = list(inspect.signature(method).parameters.values())[1:]
+    return [(each.name, each.default is not each.empty) for each in given]
 
 
 @pytest.mark.parametrize("name", plugins.names(estimators))
-def test_an_estimator_is_called_as_the_protocol_says(name):
+def test_an_estimator_is_called_as_the_protocol_says_and_takes_all_parameters_unasked(name):
     method = plugins.load(estimators, name).__call__
-    assert parameters(method) == parameters(Estimator.__call__)
+    assert arguments(method) == arguments(Estimator.__call__)
+    assert inspect.signature(method).parameters["parameters"].default == "all"
 
 
 def test_not_everything_that_can_be_called_is_called_so():
-    assert parameters(top_tokens) != parameters(Estimator.__call__)
+    assert arguments(top_tokens) != arguments(Estimator.__call__)
 
 
 def test_an_estimator_that_reads_other_tokens_does_not(world):
