@@ -36,7 +36,7 @@ class Adacd(Decoding):
         agreement: λ, of both conditions.
         plausibility: β; 0 masks nothing.
         steps: k, how many tokens are changed; 0 changes none.
-        space: `logit`, as the authors' code has it; `probability`, as a page on the paper prints it:
+        space: `logit`, as the authors' code has it; `probability`, as a page about it has it:
             P* = softmax(z_p) ± α softmax(z_p − z). That softmax is positive everywhere, even on
             tokens that the message makes *less* likely, and P* sums to 1 ± α: subtracting leaves
             few or no positive numbers. Where there are some, the scores are their logarithms; in
