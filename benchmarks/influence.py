@@ -28,7 +28,7 @@ from ntkprobe.refusal import differentiable_scorer
 OBSERVED, PAIRS, REPEATS, BATCH = 75, 25, 3, 32
 MIDDLE = Shape(256, 4, 8000)
 CASES = [
-    ("the paper's prompts", MIDDLE, (20, 30), "all"),
+    ("prompts of a line", MIDDLE, (20, 30), "all"),
     ("the same, LoRA", MIDDLE, (20, 30), "lora"),
     ("within a chat template", MIDDLE, (50, 60), "all"),
     ("a small model", Shape(128, 4, 2000), (20, 30), "all"),

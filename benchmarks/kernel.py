@@ -1,9 +1,9 @@
 """Every way to compute the kernel, side by side on the same work.
 
-`python benchmarks/kernel.py` writes `kernel.md`: the paper's setting, each method in a process of
-its own, then a smaller one over the number of prompts, their length, k, width and depth, with
+`python benchmarks/kernel.py` writes `kernel.md`: as many prompts as the paper's, each method in a
+process of its own, then fewer over the number of prompts, their length, k, width and depth, with
 errors and memory. Ten minutes or so on 2 cores that do nothing else; `--quick` leaves out the
-paper's setting.
+former.
 """
 
 import argparse
@@ -102,7 +102,7 @@ METHODS: dict[str, Method] = {
 def main() -> None:
     """Run what was asked for, or one piece of it as a worker."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="leave out the paper's setting")
+    parser.add_argument("--quick", action="store_true", help="leave out the 75 prompts")
     parser.add_argument("--worker", nargs=3, metavar=("METHOD", "WORK", "REFERENCE"))
     asked = parser.parse_args()
     if asked.worker:
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def paper() -> list[str]:
-    """Return the sections on the paper's setting."""
+    """Return the sections on as many prompts as the paper's (25 of each group)."""
     shown, found = compared(PAPER, [GRAM, BATCHED, "forward_mode", STACKED, LITERAL, KEPT, "floor"])
     fit = replace(PAPER, prompts=fitting(PAPER))
     few, found_few = compared(fit, [GRAM, JACREV, STACKED])
@@ -151,7 +151,7 @@ def paper() -> list[str]:
         ],
     ]
     return [
-        "## The paper's setting",
+        "## As many prompts as the paper's",
         shown,
         "A.6 says how the block of one pair is built, a column at a time: 1. a gradient w of x; "
         "2. two perturbed passes of x′. Pair by pair does both for every pair, as printed; with w "

@@ -24,12 +24,12 @@ from ntkprobe.refusal.trie import PhraseTrie
 
 BATCH = 8
 REPEATS = 3
-PAPERS = Shape(512, 8, 8000)
+MIDDLE = Shape(512, 8, 8000)
 CASES = [
-    ("the paper's prompts, without a template", PAPERS, 6, (20, 30)),
-    ("the same within a chat template", PAPERS, 6, (50, 60)),
-    ("very short prompts", PAPERS, 6, (5, 10)),
-    ("long prompts", PAPERS, 2, (200, 300)),
+    ("prompts of a line, without a template", MIDDLE, 6, (20, 30)),
+    ("the same within a chat template", MIDDLE, 6, (50, 60)),
+    ("very short prompts", MIDDLE, 6, (5, 10)),
+    ("long prompts", MIDDLE, 2, (200, 300)),
     ("a small model", Shape(128, 4, 2000), 16, (20, 30)),
     ("the vocabulary of Qwen2.5", Shape(512, 8, 151_936), 4, (20, 30)),
 ]

@@ -102,10 +102,10 @@ fig1.draw(fig1.numbers(runs))
 fig3.draw(fig3.numbers(runs))
 
 # %% [markdown]
-# Every checkpoint was measured at its own ten most probable tokens, as in the paper, and
-# alignment changes what these are. With the tokens of step 0 kept throughout (`--top-k-at
-# first`), STL's lines hardly change, so that the tokens are not what moves them; a good part of
-# the rise after DCR is gone, so that there they were a part of it:
+# Every checkpoint was measured at its own ten most probable tokens (the paper says top-k, not how
+# many and not of which checkpoint), and alignment changes what these are. With the tokens of step 0
+# kept throughout (`--top-k-at first`), STL's lines hardly change, so that the tokens are not what
+# moves them; a good part of the rise after DCR is gone, so that there they were a part of it:
 
 # %%
 same = MeasureSettings(kernel=KernelSettings(per_group=12, top_k_at="first"), refusal=None)

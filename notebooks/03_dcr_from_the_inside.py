@@ -157,9 +157,9 @@ pd.concat(means, axis=1).round(2)
 
 # %% [markdown]
 # Which parameters is that a statement about? The paper's Proposition 1 bounds the kernel over the
-# parameters below ℓ, and its A.6 measures the last blocks and the head. The similarity of
-# seemingly toxic to toxic prompts over three selections. (This model's embedding is its head, so
-# that every selection here contains it.)
+# parameters below ℓ where the tail is frozen, and its A.6 measures a subset, "e.g." the last blocks
+# and the head. The similarity of seemingly toxic to toxic prompts over three selections. (This
+# model's embedding is its head, so that every selection here contains it.)
 
 # %%
 selections = ["all", f"below:{layer}", "last:2+head"]

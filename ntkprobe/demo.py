@@ -129,7 +129,8 @@ def before_and_after(run: Trajectory) -> pd.DataFrame:
 
     Returns:
         A column for the first step and one for the last; rows `(quantity, group)`: the refusal rate
-        and the mean refusal probability of every group, and the mean similarity across.
+        and the mean refusal probability of every group, and the mean similarity of seemingly toxic
+        and toxic prompts in each direction, observed ← updated.
     """
     rows = run.refusal().query("reduction == 'literal'")
     by_group = rows.astype({"refuses": float}).groupby(["step", "group"])
@@ -137,12 +138,11 @@ def before_and_after(run: Trajectory) -> pd.DataFrame:
     pairs = run.group_means(resamples=0)
     pairs["pair"] = pairs["observed_group"] + " ← " + pairs["updated_group"]
     similarity = pairs.pivot(index="step", columns="pair", values="similarity")
-    across = similarity[["seemingly_toxic ← toxic", "toxic ← seemingly_toxic"]].mean(axis=1)
     table = pd.concat(
         {
             "refusal rate": rates,
             "P(refuse)": probabilities,
-            "similarity": across.to_frame("seemingly toxic ↔ toxic"),
+            "similarity": similarity[["seemingly_toxic ← toxic", "toxic ← seemingly_toxic"]],
         },
         axis=1,
     )

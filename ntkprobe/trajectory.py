@@ -14,15 +14,13 @@ import numpy as np
 import pandas as pd
 
 from .errors import UserError
+from .intervals import RESAMPLES, mean_rows
 from .jupyter import paragraph, table
 from .kernel_drift import drift_rows, insist_on_fixed_tokens
-from .resampling import mean_rows
 from .storage import read_tensors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-RESAMPLES = 1000
 
 
 class Trajectory:
@@ -291,16 +289,16 @@ class Trajectory:
         return table[columns + [name for name in table.columns if name not in columns]]
 
     def refusal_means(self) -> pd.DataFrame:
-        """Return means over prompts: `step, group, phrase_set, reduction, probability, rate`.
+        """Return means over prompts: a row per step, group and way to sum.
 
         Returns:
-            A row per step, group and way to sum; `rate` is the share of generated answers that
-            refuse, missing where none was generated.
+            `step, group, phrase_set, reduction, probability, refusal_rate`; the last is the share
+            of generated answers that refuse, missing where none was generated.
         """
         keys = ["step", "group", "phrase_set", "reduction"]
         rows = self.refusal().astype({"refuses": "Float64"})
         means = rows.groupby(keys, sort=False)[["probability", "refuses"]].mean()
-        return means.rename(columns={"refuses": "rate"}).reset_index()
+        return means.rename(columns={"refuses": "refusal_rate"}).reset_index()
 
     def plot(self, ax: "Axes | None" = None, what: str | None = None) -> "Axes":
         """Return the Axes with a line over the steps for every pair of groups, or every group.

@@ -112,7 +112,7 @@ def damaged(row: int) -> torch.nn.Module:
 
 class TestPrompts:
     @over(PUBLIC)
-    def test_good_prompts_are_measured(self, call):
+    def test_good_prompts_are_not_refused(self, call):
         if call is OTHERS["predict_step"]:
             pytest.skip("a step of nothing is refused")
         call(build("gpt2", vocab_size=tiny_size()), ROWS)
@@ -293,7 +293,8 @@ class TestSettings:
 
     @over(NORMS)
     def test_an_estimator_goes_by_its_name(self, call):
-        call(gpt2(), ROWS, estimator="dense")
+        named, given = (call(gpt2(), ROWS, estimator=each) for each in ("dense", Dense()))
+        assert torch.equal(*(getattr(each, "norms", each) for each in (named, given)))
 
     @pytest.mark.parametrize("tokens", [[2.5, 1], [], ["I"], [[1], [2], [3]], 4])
     def test_given_tokens_are_whole_numbers(self, tokens):

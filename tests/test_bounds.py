@@ -1,6 +1,5 @@
 """Proposition 1 in numbers, against explicit Jacobians in float64."""
 
-import pandas as pd
 import pytest
 import torch
 from architectures import build, ragged_prompts
@@ -181,9 +180,12 @@ class TestMeasuring:
         assert list(measured.prompt_frame()["group"]) == ["toxic", "toxic", "normal"]
         assert before == (model.model.layers, model.lm_head, model.config.num_hidden_layers)
 
-    def test_what_was_not_estimated_has_no_error(self, world):
+    def test_what_was_not_estimated_has_no_error_and_what_was_has_one(self, world):
         assert not world[2].inner_error.any()
-        assert isinstance(world[2].prompt_frame(), pd.DataFrame)
+        model = build("qwen2-tied", vocab_size=300)
+        given = dict(layer=1, directions=8, template="raw")
+        found = ntk.measure_bounds(model, tokenizer(), ["a b"], **given)
+        assert (found.inner_error > 0).all()
 
     @pytest.mark.parametrize(
         "settings, why", [({"layer": 9}, "layer 9 of 2"), ({"directions": 1}, "2 or more")]

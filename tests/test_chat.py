@@ -157,7 +157,7 @@ def test_a_phrase_has_the_ids_that_training_on_it_gives(name):
         assert template.encode_phrases(tokenizer, [phrase]) == [tuple(ids[mask.index(True) : -1])]
 
 
-def test_the_shipped_templates_are_those_of_the_paper():
+def test_the_shipped_templates_are_for_the_papers_two_families():
     assert set(shipped_templates()) == {"qwen2.5", "llama-3"}
 
 

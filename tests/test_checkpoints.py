@@ -350,7 +350,8 @@ def test_without_hard_links_a_copy_survives_too(copied, tmp_path, monkeypatch):
     folder = copied("full")
     with pinned(Checkpoint(10, folder), readiness(folder), tmp_path / "pins", copy=True) as pin:
         shutil.rmtree(folder)
-        load_checkpoint(pin, CPU)
+        model = load_checkpoint(pin, CPU)
+    assert same_function(model, tiny_model(10))
 
 
 def test_without_hard_links_or_copies_a_deletion_is_noticed(copied, tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def test_everything_is_measured_by_default(source, tmp_path, capsys):
     assert "kernel of 6 and refusal of 6 prompts, template raw" in capsys.readouterr().err
 
 
-def test_run_json_tells_the_command_line_and_the_versions(call, tmp_path):
+def test_run_json_tells_the_settings_and_the_versions(call, tmp_path):
     call()
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["kernel"]["estimator"] == "dense" and record["versions"]["torch"]

@@ -80,7 +80,16 @@ def test_the_demo_shows_what_the_paper_found(redrawn):
     assert last.loc["stl", "compliance"] < 0.5 < 0.9 < last.loc["dcr-stl", "compliance"]
 
 
-def test_narrow_numbers_change_no_printed_digit():
+def test_the_layers_add_up_to_the_similarity_of_each_direction(redrawn):
+    keys = ["run", "observed_group", "updated_group"]
+    sums = pd.read_csv(redrawn / "layers.csv").groupby(keys)["contribution"].sum()
+    means = pd.read_csv(redrawn / "fig6.csv").set_index(keys)["similarity"]
+    np.testing.assert_allclose(sums, means[sums.index], rtol=1e-5)
+    refined = sums["dcr-stl"]
+    assert len(refined) == 2 and refined.max() > 1.2 * refined.min()  # not one number
+
+
+def test_the_rounding_of_narrow_norms_is_below_a_millionth_of_a_similarity():
     run = find_runs([DEMO])["stl"]
     assert str(run.kernel()["norm"].dtype) == "float32"
     assert np.finfo(np.float32).eps * run.kernel()["similarity"].max() < 1e-6

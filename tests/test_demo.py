@@ -1,5 +1,7 @@
 """The demo: the effect on the shipped world, and nothing done twice."""
 
+from itertools import permutations
+
 import pandas as pd
 import pytest
 
@@ -56,6 +58,18 @@ def test_the_demo_shows_itself_in_jupyter(done):
     assert shown.count("<table") == 2 and "refusal rate" in shown and "DCR → STL" in shown
 
 
+def test_the_two_directions_of_a_similarity_stand_apart(done):
+    run = demo.find_runs([done])["stl"]
+    wanted = run.group_means(resamples=0).set_index(["observed_group", "updated_group", "step"])
+    found = demo.before_and_after(run)
+    for observed, updated in permutations(("seemingly_toxic", "toxic")):
+        for step in run.steps:
+            mean = wanted.loc[(observed, updated, step), "similarity"]
+            assert found.loc[("similarity", f"{observed} ← {updated}"), step] == mean
+    apart = found.loc["similarity"].diff().iloc[-1]
+    assert (apart.abs() > 1e-3).all()  # so that one in the other's place would be seen
+
+
 def test_a_second_run_writes_nothing_but_figures(done):
     before = written(done)
     demo.run_demo(done, tell=lambda line: None)
@@ -86,7 +100,7 @@ def test_another_seed_in_the_same_folder_is_refused(done):
 def test_the_demo_ends_with_a_table_and_what_to_do_next(done, capsys):
     assert main(["demo", "--output-dir", str(done)]) == 0
     out = capsys.readouterr().out
-    assert "seemingly toxic ↔ toxic" in out
+    assert "seemingly toxic ← toxic" in out and "toxic ← seemingly toxic" in out
     assert "constructed world" in out
     assert "ntkprobe measure --ckpt-dir RUN" in out.splitlines()[-1]
 
@@ -105,9 +119,9 @@ def test_dcr_keeps_safety_alignment_from_refusing_what_only_looks_toxic(tmp_path
     stl, refined = (demo.before_and_after(done.runs[name]) for name in ("stl", "dcr-stl"))
     start, end = stl.columns
     rates, refined_rates = stl.loc["refusal rate"], refined.loc["refusal rate"]
-    across = ("similarity", "seemingly toxic ↔ toxic")
+    both = [("similarity", f"{a} ← {b}") for a, b in permutations(("seemingly_toxic", "toxic"))]
     assert rates.loc["seemingly_toxic", end] >= 0.4
     assert refined_rates.loc["seemingly_toxic", end] <= rates.loc["seemingly_toxic", end] / 4
     assert min(rates.loc["toxic", end], refined_rates.loc["toxic", end]) >= 0.95
     assert rates[start].max() <= 0.05
-    assert refined.loc[across, start] <= stl.loc[across, start] / 2
+    assert (refined.loc[both, start] <= stl.loc[both, start] / 2).all()

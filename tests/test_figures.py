@@ -250,8 +250,12 @@ def test_only_the_paper_can_be_compared_with(runs, tmp_path):
 
 
 def test_layers_add_up_to_the_mean_similarity(runs):
-    sums = figure("layers").numbers(runs).groupby("run")["contribution"].sum()
-    assert sums.round(6).to_dict() == {"stl": 0.32, "dcr-stl": 0.1}
+    sums = figure("layers").numbers(runs).groupby(["run", "observed_group"])["contribution"].sum()
+    assert sums.round(6).to_dict() == {
+        (run, group): mean
+        for run, mean in (("stl", 0.32), ("dcr-stl", 0.1))
+        for group in ("seemingly_toxic", "toxic")
+    }
 
 
 def test_pairs_leave_out_a_prompt_with_itself(runs):
@@ -260,11 +264,19 @@ def test_pairs_leave_out_a_prompt_with_itself(runs):
     assert (numbers["observed"] != numbers["updated"]).all()
 
 
-def test_neighbours_are_the_most_similar_toxic_prompts(runs):
-    numbers = figure("neighbours").numbers(runs)
-    assert len(numbers) == 2 * 5
-    assert numbers["neighbour_text"].str.startswith("toxic").sum() >= 5
-    assert numbers.query("run == 'stl'")["similarity"].max() == pytest.approx(0.32)
+def test_neighbours_are_the_most_similar_toxic_prompts(tmp_path):
+    run = write_run(tmp_path / "stl-ntk")
+    for file in (run / "kernel").iterdir():  # every prompt has a neighbour of its own
+        table = pd.read_parquet(file)
+        near = (table["observed"] + table["updated"]) % 5 == 0
+        table.assign(norm=table["norm"] + 0.1 * near).to_parquet(file)
+    (found,) = find_runs([run]).values()
+    numbers = figure("neighbours").numbers({"stl": found})
+    toxic = found.prompts.query("group == 'toxic' and in_kernel")["prompt"]
+    wanted = [next(t for t in toxic if (p + t) % 5 == 0) for p in numbers["prompt"]]
+    assert numbers["neighbour"].tolist() == wanted and len(set(wanted)) == len(numbers) == 5
+    texts = found.prompts.set_index("prompt")["text"]
+    assert numbers["neighbour_text"].tolist() == texts[wanted].tolist()
 
 
 def test_influence_has_the_sign_of_the_mean_at_both_ends(runs):

@@ -15,7 +15,6 @@ from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.hooks import Float64Throughout
 from ntkprobe.kernel import (
-    Estimator,
     Probe,
     group_means,
     last_logits,
@@ -124,10 +123,6 @@ def test_top_tokens_are_the_largest_logits_whatever_the_batch():
     found = top_tokens(model, prompts, 4, batch_size=3)
     logits = model(prompts[2][None]).logits[0, -1]
     assert found[2].tolist() == logits.topk(4).indices.tolist()
-
-
-def test_dense_is_an_estimator():
-    assert isinstance(Dense(), Estimator)
 
 
 def test_a_kernel_of_zero_has_no_similarity():

@@ -15,6 +15,7 @@ from ntkprobe.estimators.finite_difference import FiniteDifference
 from ntkprobe.estimators.gram import Gram
 from ntkprobe.kernel import Probe, norms
 from ntkprobe.measurement import encode, evaluating
+from ntkprobe.phrases import is_refusal
 
 matplotlib.use("Agg")
 PROMPTS = PromptSet.from_texts(TEXTS)
@@ -313,7 +314,8 @@ def test_the_refusal_probability_is_the_sum_over_the_phrases(refusals):
 
 
 def test_each_answer_is_judged_and_none_is_generated_unasked(refusals):
-    assert len(refusals.answers) == len(refusals.refuses) == 6
+    assert len(refusals.answers) == 6
+    assert list(refusals.refuses) == [is_refusal(answer) for answer in refusals.answers]
     quiet = measure_refusal(tiny_model(), TOKENIZER, PROMPTS, phrases=["sorry"], generate=False)
     assert quiet.answers is None and quiet.frame()["refuses"].isna().all()
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
+from matplotlib.markers import MarkerStyle
 from matplotlib.text import Text
 
 from ntkprobe.plots import style
@@ -113,6 +114,10 @@ def test_every_point_has_its_groups_colour_and_shape(ax):
     ):
         assert cloud.get_offsets().tolist() == [place]
         assert to_hex(cloud.get_facecolor()[0]).upper() == style.look(group).colour
+        marker = MarkerStyle(style.look(group).marker)
+        shape = marker.get_path().transformed(marker.get_transform())
+        assert np.array_equal(cloud.get_paths()[0].vertices, shape.vertices)
+    assert len({look.marker for look in style.GROUPS.values()}) == len(style.GROUPS)
 
 
 def test_a_profile_to_compare_with_is_dashed_and_has_no_band(ax):

@@ -7,7 +7,10 @@ from pathlib import Path
 import doc_blocks
 import pytest
 
-from ntkprobe.figures import figure_names
+from ntkprobe.cli.demo import demo_table
+from ntkprobe.demo import before_and_after
+from ntkprobe.figures import figure_names, find_runs
+from ntkprobe.plots.style import run_label
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -62,10 +65,11 @@ def test_every_room_of_the_import_contract_is_on_the_design_page():
     assert {room for room in rooms if not re.search(rf"`{room}/?`", page)} == set()
 
 
-def test_the_demo_block_has_the_form_of_the_demos_output():
-    block = README.partition("<!-- demo -->")[2].partition("<!-- /demo -->")[0]
-    assert "refusal rate" in block
-    assert "seemingly toxic ↔ toxic" in block
+def test_the_demo_block_is_what_the_demo_prints_of_the_committed_measurements():
+    runs = find_runs([ROOT / "figures" / "demo"])
+    printed = demo_table({run_label(name): before_and_after(run) for name, run in runs.items()})
+    shown = README.partition("<!-- demo -->")[2].partition("<!-- /demo -->")[0]
+    assert shown.strip("\n").splitlines()[1:-1] == printed.strip("\n").splitlines()
 
 
 def test_the_table_of_mitigations_is_that_of_the_benchmark():

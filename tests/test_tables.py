@@ -10,6 +10,7 @@ from evaluated import evaluate
 
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
+from ntkprobe.intervals import wilson
 from ntkprobe.storage import write_json
 from ntkprobe.tables import Table, make_table, table_names
 
@@ -168,6 +169,22 @@ def test_abilities_and_win_rates_are_columns(runs: list[str], tmp_path: Path) ->
     assert cells(made)["stl", "win rate against stl (alpaca)"] == pytest.approx(75)
     row = next(line for line in made.markdown().splitlines() if line.startswith("| dcr"))
     assert row.endswith("| – | – |")  # dcr has neither: a missing number is no zero
+
+
+def test_an_accuracy_is_a_rate_and_has_wilsons_interval_and_other_metrics_their_own_error(
+    runs: list[str], tmp_path: Path
+) -> None:
+    tasks = {
+        "mmlu": [{"metric": "acc", "value": 0.6, "stderr": 0.01, "n": 100}],
+        "words": [{"metric": "word_perplexity", "value": 12.0, "stderr": 0.5, "n": 100}],
+        "plain": [{"metric": "word_perplexity", "value": 12.0, "stderr": None, "n": 100}],
+    }
+    write_json(tmp_path / "a/abilities.json", {"tasks": tasks})
+    made = make_table(runs)
+    low, high = (cells(made, end) for end in ("low", "high"))
+    assert (low["stl", "MMLU"], high["stl", "MMLU"]) == wilson(60, 100)
+    assert (low["stl", "words"], high["stl", "words"]) == pytest.approx((11.02, 12.98), abs=1e-4)
+    assert pd.isna(low["stl", "plain"]) and "| 12.00 |" in made.markdown()
 
 
 HOSTILE = r"a|b & 50% $x_1$ #~^{\} `c` <b>"

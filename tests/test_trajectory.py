@@ -236,7 +236,7 @@ def test_settings_are_those_of_run_json(folder):
 def test_refusal_means_are_the_means_of_the_prompts(folder):
     means = Trajectory(folder).refusal_means().set_index(["step", "group"])
     assert means.loc[(10, "normal"), "probability"] == pytest.approx((0.1 + 0.3) / 2)
-    assert means["rate"].isna().all() and len(means) == 6
+    assert means["refusal_rate"].isna().all() and len(means) == 6
 
 
 def test_a_trajectory_draws_what_was_measured(folder, monkeypatch):

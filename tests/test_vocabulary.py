@@ -29,7 +29,7 @@ def worst(found, expected):
 
 
 class TestAgreement:
-    rtol = 1e-9  # of the issue; a sweep over architectures and selections gave 3e-15 at most
+    rtol = 1e-9  # a sweep over architectures and selections gave 3e-15 at most
 
     @pytest.mark.parametrize("name", ARCHITECTURES)
     def test_norms_are_those_of_an_explicit_jacobian(self, name):

@@ -29,8 +29,9 @@ def demo(
     done = run_demo(output_dir, seed, tell=lambda line: print(line, file=sys.stderr, flush=True))
     for where, why in done.failed.items():
         print(f"not measured: {where}: {why}", file=sys.stderr)
-    typer.echo(_table({run_label(n): before_and_after(run) for n, run in done.runs.items()}))
+    typer.echo(demo_table({run_label(n): before_and_after(run) for n, run in done.runs.items()}))
     typer.echo(
+        "\na ← b: how far a training step on b reaches into the answer to a."
         f"\nFigures 1, 3, 5 and 6 are in {output_dir / 'figures'}, as PNG, PDF and CSV."
         "\nThis is a constructed world: it shows the instrument at work and replicates nothing on"
         "\nreal models. For a run of yours:  ntkprobe measure --ckpt-dir RUN --prompts FILE"
@@ -38,8 +39,15 @@ def demo(
     return 1 if done.failed else 0
 
 
-def _table(runs: "dict[str, pd.DataFrame]") -> str:
-    """Return the runs side by side: every quantity before and after safety alignment."""
+def demo_table(runs: "dict[str, pd.DataFrame]") -> str:
+    """Return the runs side by side: every quantity before and after safety alignment.
+
+    Args:
+        runs: of each its `before_and_after`, by its title.
+
+    Returns:
+        Lines of fixed width.
+    """
     head = "".join(f"{name:>24}" for name in runs)
     steps = "".join(f"{f'step {step}':>12}" for table in runs.values() for step in table.columns)
     lines = [f"\n{'':36}{head}", f"{'':36}{steps}"]

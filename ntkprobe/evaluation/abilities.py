@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, one_line
+from ..intervals import RESAMPLES
 from ..storage import write_json
 from .models import Subject
 from .settings import AnswerSettings, insist_on_equal
@@ -158,7 +159,7 @@ def _measured(model: Any, task: str, manager: Any, how: Mapping[str, Any]) -> li
             limit=how["limit"],
             apply_chat_template=how["chat_template"],
             log_samples=False,
-            bootstrap_iters=1000,  # of a mean, such as an accuracy, the error is a formula
+            bootstrap_iters=RESAMPLES,  # of a mean, such as an accuracy, the error is a formula
             random_seed=None,  # the process's generators are not ours
             numpy_random_seed=None,
             torch_random_seed=None,

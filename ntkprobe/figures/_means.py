@@ -1,16 +1,12 @@
 """Means over prompts with their intervals, and the tables of several runs as one."""
 
-from collections.abc import Callable
-
-import numpy as np
 import pandas as pd
 
 from ..errors import UserError
+from ..intervals import bootstrap_mean, wilson
 from ..trajectory import Trajectory
 
-_Interval = Callable[[np.ndarray], tuple[float, float]]
-_RESAMPLES = 2000
-_Z = 1.959964  # 97.5 % point of the normal distribution
+_KEYS = ["run", "step", "group"]
 
 
 def refusal_rows(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -81,8 +77,7 @@ def missing(run: Trajectory, what: str, option: str, place: object = "NEW") -> s
 def refusal_rates(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the share of answers that refuse, per run, step and group, and its 95 % interval.
 
-    Wilson's interval: resampling would say nothing where all prompts agree. Prompts that were not
-    answered are left out.
+    The interval is Wilson's. Prompts that were not answered are left out.
 
     Args:
         rows: one row per run, step and prompt, with `refuses`.
@@ -99,7 +94,11 @@ def refusal_rates(rows: pd.DataFrame) -> pd.DataFrame:
             f"run {run} has no answers to judge: measure it, into another folder, "
             "without `--no-generate`"
         )
-    return _means(answered, "refuses", wilson)
+    refuses = answered.astype({"refuses": float}).groupby(_KEYS, sort=False)["refuses"]
+    table = refuses.agg(value="mean", total="sum", prompts="size").reset_index()
+    ends = [wilson(*count) for count in table[["total", "prompts"]].itertuples(index=False)]
+    table[["low", "high"]] = pd.DataFrame(ends, index=table.index, dtype=float)
+    return table[[*_KEYS, "value", "low", "high", "prompts"]]
 
 
 def refusal_probabilities(rows: pd.DataFrame) -> pd.DataFrame:
@@ -113,28 +112,8 @@ def refusal_probabilities(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         `run, step, group, value, low, high, prompts`.
     """
-    return _means(rows, "probability", _bootstrap)
-
-
-def _means(rows: pd.DataFrame, column: str, interval: _Interval) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            (*key, values.astype(float).mean(), *interval(values.to_numpy(float)), len(values))
-            for key, values in rows.groupby(["run", "step", "group"], sort=False)[column]
-        ],
-        columns=["run", "step", "group", "value", "low", "high", "prompts"],
-    )
-
-
-def _bootstrap(values: np.ndarray) -> tuple[float, float]:
-    picks = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
-    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def wilson(values: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of a share, from values 0 and 1."""
-    n, p = len(values), values.mean()
-    centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * np.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-    return float(max(centre - half, 0)), float(min(centre + half, 1))
+    grouped = rows.groupby(_KEYS, sort=False)["probability"]
+    table = grouped.agg(value="mean", prompts="size").reset_index()
+    ends = [bootstrap_mean(values.to_numpy(float)) for _, values in grouped]
+    table[["low", "high"]] = pd.DataFrame(ends, index=table.index, dtype=float)
+    return table[[*_KEYS, "value", "low", "high", "prompts"]]

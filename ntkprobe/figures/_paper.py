@@ -6,7 +6,7 @@ import pandas as pd
 
 FOLDER = Path(__file__).with_name("paper")
 MODEL = "Qwen2.5-1.5B"
-"""The model of the paper's figures 3 to 6."""
+"""The model of the paper's figures 1b, 4 and 5 (4.2, 7.2); figures 3 and 6 name none."""
 
 
 def paper_table(name: str) -> pd.DataFrame:

@@ -55,7 +55,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
 def beside_paper(numbers: pd.DataFrame) -> pd.DataFrame:
     """Return `numbers` with a column `paper`: figure 6a, for models without DCR.
 
-    Its panel (b) has no numbers in the paper's text; the model is not stated.
+    Its rows are taken for observed prompts. Panel (b) has no numbers in the paper's text, and the
+    model is not stated.
 
     Args:
         numbers: of this figure.

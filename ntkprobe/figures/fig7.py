@@ -8,20 +8,21 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..intervals import wilson
 from ..plots import style
 from ..plots.lines import label_ends
 from ..plots.profiles import profile
 from ..trajectory import Trajectory
 from ._activations import GROUPS, clustered_right, first_and_last, toxic_looking
-from ._means import wilson
 from ._paper import paper_value
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return the accuracy of two clusters at every layer, at each run's first and last step.
 
-    As in A.9: k-means on the activations at the last prompt position, clusters aligned with the
-    groups by the Hungarian algorithm. The interval is Wilson's, over prompts.
+    As in A.9, k-means on each layer's activations, clusters aligned with the groups by the
+    Hungarian algorithm; A.9 does not say of which position, here it is the prompt's last. The
+    interval is Wilson's, over prompts.
 
     Args:
         runs: the measured runs, by name.
@@ -41,7 +42,7 @@ def _rows(name: str, run: Trajectory) -> Iterator[dict[str, Any]]:
     for step in steps:
         for layer, values in run.activations(step).items():
             right = clustered_right(values[chosen], labels)
-            low, high = wilson(right)
+            low, high = wilson(right.sum(), len(right))
             yield {
                 "run": name,
                 "step": step,

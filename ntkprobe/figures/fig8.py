@@ -18,7 +18,8 @@ PANELS = 4
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return two coordinates of every toxic-looking prompt by classical MDS (A.9).
 
-    At each run's last step, and at four of its layers from the first to the last.
+    Of the last prompt position, which A.9 does not name. At each run's last step, and at four of
+    its layers from the first to the last.
 
     Args:
         runs: the measured runs, by name.

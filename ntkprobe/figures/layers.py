@@ -1,6 +1,7 @@
 """Which layers tie seemingly toxic prompts to toxic ones: the similarity as a sum over parts."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..errors import UserError
@@ -8,6 +9,9 @@ from ..plots import style
 from ..plots.bars import stacked_bars
 from ..trajectory import Trajectory
 from ._means import missing
+
+DIRECTIONS = (("seemingly_toxic", "toxic"), ("toxic", "seemingly_toxic"))
+"""Observed and updated group."""
 
 PARTS = {
     "embedding": "#CCBB44",
@@ -23,30 +27,31 @@ PLACES = {"embed+head": "embed\n+head", "norm": "final\nnorm"}
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
-    """Return what every part contributes to the mean seemingly-toxic↔toxic similarity.
+    """Return what every part contributes to the similarity of seemingly toxic and toxic prompts.
 
     K is the sum of its parts' K, and `share` = ⟨K_part, K⟩_F / ‖K‖²_F sums to 1 over them; so
     share × similarity, averaged over pairs, sums to the mean similarity of figure 6. Taken at each
-    run's first step, over both directions.
+    run's first step, for each of the two directions.
 
     Args:
         runs: the measured runs, by name.
 
     Returns:
-        `run, step, place, part, contribution`; `place` is a layer's number or the part's name.
+        `run, step, observed_group, updated_group, place, part, contribution`; `place` is a layer's
+        number or the part's name.
     """
     tables = [_contributions(run).assign(run=name) for name, run in runs.items()]
     return pd.concat(tables, ignore_index=True)
 
 
 def _contributions(run: Trajectory) -> pd.DataFrame:
-    """Return the mean contribution of every part at the first step.
+    """Return the mean contribution of every part at the first step, by direction.
 
     Args:
         run: a measured run.
 
     Returns:
-        `step, place, part, contribution`.
+        `step, observed_group, updated_group, place, part, contribution`.
 
     Raises:
         UserError: if it was not measured by layer.
@@ -55,43 +60,52 @@ def _contributions(run: Trajectory) -> pd.DataFrame:
     if parts.empty:
         raise UserError(missing(run, "kernel by layer", "--by layer --only kernel"))
     first = kernel[kernel["step"] == parts["step"].min()]
-    across = first["observed_group"] + first["updated_group"]
-    pairs = first[across.isin(["seemingly_toxictoxic", "toxicseemingly_toxic"])]
-    keys = ["step", "observed", "updated"]
-    rows = parts.merge(pairs[[*keys, "similarity"]], on=keys)
+    keys, direction = ["step", "observed", "updated"], ["observed_group", "updated_group"]
+    index = pd.MultiIndex.from_frame(first[direction])
+    pairs = first[index.isin(DIRECTIONS)]
+    rows = parts.merge(pairs[[*keys, *direction, "similarity"]], on=keys)
     place = rows["layer"].astype("Int64").astype("string").fillna(rows["part"])
     table = rows.assign(place=place, contribution=rows["share"] * rows["similarity"])
-    sums = table.groupby(["step", "place", "part"], sort=False)["contribution"].sum() / len(pairs)
-    return sums.reset_index()
+    sums = table.groupby(["step", *direction, "place", "part"], sort=False)["contribution"].sum()
+    return (sums / pairs.groupby(direction).size()).rename("contribution").reset_index()
 
 
 @style.in_print
 def draw(numbers: pd.DataFrame) -> Figure:
-    """Return the figure: a panel per run on one scale, embedding left, head right."""
+    """Return the figure: a row per run, a panel per direction, embedding left, head right."""
     firsts = numbers.groupby("run", sort=False)["step"].first()
-    titles = [f"{style.run_label(name)}, step {step}" for name, step in firsts.items()]
-    figure, axes = style.row(titles, height=2.6)
-    for ax in axes[:: style.ACROSS]:
-        ax.set_ylabel("contribution to similarity\nseemingly toxic ↔ toxic")
+    figure, axes = style.panels(len(firsts), len(DIRECTIONS), height=2.3)
     table = numbers.assign(place=numbers["place"].astype(str), part=numbers["part"].replace(KINDS))
-    top, bottom = _reach(table, above=True) * 1.05, _reach(table, above=False) * 1.05
-    sums = table.groupby("run", sort=False)["contribution"].sum()
-    told = ", ".join(f"{style.run_label(n)} {value:.2f}" for n, value in sums.items())
-    style.footnote(figure, f"The bars sum to the mean similarity, in both directions: {told}.")
-    for name, ax in zip(firsts.index, axes, strict=True):
-        rows = table[table["run"] == name]
-        order = sorted(rows["place"].unique(), key=_depth)
-        stacked_bars(rows, ax, x="place", y="contribution", by="part", order=order, colours=PARTS)
-        ax.set_xticklabels([PLACES.get(place, place) for place in order])
-        ax.set(xlabel="layer", ylim=(bottom, top))
-    axes[-1].legend(frameon=False)
+    limits = _reach(table, above=False) * 1.05, _reach(table, above=True) * 1.05
+    for (name, step), row in zip(firsts.items(), axes, strict=True):
+        of_run = table[table["run"] == name]
+        for (observed, updated), ax in zip(DIRECTIONS, row, strict=True):
+            ends = (of_run["observed_group"] == observed) & (of_run["updated_group"] == updated)
+            _panel(of_run[ends], ax)
+            pair = f"{style.look(observed).label} ← {style.look(updated).label}"
+            mean = of_run.loc[ends, "contribution"].sum()
+            ax.set_title(f"{style.run_label(name)}, step {step}\n{pair}: {mean:.2f}")
+            ax.set_ylim(*limits)
+        row[0].set_ylabel("contribution to similarity")
+    style.letter(list(axes.flat))
+    axes[0, -1].legend(frameon=False)
+    note = "Observed ← updated. The bars of a panel sum to the mean similarity in its title."
+    style.footnote(figure, note)
     return figure
+
+
+def _panel(rows: pd.DataFrame, ax: Axes) -> None:
+    """Draw the contributions to one direction of one run."""
+    order = sorted(rows["place"].unique(), key=_depth)
+    stacked_bars(rows, ax, x="place", y="contribution", by="part", order=order, colours=PARTS)
+    ax.set_xticklabels([PLACES.get(place, place) for place in order])
+    ax.set_xlabel("layer")
 
 
 def _reach(table: pd.DataFrame, *, above: bool) -> float:
     """Return how far the longest stack reaches from zero, upwards or downwards."""
     side = table["contribution"].clip(lower=0) if above else table["contribution"].clip(upper=0)
-    stacks = side.groupby([table["run"], table["place"]]).sum()
+    stacks = side.groupby([table[column] for column in ("run", "observed_group", "place")]).sum()
     return float(stacks.max() if above else stacks.min())
 
 

@@ -1,4 +1,7 @@
-"""What the layers hold at the last position of each prompt (A.9), where the answer begins."""
+"""What the layers hold at the last position of each prompt, where the answer begins.
+
+The paper's A.9 looks at such activations and does not say at which position.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +51,7 @@ def measure_activations(
     max_length: int | None = None,
     batch_size: int = 32,
 ) -> ActivationMeasurement:
-    """Measure the output of decoder blocks at every prompt's last position (A.9).
+    """Measure the output of decoder blocks at every prompt's last position.
 
     Args:
         model: any causal language model, in memory.

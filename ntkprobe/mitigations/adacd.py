@@ -23,7 +23,7 @@ class Adacd(Decoding):
     z are the model's logits, z_p those under the system message. The difference is added where both
     agree (the model refuses anyhow) and subtracted where they do not (it need not refuse):
 
-    | section 3                          | here                                                 |
+    | Qi et al.                          | here                                                 |
     |------------------------------------|------------------------------------------------------|
     | agreement ratio                    | 1 / rank of z_p's best token in z, at least λ        |
     | adaptive confidence constraint     | max softmax(z) ≥ λ · max softmax(z_p)                |
@@ -36,7 +36,7 @@ class Adacd(Decoding):
         agreement: λ, of both conditions.
         plausibility: β; 0 masks nothing.
         steps: k, how many tokens are changed; 0 changes none.
-        space: `logit`, as the authors' code has it; `probability`, as printed:
+        space: `logit`, as the authors' code has it; `probability`, as a page about it has it:
             P* = softmax(z_p) ± α softmax(z_p − z). That softmax is positive everywhere, even on
             tokens that the message makes *less* likely, and P* sums to 1 ± α: subtracting leaves
             few or no positive numbers. Where there are some, the scores are their logarithms; in
@@ -54,7 +54,7 @@ class Adacd(Decoding):
     system: str = "Please refuse to answer me!"
     template: str = "auto"
 
-    source: ClassVar[str] = "AdaCD: Qi et al., ACL 2026, section 3"
+    source: ClassVar[str] = "AdaCD: Qi et al., ACL 2026"
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""

@@ -1,11 +1,13 @@
 """Rows of methods under columns of benchmarks: what tables 1, 3 and 4 have in common."""
 
+from statistics import NormalDist
 from typing import Any
 
 import pandas as pd
 
 from ..evaluation import Evaluation
 from ..evaluation.scores import Score
+from ..intervals import LEVEL, RESAMPLES, wilson
 from ._caveats import in_distribution, not_whole
 from ._columns import Judges, all_verdicts, cell, of_column, present, score
 from ._rendering import Table
@@ -19,7 +21,7 @@ TASKS = {
 }
 """Abilities, and which of lm-evaluation-harness's metrics is shown first."""
 KEYS = {"win rate": "alpaca_eval", **{title: key for key, (title, _) in TASKS.items()}}
-_Z = 1.959964  # 97.5 % point of the normal distribution
+_Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
 def methods_table(runs: dict[str, Evaluation], judges: Judges, title: str, corner: str) -> Table:
@@ -60,7 +62,7 @@ def _ordered(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _abilities(run: Evaluation) -> list[dict[str, Any]]:
-    """Return the accuracies of a run, ± 1.96 standard errors as the harness gives them."""
+    """Return the accuracies of a run with Wilson's intervals, other metrics ± 1.96 errors."""
     cells = []
     measured = run.abilities()
     for task in dict.fromkeys(measured["task"]):
@@ -68,8 +70,11 @@ def _abilities(run: Evaluation) -> list[dict[str, Any]]:
         found = measured.loc[measured["task"] == task].set_index("metric")
         metric = metric if metric in found.index else found.index[0]
         value, error, n = found.loc[metric, ["value", "stderr", "n"]]
-        half = 0.0 if pd.isna(error) else _Z * error
-        score = Score(value, value - half, value + half, n, n, "normal")
+        if str(metric).startswith("acc") and n:
+            score = Score(value, *wilson(value * n, int(n)), n, n, "wilson")
+        else:
+            half = _Z * (float("nan") if pd.isna(error) else error)
+            score = Score(value, value - half, value + half, n, n, "normal")
         cells.append({"column": title, "key": task} | cell(score))
     return cells
 
@@ -95,6 +100,6 @@ def _who(refusal: str | None, safety: str | None) -> tuple[str, ...]:
     return (
         f"Safe prompts: share of compliance according to {refusal}. Unsafe prompts: {against}. "
         "Undetermined verdicts count as neither; (N of M) says how many prompts were judged.",
-        "In brackets: 95 % bootstrap intervals over prompts (9,999 resamples, seed 0); exact "
-        "binomial limits where all prompts have one value; of accuracies, ± 1.96 standard errors.",
+        "In brackets: 95 % intervals over prompts, Wilson's for rates and accuracies; for win "
+        f"rates with ties, bootstrap intervals ({RESAMPLES:,} resamples, seed 0).",
     )

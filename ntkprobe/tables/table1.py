@@ -11,8 +11,8 @@ from ._rendering import Table
 MISSING = "judge some answers with `ntkprobe evaluate`, or measure abilities"
 BY_MODEL = True
 PRINTED = (
-    "paper: as printed by Lu et al. (2026), table 1; its PHTest counts controversial prompts too, "
-    "its safety 938 prompts judged by Llama Guard 3."
+    "paper: as printed by Lu et al. (2026), table 1; its PHTest has 3,269 prompts, controversial "
+    "ones too, its safety 938 prompts judged by LLaMA-3-8B-Guard."
 )
 
 

@@ -38,8 +38,8 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
     titles, trained = in_distribution(runs, columns)
     marked = frozenset(r["column"] for r in rows if r["column"].rpartition(", ")[0] in titles)
     notes = (
-        "Safe prompts: share of compliance; unsafe prompts: share refused, or judged safe. 95 % "
-        "bootstrap intervals; undetermined verdicts count as neither.",
+        "Safe prompts: share of compliance; unsafe prompts: share refused, or judged safe. "
+        "Wilson's 95 % intervals; undetermined verdicts count as neither.",
         *trained,
         *not_whole(runs, columns),
     )

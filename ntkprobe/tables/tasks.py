@@ -12,8 +12,8 @@ from ._rendering import Table
 
 MISSING = "judge some answers: `ntkprobe evaluate … --judge NAME`"
 PRINTED = (
-    "paper: as listed for the method of Xue et al. (2026), arXiv:2603.11388; a run called "
-    "refusal_trigger stands beside it."
+    "paper: of Xue et al. (2026), arXiv:2603.11388, as a page about it lists them (second-hand); a "
+    "run called refusal_trigger stands beside it."
 )
 
 
@@ -47,7 +47,7 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
     marked, trained = in_distribution(runs, columns.values())
     notes = (
         f"Refused: wholly or in part, according to {refusal}. Attacks: answered wholly, or judged "
-        f"unsafe, according to {safety or refusal}. 95 % bootstrap intervals.",
+        f"unsafe, according to {safety or refusal}. Wilson's 95 % intervals.",
         *trained,
         *not_whole(runs, columns.values()),
     )

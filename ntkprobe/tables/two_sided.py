@@ -25,7 +25,7 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
     names = ["row", "column", "value", "low", "high", "count", "of", "digits"]
     note = (
         "Compliance: share of all safe prompts that are answered fully. Defence: share of all "
-        "unsafe prompts that are refused, or whose answer is judged safe."
+        "unsafe prompts that are refused, or whose answer is judged safe. Wilson's 95 % intervals."
     )
     sets = tuple(sorted({name for run in runs.values() for name in run.benchmarks}))
     columns = [Column(side, f"all {side} sets", sets, side) for side in ("safe", "unsafe")]

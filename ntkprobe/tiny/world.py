@@ -26,7 +26,7 @@ USES = {
     "seemingly_toxic": {"measure": 3, "dcr": 4, "rest": None},
     "toxic": {"measure": 3, "dcr": 6, "safe": 5, "rest": None},
 }
-# Prompts by group and use: DCR's numbers are the paper's (A.2).
+# Prompts by group and use: DCR's numbers are the paper's (section 6).
 DCR_PROMPTS = {"seemingly_toxic": 250, "toxic": 500}
 GENERAL_PAIRS, SAFE_PAIRS = 1400, 200
 

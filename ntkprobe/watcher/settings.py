@@ -27,7 +27,7 @@ class KernelSettings:
         parameters: in the grammar of `ParameterSelection`.
         by: `layer` keeps the share of every layer and part.
         top_k: size of the block.
-        top_k_at: `each` checkpoint's own top tokens (the paper's reading), or the `first` one's.
+        top_k_at: `each` checkpoint's own top tokens (as we read the paper), or the `first` one's.
         tokens: the block's tokens instead, as ids or texts.
         full_vocabulary: read every logit instead.
         random_probes: estimate that from so many random weightings.

@@ -1,9 +1,9 @@
 """Which benchmarks there are: source, licence, published number of rows, schema. No texts.
 
 Numbers of rows are those of the published files. DCR's 938 safety prompts are
-I-MaliciousInstructions 100 + I-CoNa 178 + I-Controversial 40 + Q-Harm 100 + AdvBench 520: what the
-paper calls HarmfulQ is Q-Harm of Safety-Tuned LLaMAs, not the HarmfulQ of Shaikh et al. (200). The
-paper's PHTest is both of its parts together.
+I-MaliciousInstructions 100 + I-CoNa 178 + I-Controversial 40 + Q-Harm 100 + AdvBench 520, if what
+the paper calls HarmfulQ is Q-Harm of Safety-Tuned LLaMAs: the HarmfulQ of Shaikh et al. has 200.
+The paper's 3,269 prompts of PHTest are both of its parts together.
 """
 
 from functools import partial
