@@ -242,11 +242,13 @@ def _further_block(model: "nn.Module", key: str) -> str | None:
 
 
 def _module(model: "nn.Module", name: str) -> "nn.Module | None":
-    """Return the submodule of that name; None if there is none."""
-    try:
-        return model.get_submodule(name) if name else None
-    except AttributeError:
-        return None
+    """Return the submodule of that name, with or without the prefix; None if there is none."""
+    for full in (name, f"{getattr(model, 'base_model_prefix', '')}.{name}"):
+        try:
+            return model.get_submodule(full) if name else None
+        except AttributeError:
+            continue
+    return None
 
 
 def _advice(model: "nn.Module", wrong: list[str]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .accounting import insist_on_every_weight, some, unfiltered_report
 from .completeness import FULL, SHARDED, weight_files
 from .headers import Incomplete, read_index, read_json
@@ -70,6 +70,7 @@ def load_checkpoint(folder: Path, settings: LoadSettings | None = None) -> "PreT
         UserError: if its configuration asks for something refused, or weights are missing, of
             another shape, or not finite.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
     if (folder / "adapter_config.json").exists():
@@ -82,7 +83,10 @@ def load_checkpoint(folder: Path, settings: LoadSettings | None = None) -> "PreT
     except Incomplete as error:
         raise UserError(f"{folder} is no model: {error}") from error
     # Given a configuration object, transformers does not read the file.
-    config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    try:
+        config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{folder}/config.json cannot be used: {one_line(error)}") from error
     return _load(str(folder), settings or LoadSettings(), config=config)
 
 
