@@ -143,9 +143,7 @@ def _declares_generic(folder: Path) -> bool:
     return generic and (folder / "tokenizer.json").is_file()
 
 
-def _load(
-    name: str, settings: LoadSettings, config: Any = None
-) -> "PreTrainedModel":
+def _load(name: str, settings: LoadSettings, config: Any = None) -> "PreTrainedModel":
     """Return the model from transformers.
 
     Args:
