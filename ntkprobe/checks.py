@@ -81,7 +81,7 @@ def check_computes_plainly(model: nn.Module) -> None:
 
     Raises:
         UserError: under autocast, or inside a wrapper, or compiled.
-    """
+    """  # ruff: ignore[docstring-extraneous-exception]
     check_unwrapped(model)
     for name, module in model.named_modules():
         who = name or "the model"
@@ -99,7 +99,7 @@ def check_unwrapped(model: nn.Module) -> None:
 
     Raises:
         UserError: naming what is inside.
-    """
+    """  # ruff: ignore[docstring-extraneous-exception]
     inside = wrapper_of(model)
     refuse(
         inside is not None,

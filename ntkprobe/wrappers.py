@@ -35,7 +35,8 @@ def inner_model(model: nn.Module) -> nn.Module:
 
 def is_under_autocast(module: nn.Module) -> bool:
     """Return whether accelerate replaced a module's `forward` by one under autocast."""
-    return _PLAIN_FORWARD in vars(module) and "forward" in vars(module)
+    kept = vars(module).get(_PLAIN_FORWARD)
+    return kept is not None and vars(module).get("forward", kept) is not kept
 
 
 def is_compiled(module: nn.Module) -> bool:

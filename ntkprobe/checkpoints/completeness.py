@@ -23,7 +23,7 @@ FULL, SHARDED, ADAPTER = (
 UNFINISHED = "checkpoint-is-incomplete.txt"  # transformers writes it first and removes it last
 PICKLES = (".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 BESIDE_WEIGHTS = re.compile(
-    r"(optimizer|scheduler|scaler|rng_state|training_args)\b.*|.*rng_state.*"
+    r"(optimizer|scheduler|scaler|training_args)\b.*|.*rng_state.*"
 )
 """Pickles that a trainer leaves in every checkpoint, besides its weights."""
 
@@ -109,7 +109,7 @@ def insist_on_safetensors(folder: Path, wanted: str) -> None:
 
     Raises:
         UserError: saying how to convert them.
-    """
+    """  # ruff: ignore[docstring-extraneous-exception]
     names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     if wanted not in names:
         _refuse_pickles(names, folder)

@@ -7,7 +7,7 @@ from ..errors import UserError
 from ..plots import style
 from ..plots.bars import stacked_bars
 from ..trajectory import Trajectory
-from ._means import missing
+from ._means import insist_on_groups, missing
 
 PARTS = {
     "embedding": "#CCBB44",
@@ -54,6 +54,7 @@ def _contributions(run: Trajectory) -> pd.DataFrame:
     parts, kernel = run.parts(), run.kernel()
     if parts.empty:
         raise UserError(missing(run, "kernel by layer", "--by layer --only kernel"))
+    insist_on_groups(run, ("seemingly_toxic", "toxic"))
     first = kernel[kernel["step"] == parts["step"].min()]
     across = first["observed_group"] + first["updated_group"]
     pairs = first[across.isin(["seemingly_toxictoxic", "toxicseemingly_toxic"])]
