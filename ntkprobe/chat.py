@@ -12,6 +12,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 
 from .errors import UserError
 from .prompts import Prompt
+from .unicode_text import flaw_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -292,6 +293,8 @@ def _from_file(path: Path, shipped: list[str]) -> Template:
 def _require_text(text: str, what: str) -> None:
     if not text.strip():
         raise UserError(f"an empty {what}: give it some text")
+    if flaw := flaw_of(text):
+        raise UserError(f"a {what} {flaw}")
 
 
 def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

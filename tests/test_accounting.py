@@ -205,9 +205,8 @@ def test_an_index_and_its_shards_must_list_the_same(tmp_path):
 
 def test_a_shard_that_the_index_does_not_list_is_named(tmp_path):
     folder = full_checkpoint(tmp_path, 10, max_shard_size="2KB")
-    shutil.copy(
-        next(folder.glob("model-*.safetensors")), folder / "model-00099-of-00099.safetensors"
-    )
+    further = "model-00099-of-00099.safetensors"
+    shutil.copy(next(folder.glob("model-*.safetensors")), folder / further)
     assert f"{further} is not listed" in readiness(folder).reason
     with pytest.raises(UserError, match="not listed"):
         load_model(str(folder), CPU)

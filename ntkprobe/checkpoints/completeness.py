@@ -22,9 +22,7 @@ FULL, SHARDED, ADAPTER = (
 )
 UNFINISHED = "checkpoint-is-incomplete.txt"  # transformers writes it first and removes it last
 PICKLES = (".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-BESIDE_WEIGHTS = re.compile(
-    r"(optimizer|scheduler|scaler|training_args)\b.*|.*rng_state.*"
-)
+BESIDE_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|training_args)\b.*|.*rng_state.*")
 """Pickles that a trainer leaves in every checkpoint, besides its weights."""
 
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
