@@ -40,7 +40,7 @@ def count(what: str, value: Any, least: int = 1) -> int:
 
 
 def check_loaded(model: Any) -> None:
-    """Refuse what is no model, such as the name of one.
+    """Refuse what is no model, such as the name of one, or what a trainer put around one.
 
     Raises:
         UserError: saying what it is.
@@ -49,6 +49,11 @@ def check_loaded(model: Any) -> None:
         raise UserError(
             f"the model is a {type(model).__name__}: load it first, as "
             "AutoModelForCausalLM.from_pretrained does"
+        )
+    inside = wrapper_of(model)
+    if inside is not None:
+        raise UserError(
+            f"the model is wrapped in {type(model).__name__}: give what is inside, model.{inside}"
         )
 
 
@@ -80,9 +85,9 @@ def check_computes_plainly(model: nn.Module) -> None:
     """Refuse a model that would compute something else than its weights say.
 
     Raises:
-        UserError: under autocast, or inside a wrapper, or compiled.
+        UserError: under autocast, or compiled.
     """  # ruff: ignore[docstring-extraneous-exception]
-    check_unwrapped(model)
+    check_autocast(model)
     for name, module in model.named_modules():
         who = name or "the model"
         refuse(
@@ -91,21 +96,6 @@ def check_computes_plainly(model: nn.Module) -> None:
             "call accelerator.unwrap_model(model, keep_fp32_wrapper=False) first",
         )
         refuse(is_compiled(module), f"{who} was compiled: load the model again, uncompiled")
-    _check_autocast(model)
-
-
-def check_unwrapped(model: nn.Module) -> None:
-    """Refuse a wrapper around a model, and a call under autocast.
-
-    Raises:
-        UserError: naming what is inside.
-    """  # ruff: ignore[docstring-extraneous-exception]
-    inside = wrapper_of(model)
-    refuse(
-        inside is not None,
-        f"the model is wrapped in {type(model).__name__}: give what is inside, model.{inside}",
-    )
-    _check_autocast(model)
 
 
 def _check_module(name: str, module: nn.Module) -> None:
@@ -153,7 +143,7 @@ def _check_surroundings(model: nn.Module) -> None:
     check_computes_plainly(model)
 
 
-def _check_autocast(model: nn.Module) -> None:
+def check_autocast(model: nn.Module) -> None:
     """Refuse a call under autocast on a device of the model."""
     rounding = [d for d in {p.device.type for p in model.parameters()} if _rounds(d)]
     refuse(

@@ -10,7 +10,7 @@ from torch import LongTensor, Tensor, nn
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from .checks import check_computes_plainly, count
+from .checks import check_computes_plainly, check_loaded, count
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -185,11 +185,12 @@ def require_measurable(model: nn.Module, input_ids: Sequence[Ids], room: int = 0
     Raises:
         UserError: naming the prompt, or what to do to the model.
     """
+    check_loaded(model)
+    check_computes_plainly(model)
     if model.training:
         raise UserError("the model is in training mode, where dropout is random: call model.eval()")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UserError("some weights are offloaded (meta tensors): load the model without offload")
-    check_computes_plainly(model)
     if not len(input_ids):
         raise UserError("no prompts: give at least one")
     context = getattr(text_config(model), "max_position_embeddings", None)

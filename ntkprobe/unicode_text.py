@@ -1,6 +1,6 @@
 """Text as everything behind it takes it: tokenizers, Parquet and terminals want valid Unicode.
 
-JSON can write half a surrogate pair (`"\\ud83d"`, as chats have that were cut in mid-emoji), files
+JSON can write half a surrogate pair (U+D83D alone, as in chats that were cut in mid-emoji), files
 come in other encodings than UTF-8, and a file in UTF-16 read as UTF-8 is full of NUL. Such text of
 a user is refused with its place, since no rule could say what it meant; a server's is repaired,
 half a pair becoming U+FFFD, since what it said is judged as it stands.

@@ -1,13 +1,14 @@
 """Text that is no valid Unicode is refused with its place, whoever reads it."""
 
 import json
+from functools import partial
 
 import pytest
 from measured_runs import GROUPS
 
 import ntkprobe as ntk
 from ntkprobe.errors import UserError
-from ntkprobe.evaluation.benchmarks.own_files import own_benchmark
+from ntkprobe.evaluation.benchmarks.own_files import read_own
 from ntkprobe.influences.pair_files import read_updated
 from ntkprobe.prompt_files import read_rows
 from ntkprobe.server import _read
@@ -24,7 +25,7 @@ READERS = [
     read_pairs,
     read_texts,
     read_answers,
-    own_benchmark,
+    partial(read_own, kind="safe"),
 ]
 
 
@@ -35,7 +36,7 @@ def jsonl(path, text):
     return path
 
 
-@pytest.mark.parametrize("read", READERS, ids=lambda read: read.__qualname__)
+@pytest.mark.parametrize("read", READERS, ids=str)
 def test_half_a_surrogate_pair_is_refused_with_file_and_row(read, tmp_path):
     with pytest.raises(UserError, match=r"p.jsonl, row 2 holds half a surrogate pair \(.ud83d\)"):
         read(jsonl(tmp_path / "p.jsonl", f"bake {HALF} bread"))

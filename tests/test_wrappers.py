@@ -125,7 +125,9 @@ def test_a_callback_under_bf16_measures_what_is_in_the_checkpoint(make, tmp_path
     options = {"model": str(tmp_path / "base")} if make is adapter else {}
     measure_run(PROMPTS, tmp_path / "disk", ckpt_dir=tmp_path / "run", settings=SETTINGS, **options)
     ours, disk = (ntk.Trajectory(tmp_path / name) for name in ("run-ntk", "disk"))
-    assert ours.settings["trained_in"] == "bfloat16" and ours.settings["dtype"] == "float32"
+    assert (
+        ours.settings["trained_in"] == "bfloat16" and ours.settings["model"]["dtype"] == "float32"
+    )
     memory, right = (run.kernel().query("step == 2")["norm"].to_numpy() for run in (ours, disk))
     assert abs(memory / right - 1).max() < 1e-4
     steps = list(ntk.read_steps(tmp_path / "run-steps"))

@@ -34,7 +34,7 @@ def figures(
     """Draw the figures of measured runs: PNG, PDF, and the numbers as CSV. Loads no model.
 
     A run is called like its folder, less an ending -ntk; stl and dcr-stl get the paper's titles.
-    """  # ruff: ignore[docstring-missing-exception]
+    """  # ruff: ignore[docstring-missing-exception, docstring-missing-returns]
     runs = find_runs(places)
     folder = output_dir or next(iter(runs.values())).folder.resolve().parent / "figures"
     drawn = draw_figures(runs, folder, only or (), compare)

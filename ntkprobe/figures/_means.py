@@ -52,7 +52,11 @@ def kernel_means(runs: dict[str, Trajectory]) -> pd.DataFrame:
 
 
 def _group_means(run: Trajectory) -> pd.DataFrame:
-    """Return the mean similarities of one run, a `UserError` if it has none."""
+    """Return the mean similarities of one run.
+
+    Raises:
+        UserError: if it has none.
+    """
     if run.kernel().empty:
         raise UserError(missing(run, "kernel", "--only kernel"))
     means = run.group_means()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ..chat import Template, resolve_template
-from ..checks import check_loaded, check_unwrapped, refuse
+from ..checks import check_autocast, check_loaded, refuse
 from ..errors import UserError
 from ..prompts import Prompt, PromptSet
 from ..wrappers import computing_plainly
@@ -115,7 +115,7 @@ def evaluating(model: nn.Module) -> Generator[nn.Module, None, None]:
         The same model.
     """
     check_loaded(model)
-    check_unwrapped(model)
+    check_autocast(model)
     training = [module for module in model.modules() if module.training]
     try:
         with computing_plainly(model):
