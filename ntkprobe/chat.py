@@ -15,6 +15,7 @@ from .prompts import Prompt
 from .reasoning import answered
 from .rendering import Messages, current_day, prints_the_day, render, takes_lists
 from .special_tokens import TurnEnd, ended, single_bos, turn_end
+from .unicode_text import flaw_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -391,6 +392,8 @@ def _from_file(path: Path, shipped: list[str]) -> Template:
 def _require_text(text: str, what: str) -> None:
     if not text.strip():
         raise UserError(f"an empty {what}: give it some text")
+    if flaw := flaw_of(text):
+        raise UserError(f"a {what} {flaw}")
 
 
 def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .errors import UserError
+from .wrappers import is_compiled, is_under_autocast, wrapper_of
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _WHOLE = "load the checkpoint whole, on devices, in one process"
@@ -39,7 +40,7 @@ def count(what: str, value: Any, least: int = 1) -> int:
 
 
 def check_loaded(model: Any) -> None:
-    """Refuse what is no model, such as the name of one.
+    """Refuse what is no model, such as the name of one, or what a trainer put around one.
 
     Raises:
         UserError: saying what it is.
@@ -48,6 +49,11 @@ def check_loaded(model: Any) -> None:
         raise UserError(
             f"the model is a {type(model).__name__}: load it first, as "
             "AutoModelForCausalLM.from_pretrained does"
+        )
+    inside = wrapper_of(model)
+    if inside is not None:
+        raise UserError(
+            f"the model is wrapped in {type(model).__name__}: give what is inside, model.{inside}"
         )
 
 
@@ -73,6 +79,23 @@ def check_measurable(model: nn.Module) -> None:
         if kind != "LORA" or getattr(adapter, "use_dora", False):
             raise UserError(f"the adapter is no plain LoRA ({kind}): call merge_and_unload() first")
     _check_surroundings(model)
+
+
+def check_computes_plainly(model: nn.Module) -> None:
+    """Refuse a model that would compute something else than its weights say.
+
+    Raises:
+        UserError: under autocast, or compiled.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    check_autocast(model)
+    for name, module in model.named_modules():
+        who = name or "the model"
+        refuse(
+            is_under_autocast(module),
+            f"{who} was prepared for mixed precision (bf16 or fp16), so that its forward rounds: "
+            "call accelerator.unwrap_model(model, keep_fp32_wrapper=False) first",
+        )
+        refuse(is_compiled(module), f"{who} was compiled: load the model again, uncompiled")
 
 
 def _check_module(name: str, module: nn.Module) -> None:
@@ -112,11 +135,16 @@ def _check_parameter(name: str, parameter: nn.Parameter) -> None:
 
 
 def _check_surroundings(model: nn.Module) -> None:
-    """Refuse a call in a block that turns autograd off for good, or rounds what is computed."""
+    """Refuse a call in a block that turns autograd off for good, or a model that rounds."""
     refuse(
         torch.is_inference_mode_enabled(),
         "called under torch.inference_mode, which has no gradients: call it outside",
     )
+    check_computes_plainly(model)
+
+
+def check_autocast(model: nn.Module) -> None:
+    """Refuse a call under autocast on a device of the model."""
     rounding = [d for d in {p.device.type for p in model.parameters()} if _rounds(d)]
     refuse(
         bool(rounding),

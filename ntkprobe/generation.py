@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from . import batching
-from .checks import count
+from .checks import check_computes_plainly, check_loaded, count
 from .errors import UserError
 from .hooks import clamped_casts
 from .logits import try_padding
@@ -248,6 +248,8 @@ def require_measurable(model: nn.Module, input_ids: Sequence[Ids], room: int = 0
     Raises:
         UserError: naming the prompt, or what to do to the model.
     """
+    check_loaded(model)
+    check_computes_plainly(model)
     if model.training:
         raise UserError("the model is in training mode, where dropout is random: call model.eval()")
     if any(parameter.is_meta for parameter in model.parameters()):

@@ -15,6 +15,7 @@ from .errors import UserError
 from .jupyter import paragraph, table
 from .prompt_columns import GROUP_COLUMNS, TEXT_COLUMNS, columns_of, prompt_of, text_column
 from .prompt_selections import PromptSelection
+from .unicode_text import flaw_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,7 @@ class Prompt:
         response: the beginning of an answer; given, the position measured is the one after it.
 
     Raises:
-        UserError: for an empty text or an unknown group.
+        UserError: for an empty text, one that is no valid Unicode, or an unknown group.
     """
 
     text: str
@@ -50,6 +51,9 @@ class Prompt:
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
             raise UserError("an empty prompt: every prompt needs text")
+        for name in ("text", "response", "id"):
+            if flaw := flaw_of(str(getattr(self, name) or "")):
+                raise UserError(f"the {name} of a prompt {flaw}")
         if self.group not in GROUPS:
             raise UserError(f"unknown group {self.group!r}: choose from {list(GROUPS)}")
 

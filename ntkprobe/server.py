@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from .errors import UserError, one_line
+from .unicode_text import repaired
 
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Statuses that may pass: asked again, after a pause."""
@@ -275,4 +276,4 @@ def _read(body: str) -> Reply | Failure:
         return Failure("the server's content filter took the reply away")
     if not isinstance(text, str):
         raise _Transient("malformed reply: its message has no text")
-    return Reply(text, count if isinstance(count, int) else None, ending != "length")
+    return Reply(repaired(text), count if isinstance(count, int) else None, ending != "length")

@@ -312,7 +312,7 @@ class Trajectory:
             The Axes.
 
         Raises:
-            UserError: if that was not measured.
+            UserError: if that was not measured, or of one prompt only.
         """
         from .plots.style import new_axes
         from .plots.trajectories import drift_lines, refusal_lines, similarity_lines
@@ -328,7 +328,13 @@ class Trajectory:
                 f"no {kind} was measured in {self.folder}: choose kernel, refusal or drift"
             )
         rows, draw = kinds[kind]
-        return draw(rows(), new_axes() if ax is None else ax)
+        table = rows()
+        if table.empty:
+            raise UserError(
+                f"{self.folder} has no pair of different prompts to draw the {kind} of: measure it"
+                " on more prompts, into another folder"
+            )
+        return draw(table, new_axes() if ax is None else ax)
 
     def _first_reduction(self) -> pd.DataFrame:
         """Return the rows of `refusal_means` for the phrases and the sum that were listed first."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .completeness import ADAPTER
+from .completeness import ADAPTER, insist_on_safetensors
 from .headers import read_json
 from .loading import insist_on_finite_weights
 
@@ -105,6 +105,7 @@ def _attach(base: "PreTrainedModel", folder: Path) -> Any:
     from peft import PeftConfig, PeftModelForCausalLM, set_peft_model_state_dict
     from safetensors.torch import load
 
+    insist_on_safetensors(folder, ADAPTER)
     try:
         config = PeftConfig.from_pretrained(str(folder), local_files_only=True)
     except (ValueError, TypeError, KeyError) as error:

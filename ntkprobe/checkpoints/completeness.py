@@ -21,7 +21,11 @@ FULL, SHARDED, ADAPTER = (
     "adapter_model.safetensors",
 )
 UNFINISHED = "checkpoint-is-incomplete.txt"  # transformers writes it first and removes it last
-PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
+PICKLES = (".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+BESIDE_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|training_args)\b.*|.*rng_state.*")
+"""Pickles that a trainer leaves in every checkpoint, besides its weights."""
+
+SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 SPLIT = {
     "pytorch_model_fsdp_0": "FSDP shards: merge them with `accelerate merge-weights`",
     "latest": "DeepSpeed shards: convert them with zero_to_fp32.py --safe_serialization,"
@@ -75,6 +79,61 @@ def readiness(folder: Path) -> Readiness:
     return Readiness("unmarked" if doubt else "ready", doubt, kind, weights)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold the weights of a model or adapter, each checked to be whole.
+
+    Args:
+        folder: a checkpoint, or what the user named.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        UserError: if there is no whole one, or it is of a kind that is not read.
+    """
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+        return [folder / name for name in _weight_files(folder, names, _kind(names))]
+    except (Incomplete, OSError) as error:
+        raise UserError(f"{folder} is no model: {error}") from error
+
+
+def insist_on_safetensors(folder: Path, wanted: str) -> None:
+    """Refuse a folder with pickled weights in place of a file of safetensors.
+
+    Args:
+        folder: which need not be there.
+        wanted: the file's name.
+
+    Raises:
+        UserError: saying how to convert them.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    if wanted not in names:
+        _refuse_pickles(names, folder)
+
+
+def pickled_weights(names: Sequence[str]) -> list[str]:
+    """Return which of a folder's files are pickles that may hold weights."""
+    return [n for n in names if n.endswith(PICKLES) and not BESIDE_WEIGHTS.fullmatch(n)]
+
+
+def _refuse_pickles(names: Sequence[str], folder: Path | None = None) -> None:
+    """Raise if there are pickled weights.
+
+    Raises:
+        UserError: saying how to convert them.
+    """
+    if pickled := pickled_weights(names):
+        adapter = "adapter_config.json" in names
+        saver = "adapter (peft)" if adapter else "model"
+        where = f"{folder / pickled[0]}" if folder else pickled[0]
+        raise UserError(
+            f"{where} is a pickle, which can run code: only safetensors are read; load the {saver} "
+            "where you trust it, and save it again with save_pretrained(safe_serialization=True)"
+        )
+
+
 def stamp(path: Path) -> FileStamp:
     """Return the stamp of a weight file.
 
@@ -98,19 +157,15 @@ def _kind(names: Sequence[str]) -> Literal["full", "adapter"]:
     partial = [name for name in names if name.startswith(".tmp")]
     if partial:
         raise Incomplete(f"{partial[0]} is being written")
-    if ADAPTER in names or "adapter_config.json" in names:
-        return "adapter"
-    if FULL in names or SHARDED in names:
-        return "full"
+    adapter = ADAPTER in names or "adapter_config.json" in names
+    if ADAPTER in names or (not adapter and (FULL in names or SHARDED in names)):
+        return "adapter" if adapter else "full"
     for name, advice in SPLIT.items():
         if name in names:
             raise UserError(f"weights are {advice}")
-    pickled = [name for name in PICKLED if name in names]
-    if pickled:
-        raise UserError(
-            f"{pickled[0]} is a pickle, which can run code: only safetensors are read;"
-            " save the model again with safe_serialization=True"
-        )
+    _refuse_pickles(names)
+    if adapter:
+        return "adapter"  # its weights are still to come
     raise Incomplete("no weights (model.safetensors or adapter_model.safetensors)")
 
 
@@ -123,13 +178,29 @@ def _weight_files(folder: Path, names: Sequence[str], kind: str) -> list[str]:
     if FULL in names and SHARDED in names:
         raise Incomplete(f"both {FULL} and {SHARDED}: one of them is left over; remove it")
     read_json(folder / ("adapter_config.json" if kind == "adapter" else "config.json"))
-    if kind == "adapter":
-        weights = [ADAPTER]
-    else:
-        weights = [FULL] if FULL in names else read_index(folder / SHARDED)
+    if kind == "full" and SHARDED in names:
+        return _shards(folder, names)
+    weights = [ADAPTER if kind == "adapter" else FULL]
     for name in weights:
         read_header(folder / name)
     return weights
+
+
+def _shards(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return the names of the shards, whose tensors must be those that the index lists, each once.
+
+    Raises:
+        Incomplete: if they differ: an index or a shard may be an older one's.
+    """
+    listed = read_index(folder / SHARDED)
+    stored = {name: set(read_header(folder / name).spans) for name in listed}
+    for name, tensors in stored.items():
+        if odd := sorted(tensors ^ listed[name]):
+            told = "does not list" if odd[0] in tensors else "puts there"
+            raise Incomplete(f"{name} and {SHARDED} differ: the index {told} {odd[0]}")
+    if over := sorted(n for n in names if SHARD.fullmatch(n) and n not in listed):
+        raise Incomplete(f"{over[0]} is not listed in {SHARDED}: one of them is left over")
+    return list(stored)
 
 
 def _doubt(folder: Path, names: Sequence[str], weights: Sequence[FileStamp]) -> str:

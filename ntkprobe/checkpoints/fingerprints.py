@@ -24,7 +24,8 @@ def identity(folder: Path, weights: tuple[FileStamp, ...]) -> str:
     digest = hashlib.sha256()
     for name, size in sorted((weight.name, weight.size) for weight in weights):
         digest.update(f"{name}\0{size}\0".encode())
-        for piece in _pieces(folder / name, size):
+        # Resolved: a pin, whose files were judged, may be made of links.
+        for piece in _pieces((folder / name).resolve(), size):
             digest.update(piece)
     return digest.hexdigest()
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .completeness import ADAPTER, FULL, SHARDED
+from .completeness import ADAPTER, FULL, SHARDED, pickled_weights
 from .headers import Incomplete
 from .markers import read_marker
 
@@ -40,9 +40,14 @@ def find_checkpoints(run: Path) -> list[Checkpoint]:
     numbered = [Checkpoint(int(m[1]), child) for m, child in children if m and child.is_dir()]
     if numbered:
         return sorted(numbered)
-    if any((run / name).exists() for name in (FULL, SHARDED, ADAPTER)):
-        return [Checkpoint(_step_of(run), run)]
-    return []
+    return [Checkpoint(_step_of(run), run)] if _is_lone(run) else []
+
+
+def _is_lone(folder: Path) -> bool:
+    """Return whether a folder is one checkpoint: it has weights, be they of a kind not read."""
+    names = {entry.name for entry in folder.iterdir()}
+    configured = names & {"config.json", "adapter_config.json"}
+    return bool(names & {FULL, SHARDED, ADAPTER} or (configured and pickled_weights(sorted(names))))
 
 
 def _step_of(folder: Path) -> int:

@@ -7,12 +7,15 @@ or `UserError` (it will never be right). Nothing here allocates more than the fi
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library itself
 JSON_LIMIT = 256_000_000
@@ -40,6 +43,8 @@ class Header:
 def regular_file(path: Path) -> os.stat_result:
     """Return the stat of a regular file inside its folder; a link may not lead out of it.
 
+    But a snapshot of the hub's own cache is made of links to the blobs of its repository.
+
     Raises:
         Incomplete: if there is no such file.
         UserError: if it is not a regular file, leads elsewhere, or may not be read by this account.
@@ -47,7 +52,7 @@ def regular_file(path: Path) -> os.stat_result:
     try:
         info = path.lstat()
         if stat.S_ISLNK(info.st_mode):
-            if not path.resolve().is_relative_to(path.parent.resolve()):
+            if not any(map(path.resolve().is_relative_to, _homes(path.parent.resolve()))):
                 raise UserError(f"{path} is a link that leaves its folder: refused; copy the file")
             info = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -66,6 +71,21 @@ def regular_file(path: Path) -> os.stat_result:
             " its owner must run chmod g+r on it"
         ) from error
     return info
+
+
+def _homes(folder: Path) -> list[Path]:
+    """Return where the files of a folder may lie: in it, or in the blobs of a hub repository.
+
+    Args:
+        folder: with its links resolved: `…/models--OWNER--NAME/snapshots/REVISION`, or any other.
+
+    Returns:
+        One or two folders; `blobs` counts as it stands, since it may be a link itself.
+    """
+    above = [folder, *folder.parents]
+    snapshots = (place.parent for place in above if place.parent.name == "snapshots")
+    repositories = [p.parent for p in snapshots if p.parent.name.startswith("models--")]
+    return [folder, *(repository / "blobs" for repository in repositories[:1])]
 
 
 def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
@@ -127,8 +147,42 @@ def _span(entry: Any) -> tuple[int, int]:
     return first, last
 
 
-def read_index(path: Path) -> list[str]:
-    """Return the sorted names of the shards that an index lists.
+def read_some(path: Path, names: Iterable[str], largest: int) -> "dict[str, Tensor]":
+    """Return a few tensors of a safetensors file, without reading the others.
+
+    Args:
+        path: of a file whose header was judged (`read_header`).
+        names: of the tensors.
+        largest: bytes; a larger tensor is left out.
+
+    Returns:
+        The tensors, by name.
+
+    Raises:
+        Incomplete: if the file is not whole any more.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    header = read_header(path)
+    chosen = [n for n in names if header.spans[n][1] - header.spans[n][0] <= largest]
+    with path.open("rb") as file:
+        entries = json.loads(file.read(header.start)[8:])
+        kept, data = {}, b""
+        for name in chosen:
+            first, last = header.spans[name]
+            file.seek(header.start + first)
+            kept[name] = {**entries[name], "data_offsets": [len(data), len(data) + last - first]}
+            data += file.read(last - first)
+    text = json.dumps(kept).encode()
+    try:
+        return load(len(text).to_bytes(8, "little") + text + data)
+    except SafetensorError as error:
+        raise Incomplete(f"{path.name} is not whole: {error}") from error
+
+
+def read_index(path: Path) -> dict[str, set[str]]:
+    """Return the names of the tensors that an index puts into each shard, shards in order.
 
     Raises:
         Incomplete: if the index is absent, cut short, or lists nothing.
@@ -137,11 +191,11 @@ def read_index(path: Path) -> list[str]:
     shards = read_json(path, HEADER_LIMIT).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise Incomplete(f"{path.name} lists no weights")
-    names = set()
-    for name in shards.values():
+    found: dict[str, set[str]] = {}
+    for tensor, name in shards.items():
         if not isinstance(name, str) or set(name) & set("/\\\0") or name.startswith("."):
             raise UserError(f"{path} names the shard {name!r}, outside its folder: refused")
         if not name.endswith(".safetensors"):
             raise UserError(f"{path} names the shard {name!r}: only safetensors are read")
-        names.add(name)
-    return sorted(names)
+        found.setdefault(name, set()).add(tensor)
+    return dict(sorted(found.items()))

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
-from .headers import Incomplete, read_json
+from ..errors import UserError, one_line
+from .accounting import insist_on_every_weight, some, unfiltered_report
+from .completeness import FULL, SHARDED, weight_files
+from .headers import Incomplete, read_index, read_json
 from .safeguards import checked_config
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ def load_checkpoint(folder: Path, settings: LoadSettings | None = None) -> "PreT
         UserError: if its configuration asks for something refused, or weights are missing, of
             another shape, or not finite.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
     if (folder / "adapter_config.json").exists():
@@ -80,8 +83,11 @@ def load_checkpoint(folder: Path, settings: LoadSettings | None = None) -> "PreT
     except Incomplete as error:
         raise UserError(f"{folder} is no model: {error}") from error
     # Given a configuration object, transformers does not read the file.
-    config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
-    return _load(str(folder), settings or LoadSettings(), local=True, config=config)
+    try:
+        config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{folder}/config.json cannot be used: {one_line(error)}") from error
+    return _load(str(folder), settings or LoadSettings(), config=config)
 
 
 def load_model(name: str, settings: LoadSettings | None = None) -> "PreTrainedModel":
@@ -98,9 +104,11 @@ def load_model(name: str, settings: LoadSettings | None = None) -> "PreTrainedMo
         UserError: if there is no such model, or it cannot be loaded whole.
     """  # ruff: ignore[docstring-extraneous-exception]
     if name and Path(name).is_dir():
+        if not (Path(name) / "adapter_config.json").exists():
+            weight_files(Path(name))
         return load_checkpoint(Path(name), settings)
     _insist_on_a_name(name)
-    return _load(name, settings or LoadSettings(), local=False)
+    return _load(name, settings or LoadSettings())
 
 
 def load_tokenizer(name: str | Path, *, local: bool = True) -> "PreTrainedTokenizerBase":
@@ -135,10 +143,16 @@ def _declares_generic(folder: Path) -> bool:
     return generic and (folder / "tokenizer.json").is_file()
 
 
-def _load(
-    name: str, settings: LoadSettings, *, local: bool, config: Any = None
-) -> "PreTrainedModel":
+def _load(name: str, settings: LoadSettings, config: Any = None) -> "PreTrainedModel":
     """Return the model from transformers.
+
+    Args:
+        name: a folder or a hub name.
+        settings: how to load it.
+        config: a folder's, judged and cleaned; None for a hub name.
+
+    Returns:
+        The model.
 
     Raises:
         UserError: each failure as one line.
@@ -146,34 +160,50 @@ def _load(
     import torch
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
-    options: dict[str, Any] = {"config": config} if config is not None else {}
+    local = config is not None
+    options: dict[str, Any] = {"config": config} if local else {}
     if settings.device_map:
         options["device_map"] = settings.device_map
     # A memory-mapped file that shrinks kills the process (SIGBUS): no exception, exit status 135.
     if "disable_mmap" in inspect.signature(PreTrainedModel.from_pretrained).parameters:
         options["disable_mmap"] = True
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=getattr(torch, settings.dtype),
-            attn_implementation=settings.attn_implementation,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=local,
-            output_loading_info=True,
-            **options,
-        )
+        with unfiltered_report() as report:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                dtype=getattr(torch, settings.dtype),
+                attn_implementation=settings.attn_implementation,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=local,
+                **options,
+            )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
         where = name if local else f"{name} from the Hugging Face hub (it is no folder here)"
         raise UserError(f"cannot load {where}: {_first_line(error)}") from error
-    model, report = loaded
-    missing = sorted(str(key) for key in report["missing_keys"])
-    if missing or report["mismatched_keys"]:
-        wrong = missing or sorted(str(key[0]) for key in report["mismatched_keys"])
-        raise UserError(f"{name} lacks weights for {_some(wrong)}: it does not fit its config.json")
+    try:
+        folder = Path(name) if local else _fetched(name)
+        insist_on_every_weight(model, report, _weights_in(folder) if folder else [], name)
+    except (Incomplete, OSError) as error:
+        raise UserError(f"{name} changed while it was loaded: {error}") from error
     insist_on_finite_weights(model, name)
     insist_on_weights_in_memory(model, name)
     return (model if settings.device_map else model.to(settings.placement())).eval()
+
+
+def _fetched(name: str) -> Path | None:
+    """Return where the weights of a model on the hub are in its cache, now that it was loaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (try_to_load_from_cache(name, file) for file in (FULL, SHARDED))
+    return next((Path(file).parent for file in found if isinstance(file, str)), None)
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    """Return the files that transformers takes a folder's weights from."""
+    if (folder / FULL).is_file():
+        return [folder / FULL]
+    return [folder / name for name in read_index(folder / SHARDED)]
 
 
 def insist_on_finite_weights(model: "nn.Module", name: str) -> None:
@@ -184,7 +214,7 @@ def insist_on_finite_weights(model: "nn.Module", name: str) -> None:
     """
     wrong = [key for key, value in model.named_parameters() if not value.isfinite().all()]
     if wrong:
-        raise UserError(f"{name} holds NaN or infinity in {_some(wrong)}: training diverged?")
+        raise UserError(f"{name} holds NaN or infinity in {some(wrong)}: training diverged?")
 
 
 def insist_on_weights_in_memory(model: "nn.Module", name: str) -> None:
@@ -195,7 +225,7 @@ def insist_on_weights_in_memory(model: "nn.Module", name: str) -> None:
     """
     wrong = [key for key, value in model.named_parameters() if value.is_meta]
     if wrong:
-        raise UserError(f"{name} does not fit: {_some(wrong)} offloaded; use more or larger GPUs")
+        raise UserError(f"{name} does not fit: {some(wrong)} offloaded; use more or larger GPUs")
 
 
 def _insist_on_a_name(name: str) -> None:
@@ -213,8 +243,3 @@ def _insist_on_a_name(name: str) -> None:
 def _first_line(error: BaseException) -> str:
     """Return an exception's message up to its first line break."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _some(names: list[str]) -> str:
-    """Return the first three names and how many there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -29,8 +29,16 @@ DROPPED = frozenset(
 )
 
 
+_NO_JSON = {name: float(name) for name in ("Infinity", "-Infinity", "NaN")}
+
+
 def cleaned(value: Any) -> Any:
-    """Return a JSON value without the keys that choose code, at any depth."""
+    """Return a JSON value without the keys that choose code, at any depth.
+
+    transformers writes an infinite number as `{"__float__": "Infinity"}`: here it is one again.
+    """
+    if isinstance(value, dict) and list(value) == ["__float__"]:
+        return _NO_JSON.get(str(value["__float__"]), value)
     if isinstance(value, dict):
         return {key: cleaned(item) for key, item in value.items() if key not in DROPPED}
     if isinstance(value, list):

@@ -10,6 +10,7 @@ from ..checkpoints import LoadSettings
 from ..checkpoints.revisions import fetch_revisions
 from ..errors import UserError, one_line
 from ..influences.pair_files import read_recorded, read_updated, recorded_data
+from ..unicode_text import flaw_within
 from ..watcher import (
     ActivationSettings,
     Choice,
@@ -212,6 +213,8 @@ def _tokens(path: Path | None) -> tuple[int | str, ...] | None:
         raise UserError(f"--tokens {path} cannot be read as JSON: {error}") from error
     if not isinstance(values, list) or not values or {type(v) for v in values} - {int, str}:
         raise UserError(f'--tokens {path}: give a list of ids or texts, such as ["I", "Sure"]')
+    if flaw := flaw_within(values):
+        raise UserError(f"--tokens {path} {flaw}")
     return tuple(values)
 
 

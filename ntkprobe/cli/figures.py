@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..figures import Drawn, draw_figures, find_runs
 
 
@@ -30,21 +30,24 @@ def figures(
         str | None,
         typer.Option(metavar="paper", help="Put the paper's printed numbers beside ours."),
     ] = None,
-) -> None:
+) -> int:
     """Draw the figures of measured runs: PNG, PDF, and the numbers as CSV. Loads no model.
 
     A run is called like its folder, less an ending -ntk; stl and dcr-stl get the paper's titles.
-    """  # ruff: ignore[docstring-missing-exception]
+    """  # ruff: ignore[docstring-missing-exception, docstring-missing-returns]
     runs = find_runs(places)
     folder = output_dir or next(iter(runs.values())).folder.resolve().parent / "figures"
     drawn = draw_figures(runs, folder, only or (), compare)
-    for name, reason in drawn.missing.items():
-        typer.echo(f"{name} not drawn: {reason}", err=True)
+    for name, reason in [*drawn.missing.items(), *drawn.broken.items()]:
+        typer.echo(one_line(f"{name} not drawn: {reason}"), err=True)
+    if not drawn.files and drawn.broken:
+        return 1
     if not drawn.files or (only and drawn.missing):
         raise UserError("not every figure could be drawn: see above for what is missing")
     if drawn.compared:
         typer.echo(f"{drawn.comparison()}\n")
     typer.echo(_closing_line(drawn, folder))
+    return 1 if drawn.broken else 0
 
 
 def _closing_line(drawn: Drawn, folder: Path) -> str:

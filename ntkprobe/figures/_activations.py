@@ -4,7 +4,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..trajectory import Trajectory
-from ._means import missing
+from ._means import insist_on_groups, missing
 
 GROUPS = ("seemingly_toxic", "toxic")
 
@@ -34,17 +34,11 @@ def toxic_looking(run: Trajectory) -> dict[str, np.ndarray]:
         run: a measured run.
 
     Returns:
-        An array for each of both groups.
-
-    Raises:
-        UserError: if a group has none.
+        An array for each of both groups; a group without prompts is a `UserError`.
     """
+    insist_on_groups(run, GROUPS)
     prompts = run.prompts
-    rows = {g: prompts.loc[prompts["group"] == g, "prompt"].to_numpy() for g in GROUPS}
-    for group, numbers in rows.items():
-        if not len(numbers):
-            raise UserError(f"{run.folder} has no {group} prompts: measure it on both groups")
-    return rows
+    return {g: prompts.loc[prompts["group"] == g, "prompt"].to_numpy() for g in GROUPS}
 
 
 def clustered_right(values: np.ndarray, labels: np.ndarray) -> np.ndarray:

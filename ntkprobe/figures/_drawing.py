@@ -24,11 +24,13 @@ class Drawn:
         files: three for each figure.
         missing: for each figure that could not be drawn, one line that says why and what to do.
         compared: for each figure beside whose numbers others were put, the rows that have some.
+        broken: for each figure that failed where it should not have, the error.
     """
 
     files: tuple[Path, ...]
     missing: dict[str, str]
     compared: dict[str, pd.DataFrame] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
 
     def comparison(self) -> str:
         """Return the compared numbers as text, a table for each figure."""
@@ -73,19 +75,24 @@ def draw_figures(
         raise UserError(f"no figure {unknown[0]!r}: choose from {', '.join(names)}")
     files: list[Path] = []
     missing: dict[str, str] = {}
+    broken: dict[str, str] = {}
     compared: dict[str, pd.DataFrame] = {}
     for name in only or names:
         module = import_module(f"{__package__}.{name}")
         try:
             numbers = module.numbers(runs)
+            if compare is not None and hasattr(module, "beside_paper"):
+                numbers = module.beside_paper(numbers)
+                printed = [column for column in numbers if column.startswith("paper")]
+                compared[name] = numbers.dropna(subset=printed)
+            drawing = module.draw(numbers)
         except UserError as error:
             missing[name] = str(error)
-            continue
-        if compare is not None and hasattr(module, "beside_paper"):
-            numbers = module.beside_paper(numbers)
-            compared[name] = numbers.dropna(subset=[c for c in numbers if c.startswith("paper")])
-        files += _save(Path(output_dir) / name, numbers, module.draw(numbers))
-    return Drawn(tuple(files), missing, compared)
+        except Exception as error:  # a mistake of ours in one figure costs no other
+            broken[name] = f"{type(error).__name__}: {error}"
+        else:
+            files += _save(Path(output_dir) / name, numbers, drawing)
+    return Drawn(tuple(files), missing, compared, broken)
 
 
 _UNDATED: dict[str, dict[str, Any]] = {".png": {}, ".pdf": {"CreationDate": None}}

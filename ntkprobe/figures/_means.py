@@ -1,5 +1,7 @@
 """Means over prompts with their intervals, and the tables of several runs as one."""
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from ..errors import UserError
@@ -41,15 +43,45 @@ def kernel_means(runs: dict[str, Trajectory]) -> pd.DataFrame:
         runs: the measured runs, by name.
 
     Returns:
-        The rows of `Trajectory.group_means`.
+        The rows of `Trajectory.group_means`; a run without any is a `UserError`.
+    """
+    tables = {name: _group_means(run) for name, run in runs.items()}
+    return pd.concat([table.assign(run=name) for name, table in tables.items()])
+
+
+def _group_means(run: Trajectory) -> pd.DataFrame:
+    """Return the mean similarities of one run.
 
     Raises:
-        UserError: if a run has none.
+        UserError: if it has none.
     """
-    for run in runs.values():
-        if run.kernel().empty:
-            raise UserError(missing(run, "kernel", "--only kernel"))
-    return pd.concat([run.group_means().assign(run=name) for name, run in runs.items()])
+    if run.kernel().empty:
+        raise UserError(missing(run, "kernel", "--only kernel"))
+    means = run.group_means()
+    if means.empty:
+        raise UserError(
+            f"{run.folder} has no pair of different prompts in its kernel: {OTHER_PROMPTS}"
+        )
+    return means
+
+
+OTHER_PROMPTS = "measure it on more prompts, into another folder (--prompts FILE --output-dir NEW)"
+
+
+def insist_on_groups(run: Trajectory, groups: Iterable[str]) -> None:
+    """Refuse a run that was measured on no prompt of a group that a figure is about.
+
+    Args:
+        run: a measured run.
+        groups: each of which must have a prompt.
+
+    Raises:
+        UserError: naming the group, and what to do.
+    """
+    present = set(run.prompts["group"])
+    for group in groups:
+        if group not in present:
+            raise UserError(f"{run.folder} has no {group} prompts: {OTHER_PROMPTS}")
 
 
 def missing(run: Trajectory, what: str, option: str, place: object = "NEW") -> str:

@@ -49,6 +49,9 @@ def draw(numbers: pd.DataFrame) -> Figure:
 
 def _draw_rates(rates: pd.DataFrame, ax: Axes) -> None:
     ax.set(ylim=(-3, 103), xlabel="optimiser step", ylabel="answers that refuse (%)")
+    if rates.empty:
+        style.nothing(ax, "no toxic or seemingly toxic prompts measured")
+        return
     percent = rates.assign(
         value=rates["value"] * 100, low=rates["low"] * 100, high=rates["high"] * 100
     )
@@ -69,6 +72,8 @@ def _draw_examples(examples: pd.DataFrame, ax: Axes) -> None:
 
 def _footnote(numbers: pd.DataFrame) -> str:
     rates, examples = numbers[numbers["panel"] == "a"], numbers[numbers["panel"] == "b"]
+    if rates.empty:
+        return note_on_examples(examples)
     sizes = rates.groupby("group")["prompts"].max()
     counts = ", ".join(f"{sizes[g]} {style.look(g).label}" for g in style.in_order(sizes.index))
     note = f"Rates: {counts} prompts, bands are 95 % intervals (Wilson)."

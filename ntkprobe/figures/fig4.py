@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.paths import shaded_path
 from ..trajectory import Trajectory
-from ._means import refusal_rates, refusal_rows
+from ._means import insist_on_groups, refusal_rates, refusal_rows
 from ._paper import MODEL, method_of, paper_table
 
 
@@ -20,6 +20,8 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
         `run, step, compliance, defence`, both shares of prompts.
     """
     rows = refusal_rows(runs)
+    for run in runs.values():
+        insist_on_groups(run, ("seemingly_toxic", "toxic"))
     rates = refusal_rates(rows).pivot(index=["run", "step"], columns="group", values="value")
     table = pd.DataFrame({"compliance": 1 - rates["seemingly_toxic"], "defence": rates["toxic"]})
     return table.loc[list(runs)].reset_index()

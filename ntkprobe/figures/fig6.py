@@ -36,10 +36,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
     firsts = numbers.groupby("run", sort=False)["step"].first()
     titles = [f"{_model(name)}, step {step}" for name, step in firsts.items()]
     figure, axes = style.row(titles, width=1.0 + 2.6 * min(len(titles), style.ACROSS), height=2.9)
-    limits = (
-        math.floor(numbers["similarity"].min() * 10) / 10,
-        math.ceil(numbers["similarity"].max() * 10) / 10,
-    )
+    low = math.floor(numbers["similarity"].min() * 10) / 10
+    limits = low, max(math.ceil(numbers["similarity"].max() * 10) / 10, low + 0.1)
     for name, ax in zip(firsts.index, axes, strict=True):
         group_map(numbers[numbers["run"] == name], ax, limits=limits, beside="paper")
     note = "Means over pairs of different prompts."

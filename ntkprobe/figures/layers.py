@@ -8,7 +8,7 @@ from ..errors import UserError
 from ..plots import style
 from ..plots.bars import stacked_bars
 from ..trajectory import Trajectory
-from ._means import missing
+from ._means import insist_on_groups, missing
 
 DIRECTIONS = (("seemingly_toxic", "toxic"), ("toxic", "seemingly_toxic"))
 """Observed and updated group."""
@@ -59,6 +59,7 @@ def _contributions(run: Trajectory) -> pd.DataFrame:
     parts, kernel = run.parts(), run.kernel()
     if parts.empty:
         raise UserError(missing(run, "kernel by layer", "--by layer --only kernel"))
+    insist_on_groups(run, ("seemingly_toxic", "toxic"))
     first = kernel[kernel["step"] == parts["step"].min()]
     keys, direction = ["step", "observed", "updated"], ["observed_group", "updated_group"]
     index = pd.MultiIndex.from_frame(first[direction])

@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..plots import style
 from ..plots.dots import labelled_dots
 from ..trajectory import Trajectory
-from ._means import missing
+from ._means import insist_on_groups, missing
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -39,10 +39,11 @@ def _nearest(run: Trajectory) -> pd.DataFrame:
         UserError: if it has no kernel between the two groups.
     """
     pairs = run.kernel()
-    groups = (pairs["observed_group"] == "seemingly_toxic") & (pairs["updated_group"] == "toxic")
-    pairs = pairs[groups & (pairs["step"] == pairs["step"].min())]
     if pairs.empty:
         raise UserError(missing(run, "kernel", "--only kernel"))
+    insist_on_groups(run, ("seemingly_toxic", "toxic"))
+    groups = (pairs["observed_group"] == "seemingly_toxic") & (pairs["updated_group"] == "toxic")
+    pairs = pairs[groups & (pairs["step"] == pairs["step"].min())]
     best = pairs.loc[pairs.groupby("observed")["similarity"].idxmax()]
     text = run.prompts.set_index("prompt")["text"]
     return pd.DataFrame(

@@ -7,7 +7,7 @@ from ..errors import UserError
 from ..plots import style
 from ..plots.distributions import spreads
 from ..trajectory import Trajectory
-from ._means import missing
+from ._means import OTHER_PROMPTS, missing
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -48,6 +48,8 @@ def _first_step(run: Trajectory) -> pd.DataFrame:
     if table.empty:
         raise UserError(missing(run, "kernel", "--only kernel"))
     different = table["observed"] != table["updated"]
+    if not different.any():
+        raise UserError(f"{run.folder} has no pair of different prompts: {OTHER_PROMPTS}")
     return table[(table["step"] == table["step"].min()) & different]
 
 

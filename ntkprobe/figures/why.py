@@ -10,6 +10,7 @@ from ..plots import style
 from ..plots.ranked import ranked_bars
 from ..trajectory import Trajectory
 from ._influences import influence_rows
+from ._means import OTHER_PROMPTS
 
 PROMPTS, PAIRS = 4, 3
 
@@ -47,7 +48,8 @@ def _pushed(run: Trajectory) -> pd.DataFrame:
     rows = rows[(rows["observed_group"] == "seemingly_toxic") & (rows["updated_group"] == "toxic")]
     if rows.empty:
         raise UserError(
-            f"{run.folder} has no influence of toxic pairs on seemingly toxic prompts: measure both"
+            f"{run.folder} has no influence of toxic pairs on seemingly toxic prompts: "
+            f"{OTHER_PROMPTS}, with toxic pairs in --updated"
         )
     about = _moments(run, rows).rename_axis("observed").reset_index()
     pushes = rows.rename(columns={"change": "push"}).merge(about, on=["observed", "step"])

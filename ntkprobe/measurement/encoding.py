@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ..chat import Template, resolve_template
-from ..checks import check_loaded, refuse
+from ..checks import check_autocast, check_loaded, refuse
 from ..errors import Remark, UserError
 from ..prompts import Prompt, PromptSet
+from ..wrappers import computing_plainly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -131,16 +132,21 @@ def as_prompt_set(prompts: Texts) -> PromptSet:
 def evaluating(model: nn.Module) -> Generator[nn.Module, None, None]:
     """Hold a model in evaluation mode; afterwards every module is in the mode that it was in.
 
+    Meanwhile it computes what its weights say, outside of the mixed precision of a trainer.
+
     Args:
-        model: any module, such as one that is being trained.
+        model: any module, such as one that is being trained; inside a wrapper, or under autocast,
+            it is a `UserError`.
 
     Yields:
         The same model.
     """
     check_loaded(model)
+    check_autocast(model)
     training = [module for module in model.modules() if module.training]
     try:
-        yield model.eval()
+        with computing_plainly(model):
+            yield model.eval()
     finally:
         for module in training:
             module.training = True

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import plugins
+from ..checkpoints.completeness import insist_on_safetensors
 from ..checkpoints.headers import Incomplete, read_json, regular_file
 from ..errors import UserError
 from ..storage import write_json, write_tensors
@@ -125,6 +126,7 @@ def _read_tensors(place: Path, names: list[str]) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     path = place / TENSORS_NAME
+    insist_on_safetensors(place, TENSORS_NAME)
     try:
         regular_file(path)
         tensors = load_file(path)
@@ -132,6 +134,8 @@ def _read_tensors(place: Path, names: list[str]) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read ({error}): fit the mitigation again") from error
     if missing := sorted(set(names) - set(tensors)):
         raise UserError(f"{path} lacks {missing}: fit the mitigation again")
+    if unknown := sorted(set(tensors) - set(names)):
+        raise UserError(f"{path} holds {unknown} besides what {JSON_NAME} names: fit it again")
     if broken := [name for name in names if not bool(torch.isfinite(tensors[name]).all())]:
         raise UserError(f"{path}: {broken[0]} is not finite: fit the mitigation again")
     return {name: tensors[name] for name in names}

@@ -63,6 +63,8 @@ def pair_lines(
 def _pair_line(rows: pd.DataFrame, ax: Axes, *, y: str, bold: bool) -> None:
     observed, updated = look(rows["observed_group"].iloc[0]), look(rows["updated_group"].iloc[0])
     (line,) = ax.plot(rows["step"], rows[y], color=observed.colour, lw=2.4 if bold else 1.0)
+    if len(rows) == 1:  # a line of one step would not be seen
+        line.set(marker=observed.marker)
     line.set(zorder=3 if bold else 2, alpha=1 if bold else 0.75)
     if observed != updated:
         line.set(linestyle=(0, (2.5, 2.5)), gapcolor=updated.colour, dash_capstyle="butt")

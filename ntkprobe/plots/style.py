@@ -168,6 +168,12 @@ def row(
     return figure, axes
 
 
+def nothing(ax: Axes, why: str) -> None:
+    """Write into empty Axes why there is nothing in them."""
+    ax.text(0.5, 0.5, fill(why, 24), transform=ax.transAxes, ha="center", va="center", color="0.5")
+    ax.set(xticks=[], yticks=[])
+
+
 def letter(axes: Sequence[Axes]) -> None:
     """Put (a), (b), … before the titles of `axes`, where there is more than one."""
     if len(axes) > 1:

@@ -39,7 +39,8 @@ def drift_lines(table: pd.DataFrame, ax: Axes) -> Axes:
     """
     ax.set_ylim(0, (table["drift"].max() * 1.04) or 1.0)
     whole = table[table["observed_group"].isna()]
-    ax.plot(whole["step"], whole["drift"], color="0.2", ls=":", lw=1.8, label="whole kernel")
+    (line,) = ax.plot(whole["step"], whole["drift"], color="0.2", ls=":", lw=1.8)
+    line.set(label="whole kernel", marker="o" if len(whole) == 1 else None)
     pairs = table.dropna(subset="observed_group")
     order = {group: place for place, group in enumerate(in_order(pairs["observed_group"]))}
     once = pairs["observed_group"].map(order) <= pairs["updated_group"].map(order)

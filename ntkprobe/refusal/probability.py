@@ -15,6 +15,7 @@ from ..batching import together
 from ..chat import RAW, Template
 from ..errors import UserError
 from ..generation import Ids, length_batches, require_measurable, require_vocabulary
+from ..unicode_text import flaw_of
 from .processed import score_by_processors
 from .rows import row_scores, score_by_rows
 from .trie import PhraseTrie, score_by_trie, trie_scores
@@ -91,8 +92,11 @@ def phrase_ids(
         Ids by phrase, `()` where it cannot be written.
 
     Raises:
-        UserError: if there is no phrase, or none that can be written.
+        UserError: if there is no phrase, none that can be written, or one is no valid Unicode.
     """
+    for each in phrases:
+        if isinstance(each, str) and (flaw := flaw_of(each)):
+            raise UserError(f"a refusal phrase {flaw}")
     ids = [
         template.encode_phrases(tokenizer, [each])[0] if isinstance(each, str) else tuple(each)
         for each in phrases

@@ -7,20 +7,24 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import UserError
 from ..parameters import adapter_parameters, effective_parameters
 from ..storage import write_tensors
+from ..wrappers import inner_model
 
 
 class StepCallback(TrainerCallback):
     """Writes each step's actual change of the trained parameters, `Trainer(callbacks=[...])`.
 
     Whatever the optimiser is (AdamW, with its moments and its decay) and whatever made the gradient
-    (batches added up, clipping, dropout): Δθ = θ after the step less θ before it. Training itself
-    is not changed. `ntkprobe.read_steps` reads them, `ntkprobe.predict_step` says what they did.
+    (batches added up, clipping, dropout, mixed precision): Δθ = θ after the step less θ before it,
+    exact in float32 at least. What the passes were cast to is in each file's metadata. Training
+    itself is not changed. `ntkprobe.read_steps` reads them, `ntkprobe.predict_step` says what they
+    did.
 
     Args:
         output_dir: where to; by default beside the run, `RUN-steps`.
@@ -78,13 +82,21 @@ class StepCallback(TrainerCallback):
         if not self._before:
             return
         now = trained(kwargs["model"])
-        change = {n: (now[n].detach() - old).cpu() for n, old in self._before.items()}
+        change = {n: _difference(now[n].detach(), old).cpu() for n, old in self._before.items()}
         self._before = {}
         path = self._folder / f"step-{state.global_step + 1:08d}.safetensors"
-        write_tensors(path, change, {"step": str(state.global_step + 1)})
+        passes = "bfloat16" if args.bf16 else "float16" if args.fp16 else "as the weights"
+        write_tensors(path, change, {"step": str(state.global_step + 1), "passes": passes})
+
+
+def _difference(now: Tensor, old: Tensor) -> Tensor:
+    """Return how a tensor has changed; in float32 where it has less, which has no room for it."""
+    wide = torch.promote_types(now.dtype, torch.float32)
+    return now.to(wide) - old.to(wide)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that training moves, by canonical name, a tied one once."""
+    model = inner_model(model)
     everything = {**effective_parameters(model), **adapter_parameters(model)}
     return {name: p for name, p in everything.items() if p.requires_grad}

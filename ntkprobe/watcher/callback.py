@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections import Counter
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..checkpoints import identity, readiness
+from ..estimators.gram.precision import full_float32
 from ..prompts import PromptSet
+from ..wrappers import computing_plainly, inner_model
 from .folder import MeasurementFolder
 from .recorder import Recorder
 from .settings import MeasureSettings
@@ -27,7 +30,9 @@ class TrajectoryCallback(TrainerCallback):
     """Measures the model in memory at the start and at every save, `Trainer(callbacks=[...])`.
 
     Training itself is not changed, neither its weights nor its random numbers. The checkpoint just
-    saved lends its identity, so that `ntkprobe measure` on the same folder finds it done.
+    saved lends its identity, so that `ntkprobe measure` on the same folder finds it done. The model
+    is measured in the precision of its weights, as that command would: outside of the autocast that
+    `bf16=True` puts around it, which `run.json` tells as `trained_in`.
 
     Args:
         prompts: what to measure on.
@@ -63,10 +68,10 @@ class TrajectoryCallback(TrainerCallback):
         """
         if not state.is_world_process_zero:
             return
-        model = kwargs["model"]
+        model = inner_model(kwargs["model"])
         run = Path(str(args.output_dir))
         folder = MeasurementFolder(Path(self.output_dir or run.with_name(f"{run.name}-ntk")))
-        about = {"ckpt_dir": str(run), "by": type(self).__name__}
+        about = {"ckpt_dir": str(run), "by": type(self).__name__, "trained_in": _precision(args)}
         recorder = Recorder(folder, self.prompts, self._settings_of(model), about)
         recorder.prepare(self.tokenizer or kwargs["processing_class"], None)
         self._recorder = recorder
@@ -88,12 +93,16 @@ class TrajectoryCallback(TrainerCallback):
             return
         saved = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         verdict = readiness(saved)
-        which = identity(saved, verdict.weights) if verdict.weights else _digest(kwargs["model"])
-        self._measure(kwargs["model"], state.global_step, which)
+        model = inner_model(kwargs["model"])
+        which = identity(saved, verdict.weights) if verdict.weights else _digest(model)
+        self._measure(model, state.global_step, which)
 
     def _settings_of(self, model: "nn.Module") -> MeasureSettings:
         """Return the settings with what is true of the model in memory."""
-        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        sizes: Counter[torch.dtype] = Counter()
+        for parameter in model.parameters():  # an adapter may have another dtype than its base
+            sizes[parameter.dtype] += parameter.numel()
+        dtype = str(sizes.most_common(1)[0][0]).removeprefix("torch.")
         attention = getattr(model.config, "_attn_implementation", None) or "eager"
         load = replace(self.settings.load, dtype=dtype, attn_implementation=str(attention))
         return replace(self.settings, load=load)
@@ -105,12 +114,17 @@ class TrajectoryCallback(TrainerCallback):
         if not kinds:
             return
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), computing_plainly(model), full_float32():
                 self._recorder.record(model, step, which, kinds)
             folder.note("done", step=step, kinds=kinds, by=type(self).__name__)
         except Exception as error:
             logger.warning("step %d was not measured: %s", step, error)
             folder.note("failed", step=step, reason=f"{type(error).__name__}: {error}")
+
+
+def _precision(args: TrainingArguments) -> str | None:
+    """Return what a trainer's passes are cast to, where they are."""
+    return "bfloat16" if args.bf16 else "float16" if args.fp16 else None
 
 
 def _digest(model: "nn.Module") -> str:

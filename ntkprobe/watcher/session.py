@@ -115,6 +115,7 @@ class Session:
         ends = [end for end in (scout.end(), following.until_step) if end is not None]
         done = [checkpoint.step for checkpoint in self._settled]
         done += [s.checkpoint.step for s in seen if s.is_ready and not s.wanted]
+        done += [s.checkpoint.step for s in seen if s.verdict.state == "refused"]
         return bool(ends) and bool(done) and max(done) >= min(ends)
 
     def _look_once(self, scout: Scout, everything: list[Sighting]) -> bool:
@@ -237,6 +238,8 @@ class Session:
         if self._told.get(sighting.checkpoint) != reason:
             self._told[sighting.checkpoint] = reason
             self.folder.note(state, step=sighting.checkpoint.step, reason=reason)
+            if state == "refused" and self.following is not None:  # else the end says so at once
+                tqdm.write(one_line(f"{sighting.checkpoint.path.name}: {reason}"), sys.stderr)
 
     def _note_skipped(self) -> None:
         """Note what was left alone, and why."""
