@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import UserError
-from ..parameters import adapter_parameters, effective_parameters
+from ..parameters import named_parameters
 from ..storage import write_tensors
 
 
@@ -86,5 +86,4 @@ class StepCallback(TrainerCallback):
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that training moves, by canonical name, a tied one once."""
-    everything = {**effective_parameters(model), **adapter_parameters(model)}
-    return {name: p for name, p in everything.items() if p.requires_grad}
+    return {name: p for name, p in named_parameters(model).items() if p.requires_grad}
