@@ -15,7 +15,7 @@ from torch import nn
 
 from .errors import UserError
 from .hooks import MIXER, decoder_layers, embedding, head
-from .peft_modules import Place, active_adapters, divided, in_force, places
+from .peft_modules import Place, active_adapters, divided, in_force, places, rows_of_several
 from .peft_modules import adapter_parameters as adapter_parameters
 from .peft_modules import effective_parameters as effective_parameters
 
@@ -84,17 +84,18 @@ class ParameterSelection:
         base, adapter = effective_parameters(model), adapter_parameters(model)
         parts = part_of(model)
         chosen: set[str] = set()
+        counted: set[str] = set()  # as the base model's
         for term in self.terms:
             names = set(adapter) if term == "lora" else _matching(term, parts, model)
+            counted |= names if term != "lora" else set()
             if not names:
                 raise UserError(
                     f"parameters {str(self)!r}: {term!r} selects nothing here; {_hint(term)}"
                 )
             chosen |= names
         everything = {**base, **adapter}
-        found = _once({name: everything[name] for name in everything if name in chosen})
-        _refuse_tied(str(self), model, found, "lora" in self.terms)
-        return found
+        _refuse_tied(str(self), model, [base[n] for n in base if n in counted])
+        return _once({name: everything[name] for name in everything if name in chosen})
 
     def names(self, model: nn.Module) -> list[str]:
         """Return the canonical names of the selected parameters, in the model's order."""
@@ -185,15 +186,18 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return _once({**effective_parameters(model), **adapter_parameters(model)})
 
 
-def _refuse_tied(
-    selection: str, model: nn.Module, chosen: dict[str, nn.Parameter], adapter: bool
-) -> None:
+def _refuse_tied(selection: str, model: nn.Module, counted: list[nn.Parameter]) -> None:
     """Refuse parameters that stand for several, or that peft trains together with others.
+
+    Args:
+        selection: as it is written.
+        model: the model.
+        counted: the parameters that count as the base model's, with the adapter merged.
 
     Raises:
         UserError: saying which.
     """
-    ids = {id(parameter) for parameter in chosen.values()}
+    ids = {id(parameter) for parameter in counted}
     for one, other, *_ in divided(model):
         if id(one[0].parameter) in ids:
             raise UserError(
@@ -202,9 +206,14 @@ def _refuse_tied(
                 "model), which changes nothing that it computes, or load it with "
                 "ntkprobe.checkpoints.adapted"
             )
+    if ids & rows_of_several(model):
+        raise UserError(
+            f"parameters {selection!r}: the adapter's trainable_token_indices are rows of two "
+            "matrices at once: load it merged, with ntkprobe.checkpoints.adapted"
+        )
     configs = getattr(model, "peft_config", None) or {}
-    tied = [name for name in configs if getattr(configs[name], "target_modules_to_tie", None)]
-    if adapter and active_adapters(model) & set(tied):
+    tied = {name for name in configs if getattr(configs[name], "target_modules_to_tie", None)}
+    if "lora" in selection.split("+") and active_adapters(model) & tied:
         raise UserError(
             f"parameters {selection!r}: the adapter's matrices at both ends of a tied embedding "
             "are one in memory (ensure_weight_tying): choose all, over the merged model"

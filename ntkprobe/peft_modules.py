@@ -283,6 +283,18 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).abs().max() <= slack * one.abs().max())
 
 
+def rows_of_several(model: nn.Module) -> set[int]:
+    """Return the identities of trained rows that stand for rows of several matrices at once.
+
+    peft trains them so where the configuration ties the ends of a model whose weights are not tied.
+    """
+    matrices: dict[int, set[int]] = {}
+    for place in places(model):
+        for rows in place.trained_rows():
+            matrices.setdefault(id(rows), set()).add(id(place.parameter))
+    return {rows for rows, several in matrices.items() if len(several) > 1}
+
+
 def untie(model: nn.Module) -> None:
     """Give each end of a tied parameter that adapters change differently a parameter of its own.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError, one_line
 from ..peft_modules import adapter_parameters, places
@@ -106,8 +106,22 @@ def attach(base: "PreTrainedModel", folder: Path, state: BaseState) -> Any:
         raise UserError(
             f"{folder.name}: the adapter does not fit the base: {one_line(error)}{how}"
         ) from error
+    report.unexpected_keys[:] = _unknown(report.unexpected_keys, tensors)
     _insist_complete(model, report, known, sizes, folder)
     return model
+
+
+def _unknown(left: list[str], tensors: dict[str, Tensor]) -> list[str]:
+    """Return what was left over of a file, without what it holds a second time.
+
+    With `save_embedding_layers`, peft saves modules trained whole, and tied rows, under two names.
+    """
+    used = [value for name, value in tensors.items() if name not in left]
+    return [
+        name
+        for name in left
+        if name not in tensors or not any(torch.equal(tensors[name], value) for value in used)
+    ]
 
 
 def read_config(folder: Path) -> Any:
