@@ -61,8 +61,8 @@ def check_measurable(model: nn.Module) -> None:
     """Refuse a model whose kernel would be wrong or cannot be had.
 
     Raises:
-        UserError: for training mode, offloaded, sharded or quantised weights, an adapter but LoRA,
-            or a call without autograd or with rounded operations.
+        UserError: for training mode, offloaded, sharded or quantised weights, an adapter but plain
+            LoRA, or a call without autograd or with rounded operations.
     """
     check_loaded(model)
     if model.training:
@@ -74,10 +74,14 @@ def check_measurable(model: nn.Module) -> None:
     config = getattr(model, "config", None)
     if getattr(model, "hf_quantizer", None) or getattr(config, "quantization_config", None):
         raise UserError(f"the model is quantised: {_UNQUANTISED}")
-    for adapter in getattr(model, "peft_config", {}).values():
+    for adapter in (getattr(model, "peft_config", None) or {}).values():
         kind = str(getattr(adapter.peft_type, "value", adapter.peft_type))
-        if kind != "LORA" or getattr(adapter, "use_dora", False):
-            raise UserError(f"the adapter is no plain LoRA ({kind}): call merge_and_unload() first")
+        variants = {type(v).__name__ for m in model.modules() for v in _variants(m)}
+        if kind != "LORA" or getattr(adapter, "use_dora", False) or variants:
+            named = ", ".join(sorted(variants)) or kind
+            raise UserError(
+                f"the adapter is no plain LoRA ({named}): call merge_and_unload() first"
+            )
     _check_surroundings(model)
 
 
@@ -96,6 +100,15 @@ def check_computes_plainly(model: nn.Module) -> None:
             "call accelerator.unwrap_model(model, keep_fp32_wrapper=False) first",
         )
         refuse(is_compiled(module), f"{who} was compiled: load the model again, uncompiled")
+
+
+def _variants(module: Any) -> list[Any]:
+    """Return what peft does in a LoRA module instead of adding BA: DoRA, aLoRA, VeLoRA, say."""
+    variants = getattr(module, "lora_variant", None)
+    active = getattr(module, "active_adapters", [])
+    if not isinstance(variants, dict):
+        return []
+    return [variant for adapter, variant in variants.items() if adapter in active]
 
 
 def _check_module(name: str, module: nn.Module) -> None:

@@ -2,7 +2,8 @@
 
 A selection is `all`, `lora`, `embed`, `below:L`, `last:N`, `norm`, `head` or `re:PATTERN`, or
 several joined by `+`. A parameter has the name that it has in the base model (what an adapter
-adds to it is taken off); a tied one, found by identity, has one name and counts once.
+adds to it is taken off); a tied one, found by identity, has one name and counts once. `lora` is
+everything that the adapter trains, `all` every parameter of the base with the adapter merged.
 """
 
 import re
@@ -14,16 +15,15 @@ from torch import nn
 
 from .errors import UserError
 from .hooks import MIXER, decoder_layers, embedding, head
+from .peft_modules import Place, active_adapters, divided, in_force, places, rows_of_several
+from .peft_modules import adapter_parameters as adapter_parameters
+from .peft_modules import effective_parameters as effective_parameters
 
 _TERM = re.compile(
     r"all|lora|embed|norm|head|below:(?P<below>\d+)|last:(?P<last>\d+)|re:(?P<re>.+)"
 )
 _GRAMMAR = "choose from all, lora, embed, below:L, last:N, norm, head, re:PATTERN, joined by +"
 _JOINT = re.compile(r"\+(?=(?:all|lora|embed|norm|head)(?:\+|$)|below:|last:|re:|\w+$)")
-_ADAPTER = re.compile(r"\.(lora_\w+|modules_to_save)\.")
-_WRAPPING = re.compile(
-    r"\.base_layer\b|\.modules_to_save\.[^.]+|^base_model\.model\.|\b_orig_mod\."
-)
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,23 @@ class ParameterSelection:
         """Return the selected parameters by canonical name, in the model's order, a tied one once.
 
         Raises:
-            UserError: if a block is out of range, or a term selects nothing.
+            UserError: if a block is out of range, a term selects nothing, or an adapter changes
+                a selected tied parameter at one end only.
         """
         base, adapter = effective_parameters(model), adapter_parameters(model)
         parts = part_of(model)
         chosen: set[str] = set()
+        counted: set[str] = set()  # as the base model's
         for term in self.terms:
             names = set(adapter) if term == "lora" else _matching(term, parts, model)
+            counted |= names if term != "lora" else set()
             if not names:
                 raise UserError(
                     f"parameters {str(self)!r}: {term!r} selects nothing here; {_hint(term)}"
                 )
             chosen |= names
         everything = {**base, **adapter}
+        _refuse_tied(str(self), model, [base[n] for n in base if n in counted])
         return _once({name: everything[name] for name in everything if name in chosen})
 
     def names(self, model: nn.Module) -> list[str]:
@@ -177,29 +181,43 @@ def _matching(term: str, parts: dict[str, Part], model: nn.Module) -> set[str]:
     return {name for name, part in parts.items() if not part.layer and term in part.kind.split("+")}
 
 
-def effective_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of the base model by canonical name, a tied one once.
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return all parameters that can be selected, the base model's and the adapter's, each once."""
+    return _once({**effective_parameters(model), **adapter_parameters(model)})
 
-    A module that an adapter trains whole (`modules_to_save`) stands for the original it replaces:
-    names and kernel are those of the merged model.
+
+def _refuse_tied(selection: str, model: nn.Module, counted: list[nn.Parameter]) -> None:
+    """Refuse parameters that stand for several, or that peft trains together with others.
+
+    Args:
+        selection: as it is written.
+        model: the model.
+        counted: the parameters that count as the base model's, with the adapter merged.
+
+    Raises:
+        UserError: saying which.
     """
-    found: dict[str, nn.Parameter] = {}
-    for name, parameter in model.named_parameters():
-        if ".original_module." in name or ".lora_" in name:
-            continue
-        found[_WRAPPING.sub("", name)] = parameter
-    return found
-
-
-def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return what an adapter adds or trains whole, by name; empty without one."""
-    if not hasattr(model, "peft_config"):
-        return {}
-    return {
-        re.sub(r"^base_model\.model\.", "", name): parameter
-        for name, parameter in model.named_parameters()
-        if _ADAPTER.search(name)
-    }
+    ids = {id(parameter) for parameter in counted}
+    for one, other, *_ in divided(model):
+        if id(one[0].parameter) in ids:
+            raise UserError(
+                f"parameters {selection!r}: the adapter changes {one[0].name} and "
+                f"{other[0].name}, which are tied, not alike: call ntkprobe.peft_modules.untie("
+                "model), which changes nothing that it computes, or load it with "
+                "ntkprobe.checkpoints.adapted"
+            )
+    if ids & rows_of_several(model):
+        raise UserError(
+            f"parameters {selection!r}: the adapter's trainable_token_indices are rows of two "
+            "matrices at once: load it merged, with ntkprobe.checkpoints.adapted"
+        )
+    configs = getattr(model, "peft_config", None) or {}
+    tied = {name for name in configs if getattr(configs[name], "target_modules_to_tie", None)}
+    if "lora" in selection.split("+") and active_adapters(model) & tied:
+        raise UserError(
+            f"parameters {selection!r}: the adapter's matrices at both ends of a tied embedding "
+            "are one in memory (ensure_weight_tying): choose all, over the merged model"
+        )
 
 
 def part_of(model: nn.Module) -> dict[str, Part]:
@@ -212,7 +230,10 @@ def part_of(model: nn.Module) -> dict[str, Part]:
                 homes.setdefault(
                     id(parameter), Part(blocks[id(module)], _kind_in(module, parameter_name))
                 )
-    homes = _ends(model, homes) | homes
+    held = places(model)
+    homes = _ends(model, held, homes) | homes
+    for place in held:  # trained rows of an embedding belong where its matrix does
+        homes |= {id(p): homes[id(place.parameter)] for p in place.trained_rows()}
     return {name: homes[id(p)] for name, p in effective_parameters(model).items()}
 
 
@@ -227,24 +248,20 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 def _kind_in(block: nn.Module, name: str) -> str:
     """Return whether a parameter is of a block's norms, of what mixes positions, or the rest."""
     child = name.split(".")[0]
-    module = getattr(block, child)
+    module = in_force(getattr(block, child))
     if "norm" in type(module).__name__.lower() or "norm" in child:
         return "norms"
     return "attention" if MIXER.search(child) else "mlp"
 
 
-def _ends(model: nn.Module, inside: dict[int, Part]) -> dict[int, Part]:
+def _ends(model: nn.Module, held: list[Place], inside: dict[int, Part]) -> dict[int, Part]:
     """Return the parts of the parameters outside the blocks, by identity."""
-    output = head(model)
-    heads = {id(p) for p in output.parameters()} if output is not None else set()
-    source = embedding(model)
-    embeddings = {id(p) for p in source.parameters()} if source is not None else set()
+    heads, embeddings = _of(head(model)), _of(embedding(model))
     found: dict[int, Part] = {}
-    for name, parameter in model.named_parameters():
-        own = id(parameter)
-        if own in inside:
+    for place in held:
+        own, words = id(place.parameter), place.name.lower()
+        if own in inside or own in found:
             continue
-        words = name.lower()
         if own in heads:
             kind = "embed+head" if own in embeddings else "head"
         elif "embed" in words or own in embeddings:
@@ -259,6 +276,11 @@ def _ends(model: nn.Module, inside: dict[int, Part]) -> dict[int, Part]:
             )
         found[own] = Part(None, kind)
     return found
+
+
+def _of(module: nn.Module | None) -> set[int]:
+    """Return the identities of the parameters that a module has in force."""
+    return set() if module is None else {id(place.parameter) for place in places(module)}
 
 
 @contextmanager

@@ -243,8 +243,9 @@ def selecting(model: nn.Module, chosen: dict[str, nn.Parameter]) -> ParameterSel
     wanted = {id(parameter) for parameter in chosen.values()}
     kept = [re.escape(n) for n, p in effective_parameters(model).items() if id(p) in wanted]
     terms = [f"re:^(?:{'|'.join(kept)})$"] if kept else []
-    adapted = any(id(p) in wanted for p in adapter_parameters(model).values())
-    return ParameterSelection((*terms, *(["lora"] if adapted else [])))
+    left = adapter_parameters(model).values()
+    whole = bool(left) and all(id(p) in wanted for p in left)
+    return ParameterSelection((*terms, *(["lora"] if whole else [])))
 
 
 class Scaled(nn.Module):

@@ -9,6 +9,7 @@ from .adapters import adapted as adapted
 from .adapters import base_and_adapter as base_and_adapter
 from .adapters import base_folder_of as base_folder_of
 from .adapters import base_named_by as base_named_by
+from .base_state import weights_digest as weights_digest
 from .completeness import FileStamp as FileStamp
 from .completeness import Readiness as Readiness
 from .completeness import readiness as readiness

@@ -1,8 +1,8 @@
 """Adapters over one base that stays in memory: a checkpoint costs its own bytes, not a model load.
 
 Merged, W + ΔW, the model is a plain one: the kernel of its base parameters is the same number
-whether the run was saved merged or not. Afterwards the base is back bit for bit, because the merged
-weights were new tensors.
+whether the run was saved merged or not. Afterwards the base is back bit for bit: whatever peft
+writes into was a copy.
 """
 
 import warnings
@@ -11,17 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
-from .completeness import ADAPTER, insist_on_safetensors
+import torch
+
+from ..errors import UserError, one_line
+from ..peft_modules import separate_for_merging, tie_again, untie
+from .attaching import REFUSALS, attach, plain_lora
+from .base_state import BaseState
 from .headers import read_json
 from .loading import insist_on_finite_weights
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
-
-# The initialisations that leave the base weights alone: empty tensors are enough to load into.
-PLAIN_INITIALISATIONS = (True, False, "gaussian")
 
 
 def base_named_by(folder: Path) -> str:
@@ -77,87 +78,55 @@ def adapted(
         merge: fold it into the base's weights, or keep it beside them (for `lora`).
 
     Yields:
-        The base with merged weights, or a `PeftModel`.
+        The base with merged weights, or a `PeftModel`. Tied ends that the adapter changes
+        differently are two parameters.
 
     Raises:
         UserError: if the adapter does not fit the base, cannot be merged, or is not finite.
     """
-    undo = _snapshot(base)
+    state = BaseState.of(base)
     try:
-        model = _attach(base, folder)
+        model = attach(base, folder, state)
         if merge:
-            try:
-                model = model.merge_and_unload(safe_merge=True).requires_grad_(True)
-            except (ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
-                raise UserError(f"{folder.name}: cannot merge the adapter: {error}") from error
+            model = _merged(model, folder).requires_grad_(True)
+        else:
+            untie(model)
         insist_on_finite_weights(model, folder.name)
         yield model.eval()
     finally:
-        _restore(base, undo)
+        state.restore()
 
 
-def _attach(base: "PreTrainedModel", folder: Path) -> Any:
-    """Return a PeftModel over `base` with every tensor of the adapter in its place, and no other.
+def _merged(model: Any, folder: Path) -> Any:
+    """Return the base with the adapter folded into its weights.
 
     Raises:
-        UserError: if some tensor is missing, left over, or of another shape.
+        UserError: if peft cannot do that, or what comes out computes something else.
     """
-    from peft import PeftConfig, PeftModelForCausalLM, set_peft_model_state_dict
-    from safetensors.torch import load
-
-    insist_on_safetensors(folder, ADAPTER)
-    try:
-        config = PeftConfig.from_pretrained(str(folder), local_files_only=True)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder.name}: adapter_config.json cannot be used: {error}") from error
-    if config.is_prompt_learning:
-        raise UserError(
-            f"{folder.name}: {config.peft_type} adapters have no merged weights; use LoRA"
-        )
-    config.inference_mode = True
-    empty = getattr(config, "init_lora_weights", True) in PLAIN_INITIALISATIONS
-    # load(bytes), not load_file: a memory-mapped file that shrinks kills the process.
-    tensors = load((folder / ADAPTER).read_bytes())
+    # In half precision rounding alone can send a token to another expert.
+    exact = model.dtype in (torch.float32, torch.float64)
+    checked = exact or not plain_lora(model.active_peft_config)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers the old way
-            model = PeftModelForCausalLM(base, config, low_cpu_mem_usage=empty)
-        report: Any = set_peft_model_state_dict(model, tensors, low_cpu_mem_usage=empty)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"{folder.name}: the adapter does not fit the base: {error}") from error
-    missing = [key for key in report.missing_keys if ".default" in key]
-    if missing or report.unexpected_keys:
-        wrong = (missing or list(report.unexpected_keys))[0]
-        raise UserError(f"{folder.name}: the adapter does not fit the base: {wrong}")
-    return model
-
-
-def _snapshot(base: "nn.Module") -> list[tuple["nn.Module", dict, dict, dict]]:
-    """Return every module's children, parameters and their tensors, by reference."""
-    return [
-        (
-            module,
-            dict(module._modules),
-            dict(module._parameters),
-            {
-                name: (value.data, value.requires_grad)
-                for name, value in module._parameters.items()
-                if value is not None
-            },
+            warnings.simplefilter("ignore")  # ends that are no longer tied, as they should be
+            before = _probe_logits(model) if checked else torch.zeros(())
+            alike = separate_for_merging(model)
+            merged = model.merge_and_unload(safe_merge=True)
+            tie_again(alike)
+            after = _probe_logits(merged) if checked else before
+    except REFUSALS as error:
+        raise UserError(f"{folder.name}: cannot merge the adapter: {one_line(error)}") from error
+    slack = 1e-3 if exact else 0.1
+    if not bool((after - before).abs().max() <= slack * before.abs().max()):
+        raise UserError(
+            f"{folder.name}: merged, the adapter computes something else than beside the base: "
+            "measure a model that was saved merged, or use LoRA"
         )
-        for module in base.modules()
-    ]
+    return merged
 
 
-def _restore(base: "nn.Module", undo: list[tuple["nn.Module", dict, dict, dict]]) -> None:
-    """Put back what `_snapshot` saw."""
-    for module, children, parameters, tensors in undo:
-        module._modules.clear()
-        module._modules.update(children)
-        module._parameters.clear()
-        module._parameters.update(parameters)
-        for name, (data, requires_grad) in tensors.items():
-            parameters[name].data = data
-            parameters[name].requires_grad_(requires_grad)
-    for attribute in ("peft_config", "_hf_peft_config_loaded"):
-        base.__dict__.pop(attribute, None)
+@torch.no_grad()
+def _probe_logits(model: Any) -> "Tensor":
+    """Return a model's logits for a few tokens."""
+    ids = torch.arange(4, device=model.get_input_embeddings().weight.device)[None]
+    return model.eval()(input_ids=ids, use_cache=False).logits[:, -1]

@@ -176,7 +176,9 @@ def _named_by(step: Direction, model: nn.Module) -> dict[str, nn.Parameter]:
                 f"the step moves {name}, {tuple(change.shape)}, which this model does not have: "
                 "give the model that was trained, its adapter not merged"
             )
-    return {name: known[name] for name in step}
+    # A module trained whole has two names: a step that gives both moves it once.
+    once = {id(known[name]): name for name in reversed(step)}
+    return {name: known[name] for name in step if once[id(known[name])] == name}
 
 
 @contextmanager

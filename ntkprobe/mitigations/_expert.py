@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from ..checkpoints.adapters import PLAIN_INITIALISATIONS
+from ..checkpoints.attaching import plain_lora
 from ..checkpoints.completeness import ADAPTER, insist_on_safetensors
 from ..checkpoints.headers import Incomplete, regular_file
 from ..errors import UserError, one_line
@@ -87,11 +87,7 @@ def _plain_lora(place: Path) -> Any:
     except (Incomplete, OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"no LoRA adapter in {place}: {one_line(error)}") from error
     plain = (
-        str(config.peft_type).endswith("LORA")
-        and not config.use_dora
-        and config.bias == "none"
-        and not config.modules_to_save
-        and config.init_lora_weights in PLAIN_INITIALISATIONS
+        getattr(config, "bias", "") == "none" and not config.modules_to_save and plain_lora(config)
     )
     if not plain:
         raise UserError(

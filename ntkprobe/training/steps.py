@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import UserError
-from ..parameters import adapter_parameters, effective_parameters
+from ..parameters import named_parameters
 from ..storage import write_tensors
 from ..wrappers import inner_model
 
@@ -97,6 +97,5 @@ def _difference(now: Tensor, old: Tensor) -> Tensor:
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that training moves, by canonical name, a tied one once."""
-    model = inner_model(model)
-    everything = {**effective_parameters(model), **adapter_parameters(model)}
+    everything = named_parameters(inner_model(model))
     return {name: p for name, p in everything.items() if p.requires_grad}

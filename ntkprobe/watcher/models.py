@@ -15,6 +15,7 @@ from ..checkpoints import (
     load_model,
     load_tokenizer,
     readiness,
+    weights_digest,
 )
 from ..errors import UserError
 
@@ -38,6 +39,7 @@ class Models:
         self.merge = merge
         self.adapts = False  # whether the run's checkpoints are adapters
         self._base: PreTrainedModel | None = None
+        self._digest = ""  # of the base as it was loaded
 
     def learn_base(self, adapter: Path) -> None:
         """Take the base that an adapter's configuration names, unless the user named one.
@@ -72,6 +74,7 @@ class Models:
             raise UserError("no base model is known: give it with --model")
         if self._base is None:
             self._base = load_model(self.name, self.load)
+            self._digest = weights_digest(self._base)
         return self._base
 
     @contextmanager
@@ -88,9 +91,14 @@ class Models:
         if kind == "full":
             self._base = None  # a run of full models keeps no second one in memory
             yield load_checkpoint(pin, self.load)
-        else:
+            return
+        try:
             with adapted(self.base(), pin, merge=self.merge) as model:
                 yield model
+        finally:
+            # The next adapter is for the base as it was, and for no other: else it is loaded anew.
+            if self._base is not None and weights_digest(self._base) != self._digest:
+                self._base = None
 
     def tokenizer(self, *folders: Path) -> "PreTrainedTokenizerBase":
         """Return the tokenizer of the first folder that has one, else that of the named model.

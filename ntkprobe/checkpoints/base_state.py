@@ -1,0 +1,133 @@
+"""What a base model was before an adapter, so that it can be put back, and a digest to see it by."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """An object's attributes, and what its dictionaries and sets held."""
+
+    owner: Any
+    kind: type
+    attributes: dict[str, Any]
+    contents: dict[str, Any]
+
+    @classmethod
+    def of(cls, owner: Any) -> "_Kept":
+        """Return what an object is now, by reference."""
+        attributes = dict(vars(owner))
+        inner = {k: v.copy() for k, v in attributes.items() if isinstance(v, dict | set)}
+        return cls(owner, type(owner), attributes, inner)
+
+    def restore(self) -> None:
+        """Make the object what it was."""
+        if type(self.owner) is not self.kind:  # torch's parametrisations change it
+            self.owner.__class__ = self.kind
+        now = vars(self.owner)
+        now.clear()
+        now.update(self.attributes)
+        for name, content in self.contents.items():
+            self.attributes[name].clear()
+            self.attributes[name].update(content)
+
+
+@dataclass(frozen=True)
+class BaseState:
+    """A model's modules, tensors and configurations, by reference: nothing is copied.
+
+    Attributes:
+        model: the model.
+        kept: every module and configuration.
+        values: every parameter, with its tensor and whether it required a gradient.
+    """
+
+    model: nn.Module
+    kept: list[_Kept] = field(default_factory=list)
+    values: list[tuple[nn.Parameter, Tensor, bool]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "BaseState":
+        """Return what a model is now."""
+        owners = {id(owner): owner for owner in (*model.modules(), *_configurations(model))}
+        values = [(p, p.data, p.requires_grad) for p in model.parameters()]
+        return cls(model, [_Kept.of(owner) for owner in owners.values()], values)
+
+    def guard(self) -> None:
+        """Put copies in the place of all tensors: what is written in place goes to these."""
+        for parameter, data, _ in self.values:
+            parameter.data = data.clone()
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.clone()
+
+    def guard_named(self, names: set[str]) -> None:
+        """Put copies in the place of some parameters and buffers, by their names in the model."""
+        wanted = {
+            id(p) for n, p in self.model.named_parameters(remove_duplicate=False) if n in names
+        }
+        for parameter, data, _ in self.values:
+            if id(parameter) in wanted:
+                parameter.data = data.clone()
+        for prefix, module in self.model.named_modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and f"{prefix}.{name}".lstrip(".") in names:
+                    module._buffers[name] = buffer.clone()
+
+    def restore(self) -> None:
+        """Make the model what it was."""
+        for kept in self.kept:
+            kept.restore()
+        for parameter, data, required in self.values:
+            parameter.data = data
+            parameter.requires_grad_(required)
+
+
+def _configurations(model: nn.Module) -> Iterator[Any]:
+    """Yield the configurations of a model's modules, and those inside them."""
+    from transformers import PreTrainedConfig
+
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig):
+            yield config
+            yield from (v for v in vars(config).values() if isinstance(v, PreTrainedConfig))
+
+
+@torch.no_grad()
+def weights_digest(model: nn.Module) -> str:
+    """Return a hexadecimal digest of every bit of a model's parameters and buffers.
+
+    Args:
+        model: the model; which of its tensors are tied counts, too.
+
+    Returns:
+        Two models have the same one if all their tensors are equal. Each tensor goes in as the sum
+        of its bit patterns, one pass over it where it lies: that shows a change, and is no
+        protection against someone who wants to hide one.
+    """
+    parameters = model.named_parameters(remove_duplicate=False)
+    buffers = model.named_buffers(remove_duplicate=False)
+    numbers: dict[int, int] = {}
+    digest = sha256()
+    for name, tensor in (*parameters, *buffers):
+        number = numbers.setdefault(id(tensor), len(numbers))
+        shape = (tensor.dtype, tuple(tensor.shape), tensor.device.type)
+        digest.update(repr((name, number, *map(str, shape), _bits(tensor))).encode())
+    return digest.hexdigest()
+
+
+def _bits(tensor: Tensor) -> int:
+    """Return the sum of a tensor's bit patterns, as whole numbers modulo 2⁶⁴."""
+    if tensor.is_meta or tensor.numel() == 0:
+        return 0
+    plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return int(plain.detach().view(_INTEGERS[plain.element_size()]).sum(dtype=torch.int64))
