@@ -20,9 +20,8 @@ from .unicode_text import flaw_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PROBE = "Hello"
-"""A user's message and an answer that every tokenizer can write, to see what a template adds."""
-_REPLY, _NEXT = "Fine", "Why?"
+# What every tokenizer can write, to see what a template adds.
+_PROBE, _REPLY, _NEXT = "Hello", "Fine", "Why?"
 
 _PLACES: "WeakKeyDictionary[Any, dict[Any, tuple[AnswerStart, TurnEnd]]]" = WeakKeyDictionary()
 """Where the answers of each tokenizer's templates begin and how they end, found once."""

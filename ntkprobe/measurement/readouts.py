@@ -215,3 +215,19 @@ def _spread(tokens: Tokens, n: int) -> Tensor:
     if spread.ndim != 2 or len(spread) != n or not spread.shape[1]:
         raise UserError(f"tokens= has shape {tuple(ids.shape)}: give k ids, or {n} times k ids")
     return spread
+
+
+def token_id(tokenizer: Any, token: int | str) -> int:
+    """Return the id of a token of a block that is given as id or text.
+
+    Raises:
+        UserError: if it is no single token.
+    """
+    ids = (
+        [token]
+        if isinstance(token, int)
+        else tokenizer(token, add_special_tokens=False)["input_ids"]
+    )
+    if len(ids) != 1 or not 0 <= ids[0] < len(tokenizer):
+        raise UserError(f"--tokens: {token!r} is not one token of this model but {list(ids)}")
+    return int(ids[0])

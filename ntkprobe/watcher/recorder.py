@@ -22,6 +22,7 @@ from ..measurement import (
     measure_kernel,
     measure_refusal,
 )
+from ..measurement.readouts import token_id
 from ..parameters import ParameterSelection, remarks
 from ..prompts import PromptSet
 from ..refusal import REDUCTIONS
@@ -376,7 +377,7 @@ class Recorder:
     def _block_tokens(self, model: "nn.Module", how: KernelSettings) -> Any:
         """Return the tokens of the blocks, `[k]` or `[n, k]`; None where all logits are read."""
         if how.tokens is not None:
-            return [self._token_id(token) for token in how.tokens]
+            return [token_id(self._tokenizer, token) for token in how.tokens]
         if how.full_vocabulary or how.random_probes:
             return None
         if how.top_k_at == "each":
@@ -392,18 +393,3 @@ class Recorder:
             return torch.stack(
                 self._in_batches(lambda size: kernel.top_tokens(model, ids, k, size))
             )
-
-    def _token_id(self, token: int | str) -> int:
-        """Return the id of a token given as id or text.
-
-        Raises:
-            UserError: if it is no single token.
-        """
-        ids = (
-            [token]
-            if isinstance(token, int)
-            else self._tokenizer(token, add_special_tokens=False)["input_ids"]
-        )
-        if len(ids) != 1 or not 0 <= ids[0] < len(self._tokenizer):
-            raise UserError(f"--tokens: {token!r} is not one token of this model but {list(ids)}")
-        return int(ids[0])
