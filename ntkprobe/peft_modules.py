@@ -1,4 +1,4 @@
-"""What peft put into a model, told by what its modules are and whose tensors they hold, not by name.
+"""What peft put into a model, told by its modules and whose tensors they hold, not by name.
 
 An adapter wraps modules of the base model, replaces some of them by trained copies, and overwrites
 rows of others. Here is what of the base model is in force below it, what the adapter trains, and
@@ -219,7 +219,7 @@ def _root(model: nn.Module) -> nn.Module:
 
 
 def _names(model: nn.Module) -> dict[int, str]:
-    """Return the first name of each parameter, as torch tells it, below what is around the whole."""
+    """Return the first name of each parameter, as torch tells it, in the base model."""
     return {id(p): n.replace("_orig_mod.", "") for n, p in _root(model).named_parameters()}
 
 

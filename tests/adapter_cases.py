@@ -1,4 +1,4 @@
-"""Adapters of every kind that peft makes, trained (every trained number moved) and saved by peft."""
+"""Adapters of every kind of peft's, trained (every trained number moved) and saved by peft."""
 
 import warnings
 from collections.abc import Callable

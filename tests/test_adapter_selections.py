@@ -1,4 +1,4 @@
-"""Which parameters of an adapted model are whose: `lora` is all that it trains, `all` the merged."""
+"""Which parameters of an adapted model are whose: `lora` is all it trains, `all` the merged."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""An adapter over a base in memory is what peft computes unmerged, and leaves the base as it was."""
+"""An adapter over a base in memory is what peft computes unmerged, and leaves the base alone."""
 
 import json
 
@@ -200,7 +200,7 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_told_in_one_line(tmp_path):
         pass
     tokenizer.add_tokens([f"<new{i}>" for i in range(33 - len(tokenizer))])
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="33 tokens.*32 rows"):
+    with pytest.raises(UserError, match=r"33 tokens.*32 rows"):
         with adapted(base_model(False), tmp_path):
             pass
 

@@ -83,7 +83,7 @@ def adapted(
 
     Raises:
         UserError: if the adapter does not fit the base, cannot be merged, or is not finite.
-    """
+    """  # ruff: ignore[docstring-extraneous-exception]
     state = BaseState.of(base)
     try:
         model = attach(base, folder, state)

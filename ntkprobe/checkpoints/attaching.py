@@ -138,7 +138,9 @@ def read_config(folder: Path) -> Any:
             warnings.simplefilter("ignore")  # of options that it does not know: they are told below
             config = PeftConfig.from_pretrained(str(folder), local_files_only=True)
     except REFUSALS as error:
-        raise UserError(f"{folder.name}: adapter_config.json cannot be used: {one_line(error)}") from error
+        raise UserError(
+            f"{folder.name}: adapter_config.json cannot be used: {one_line(error)}"
+        ) from error
     known = {f.name for f in dataclasses.fields(config)}
     values = read_json(folder / "adapter_config.json")
     if unknown := sorted(name for name, value in values.items() if value and name not in known):

@@ -1,4 +1,4 @@
-"""What a base model was before an adapter, so that it can be put back, and a digest to see it by."""
+"""What a base model was before an adapter, to put it back, and a digest to see that it is."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 Sizes = dict[str, torch.Size]
 
 
-def resize(
-    base: "PreTrainedModel", written: dict[str, Tensor], config: Any, folder: Path
-) -> Sizes:
+def resize(base: "PreTrainedModel", written: dict[str, Tensor], config: Any, folder: Path) -> Sizes:
     """Give the base as many rows of embeddings as an adapter's tensors have.
 
     Args:

@@ -86,9 +86,7 @@ def _plain_lora(place: Path) -> Any:
     except (Incomplete, OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"no LoRA adapter in {place}: {one_line(error)}") from error
     plain = (
-        getattr(config, "bias", "") == "none"
-        and not config.modules_to_save
-        and plain_lora(config)
+        getattr(config, "bias", "") == "none" and not config.modules_to_save and plain_lora(config)
     )
     if not plain:
         raise UserError(
