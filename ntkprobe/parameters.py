@@ -10,8 +10,10 @@ import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from .errors import UserError
 from .hooks import MIXER, decoder_layers, embedding, head
@@ -281,6 +283,31 @@ def _ends(model: nn.Module, held: list[Place], inside: dict[int, Part]) -> dict[
 def _of(module: nn.Module | None) -> set[int]:
     """Return the identities of the parameters that a module has in force."""
     return set() if module is None else {id(place.parameter) for place in places(module)}
+
+
+def called_with(module: nn.Module, theta: dict[str, Tensor], *args: Any) -> Any:
+    """Return what a module gives with other tensors in the place of its parameters.
+
+    As `torch.func.functional_call`, which puts a wrong tensor back where one container of
+    parameters is part of two modules: peft's trained rows of a tied embedding.
+
+    Args:
+        module: the module.
+        theta: by the names of `named_parameters()`; what is tied to one of these changes with it.
+        args: what it is called with.
+    """
+    names: dict[int, list[str]] = {}
+    seen: set[tuple[int, str]] = set()
+    for prefix, holder in module.named_modules(remove_duplicate=False):
+        for attribute, parameter in holder._parameters.items():
+            if parameter is not None and (id(holder), attribute) not in seen:
+                seen.add((id(holder), attribute))
+                path = f"{prefix}.{attribute}" if prefix else attribute
+                names.setdefault(id(parameter), []).append(path)
+    everywhere = {
+        name: theta[each[0]] for each in names.values() if each[0] in theta for name in each
+    }
+    return functional_call(module, everywhere, args, tie_weights=False)
 
 
 @contextmanager

@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """Adapters of every kind that peft makes, every trained number moved, saved by peft."""
+=======
+"""Adapters of every kind of peft's, trained (every trained number moved) and saved by peft."""
+>>>>>>> adapters
 
 import warnings
 from collections.abc import Callable

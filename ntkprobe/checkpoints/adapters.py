@@ -111,8 +111,11 @@ def _merged(model: Any, folder: Path) -> Any:
             warnings.simplefilter("ignore")  # ends that are no longer tied, as they should be
             before = _probe_logits(model) if checked else torch.zeros(())
             alike = separate_for_merging(model)
+            tied = model.config.tie_word_embeddings
             merged = model.merge_and_unload(safe_merge=True)
             tie_again(alike)
+            if alike:  # peft saw the ends apart
+                merged.config.tie_word_embeddings = tied
             after = _probe_logits(merged) if checked else before
     except REFUSALS as error:
         raise UserError(f"{folder.name}: cannot merge the adapter: {one_line(error)}") from error

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp, vmap
+from torch.func import jvp, vjp, vmap
 from transformers import PreTrainedModel
 
 from ..checks import count, finite
 from ..errors import UserError
 from ..kernel import Blocks, Probe, last_logits, prepare
-from ..parameters import ParameterSelection
+from ..parameters import ParameterSelection, called_with
 
 Theta = dict[str, Tensor]
 _NO_DERIVATIVE = ("forward AD", "forward-mode", "requires_grad_() inside", "jvp")
@@ -77,7 +77,7 @@ class ForwardMode:
 
 
 class Reader(nn.Module):
-    """What probes read, as a function of θ: a module, so that `functional_call` ties weights."""
+    """What probes read, as a function of θ: a module, so that tied weights change together."""
 
     def __init__(self, model: nn.Module, probes: Sequence[Probe]) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Reader(nn.Module):
 
     def at(self, theta: Theta) -> Float[Tensor, "n k"]:
         """Return the values read with `theta` in place of the parameters that it names."""
-        return functional_call(self, theta, ())
+        return called_with(self, theta)
 
 
 def along(w: Theta, reader: Reader, theta: Theta) -> Float64[Tensor, "n k l"]:

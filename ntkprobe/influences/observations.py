@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import jvp
 
 from ..backward import gradients
 from ..estimators.forward_mode import differentiable_forwards
 from ..kernel import last_logits
-from ..parameters import requiring_grad
+from ..parameters import called_with, requiring_grad
 from ..refusal import differentiable_scorer, reduce_phrases
 from .updates import Direction
 
@@ -22,7 +22,7 @@ Prompts = Sequence[Int[Tensor, " _"]]
 
 
 class Observation(nn.Module):
-    """A number or several at each prompt: a module, so that `functional_call` ties weights.
+    """A number or several at each prompt: a module, so that tied weights change together.
 
     Args:
         model: in evaluation mode.
@@ -53,7 +53,7 @@ class Observation(nn.Module):
         tangent = {self.names[name]: direction[name].to(p) for name, p in self.chosen.items()}
         with differentiable_forwards(self.model), torch.no_grad():
             values, moved = jvp(  # type: ignore[misc]
-                lambda t: functional_call(self, t, (prompts,)), (theta,), (tangent,)
+                lambda t: called_with(self, t, prompts), (theta,), (tangent,)
             )
         found = values.double().cpu()
         return found, self.changes(found, moved.double().cpu())

@@ -97,7 +97,7 @@ def compare_with_files(
     allowed = _TOLERANCES.get(sample.dtype, _HALF)
     tolerances = {"logits": allowed}
     if sample.log_refusal is not None:
-        errors["log P(refuse)"] = _refusal_error(plain, sample)
+        errors["log P(refuse)"] = _refusal_error(plain, sample, allowed)
         tolerances["log P(refuse)"] = allowed
     if sample.kernel is not None:
         errors["kernel"] = _kernel_error(plain, sample)
@@ -205,22 +205,51 @@ def _logit_error(model: nn.Module, sample: MeasuredSample) -> float:
 
 
 @torch.no_grad()
-def _refusal_error(model: nn.Module, sample: MeasuredSample) -> float:
-    """Return the largest |Δ log P_refuse| / max(1, |log P_refuse|), a pass for every phrase."""
-    plain = torch.stack([_log_refusal(model, ids, sample.phrases) for ids in sample.input_ids])
+def _refusal_error(model: nn.Module, sample: MeasuredSample, allowed: float) -> float:
+    """Return the largest |Δ log P_refuse| / max(1, |log P_refuse|) over the prompts."""
     assert sample.log_refusal is not None
-    return float(((plain - sample.log_refusal).abs() / plain.abs().clamp(min=1)).max())
+    pairs = zip(sample.input_ids, sample.log_refusal, strict=True)
+    return max(_refusal_difference(model, ids, found, sample, allowed) for ids, found in pairs)
 
 
-def _log_refusal(
-    model: nn.Module, ids: Sequence[int], phrases: Sequence[Sequence[int]]
+def _refusal_difference(
+    model: nn.Module,
+    ids: Sequence[int],
+    found: Float64[Tensor, ""],
+    sample: MeasuredSample,
+    allowed: float,
+) -> float:
+    """Return the error at one prompt, each phrase teacher-forced in a pass of its own.
+
+    Where a model's factors depend on the length of the text (longrope), the probability of a token
+    is that after the text before it: if the passes disagree, each token gets one.
+    """
+    error = float("inf")
+    for score in (_phrase_at_once, _phrase_by_token):
+        plain = torch.stack([score(model, ids, each) for each in sample.phrases]).logsumexp(0)
+        error = float((plain - found).abs() / plain.abs().clamp(min=1))
+        if error <= allowed:
+            break
+    return error
+
+
+def _phrase_at_once(
+    model: nn.Module, ids: Sequence[int], phrase: Sequence[int]
 ) -> Float64[Tensor, ""]:
-    """Return log Σ P(phrase | prompt), each phrase teacher-forced in a pass of its own."""
-    scores = []
-    for phrase in phrases:
-        logits = _logits(model, [*ids, *phrase])[len(ids) - 1 : -1].double().log_softmax(-1)
-        scores.append(logits[torch.arange(len(phrase)), list(phrase)].sum().cpu())
-    return torch.stack(scores).logsumexp(0)
+    """Return log P(phrase | prompt), by one pass over both."""
+    logits = _logits(model, [*ids, *phrase])[len(ids) - 1 : -1].double().log_softmax(-1)
+    return logits[torch.arange(len(phrase)), list(phrase)].sum().cpu()
+
+
+def _phrase_by_token(
+    model: nn.Module, ids: Sequence[int], phrase: Sequence[int]
+) -> Float64[Tensor, ""]:
+    """Return log P(phrase | prompt), by a pass over what stands before each of its tokens."""
+    steps = [
+        _logits(model, [*ids, *phrase[:place]])[-1].double().log_softmax(-1)[token]
+        for place, token in enumerate(phrase)
+    ]
+    return torch.stack(steps).sum().cpu()
 
 
 def _kernel_error(model: nn.Module, sample: MeasuredSample) -> float:
