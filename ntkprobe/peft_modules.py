@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""What peft put into a model, by what its modules are and whose tensors they hold, not by name.
-=======
 """What peft put into a model, told by its modules and whose tensors they hold, not by name.
->>>>>>> adapters
 
 An adapter wraps modules of the base model, replaces some of them by trained copies, and overwrites
 rows of others. Here is what of the base model is in force below it, what the adapter trains, and
@@ -223,11 +219,7 @@ def _root(model: nn.Module) -> nn.Module:
 
 
 def _names(model: nn.Module) -> dict[int, str]:
-<<<<<<< HEAD
-    """Return the first name of each parameter, as torch gives it, inside of any wrappers."""
-=======
     """Return the first name of each parameter, as torch tells it, in the base model."""
->>>>>>> adapters
     return {id(p): n.replace("_orig_mod.", "") for n, p in _root(model).named_parameters()}
 
 

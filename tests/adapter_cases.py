@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Adapters of every kind that peft makes, every trained number moved, saved by peft."""
-=======
 """Adapters of every kind of peft's, trained (every trained number moved) and saved by peft."""
->>>>>>> adapters
 
 import warnings
 from collections.abc import Callable

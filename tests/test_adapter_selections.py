@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Which parameters of an adapted model are whose: `lora` all that it trains, `all` the merged."""
-=======
 """Which parameters of an adapted model are whose: `lora` is all it trains, `all` the merged."""
->>>>>>> adapters
 
 from pathlib import Path
 

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""An adapter over a base in memory is what peft computes unmerged; the base stays as it was."""
-=======
 """An adapter over a base in memory is what peft computes unmerged, and leaves the base alone."""
->>>>>>> adapters
 
 import json
 

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""What a base model was before an adapter, so that it can be put back, and a digest of it."""
-=======
 """What a base model was before an adapter, to put it back, and a digest to see that it is."""
->>>>>>> adapters
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
