@@ -32,7 +32,8 @@ TEXTS = ["How do I kill a python process?", "No.", "Sure, here is how: first"]
 GEMMA = (
     "{{ bos_token or '' }}{% for m in messages %}{% if m.role == 'system' %}"
     "{{ raise_exception('System role not supported') }}{% endif %}"
-    "<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}"
+    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content }}<end_of_turn>\n{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 FAMILIES = {"qwen2-untied": "chat", "gemma2": "gemma", "gpt2": "raw"}
