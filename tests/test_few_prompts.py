@@ -16,15 +16,15 @@ from ntkprobe.errors import UserError
 from ntkprobe.figures import draw_figures, figure_names, find_runs
 from ntkprobe.tables import make_table, table_names
 
-TOXIC_LOOKING = {"fig4", "fig7", "fig8", "layers", "neighbours", "why"}
+BOTH_TOXIC_LOOKING = {"fig4", "fig7", "fig8", "layers", "neighbours"}
 OF_PAIRS = {"fig3", "fig6", "pairs"}
 # Which prompts are left of each group, and what can then not be drawn.
 FEW = {
-    "seemingly toxic only": ({"seemingly_toxic": 3}, TOXIC_LOOKING),
-    "normal only": ({"normal": 3}, TOXIC_LOOKING),
-    "no toxic": ({"normal": 2, "seemingly_toxic": 2}, TOXIC_LOOKING),
-    "no seemingly toxic": ({"normal": 2, "toxic": 2}, TOXIC_LOOKING),
-    "one prompt": ({"seemingly_toxic": 1}, TOXIC_LOOKING | OF_PAIRS),
+    "seemingly toxic only": ({"seemingly_toxic": 3}, BOTH_TOXIC_LOOKING),
+    "normal only": ({"normal": 3}, BOTH_TOXIC_LOOKING | {"why"}),
+    "no toxic": ({"normal": 2, "seemingly_toxic": 2}, BOTH_TOXIC_LOOKING),
+    "no seemingly toxic": ({"normal": 2, "toxic": 2}, BOTH_TOXIC_LOOKING | {"why"}),
+    "one prompt": ({"seemingly_toxic": 1}, BOTH_TOXIC_LOOKING | OF_PAIRS),
     "one of both": ({"seemingly_toxic": 1, "toxic": 1}, set()),
     "one step": ({"normal": 2, "seemingly_toxic": 2, "toxic": 2}, set()),
 }

@@ -254,6 +254,7 @@ class Session:
         done = max((checkpoint.step for checkpoint in self._settled), default=-1)
         for sighting in scout.look():
             late = self.following is not None and sighting.checkpoint.step > done
+            late = late and sighting.verdict.state != "refused"  # which stays so
             if sighting.wanted and not sighting.is_ready and not late:
                 state, reason = sighting.verdict.state, sighting.verdict.reason
                 name = sighting.checkpoint.path.name
