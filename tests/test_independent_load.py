@@ -14,8 +14,10 @@ import torch
 from peft import PeftModel
 from tiny_runs import TEXTS, events, finish, tiny_adapter, tiny_model
 from toy_tokenizers import byte_bpe
+from transformers import Phi3Config, Phi3ForCausalLM
 
 from ntkprobe import PromptSet, Trajectory, UserError
+from ntkprobe.batching import LengthRule
 from ntkprobe.checkpoints import LoadSettings
 from ntkprobe.parameters import ParameterSelection
 from ntkprobe.watcher import (
@@ -243,6 +245,40 @@ def test_weights_without_a_place_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "load_checkpoint", dropping_them)
     out = tmp_path / "out"
     fails_the_comparison(out, lambda: measure(tmp_path / "model", out), "no place for")
+
+
+def test_a_long_prompt_that_changes_its_batch_is_found(tmp_path, monkeypatch):
+    limit = 64
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 2}
+    rope |= {"long_factor": [4.0] * 2, "original_max_position_embeddings": limit, "factor": 8.0}
+    config = Phi3Config(
+        vocab_size=len(byte_bpe()),
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=8 * limit,
+        original_max_position_embeddings=limit,
+        rope_parameters=rope,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Phi3ForCausalLM(config).save_pretrained(tmp_path / "base")
+    byte_bpe().save_pretrained(tmp_path / "base")
+    prompts = PromptSet.from_texts({**TEXTS, "normal": ["bake a cake", "bake a cake " * 20]})
+    settings, base = replace(SETTINGS, template="raw"), str(tmp_path / "base")
+
+    def call(out):
+        return lambda: measure_run(prompts, out, model=base, settings=settings)
+
+    assert call(tmp_path / "right")().status == 0
+    monkeypatch.setattr(LengthRule, "of", classmethod(lambda cls, model: cls()))
+    fails_the_comparison(tmp_path / "wrong", call(tmp_path / "wrong"), "kernel")
 
 
 def test_nothing_is_measured_after_a_first_comparison_that_failed(tmp_path, monkeypatch):
