@@ -36,7 +36,7 @@ def jsonl(path, text):
     return path
 
 
-@pytest.mark.parametrize("read", READERS, ids=str)
+@pytest.mark.parametrize("read", READERS, ids=[f"reader{n}" for n in range(len(READERS))])
 def test_half_a_surrogate_pair_is_refused_with_file_and_row(read, tmp_path):
     with pytest.raises(UserError, match=r"p.jsonl, row 2 holds half a surrogate pair \(.ud83d\)"):
         read(jsonl(tmp_path / "p.jsonl", f"bake {HALF} bread"))
