@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from .completeness import ADAPTER
+from .gguf_files import gguf_file
 from .headers import read_json
 from .loading import insist_on_finite_weights
 
@@ -42,7 +43,7 @@ def base_and_adapter(model: str, adapter: Path | None) -> tuple[str, Path | None
 
 
 def base_folder_of(adapter: Path) -> Path:
-    """Return the folder of the model below an adapter, which is fetched from nowhere.
+    """Return the folder (or GGUF file) of the model below an adapter, fetched from nowhere.
 
     Args:
         adapter: a checkpoint with `adapter_config.json`.
@@ -56,13 +57,18 @@ def base_folder_of(adapter: Path) -> Path:
     """
     named = base_named_by(adapter)
     places = [Path(named), *(parent / named for parent in adapter.resolve().parents[:3])]
-    folders = [place for place in places if named and (place / "config.json").is_file()]
+    folders = [place for place in places if named and _is_model(place)]
     if not folders:
         raise UserError(
             f"{adapter} was trained on {named or 'a model not named'}, which is no folder here:"
             f" give it with --model{f' {named}' if named else ''}"
         )
     return folders[0]
+
+
+def _is_model(place: Path) -> bool:
+    """Return whether a path is that of a model: a folder with its configuration, or a GGUF file."""
+    return (place / "config.json").is_file() or gguf_file(place) is not None
 
 
 @contextmanager
