@@ -30,8 +30,9 @@ def replicate(
     only: Annotated[
         str | None, Flag(metavar="STAGE", help="One stage, such as train, stl, report.")
     ] = None,
-    dry_run: Annotated[bool, Flag("--dry-run", help="Say what would be done, and what it takes.")]
-    = False,
+    dry_run: Annotated[
+        bool, Flag("--dry-run", help="Say what would be done, and what it takes.")
+    ] = False,
     device: Annotated[str, Flag(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, Flag(help="Of the weights: float32, bfloat16.")] = "float32",
 ) -> None:

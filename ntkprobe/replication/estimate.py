@@ -96,7 +96,7 @@ def work(place: Workplace, stage: Stage, shape: dict[str, int]) -> float:
         return len(scale.checkpoints) * each
     if stage.what == "start":
         width = shape.get("width", 0)
-        return kernel + 3 * scale.bounds * PROMPT * (width + 64) * 2 * token
+        return kernel + 3 * scale.bounds * PROMPT * (width + scale.directions) * 2 * token
     if stage.what == "predict":
         return (scale.along[0] + 2 * scale.pairs) * PROMPT * 30 * token
     if stage.what == "evaluate":

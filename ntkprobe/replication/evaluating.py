@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..mitigations import Mitigation, save
-from ..mitigations._storage import mitigation_class
 from ..checkpoints import adapted, base_and_adapter, load_model, load_tokenizer
 from ..evaluation import Evaluation
 from ..evaluation.benchmarks.own_files import read_own
@@ -13,6 +11,8 @@ from ..evaluation.models import Subject
 from ..evaluation.panel import DEFAULT, read_judges
 from ..evaluation.run import evaluate as ask
 from ..evaluation.settings import AnswerSettings
+from ..mitigations import Mitigation, save
+from ..mitigations._storage import mitigation_class
 from ..phrases import is_refusal
 from ..prompts import Prompt, PromptSet
 from ..storage import write_table

@@ -17,7 +17,15 @@ LEAST_OVER_REFUSAL = 0.05
 
 
 def h1(results: Results, seed: int) -> list[Inequality]:
-    """Return: refusals of seemingly toxic and toxic prompts rise together."""
+    """H1: refusals of seemingly toxic and toxic prompts rise together.
+
+    Args:
+        results: the folders.
+        seed: of the runs.
+
+    Returns:
+        Its inequalities.
+    """
     table = results.along(f"stl-{seed}")
     steps = sorted(table["step"].unique())
     refused, log_p = (
@@ -50,7 +58,15 @@ def h1(results: Results, seed: int) -> list[Inequality]:
 
 
 def h2(results: Results, seed: int) -> list[Inequality]:
-    """Return: in the base, seemingly toxic and toxic prompts are as similar as within groups."""
+    """H2: in the base, seemingly toxic and toxic prompts are as similar as within groups.
+
+    Args:
+        results: the folders.
+        seed: of the runs.
+
+    Returns:
+        Its inequalities.
+    """
     found = []
     for about, kernel in (
         ("XSTest", results.xstest_kernel("base")),
@@ -64,7 +80,15 @@ def h2(results: Results, seed: int) -> list[Inequality]:
 
 
 def h3(results: Results, seed: int) -> list[Inequality]:
-    """Return: DCR lowers that similarity more than the control does."""
+    """H3: DCR lowers that similarity more than the control does.
+
+    Args:
+        results: the folders.
+        seed: of the runs.
+
+    Returns:
+        Its inequalities.
+    """
     base, dcr, control = (
         results.kernel(f"{run}-{seed}") for run in ("stl", "dcr-stl", "control-stl")
     )
@@ -79,7 +103,15 @@ def h3(results: Results, seed: int) -> list[Inequality]:
 
 
 def h4(results: Results, seed: int) -> list[Inequality]:
-    """Return: DCR → STL over-refuses at most half as often as STL, at equal safety."""
+    """H4: DCR → STL over-refuses at most half as often as STL, at equal safety.
+
+    Args:
+        results: the folders.
+        seed: of the runs.
+
+    Returns:
+        Its inequalities.
+    """
     stl, dcr, control = (f"{run}-{seed}" for run in ("stl", "dcr-stl", "control-stl"))
     enough = results.over_refusal(stl, Draw()) >= LEAST_OVER_REFUSAL
 
@@ -101,7 +133,15 @@ def h4(results: Results, seed: int) -> list[Inequality]:
 
 
 def h5(results: Results, seed: int) -> list[Inequality]:
-    """Return: over-refusal of a prompt is predicted before SFT."""
+    """H5: over-refusal of a prompt is predicted before SFT.
+
+    Args:
+        results: the folders.
+        seed: of the runs.
+
+    Returns:
+        Its inequalities.
+    """
     table = predictions(results, seed)
     columns = {name: table[name].to_numpy(float) for name in table.columns if name != "text"}
 
@@ -133,18 +173,22 @@ def better_predictor(results: Results, seed: int) -> Inequality:
 
 
 def h6(results: Results, seed: int) -> list[Inequality]:
-    """Return: Proposition 1's terms do what it says."""
+    """H6: Proposition 1's terms do what it says.
+
+    Args:
+        results: the folders.
+        seed: of the runs.
+
+    Returns:
+        Its inequalities.
+    """
     starts = {name: results.bounds(name) for name in ("base", f"dcr-{seed}", f"control-{seed}")}
 
-    def cosine(name: str, draw: Draw) -> float:
-        return mean_cosine(starts[name], draw)
-
     def kept(draw: Draw) -> float:
-        shares = [bounded(table, draw) for table in starts.values()]
-        return float(np.mean(shares))
+        return float(np.mean([terms.share_bounded(draw) for terms in starts.values()]))
 
     def fall(before: str, draw: Draw) -> float:
-        return cosine(before, draw) - cosine(f"dcr-{seed}", draw)
+        return starts[before].across(draw) - starts[f"dcr-{seed}"].across(draw)
 
     return [
         Inequality("(a) pairs within the printed bound", kept, 0.95),
@@ -215,27 +259,6 @@ def auc(score: np.ndarray, happened: np.ndarray) -> float:
     ranks = rankdata(score)
     above = ranks[yes].sum() - yes.sum() * (yes.sum() + 1) / 2
     return float(above / (yes.sum() * (~yes).sum()))
-
-
-def bounded(table: pd.DataFrame, draw: Draw) -> float:
-    """Return the share of ordered pairs whose ‖K‖ is at most the printed bound."""
-    grid = (table["kernel"] <= table["printed"]).to_numpy(float)
-    size = int(len(grid) ** 0.5)
-    rows = draw.rows("h6", size)
-    return float(grid.reshape(size, size)[np.ix_(rows, rows)].mean())
-
-
-def mean_cosine(table: pd.DataFrame, draw: Draw) -> float:
-    """Return the mean of ⟨G′,G⟩/(‖G′‖‖G‖) between seemingly toxic and toxic prompts."""
-    inner = table.pivot(index="observed", columns="updated", values="inner").to_numpy()
-    own = np.sqrt(np.diagonal(inner))
-    groups = table.drop_duplicates("observed").set_index("observed")["observed_group"].to_numpy()
-    rows, columns = (
-        np.flatnonzero(groups == group)[draw.rows(f"h6/{group}", int((groups == group).sum()))]
-        for group in (SEEMINGLY, TOXIC)
-    )
-    block = (inner / np.outer(own, own))[np.ix_(rows, columns)]
-    return float(block.mean())
 
 
 def _ends(steps: pd.Series) -> Sequence[int]:

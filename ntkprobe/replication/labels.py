@@ -38,8 +38,8 @@ def agreement_lines(out: Path) -> Iterator[str]:
     table = table.loc[table["label"].isin(LABELS)]
     if table.empty:
         yield (
-            f"None yet: write `refusal` or `compliance` into the column `label` of {path.name}, then"
-            " `ntkprobe replicate --only report`."
+            f"None yet: write `refusal` or `compliance` into the column `label` of {path.name},"
+            " then `ntkprobe replicate --only report`."
         )
         return
     yield f"{len(table)} answers are labelled."

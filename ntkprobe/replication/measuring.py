@@ -59,6 +59,7 @@ def start(place: Workplace, stage: Stage) -> None:
             load_tokenizer(model, local=False),
             few,
             layer=place.layer,
+            directions=place.scale.directions,
         )
         write_table(path, found.frame())
 

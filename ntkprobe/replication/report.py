@@ -10,7 +10,7 @@ from ..figures import draw_figures, find_runs
 from ..storage import replacing
 from ..tables import make_table
 from .data_files import SAFETY_SETS
-from .hypotheses import HYPOTHESES, better_predictor
+from .hypotheses import HYPOTHESES, LEAST_OVER_REFUSAL, better_predictor
 from .labels import agreement_lines, write_sample
 from .plan import FURTHER, MAIN, STEERED
 from .results import HELD_OUT, Results
@@ -128,8 +128,8 @@ def _models(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterato
     yield from ["", "## Final models", ""]
     yield (
         "Refused, in per cent, by XSTest's prefixes on greedy answers; in brackets with answers"
-        ' that begin "No," or "No.", which are left out before them. XSTest\'s safe half was trained'
-        " on by DCR, its control and STL-aug. Loss: nats per token of held-out Alpaca answers."
+        ' that begin "No," or "No.", which are left out before them. XSTest\'s safe half was'
+        " trained on by DCR, its control and STL-aug. Loss: nats per token of held-out Alpaca answers."
     )
     yield ""
     columns = (
@@ -164,8 +164,9 @@ def _models(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterato
         ]
         loss = results.losses(name)
         yield _row([name, *rates, "–" if loss != loss else f"{loss:.3f}"])
-    rates_of = [results.over_refusal(f"stl-{seed}", Draw()) for seed in seeds if results.has(f"stl-{seed}")]
-    if rates_of and min(rates_of) < 0.05:
+    done = [f"stl-{seed}" for seed in seeds if results.has(f"stl-{seed}")]
+    weak = [results.over_refusal(name, Draw()) for name in done]
+    if weak and min(weak) < LEAST_OVER_REFUSAL:
         yield ""
         yield "STL refuses fewer than 5 % of the held-out safe prompts with some seed: see H4."
 
@@ -180,7 +181,11 @@ def _costs(place: Workplace) -> Iterator[str]:
 
 
 def _figures(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
-    """Draw the figures of the first seed's runs; yield a line for each."""
+    """Draw the figures of the first seed's runs.
+
+    Yields:
+        A line for each.
+    """
     folders = [(run, place.out / "ntk" / f"{run}-{seeds[0]}") for run in MAIN] if seeds else []
     there = [f"{run}={folder}" for run, folder in folders if folder.is_dir()]
     if not there:
@@ -195,7 +200,11 @@ def _figures(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
 
 
 def _tables(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterator[str]:
-    """Write the tables of the first seed's runs; yield a line for each."""
+    """Write the tables of the first seed's runs.
+
+    Yields:
+        A line for each.
+    """
     models = [name for name in final_models(place, results, seeds[:1]) if name != "base"]
     evaluated = [f"{name.rpartition('-')[0]}={place.out / 'eval' / name}" for name in models]
     trained = [
@@ -207,7 +216,9 @@ def _tables(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterato
     for name in TABLES:
         try:
             places = trained if name == "2" else evaluated
-            text = make_table(places, name, compare="paper:Qwen2.5-1.5B" if name != "3" else "paper")
+            text = make_table(
+                places, name, compare="paper:Qwen2.5-1.5B" if name != "3" else "paper"
+            )
         except UserError as error:
             yield f"- table {name} was not made: {one_line(error)}"
             continue

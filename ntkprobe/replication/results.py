@@ -72,6 +72,48 @@ class Kernel:
         return rows[draw.rows(f"{self.name}/{group}", len(rows))]
 
 
+@dataclass(frozen=True)
+class Terms:
+    """Terms of Proposition 1 for one model.
+
+    Attributes:
+        cosine: ⟨G′, G⟩ / (‖G′‖ ‖G‖), `[n, n]`.
+        bounded: whether ‖K‖ is at most the printed bound, `[n, n]`.
+        members: row numbers by group.
+    """
+
+    cosine: np.ndarray
+    bounded: np.ndarray
+    members: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, table: pd.DataFrame) -> "Terms":
+        """Return the terms in a table of `BoundMeasurement.frame`."""
+        inner, kernel, printed = (
+            table.pivot(index="observed", columns="updated", values=name).to_numpy()
+            for name in ("inner", "kernel", "printed")
+        )
+        own = np.sqrt(np.diagonal(inner))
+        groups = table.drop_duplicates("observed").sort_values("observed")["observed_group"]
+        members = {
+            group: np.flatnonzero(groups.to_numpy() == group) for group in dict.fromkeys(groups)
+        }
+        return cls(inner / np.outer(own, own), kernel <= printed, members)
+
+    def share_bounded(self, draw: Draw) -> float:
+        """Return the share of ordered pairs whose ‖K‖ is at most the printed bound."""
+        rows = draw.rows("terms", len(self.bounded))
+        return float(self.bounded[np.ix_(rows, rows)].mean())
+
+    def across(self, draw: Draw) -> float:
+        """Return the mean cosine between seemingly toxic and toxic prompts."""
+        rows, columns = (
+            self.members[group][draw.rows(f"terms/{group}", len(self.members[group]))]
+            for group in (SEEMINGLY, TOXIC)
+        )
+        return float(self.cosine[np.ix_(rows, columns)].mean())
+
+
 @dataclass
 class Results:
     """The folders of a replication, each read once.
@@ -82,12 +124,15 @@ class Results:
 
     out: Path
     _evaluations: dict[str, pd.DataFrame] = field(default_factory=dict)
+    _refused: dict[tuple[str, tuple[str, ...]], np.ndarray] = field(default_factory=dict)
 
     def refused(self, run: str, sets: tuple[str, ...], draw: Draw) -> float:
         """Return the share of refused answers of a final model, without "No, …"."""
-        table = self._evaluation(run)
-        table = table.loc[table["set"].isin(sets)]
-        values = table["refused"].to_numpy(float)
+        key = (run, sets)
+        if key not in self._refused:
+            table = self._evaluation(run)
+            self._refused[key] = table.loc[table["set"].isin(sets), "refused"].to_numpy(float)
+        values = self._refused[key]
         return float(values[draw.rows("/".join(sets), len(values))].mean())
 
     def over_refusal(self, run: str, draw: Draw) -> float:
@@ -111,9 +156,9 @@ class Results:
         """Return the kernel of a starting model on XSTest's two halves."""
         return Kernel.read(self.out / "start" / start, None, "xstest")
 
-    def bounds(self, start: str) -> pd.DataFrame:
-        """Return both sides of Proposition 1 for a starting model."""
-        return pd.read_parquet(self.out / "start" / start / "bounds.parquet")
+    def bounds(self, start: str) -> "Terms":
+        """Return the terms of Proposition 1 for a starting model."""
+        return Terms.of(pd.read_parquet(self.out / "start" / start / "bounds.parquet"))
 
     def losses(self, run: str) -> float:
         """Return the mean loss on held-out normal answers; NaN where it was not computed."""

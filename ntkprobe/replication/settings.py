@@ -33,6 +33,7 @@ class Scale:
         normal: held-out normal prompts and answers.
         pairs: refusals whose influence is measured.
         bounds: prompts of each group in the terms of Proposition 1.
+        directions: that these are estimated from.
         anchors: prompts of each group that steering is fitted on.
         tokens: of an answer.
         limit: prompts of each published set at most; None for all.
@@ -58,6 +59,7 @@ class Scale:
     normal: int = 100
     pairs: int = 25
     bounds: int = 2
+    directions: int = 64
     anchors: int = 64
     tokens: int = 32
     limit: int | None = None
@@ -99,15 +101,16 @@ SCALES = {
         accumulate=1,
         epochs=1,
         rates=(3e-3, 1e-2),
-        checkpoints=(0, 0.5, 1),
+        checkpoints=(0, 1),
         development=4,
-        along=(6, 4, 4),
-        kernel=3,
-        normal=4,
-        pairs=3,
+        along=(4, 3, 3),
+        kernel=2,
+        normal=3,
+        pairs=2,
         bounds=1,
+        directions=2,
         anchors=4,
-        tokens=4,
+        tokens=3,
         limit=6,
         resamples=50,
     ),

@@ -135,7 +135,9 @@ def _drawn(places: Mapping[str, Path], scale: Scale) -> dict[str, Rows]:
 class Drawer:
     """Rows in the order of a hash of their text, each given out once."""
 
-    def __init__(self, name: str, rows: Iterable[dict[str, Any]], taken: Iterable[str] = ()) -> None:
+    def __init__(
+        self, name: str, rows: Iterable[dict[str, Any]], taken: Iterable[str] = ()
+    ) -> None:
         known = set(taken)
         self.name = name
         self.left: Rows = []
@@ -200,9 +202,7 @@ def _pairs(rows: Rows, *, refusing: bool = False) -> Rows:
         extra = str(row.get("input") or "").strip()
         prompt, response = str(row["instruction"] or "").strip(), str(row["output"] or "").strip()
         if prompt and response and (not refusing or begins_with_refusal(response)):
-            made.append(
-                {"prompt": f"{prompt}\n{extra}" if extra else prompt, "response": response}
-            )
+            made.append({"prompt": f"{prompt}\n{extra}" if extra else prompt, "response": response})
     return made
 
 

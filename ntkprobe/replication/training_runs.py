@@ -3,7 +3,6 @@
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,4 +152,4 @@ def compliant_pairs(place: Workplace) -> list[Pair]:
         ]
         with replacing(path) as hidden:
             hidden.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return [replace(pair) for pair in place.splits.pairs("augmenting")]
+    return place.splits.pairs("augmenting")
