@@ -176,7 +176,7 @@ def test_yes_or_no_questions_and_refusals_are_told_by_their_first_words():
 
 def test_answers_that_say_no_are_counted_apart(tmp_path):
     class Answered:
-        benchmarks = ["oktest"]
+        benchmarks = ("oktest",)
 
         def prompts(self, name):
             return pd.DataFrame({"id": list("abc"), "kind": "safe", "type": "yes or no"})

@@ -1,10 +1,12 @@
 """Answers of the final models, the filters' verdicts, and the loss on held-out normal answers."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
 
 from ..checkpoints import adapted, base_and_adapter, load_model, load_tokenizer
+from ..errors import UserError
 from ..evaluation import Evaluation
 from ..evaluation.benchmarks.own_files import read_own
 from ..evaluation.models import Subject
@@ -15,19 +17,22 @@ from ..mitigations import Mitigation, save
 from ..mitigations._storage import mitigation_class
 from ..phrases import is_refusal
 from ..prompts import Prompt, PromptSet
-from ..storage import write_table
+from ..storage import write_json, write_table
 from .answer_loss import answer_losses
 from .data_files import OVER_REFUSAL_SETS, SAFETY_SETS
 from .plan import STEERED, Stage
 from .workplace import Workplace
 
 SETS = (*OVER_REFUSAL_SETS, *SAFETY_SETS, "normal")
+UNFIT = ".unfit.json"
 LONGER = 3
 """Times the tokens of an answer that is trained on (STL-aug)."""
 
 
 def evaluate(place: Workplace, stage: Stage) -> None:
     """Let a final model answer every set, and compute its loss; what is there is not done again."""
+    if why_unfit(place.out, stage.folder):
+        return
     subject = subject_of(place, stage)
     folder = place.out / "eval" / stage.folder
     files = {name: place.splits.path(name) for name in SETS}
@@ -121,8 +126,19 @@ def fit(place: Workplace, stage: Stage) -> None:
     prompts = PromptSet(tuple(Prompt(row["prompt"], row["group"]) for row in rows))
     tokenizer = load_tokenizer(named, local=False)
     with adapted(load_model(named, place.load), Path(str(adapter))) as model:
-        fitted = _method(stage.run).fit(model, tokenizer, prompts.sample(anchors))
-        save(fitted, folder)
+        try:
+            fitted = _method(stage.run).fit(model, tokenizer, prompts.sample(anchors))
+        except UserError as why:  # such as: the model refuses none of the prompts to learn from
+            place.tell(f"  {stage.run} cannot be fitted: {why}")
+            write_json(folder.with_suffix(UNFIT), {"why": str(why)})
+            return
+    save(fitted, folder)
+
+
+def why_unfit(out: Path, name: str) -> str:
+    """Return why a method could not be fitted; empty if it could, or is none."""
+    path = (out / "mitigations" / name).with_suffix(UNFIT)
+    return str(json.loads(path.read_text())["why"]) if path.is_file() else ""
 
 
 def _method(name: str) -> Mitigation:

@@ -10,6 +10,7 @@ from ..figures import draw_figures, find_runs
 from ..storage import replacing
 from ..tables import make_table
 from .data_files import SAFETY_SETS
+from .evaluating import why_unfit
 from .hypotheses import HYPOTHESES, LEAST_OVER_REFUSAL, better_predictor
 from .labels import agreement_lines, write_sample
 from .plan import FURTHER, MAIN, STEERED
@@ -128,8 +129,8 @@ def _models(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterato
     yield from ["", "## Final models", ""]
     yield (
         "Refused, in per cent, by XSTest's prefixes on greedy answers; in brackets with answers"
-        ' that begin "No," or "No.", which are left out before them. XSTest\'s safe half was'
-        " trained on by DCR, its control and STL-aug. Loss: nats per token of held-out Alpaca answers."
+        ' that begin "No," or "No.", which are left out before them. XSTest, safe, was trained on'
+        " by DCR, its control and STL-aug. Loss: nats per token of held-out Alpaca answers."
     )
     yield ""
     columns = (
@@ -164,6 +165,10 @@ def _models(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterato
         ]
         loss = results.losses(name)
         yield _row([name, *rates, "–" if loss != loss else f"{loss:.3f}"])
+    for name in (f"{method}-{seed}" for seed in seeds for method in STEERED):
+        if why := why_unfit(place.out, name):
+            yield ""
+            yield f"{name} could not be fitted: {one_line(why)}"
     done = [f"stl-{seed}" for seed in seeds if results.has(f"stl-{seed}")]
     weak = [results.over_refusal(name, Draw()) for name in done]
     if weak and min(weak) < LEAST_OVER_REFUSAL:
