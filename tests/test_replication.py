@@ -19,7 +19,7 @@ from ntkprobe.errors import UserError
 from ntkprobe.prompts import normalised
 from ntkprobe.replication.data_files import FILES, find_files, read_file
 from ntkprobe.replication.hypotheses import HYPOTHESES, auc, spearman
-from ntkprobe.replication.plan import MAIN, chosen, stages
+from ntkprobe.replication.plan import MAIN, chosen, needed, stages
 from ntkprobe.replication.results import Kernel, Terms, refused_table
 from ntkprobe.replication.settings import SCALES, ReplicationSettings
 from ntkprobe.replication.splits import Drawer, begins_with_refusal, is_yes_no, make_splits
@@ -64,6 +64,9 @@ def test_replicate_killed_on_the_way_goes_on_and_ends_with_a_report(published, t
     before = written(out)
     assert before and not (out / "report.md").exists()
 
+    assert main(words(published, out, "--only", "report")) == 0
+    assert "not measured yet" in (out / "report.md").read_text()  # nothing half done is judged
+    (out / "report.md").unlink()
     assert main(words(published, out)) == 0
     after = written(out)
     assert {path: after[path] for path in before} == before
@@ -71,7 +74,7 @@ def test_replicate_killed_on_the_way_goes_on_and_ends_with_a_report(published, t
     report = (out / "report.md").read_text()
     for name in HYPOTHESES:
         assert f"### {name}" in report
-    assert "not measured" not in report and "Scale `toy` is for tests" in report
+    assert "not measured yet" not in report and "Scale `toy` is for tests" in report
     assert {path.stem for path in (out / "done").glob("[!.]*.json")} == {
         stage.file for stage in stages([0])
     }
@@ -320,6 +323,12 @@ def test_a_stage_is_chosen_by_what_it_does_its_run_or_its_name():
     names = [stage.name for stage in everything]
     assert len(set(names)) == len(names)
     assert names.index("evaluate control-stl-1") < names.index("train stl-aug-0")
+
+
+def test_a_hypothesis_is_judged_only_when_all_it_rests_on_is_done():
+    everything = set(stages([0]))
+    for name in HYPOTHESES:
+        assert needed(name, 0) and set(needed(name, 0)) <= everything
 
 
 def test_too_little_disk_or_memory_is_said_before_anything_is_written(

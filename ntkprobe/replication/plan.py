@@ -27,6 +27,17 @@ STARTS = {"dcr-stl": "dcr", "control-stl": "control"}
 """The contrastive stage that a run starts from."""
 
 
+NEEDS = {
+    "H1": (("measure", "stl"),),
+    "H2": (("start", "base"), ("measure", "stl")),
+    "H3": tuple(("measure", run) for run in MAIN),
+    "H4": tuple(("evaluate", run) for run in MAIN),
+    "H5": (("predict", "base"), ("measure", "stl")),
+    "H6": (("start", "base"), ("start", "dcr"), ("start", "control")),
+}
+"""What has to be done before a hypothesis is judged: what is half measured says something else."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One piece of the work.
@@ -56,6 +67,11 @@ class Stage:
     def folder(self) -> str:
         """What its run's folders are called."""
         return self.run if self.seed is None else f"{self.run}-{self.seed}"
+
+
+def needed(hypothesis: str, seed: int) -> list[Stage]:
+    """Return the stages that a hypothesis rests on, of one seed."""
+    return [Stage(what, run, None if run == "base" else seed) for what, run in NEEDS[hypothesis]]
 
 
 def stages(seeds: Sequence[int]) -> list[Stage]:

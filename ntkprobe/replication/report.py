@@ -13,7 +13,7 @@ from .data_files import SAFETY_SETS
 from .evaluating import why_unfit
 from .hypotheses import HYPOTHESES, LEAST_OVER_REFUSAL, better_predictor
 from .labels import agreement_lines, write_sample
-from .plan import FURTHER, MAIN, STEERED
+from .plan import FURTHER, MAIN, STEERED, Stage, needed
 from .results import HELD_OUT, Results
 from .verdicts import Draw, Finding, of_seeds, overall
 from .workplace import Workplace
@@ -34,12 +34,12 @@ def write_report(place: Workplace) -> Path:
     results = Results(place.out)
     told = json.loads((place.out / "replication.json").read_text())
     seeds = [seed for seed in told["seeds"] if (place.out / "ntk" / f"stl-{seed}").is_dir()]
-    write_sample(place.out, final_models(place, results, seeds))
-    drawn = [*_figures(place, seeds), *_tables(place, results, seeds)]
+    write_sample(place.out, final_models(place, seeds))
+    drawn = [*_figures(place, seeds), *_tables(place, seeds)]
     text = "\n".join(
         chain(
             _head(place, told, seeds),
-            _verdicts(results, seeds, place.scale.resamples),
+            _verdicts(place, results, seeds),
             _models(place, results, seeds),
             ["", "## The filters, against labels by hand", "", *agreement_lines(place.out)],
             _costs(place),
@@ -52,10 +52,11 @@ def write_report(place: Workplace) -> Path:
     return path
 
 
-def final_models(place: Workplace, results: Results, seeds: Sequence[int]) -> list[str]:
+def final_models(place: Workplace, seeds: Sequence[int]) -> list[str]:
     """Return the names of all final models with answers."""
-    runs = [f"{run}-{seed}" for seed in seeds for run in (*MAIN, *FURTHER, *STEERED)]
-    return [name for name in ("base", *runs) if results.has(name)]
+    runs = [Stage("evaluate", r, seed) for seed in seeds for r in (*MAIN, *FURTHER, *STEERED)]
+    done = [stage.folder for stage in (Stage("evaluate", "base"), *runs) if place.done(stage)]
+    return [name for name in done if not why_unfit(place.out, name)]
 
 
 def _head(place: Workplace, told: dict, seeds: Sequence[int]) -> Iterator[str]:
@@ -82,23 +83,23 @@ def _head(place: Workplace, told: dict, seeds: Sequence[int]) -> Iterator[str]:
         yield "**Scale `toy` is for tests: none of these numbers means anything.**"
 
 
-def _verdicts(results: Results, seeds: Sequence[int], resamples: int) -> Iterator[str]:
+def _verdicts(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterator[str]:
     """Yield the verdicts, and the numbers below each of them."""
     summary = ["", "## Verdicts", "", _row(["", "claim", *(f"seed {s}" for s in seeds), "pooled"])]
     summary.append("|" + "---|" * (len(seeds) + 3))
     details: list[str] = []
     for name, (claim, make) in HYPOTHESES.items():
-        try:
-            by_seed = {seed: make(results, seed) for seed in seeds}
-            per_seed, pooled = of_seeds(by_seed, resamples)
-        except (UserError, OSError, KeyError) as error:
-            summary.append(_row([name, claim, f"not measured: {one_line(error)[:100]}"]))
+        whole = [seed for seed in seeds if all(map(place.done, needed(name, seed)))]
+        if not whole:
+            summary.append(_row([name, claim, *["not measured yet"] * (len(seeds) + 1)]))
             continue
-        words = [overall(per_seed[seed]) for seed in seeds]
-        summary.append(_row([name, claim, *words, f"**{overall(pooled)}**" if seeds else "–"]))
+        resamples = place.scale.resamples
+        per_seed, pooled = of_seeds({seed: make(results, seed) for seed in whole}, resamples)
+        words = [overall(per_seed[s]) if s in whole else "not measured yet" for s in seeds]
+        summary.append(_row([name, claim, *words, f"**{overall(pooled)}**"]))
         details += ["", f"### {name}: {claim}", "", *_findings(per_seed, pooled)]
         if name == "H5":
-            extra = {seed: [better_predictor(results, seed)] for seed in seeds}
+            extra = {seed: [better_predictor(results, seed)] for seed in whole}
             details += ["", *_findings(*of_seeds(extra, resamples), judged=False)]
     yield from summary
     yield from details
@@ -145,7 +146,7 @@ def _models(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterato
     )
     yield _row(["model", *columns])
     yield "|" + "---|" * (len(columns) + 1)
-    for name in final_models(place, results, seeds):
+    for name in final_models(place, seeds):
         table = results.table(name)
         ok = table["set"] == "oktest"
         parts = [
@@ -169,8 +170,8 @@ def _models(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterato
         if why := why_unfit(place.out, name):
             yield ""
             yield f"{name} could not be fitted: {one_line(why)}"
-    done = [f"stl-{seed}" for seed in seeds if results.has(f"stl-{seed}")]
-    weak = [results.over_refusal(name, Draw()) for name in done]
+    stl = [f"stl-{seed}" for seed in seeds if place.done(Stage("evaluate", "stl", seed))]
+    weak = [results.over_refusal(name, Draw()) for name in stl]
     if weak and min(weak) < LEAST_OVER_REFUSAL:
         yield ""
         yield "STL refuses fewer than 5 % of the held-out safe prompts with some seed: see H4."
@@ -191,8 +192,8 @@ def _figures(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
     Yields:
         A line for each.
     """
-    folders = [(run, place.out / "ntk" / f"{run}-{seeds[0]}") for run in MAIN] if seeds else []
-    there = [f"{run}={folder}" for run, folder in folders if folder.is_dir()]
+    measured = [Stage("measure", run, seeds[0]) for run in MAIN] if seeds else []
+    there = [f"{s.run}={place.out / 'ntk' / s.folder}" for s in measured if place.done(s)]
     if not there:
         return
     drawn = draw_figures(find_runs(there), place.out / "figures", FIGURES, compare="paper")
@@ -204,13 +205,13 @@ def _figures(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
         yield f"- {name} was not drawn: {one_line(why)}"
 
 
-def _tables(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterator[str]:
+def _tables(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
     """Write the tables of the first seed's runs.
 
     Yields:
         A line for each.
     """
-    models = [name for name in final_models(place, results, seeds[:1]) if name != "base"]
+    models = [name for name in final_models(place, seeds[:1]) if name != "base"]
     evaluated = [f"{name.rpartition('-')[0]}={place.out / 'eval' / name}" for name in models]
     trained = [
         f"{run}={place.out / 'runs' / f'{run}-{seed}'}"

@@ -169,10 +169,6 @@ class Results:
         """Return a row per answer of a final model, as `refused_table` has them."""
         return self._evaluation(run)
 
-    def has(self, run: str) -> bool:
-        """Return whether a final model's answers are there."""
-        return (self.out / "eval" / run / "answers" / "normal").is_dir()
-
     def _evaluation(self, run: str) -> pd.DataFrame:
         if run not in self._evaluations:
             self._evaluations[run] = refused_table(Evaluation(self.out / "eval" / run))

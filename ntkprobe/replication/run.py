@@ -63,8 +63,10 @@ def plan(settings: ReplicationSettings, *, only: str | None = None) -> list[str]
 
 
 def _prepare(place: Workplace) -> None:
+    """Write the sets of prompts."""
     make_splits(place.out / "data", place.places, place.scale)
 
 
 def _report(place: Workplace) -> None:
+    """Write the report."""
     write_report(place)
