@@ -231,7 +231,7 @@ def predictions(results: Results, seed: int) -> pd.DataFrame:
             "influence": learnt.groupby("observed")["change"].mean(),
         }
     )
-    table.index = table.index.map(texts)
+    table.index = table.index.map(texts.to_dict())
     along = results.along(f"stl-{seed}")
     along = along.loc[along["group"] == SEEMINGLY]
     first, last = (along.loc[along["step"] == s].set_index("text") for s in _ends(along["step"]))

@@ -25,6 +25,9 @@ YES_NO = frozenset(
 )
 """Words that a yes-or-no question begins with."""
 
+UNIFORM = "random_9k"
+"""What marks, in a union of several selections of Alpaca, the rows that were drawn at random."""
+
 REFUSING = tuple(phrase.lower() for phrase in PHRASE_SETS["union"])
 Rows = list[dict[str, Any]]
 
@@ -101,7 +104,7 @@ def _drawn(places: Mapping[str, Path], scale: Scale) -> dict[str, Rows]:
     seemingly, toxic, normal = scale.along
     taken = {normalised(r["prompt"]) for rows in (*published.values(), xstest) for r in rows}
     refusals = Drawer("safety", _pairs(read_file("safety", places), refusing=True), taken)
-    alpaca = Drawer("Alpaca", _pairs(read_file("alpaca", places)), taken)
+    alpaca = Drawer("Alpaca", _pairs(_uniform(read_file("alpaca", places))), taken)
     contrast = [row for row in published["coconot_contrast"] if "safety" in row["type"].lower()]
     asked = [
         *_group("seemingly_toxic", Drawer("CoCoNot", _open(contrast)).take(seemingly)),
@@ -186,6 +189,13 @@ def _published(name: str, rows: Rows) -> Rows:
         }
         for number, row in enumerate(rows, start=1)
     ]
+
+
+def _uniform(rows: Rows) -> Rows:
+    """Return the rows that are a uniform draw of Alpaca, where a union of selections says which."""
+    if not any("files" in row for row in rows):
+        return rows
+    return [row for row in rows if UNIFORM in str(row.get("files"))]
 
 
 def _type(name: str, row: Mapping[str, Any]) -> str:
