@@ -41,7 +41,12 @@ def words(data, out, *more):
 
 def written(out):
     """Return when every batch of answers, table of measurements and checkpoint was written."""
-    kinds = ("eval*/**/batch-*.parquet", "ntk/**/step-*.parquet", "runs/*/final/*.safetensors")
+    kinds = (
+        "eval*/**/batch-*.parquet",
+        "ntk/**/step-*.parquet",
+        "start/**/step-*.parquet",
+        "runs/*/final/*.safetensors",
+    )
     return {path: path.stat().st_mtime_ns for kind in kinds for path in out.glob(kind)}
 
 
@@ -54,8 +59,8 @@ def test_replicate_killed_on_the_way_goes_on_and_ends_with_a_report(published, t
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     try:
-        until = time.monotonic() + 300
-        while not list(out.glob("ntk/stl-0/kernel/step-*.parquet")):
+        until = time.monotonic() + 1500  # a busy machine is no failure
+        while not list(out.glob("eval/base/answers/*/batch-*.parquet")):
             assert killed.poll() is None and time.monotonic() < until
             time.sleep(0.05)
     finally:
