@@ -15,13 +15,16 @@ from ..errors import UserError
 from .plan import Stage
 from .workplace import Workplace, shape_of
 
-PROMPT, ANSWER = 60, 100
-"""Tokens of a prompt in its template, and of a pair's prompt and answer, about."""
+PROMPT, OWN, ANSWER = 45, 20, 100
+"""Tokens of a prompt in its template, of those its own, and of a pair, about."""
+
+PHRASES = 110
+"""Tokens that P(refuse) of a prompt is worth, about: its own, and those of the phrases."""
 
 SHARE = 0.35
 """Of a machine's speed with large matrices that training and measuring reach, about."""
 
-DECODING = 4
+DECODING = 6
 """Times slower than its multiplications a token is decoded: the weights are read for each."""
 
 GIB = 2**30
@@ -90,15 +93,16 @@ def work(place: Workplace, stage: Stage, shape: dict[str, int]) -> float:
     if stage.what == "choose":
         rates = len(scale.rates) if len(scale.rates) > 1 else 0
         return rates * (_sft(place) * 2 * pair + _answers(place, 2 * scale.development) * token)
-    kernel = 3 * scale.kernel * PROMPT * 22 * token
+    kernel = 3 * scale.kernel * OWN * 22 * token
     if stage.what == "measure":
-        each = kernel + _answers(place, sum(scale.along)) * token
+        asked = sum(scale.along)
+        each = kernel + (_answers(place, asked) + asked * PHRASES) * token
         return len(scale.checkpoints) * each
     if stage.what == "start":
         width = shape.get("width", 0)
         return kernel + 3 * scale.bounds * PROMPT * (width + scale.directions) * 2 * token
     if stage.what == "predict":
-        return (scale.along[0] + 2 * scale.pairs) * PROMPT * 30 * token
+        return (scale.along[0] + 2 * scale.pairs) * (OWN * 22 + PHRASES) * token
     if stage.what == "evaluate":
         number = 2167 if scale.limit is None else 8 * scale.limit
         return _answers(place, number) * token * (2 if stage.run == "adacd" else 1)

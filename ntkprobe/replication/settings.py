@@ -52,7 +52,7 @@ class Scale:
     accumulate: int = 32
     epochs: int = 3
     rates: tuple[float, ...] = (1e-4,)
-    checkpoints: tuple[float, ...] = (0, 0.04, 0.08, 0.15, 0.27, 0.4, 0.55, 0.77, 1)
+    checkpoints: tuple[float, ...] = (0, 0.04, 0.1, 0.2, 0.35, 0.55, 0.77, 1)
     development: int = 60
     along: tuple[int, int, int] = (60, 40, 40)
     kernel: int = 25
@@ -87,6 +87,7 @@ SCALES = {
         accumulate=1,
         epochs=1,
         rates=(1e-3, 1.5e-3, 2e-3, 3e-3),
+        tokens=20,
     ),
     "paper": Scale(tokens=512),
     "toy": Scale(
