@@ -3,23 +3,27 @@
 from pathlib import Path
 
 from ..bounds import measure_bounds
-from ..checkpoints import load_model, load_tokenizer
+from ..checkpoints import find_checkpoints, load_model, load_tokenizer
 from ..prompts import Prompt, PromptSet
 from ..storage import write_table
 from ..watcher import (
     ActivationSettings,
+    Choice,
     InfluenceSettings,
     KernelSettings,
     MeasureSettings,
     RefusalSettings,
     measure_run,
+    parse_steps,
 )
 from .plan import Stage
 from .workplace import PHRASES, Workplace
 
 
 def measure(place: Workplace, stage: Stage) -> None:
-    """Measure every checkpoint of a run: kernel by layer, P(refuse), answers, activations.
+    """Measure every checkpoint of a run: kernel by layer, P(refuse), answers.
+
+    Of the first seed's final models the activations on XSTest are kept as well (figures 7 and 8).
 
     Raises:
         UserError: if a checkpoint could not be measured.
@@ -27,7 +31,6 @@ def measure(place: Workplace, stage: Stage) -> None:
     settings = MeasureSettings(
         kernel=KernelSettings(by="layer", per_group=place.scale.kernel),
         refusal=RefusalSettings(phrases=PHRASES, max_new_tokens=place.scale.tokens),
-        activations=ActivationSettings(layers="all"),
         load=place.load,
         verify=stage.seed == place.settings.seeds[0],
     )
@@ -37,6 +40,30 @@ def measure(place: Workplace, stage: Stage) -> None:
         place.out / "ntk" / stage.folder,
         settings,
         ckpt_dir=place.run(stage),
+    )
+    if stage.seed == place.settings.seeds[0]:
+        activations(place, stage)
+
+
+def activations(place: Workplace, stage: Stage) -> None:
+    """Keep what the layers of a run's final model hold on XSTest's prompts."""
+    groups = {"safe": "seemingly_toxic", "unsafe": "toxic"}
+    rows = place.splits.rows("xstest")
+    prompts = PromptSet(tuple(Prompt(row["prompt"], groups[row["kind"]]) for row in rows))
+    last = max(checkpoint.step for checkpoint in find_checkpoints(place.run(stage)))
+    settings = MeasureSettings(
+        kernel=None,
+        refusal=None,
+        activations=ActivationSettings(layers="all"),
+        load=place.load,
+    )
+    _measured(
+        place,
+        prompts,
+        place.out / "activations" / stage.folder,
+        settings,
+        ckpt_dir=place.run(stage),
+        choice=Choice(steps=parse_steps(str(last))),
     )
 
 
@@ -95,6 +122,7 @@ def _measured(
     *,
     ckpt_dir: Path | None = None,
     model: str | None = None,
+    choice: Choice | None = None,
 ) -> None:
     """Measure, and raise if that was interrupted or something failed.
 
@@ -102,7 +130,9 @@ def _measured(
         KeyboardInterrupt: if the user stopped it.
         OSError: if a checkpoint could not be measured.
     """
-    outcome = measure_run(prompts, folder, ckpt_dir=ckpt_dir, model=model, settings=settings)
+    outcome = measure_run(
+        prompts, folder, ckpt_dir=ckpt_dir, model=model, settings=settings, choice=choice
+    )
     if outcome.interrupted:
         raise KeyboardInterrupt
     if outcome.failed:

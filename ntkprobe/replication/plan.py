@@ -6,6 +6,7 @@ OUT/choice.json               the learning rate of SFT, and what it was chosen b
 OUT/done/STAGE.json           seconds and memory of a stage that is done
 OUT/runs/{stl,…}-SEED/        training runs, as `ntkprobe train` writes them
 OUT/ntk/{stl,…}-SEED/         measurements along them, as `ntkprobe measure` writes them
+OUT/activations/{stl,…}-SEED/ of the first seed's final models on XSTest
 OUT/start/{base,…}/           measurements of the models that SFT starts from
 OUT/eval/{base,…}/            answers and verdicts, as `ntkprobe evaluate` writes them
 OUT/figures/, OUT/tables/, OUT/report.md, OUT/labels.csv

@@ -18,7 +18,11 @@ from .results import HELD_OUT, Results
 from .verdicts import Draw, Finding, of_seeds, overall
 from .workplace import Workplace
 
-FIGURES = ("fig1", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8")
+FIGURES = {
+    "ntk": ("fig1", "fig3", "fig4", "fig5", "fig6", "layers", "neighbours"),
+    "activations": ("fig7", "fig8"),
+}
+"""Figures by the folder of the measurements that they are drawn from."""
 TABLES = ("1", "2", "3")
 
 
@@ -193,16 +197,18 @@ def _figures(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
         A line for each.
     """
     measured = [Stage("measure", run, seeds[0]) for run in MAIN] if seeds else []
-    there = [f"{s.run}={place.out / 'ntk' / s.folder}" for s in measured if place.done(s)]
-    if not there:
-        return
-    drawn = draw_figures(find_runs(there), place.out / "figures", FIGURES, compare="paper")
-    for path in drawn.files:
-        if path.suffix == ".png":
-            yield f"![{path.stem}](figures/{path.name})"
-            yield ""
-    for name, why in drawn.missing.items():
-        yield f"- {name} was not drawn: {one_line(why)}"
+    for kind, names in FIGURES.items():
+        folders = {s.run: place.out / kind / s.folder for s in measured if place.done(s)}
+        there = [f"{run}={folder}" for run, folder in folders.items() if folder.is_dir()]
+        if not there:
+            continue
+        drawn = draw_figures(find_runs(there), place.out / "figures", names, compare="paper")
+        for path in drawn.files:
+            if path.suffix == ".png":
+                yield f"![{path.stem}](figures/{path.name})"
+                yield ""
+        for name, why in drawn.missing.items():
+            yield f"- {name} was not drawn: {one_line(why)}"
 
 
 def _tables(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
