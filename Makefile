@@ -6,10 +6,10 @@ STAMP := .venv/.installed
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint docs notebooks bench clean
+.PHONY: help install demo replicate test check lint docs notebooks bench clean
 
 help:  ## print this list
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## create .venv and install ntkprobe into it, at the tested versions
 
@@ -24,6 +24,9 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 
 demo: install  ## train, measure and draw on the embedded model (minutes on 2 cores)
 	$(BIN)/ntkprobe demo
+
+replicate: install  ## the paper's experiment: make replicate MODEL=FILE.gguf DATA=DIR (a night on 2 cores)
+	$(BIN)/ntkprobe replicate --model $(MODEL) --data $(DATA)
 
 test: install  ## the quick suite (under 5 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist worksteal

@@ -16,6 +16,8 @@ from .completeness import readiness as readiness
 from .fingerprints import identity as identity
 from .folders import Checkpoint as Checkpoint
 from .folders import find_checkpoints as find_checkpoints
+from .gguf_files import gguf_file as gguf_file
+from .gguf_files import gguf_identity as gguf_identity
 from .headers import Incomplete as Incomplete
 from .loading import LoadSettings as LoadSettings
 from .loading import load_checkpoint as load_checkpoint

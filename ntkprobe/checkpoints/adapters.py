@@ -17,6 +17,7 @@ from ..errors import UserError, one_line
 from ..peft_modules import separate_for_merging, tie_again, untie
 from .attaching import REFUSALS, attach, plain_lora
 from .base_state import BaseState
+from .gguf_files import gguf_file
 from .headers import read_json
 from .loading import insist_on_finite_weights
 
@@ -43,7 +44,7 @@ def base_and_adapter(model: str, adapter: Path | None) -> tuple[str, Path | None
 
 
 def base_folder_of(adapter: Path) -> Path:
-    """Return the folder of the model below an adapter, which is fetched from nowhere.
+    """Return the folder (or GGUF file) of the model below an adapter, fetched from nowhere.
 
     Args:
         adapter: a checkpoint with `adapter_config.json`.
@@ -57,13 +58,18 @@ def base_folder_of(adapter: Path) -> Path:
     """
     named = base_named_by(adapter)
     places = [Path(named), *(parent / named for parent in adapter.resolve().parents[:3])]
-    folders = [place for place in places if named and (place / "config.json").is_file()]
+    folders = [place for place in places if named and _is_model(place)]
     if not folders:
         raise UserError(
             f"{adapter} was trained on {named or 'a model not named'}, which is no folder here:"
             f" give it with --model{f' {named}' if named else ''}"
         )
     return folders[0]
+
+
+def _is_model(place: Path) -> bool:
+    """Return whether a path is that of a model: a folder with its configuration, or a GGUF file."""
+    return (place / "config.json").is_file() or gguf_file(place) is not None
 
 
 @contextmanager

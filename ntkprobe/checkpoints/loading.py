@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError, one_line
 from .accounting import insist_on_every_weight, some, unfiltered_report
 from .completeness import FULL, SHARDED, weight_files
+from .gguf_files import gguf_file
 from .headers import Incomplete, read_index, read_json
 from .safeguards import checked_config
 
@@ -91,10 +92,10 @@ def load_checkpoint(folder: Path, settings: LoadSettings | None = None) -> "PreT
 
 
 def load_model(name: str, settings: LoadSettings | None = None) -> "PreTrainedModel":
-    """Return the model that the user named: a folder, or a name on the Hugging Face hub.
+    """Return the model that the user named: a folder, a GGUF file, or a name on the hub.
 
     Args:
-        name: a path or a hub name; only a name that is no folder can cause network access.
+        name: a path or a hub name; only a name that is no path can cause network access.
         settings: how to load it.
 
     Returns:
@@ -103,6 +104,10 @@ def load_model(name: str, settings: LoadSettings | None = None) -> "PreTrainedMo
     Raises:
         UserError: if there is no such model, or it cannot be loaded whole.
     """  # ruff: ignore[docstring-extraneous-exception]
+    if name and (file := gguf_file(name)) is not None:
+        from .gguf_models import load_gguf
+
+        return load_gguf(file, settings)
     if name and Path(name).is_dir():
         if not (Path(name) / "adapter_config.json").exists():
             weight_files(Path(name))
@@ -119,6 +124,10 @@ def load_tokenizer(name: str | Path, *, local: bool = True) -> "PreTrainedTokeni
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if (file := gguf_file(name)) is not None:
+        from .gguf_models import gguf_tokenizer
+
+        return gguf_tokenizer(file)
     if not local and not Path(name).is_dir():
         _insist_on_a_name(str(name))
     # For some architectures (Qwen2 is one) AutoTokenizer builds that family's own tokenizer from
@@ -236,7 +245,8 @@ def _insist_on_a_name(name: str) -> None:
     """
     if not name or name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
         raise UserError(
-            f"no model at {name!r}: --model takes a folder with config.json, or a hub name"
+            f"no model at {name!r}: --model takes a folder with config.json, a .gguf file, or a hub"
+            " name"
         )
 
 

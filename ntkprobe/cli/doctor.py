@@ -19,12 +19,17 @@ def doctor(
         Path | None,
         typer.Option(metavar="OUT", help="Where to measure to.", show_default="RUN-ntk"),
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A GGUF file to look into.", show_default=False),
+    ] = None,
 ) -> None:
     """Say what this machine can do: versions, devices, attention, and what RUN's disk allows.
 
     Nothing of yours is loaded, and nothing stays written.
     """
-    for name, value in [*_software(), *_devices(), *_attention(), *_places(ckpt_dir, output_dir)]:
+    machine = [*_software(), *_devices(), *_attention()]
+    for name, value in [*machine, *_places(ckpt_dir, output_dir), *_gguf(model)]:
         typer.echo(f"{name:16} {one_line(value)}")
 
 
@@ -103,6 +108,32 @@ def _places(run: Path | None, out: Path | None) -> list[tuple[str, str]]:
         ("writable", "yes" if os.access(beside, os.W_OK) else f"no: {beside}"),
         ("pins", _pins(run, beside)),
         ("free space", f"{free / 1e9:.1f} GB in {beside}"),
+    ]
+
+
+def _gguf(place: Path | None) -> list[tuple[str, str]]:
+    """Return what is in a GGUF file, and what loading it takes.
+
+    Raises:
+        UserError: if it is none.
+    """
+    if place is None:
+        return []
+    from math import prod
+
+    from ..checkpoints.gguf_files import describe, gguf_file
+
+    file = gguf_file(place)
+    if file is None:
+        raise UserError(f"{place} is no GGUF file: doctor's --model takes one, or its folder")
+    about = describe(file)
+    numbers = sum(map(prod, about.shapes.values()))
+    split = about.settings.get("tokenizer.ggml.pre", "of no name")
+    return [
+        ("gguf", about.about()),
+        ("gguf digest", about.digest),
+        ("gguf tokenizer", f"{about.settings.get('tokenizer.ggml.model')}, split {split}"),
+        ("gguf weights", f"{numbers:,} numbers, {4 * numbers / 1e9:.2f} GB in float32"),
     ]
 
 

@@ -14,6 +14,7 @@ from ..checkpoints import (
     LoadSettings,
     adapted,
     base_folder_of,
+    gguf_identity,
     identity,
     load_model,
     load_tokenizer,
@@ -95,8 +96,10 @@ class Subject:
     def label(self) -> str:
         """What it is called unless the user says: its run's name, and its mitigation's."""
         place = Path(self.adapter or self.model)
-        if place.is_dir():
+        if place.exists():
             place = place.resolve()
+        if place.suffix == ".gguf":
+            place = place.with_suffix("")
         whole = place.parent.name if place.name == "final" or place.name == "model" else place.name
         if place.name.startswith("checkpoint-"):
             whole = f"{place.parent.name}-{place.name.removeprefix('checkpoint-')}"
@@ -178,6 +181,8 @@ def _weights(name: str | Path) -> str:
         UserError: if the folder is not whole, or is of a kind that is not read.
     """
     folder = Path(name)
+    if (file := gguf_identity(folder)) is not None:
+        return file
     if not folder.is_dir():
         return f"hub:{name}"
     verdict = readiness(folder)

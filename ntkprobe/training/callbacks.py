@@ -110,6 +110,8 @@ def quiet() -> Generator[None]:
         with warnings.catch_warnings():
             # About each other's renamed attributes: nothing that a user of ours could change.
             warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
+            # Of a base that is one file peft asks for a config.json beside it, and goes without.
+            warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
             yield
     finally:
         logging.set_verbosity(level)

@@ -22,7 +22,14 @@ import yaml
 from safetensors import SafetensorError
 from transformers import Trainer
 
-from ..checkpoints import Checkpoint, find_checkpoints, identity, readiness
+from ..checkpoints import (
+    Checkpoint,
+    find_checkpoints,
+    gguf_file,
+    gguf_identity,
+    identity,
+    readiness,
+)
 from ..checkpoints.headers import read_json
 from ..checkpoints.loading import insist_on_finite_weights
 from ..errors import UserError, one_line
@@ -241,10 +248,11 @@ def _whole(folder: Path) -> bool:
 
 
 def located(model: str) -> str:
-    """Return where a model is: a folder's full path, which an adapter will name, or a hub name.
+    """Return where a model is: its full path, which an adapter will name, or a hub name.
 
     Args:
-        model: a folder, a hub name, or `package:NAME/FOLDER` for one in an installed package.
+        model: a folder, a GGUF file, a hub name, or `package:NAME/FOLDER` for one that is in an
+            installed package.
 
     Returns:
         What to load it by.
@@ -252,12 +260,15 @@ def located(model: str) -> str:
     if model.startswith("package:"):
         package, _, folder = model.removeprefix("package:").partition("/")
         return str(files(package) / folder)
-    return str(Path(model).resolve()) if Path(model).is_dir() else model
+    place = Path(model)
+    return str(place.resolve()) if place.is_dir() or gguf_file(place) is not None else model
 
 
 def model_digest(model: str) -> dict[str, str]:
-    """Return the digest of a model's weights under `model`, if it is a folder."""
+    """Return the digest of a model's weights under `model`, if it is a folder or a GGUF file."""
     folder = Path(located(model))
+    if (file := gguf_identity(folder)) is not None:
+        return {"model": file}
     weights = readiness(folder).weights if folder.is_dir() else ()
     return {"model": identity(folder, weights)} if weights else {}
 

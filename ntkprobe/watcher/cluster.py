@@ -159,7 +159,7 @@ def _steps(run: Path, choice: Choice) -> list[int]:
 def _absolute(output_dir: Path, run: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Return arguments whose paths hold in any working directory."""
     model = options.get("model")
-    if model and Path(model).is_dir():
+    if model and Path(model).exists():
         model = str(Path(model).resolve())
     return {
         **options,

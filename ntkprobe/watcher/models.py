@@ -10,6 +10,7 @@ from ..checkpoints import (
     LoadSettings,
     adapted,
     base_folder_of,
+    gguf_identity,
     identity,
     load_checkpoint,
     load_model,
@@ -59,6 +60,8 @@ class Models:
         if self.name is None:
             return None
         folder = Path(self.name)
+        if (file := gguf_identity(folder)) is not None:
+            return _told_as(folder), file
         if not folder.is_dir():
             return self.name, f"hub:{self.name}"
         verdict = readiness(folder)

@@ -1,0 +1,176 @@
+"""The published files that the replication reads, and where each is from."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, one_line
+from ..prompt_files import read_rows
+
+STL = "github.com/vinid/safety-tuned-llamas, data"
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A published file.
+
+    Attributes:
+        names: under which it may lie in the data folder, the published one first.
+        source: where it is published.
+        hub: dataset, configuration and split on the hub; None for what is a file elsewhere.
+        columns: that it must have, one of each.
+    """
+
+    names: tuple[str, ...]
+    source: str
+    columns: tuple[tuple[str, ...], ...]
+    hub: tuple[str, str | None, str] | None = None
+
+
+FILES = {
+    "xstest": DataFile(
+        ("xstest_prompts.csv",),
+        "github.com/paul-rottger/xstest",
+        (("prompt",), ("label",), ("type",)),
+        ("Paul/XSTest", None, "train"),
+    ),
+    "oktest": DataFile(("OKTest.csv",), "github.com/InvokerStark/OverKill, data", (("prompt",),)),
+    "coconot_contrast": DataFile(
+        ("coconot_contrast_eval.jsonl",),
+        "huggingface.co/datasets/allenai/coconot (contrast, test)",
+        (("prompt",), ("category",)),
+        ("allenai/coconot", "contrast", "test"),
+    ),
+    "alpaca": DataFile(
+        ("alpaca_union.jsonl", "alpaca_data.json", "alpaca_data_cleaned.json"),
+        "github.com/tatsu-lab/stanford_alpaca, alpaca_data.json",
+        (("instruction",), ("output",)),
+        ("tatsu-lab/alpaca", None, "train"),
+    ),
+    "safety": DataFile(
+        ("safety_only_data_Instructions.json",),
+        f"{STL}/training",
+        (("instruction",), ("output",)),
+    ),
+    "i_malicious": DataFile(
+        ("I-MaliciousInstructions.json",), f"{STL}/evaluation", (("prompt", "text"),)
+    ),
+    "i_cona": DataFile(("I-CoNa.json",), f"{STL}/evaluation", (("prompt", "text"),)),
+    "i_controversial": DataFile(
+        ("I-Controversial.json",), f"{STL}/evaluation", (("prompt", "text"),)
+    ),
+    "q_harm": DataFile(("Q-Harm.json",), f"{STL}/evaluation", (("prompt", "text"),)),
+    "advbench": DataFile(
+        ("harmful_behaviors.csv",),
+        "github.com/llm-attacks/llm-attacks, data/advbench",
+        (("goal", "prompt"),),
+        ("walledai/AdvBench", None, "train"),
+    ),
+}
+
+SAFETY_SETS = ("i_malicious", "i_cona", "i_controversial", "q_harm", "advbench")
+OVER_REFUSAL_SETS = ("oktest", "coconot_contrast", "xstest")
+
+
+def find_files(folder: Path | None) -> dict[str, Path]:
+    """Return where each file lies: in the folder itself, or in one of its folders.
+
+    Args:
+        folder: the data folder; None for the hub, where nothing lies yet.
+
+    Returns:
+        Paths by name, without those that the hub has to give.
+
+    Raises:
+        UserError: naming every file that is missing, and where it is published.
+    """
+    if folder is None:
+        found = {}
+    elif not folder.is_dir():
+        raise UserError(f"no folder {folder}: --data takes one with the published files")
+    else:
+        found = {
+            name: path
+            for name, file in FILES.items()
+            if (path := _in_folder(folder, file.names)) is not None
+        }
+    lacking = {
+        name: file
+        for name, file in FILES.items()
+        if name not in found and (folder is not None or file.hub is None)
+    }
+    if lacking:
+        told = "; ".join(f"{file.names[0]} ({file.source})" for file in lacking.values())
+        place = folder if folder is not None else "the hub, which does not have it"
+        raise UserError(f"{len(lacking)} files are missing in {place}: {told}")
+    return found
+
+
+def read_file(name: str, places: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Return the rows of a file, from its place or from the hub.
+
+    Args:
+        name: one of `FILES`.
+        places: from `find_files`.
+
+    Returns:
+        Its rows.
+
+    Raises:
+        UserError: if it cannot be had, or lacks a column.
+    """
+    file = FILES[name]
+    rows = read_rows(places[name]) if name in places else _from_hub(file)
+    where = places.get(name, file.hub and file.hub[0])
+    present = set(rows[0]) if rows else set()
+    for allowed in file.columns:
+        if not present & set(allowed):
+            raise UserError(
+                f"{where} is not {file.names[0]} as published ({file.source}): it has the columns"
+                f" {sorted(present)}, but no {allowed[0]!r}"
+            )
+    return rows
+
+
+def digests(places: Mapping[str, Path]) -> dict[str, str]:
+    """Return the SHA-256 of every file."""
+    found = {}
+    for name, path in places.items():
+        with path.open("rb") as opened:
+            found[name] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return found
+
+
+def _in_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """Return the first file of one of these names, beside or one folder down."""
+    for name in names:
+        for path in (folder / name, *sorted(folder.glob(f"*/{name}"))):
+            if path.is_file():
+                return path
+    return None
+
+
+def _from_hub(file: DataFile) -> list[dict[str, Any]]:
+    """Return the rows of a dataset on the hub.
+
+    Raises:
+        UserError: if it cannot be had.
+    """
+    if file.hub is None:
+        raise UserError(f"{file.names[0]} is on no hub: get it from {file.source}, and give --data")
+    path, config, split = file.hub
+    try:
+        from datasets import load_dataset
+
+        return list(load_dataset(path, config, split=split))
+    except ImportError as error:
+        raise UserError(
+            "without --data the hub is asked: pip install 'ntkprobe[benchmarks]'"
+        ) from error
+    except Exception as error:  # datasets raises what its many parts raise
+        raise UserError(
+            f"{path} cannot be had from the hub ({one_line(error)[:120]}): give --data with"
+            f" {file.names[0]} of {file.source}"
+        ) from error

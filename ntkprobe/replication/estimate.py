@@ -1,0 +1,169 @@
+"""What a replication will take: time, memory and disk, before anything is begun.
+
+Times come from counts of multiplications and from how fast this machine multiplies now, which is
+tried out for a second; stages that are done correct them. They are right within a factor of two or
+three, which tells hours from days.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+
+from ..errors import UserError
+from .plan import Stage
+from .workplace import Workplace, shape_of
+
+PROMPT, OWN, ANSWER = 45, 20, 100
+"""Tokens of a prompt in its template, of those its own, and of a pair, about."""
+
+PHRASES = 110
+"""Tokens that P(refuse) of a prompt is worth, about: its own, and those of the phrases."""
+
+SHARE = 0.35
+"""Of a machine's speed with large matrices that training and measuring reach, about."""
+
+DECODING = 6
+"""Times slower than its multiplications a token is decoded: the weights are read for each."""
+
+GIB = 2**30
+
+
+def lines(place: Workplace, todo: Sequence[Stage]) -> list[str]:
+    """Return what each stage will take, and all of them."""
+    shape = shape_of(place.settings.model)
+    speed = multiplications_per_second() * SHARE
+    seconds = {stage: work(place, stage, shape) / speed for stage in todo}
+    factor = _correction(place, seconds)
+    made, total = [], 0.0
+    for stage, guess in seconds.items():
+        done = place.done(stage)
+        total += 0 if done else guess * factor
+        made.append(f"{stage.name}: {'done' if done else f'about {_span(guess * factor)}'}")
+    about = "corrected by the stages done" if factor != 1 else "from a trial of this machine"
+    return [
+        *made,
+        f"time: about {_span(total)}, {about}; with the machine to itself, within a factor of two"
+        " or three",
+        f"memory: about {memory(place, shape) / GIB:.1f} GiB",
+        f"disk: about {disk(place, todo, shape) / GIB:.1f} GiB in {place.out}",
+    ]
+
+
+def insist_on_room(place: Workplace) -> None:
+    """Raise if there is clearly too little memory or disk.
+
+    Raises:
+        UserError: saying how much is needed, and how much there is.
+    """
+    import psutil
+
+    from .plan import stages
+
+    shape = shape_of(place.settings.model)
+    needed = disk(place, stages(place.settings.seeds), shape)
+    parent = next(p for p in (place.out, *place.out.resolve().parents) if p.exists())
+    held = sum(f.stat().st_size for f in place.out.rglob("*") if f.is_file())
+    free = shutil.disk_usage(parent).free + held
+    if free < needed:
+        raise UserError(
+            f"too little disk: about {needed / GIB:.1f} GiB are needed in {place.out},"
+            f" {free / GIB:.1f} GiB are there; free some, or give another --output-dir"
+        )
+    if place.load.placement() != "cpu":
+        return
+    there, wanted = psutil.virtual_memory().available, memory(place, shape)
+    if there < wanted:
+        raise UserError(
+            f"too little memory: about {wanted / GIB:.1f} GiB are needed, {there / GIB:.1f} GiB"
+            " are free; close other programs, or take a smaller model"
+        )
+
+
+def work(place: Workplace, stage: Stage, shape: dict[str, int]) -> float:
+    """Return about how many floating-point operations a stage takes."""
+    scale, size = place.scale, shape["parameters"]
+    token = 2.0 * size
+    pair = min(scale.length, ANSWER) * token
+    if stage.what == "train":
+        if stage.run in ("dcr", "control"):
+            return (scale.dcr_toxic + 250) * scale.dcr_epochs * PROMPT * 3 * token
+        return _sft(place) * 2 * pair
+    if stage.what == "choose":
+        rates = len(scale.rates) if len(scale.rates) > 1 else 0
+        return rates * (_sft(place) * 2 * pair + _answers(place, 2 * scale.development) * token)
+    kernel = 3 * scale.kernel * OWN * 22 * token
+    if stage.what == "measure":
+        asked = sum(scale.along)
+        each = kernel + (_answers(place, asked) + asked * PHRASES) * token
+        return len(scale.checkpoints) * each
+    if stage.what == "start":
+        width = shape.get("width", 0)
+        return kernel + 3 * scale.bounds * PROMPT * (width + scale.directions) * 2 * token
+    if stage.what == "predict":
+        return (scale.along[0] + 2 * scale.pairs) * (OWN * 22 + PHRASES) * token
+    if stage.what == "evaluate":
+        number = 2167 if scale.limit is None else 8 * scale.limit
+        return _answers(place, number) * token * (2 if stage.run == "adacd" else 1)
+    return scale.anchors * 3 * PROMPT * 4 * token if stage.what == "fit" else 0.0
+
+
+def memory(place: Workplace, shape: dict[str, int]) -> float:
+    """Return about the most memory that is needed, in bytes."""
+    scale = place.scale
+    weights = 4.0 * shape["parameters"]
+    optimiser = 3 * weights * place.scale.depth
+    rows = max(scale.batch * min(scale.length, 512), scale.dcr_batch * PROMPT)
+    logits = 4.0 * rows * shape.get("vocabulary", 0) * 4
+    return 0.6 * GIB + 2 * weights + optimiser + logits
+
+
+def disk(place: Workplace, todo: Sequence[Stage], shape: dict[str, int]) -> float:
+    """Return about how much is written, in bytes."""
+    weights = 4.0 * shape["parameters"]
+    contrastive = sum(s.what == "train" and s.run in ("dcr", "control") for s in todo)
+    others = sum(s.what == "train" for s in todo) - contrastive
+    adapters = len(place.scale.checkpoints) * (weights * 0.03 + 8e6)
+    return 3.2 * weights * contrastive + others * adapters + 2e7 * len(place.settings.seeds)
+
+
+def multiplications_per_second() -> float:
+    """Return how many floating-point operations a second this machine does on large matrices."""
+    import torch
+
+    matrix = torch.rand(768, 768)
+    begin, times = perf_counter(), 0
+    while perf_counter() - begin < 1:
+        matrix @ matrix
+        times += 1
+    return times * 2 * 768**3 / (perf_counter() - begin)
+
+
+def _sft(place: Workplace) -> int:
+    """Return how many pairs a run of SFT sees."""
+    scale = place.scale
+    return scale.steps(scale.general + scale.safe) * scale.batch * scale.accumulate
+
+
+def _answers(place: Workplace, number: int) -> float:
+    """Return the tokens that so many answers are worth."""
+    return number * (PROMPT + DECODING * min(place.scale.tokens, 200))
+
+
+def _correction(place: Workplace, seconds: dict[Stage, float]) -> float:
+    """Return by how much slower the stages done were than thought; 1 without any."""
+    thought, took = 0.0, 0.0
+    for stage, guess in seconds.items():
+        path: Path = place.out / "done" / f"{stage.file}.json"
+        if guess and path.is_file():
+            thought += guess
+            took += float(json.loads(path.read_text())["seconds"])
+    return took / thought if thought and took else 1.0
+
+
+def _span(seconds: float) -> str:
+    """Return a length of time as text."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

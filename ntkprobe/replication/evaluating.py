@@ -1,0 +1,147 @@
+"""Answers of the final models, the filters' verdicts, and the loss on held-out normal answers."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from ..checkpoints import adapted, base_and_adapter, load_model, load_tokenizer
+from ..errors import UserError
+from ..evaluation import Evaluation
+from ..evaluation.benchmarks.own_files import read_own
+from ..evaluation.models import Subject
+from ..evaluation.panel import DEFAULT, read_judges
+from ..evaluation.run import evaluate as ask
+from ..evaluation.settings import AnswerSettings
+from ..mitigations import Mitigation, save
+from ..mitigations._storage import mitigation_class
+from ..phrases import is_refusal
+from ..prompts import Prompt, PromptSet
+from ..storage import write_json, write_table
+from .answer_loss import answer_losses
+from .data_files import OVER_REFUSAL_SETS, SAFETY_SETS
+from .plan import STEERED, Stage
+from .workplace import Workplace
+
+SETS = (*OVER_REFUSAL_SETS, *SAFETY_SETS, "normal")
+UNFIT = ".unfit.json"
+LONGER = 3
+"""Times the tokens of an answer that is trained on (STL-aug)."""
+
+
+def evaluate(place: Workplace, stage: Stage) -> None:
+    """Let a final model answer every set, and compute its loss; what is there is not done again."""
+    if why_unfit(place.out, stage.folder):
+        return
+    subject = subject_of(place, stage)
+    folder = place.out / "eval" / stage.folder
+    files = {name: place.splits.path(name) for name in SETS}
+    answer(place, subject, files, folder, label=stage.folder)
+    if stage.run != "adacd" and not (folder / "losses.parquet").is_file():
+        settings = AnswerSettings(max_new_tokens=1)
+        with subject.in_memory(settings, None) as local:
+            table = answer_losses(
+                local.model, local.tokenizer, place.splits.pairs("normal"), place.scale.length
+            )
+        write_table(folder / "losses.parquet", table)
+
+
+def subject_of(place: Workplace, stage: Stage) -> Subject:
+    """Return the model of a stage: the base, a run's final model, or STL's with a method on it."""
+    if stage.run == "base":
+        return Subject.named(place.settings.model, None, None, place.load)
+    run = "stl" if stage.run in STEERED else stage.run
+    final = place.run(Stage("train", run, stage.seed)) / "final"
+    start = place.start_of(Stage("train", run, stage.seed))
+    fitted = place.out / "mitigations" / stage.folder if stage.run in STEERED else None
+    return Subject.named(start, final, fitted, place.load)
+
+
+def answer(
+    place: Workplace,
+    subject: Subject,
+    files: dict[str, Path],
+    folder: Path,
+    *,
+    label: str,
+    longer: int = 1,
+) -> Evaluation:
+    """Return what a model answered to some sets, which go into one folder.
+
+    Args:
+        place: where everything is.
+        subject: the model.
+        files: sets by name.
+        folder: of the answers.
+        label: what the model is called.
+        longer: times the tokens of an answer.
+
+    Returns:
+        Answers and verdicts.
+    """
+    benchmarks = [read_own(path, None, name) for name, path in files.items()]
+    settings = AnswerSettings(max_new_tokens=place.scale.tokens * longer)
+    trained = [place.splits.path("augmenting")] if label.startswith("stl-aug") else []
+    ask(
+        subject,
+        benchmarks,
+        folder,
+        judges=read_judges(DEFAULT),
+        settings=settings,
+        label=label,
+        trained_on=trained,
+    )
+    return Evaluation(folder)
+
+
+def refusal_rates(place: Workplace, adapter: Path, file: Path, name: str) -> dict[str, float]:
+    """Return the refusal rate of each group of a set that an adapter over the base answers."""
+    subject = Subject.named(place.settings.model, adapter, None, place.load)
+    found = answer(place, subject, {"development": file}, place.out / "eval" / name, label=name)
+    groups = found.prompts("development").set_index("id")["type"]
+    answers = found.answers("development").set_index("id")["answer"]
+    refused = answers.map(is_refusal).groupby(groups).mean()
+    return {str(group): float(rate) for group, rate in refused.items()}
+
+
+def base_answers(place: Workplace, texts: list[str]) -> list[str]:
+    """Return the base model's answers to prompts, which STL-aug learns."""
+    subject = Subject.named(place.settings.model, None, None, place.load)
+    file = place.out / "data" / "to_answer.csv"
+    pd.DataFrame({"prompt": texts, "kind": "safe"}).to_csv(file, index=False)
+    folder = place.out / "eval-augmenting"
+    found = answer(place, subject, {"to_answer": file}, folder, label="base", longer=LONGER)
+    by_id = found.answers("to_answer").set_index("id")["answer"]
+    return [str(by_id[name]) for name in found.prompts("to_answer")["id"]]
+
+
+def fit(place: Workplace, stage: Stage) -> None:
+    """Fit a method on STL's final model, with prompts that DCR had as well."""
+    folder = place.out / "mitigations" / stage.folder
+    named, adapter = base_and_adapter(
+        str(place.run(Stage("train", "stl", stage.seed)) / "final"), None
+    )
+    anchors = place.scale.anchors
+    rows = [*place.splits.rows("dcr"), *place.splits.rows("fit_normal")]
+    prompts = PromptSet(tuple(Prompt(row["prompt"], row["group"]) for row in rows))
+    tokenizer = load_tokenizer(named, local=False)
+    with adapted(load_model(named, place.load), Path(str(adapter))) as model:
+        try:
+            fitted = _method(stage.run).fit(model, tokenizer, prompts.sample(anchors))
+        except UserError as why:  # such as: the model refuses none of the prompts to learn from
+            place.tell(f"  {stage.run} cannot be fitted: {why}")
+            write_json(folder.with_suffix(UNFIT), {"why": str(why)})
+            return
+    save(fitted, folder)
+
+
+def why_unfit(out: Path, name: str) -> str:
+    """Return why a method could not be fitted; empty if it could, or is none."""
+    path = (out / "mitigations" / name).with_suffix(UNFIT)
+    return str(json.loads(path.read_text())["why"]) if path.is_file() else ""
+
+
+def _method(name: str) -> Mitigation:
+    """Return a method with its own default settings."""
+    made: Mitigation = mitigation_class(name)()
+    return made

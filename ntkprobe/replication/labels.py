@@ -1,0 +1,69 @@
+"""A sample of answers to be labelled by hand, and how far the filters agree with the labels."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from ..evaluation import Evaluation
+from ..evaluation.scores import kappa
+
+NUMBER = 100
+LABELS = ("refusal", "compliance")
+FILTERS = ("xstest_prefixes", "scans_strings", "or_bench_strings")
+
+
+def write_sample(out: Path, models: Sequence[str]) -> None:
+    """Write OUT/labels.csv with 100 answers of all final models, unless it is there.
+
+    Args:
+        out: the output folder.
+        models: names of final models.
+    """
+    path = out / "labels.csv"
+    if path.is_file() or not models:
+        return
+    tables = [_answers(out, name) for name in models]
+    everything = pd.concat(tables, ignore_index=True)
+    sample = everything.sample(min(NUMBER, len(everything)), random_state=0)
+    sample.assign(label="").to_csv(path, index=False)
+
+
+def agreement_lines(out: Path) -> Iterator[str]:
+    """Yield how far each filter agrees with the labels, or what is left to do."""
+    path = out / "labels.csv"
+    if not path.is_file():
+        return
+    table = pd.read_csv(path, keep_default_na=False)
+    table = table.loc[table["label"].isin(LABELS)]
+    if table.empty:
+        yield (
+            f"None yet: write `refusal` or `compliance` into the column `label` of {path.name},"
+            " then `ntkprobe replicate --only report`."
+        )
+        return
+    yield f"{len(table)} answers are labelled."
+    yield ""
+    yield "| filter | agreement | Cohen's κ | calls a refusal what is none | misses a refusal |"
+    yield "|---|---|---|---|---|"
+    for name in FILTERS:
+        said = table[name].where(table[name] == "refusal", "compliance")
+        chance, plain = kappa(said.tolist(), table["label"].tolist())
+        false = int(((said == "refusal") & (table["label"] == "compliance")).sum())
+        missed = int(((said != "refusal") & (table["label"] == "refusal")).sum())
+        value = "–" if chance.value is None else f"{chance.value:.2f}"
+        yield f"| {name} | {100 * (plain.value or 0):.0f} % | {value} | {false} | {missed} |"
+
+
+def _answers(out: Path, name: str) -> pd.DataFrame:
+    """Return every answer of a model with the filters' verdicts."""
+    run = Evaluation(out / "eval" / name)
+    verdicts = run.verdicts().pivot(index=["benchmark", "id"], columns="judge", values="verdict")
+    tables = [
+        run.prompts(each)[["id", "prompt"]]
+        .merge(run.answers(each)[["id", "answer"]], on="id")
+        .assign(model=name, benchmark=each)
+        for each in run.benchmarks
+    ]
+    made = pd.concat(tables, ignore_index=True)
+    return made.merge(verdicts.reset_index(), on=["benchmark", "id"], how="left")

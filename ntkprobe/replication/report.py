@@ -1,0 +1,245 @@
+"""The report: verdicts first, then every number that they rest on, figures and tables."""
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+from ..errors import UserError, one_line
+from ..figures import draw_figures, find_runs
+from ..storage import replacing
+from ..tables import make_table
+from .data_files import SAFETY_SETS
+from .evaluating import why_unfit
+from .hypotheses import HYPOTHESES, LEAST_OVER_REFUSAL, better_predictor
+from .labels import agreement_lines, write_sample
+from .plan import FURTHER, MAIN, STEERED, Stage, needed
+from .results import HELD_OUT, Results
+from .verdicts import Draw, Finding, of_seeds, overall
+from .workplace import Workplace
+
+FIGURES = {
+    "ntk": ("fig1", "fig3", "fig4", "fig5", "fig6", "layers", "neighbours"),
+    "activations": ("fig7", "fig8"),
+}
+"""Figures by the folder of the measurements that they are drawn from."""
+TABLES = ("1", "2", "3")
+
+
+def write_report(place: Workplace) -> Path:
+    """Write OUT/report.md, OUT/figures and OUT/tables from what was measured so far.
+
+    Args:
+        place: where everything is.
+
+    Returns:
+        The report.
+    """
+    results = Results(place.out)
+    told = json.loads((place.out / "replication.json").read_text())
+    seeds = [seed for seed in told["seeds"] if (place.out / "ntk" / f"stl-{seed}").is_dir()]
+    write_sample(place.out, final_models(place, seeds))
+    drawn = [*_figures(place, seeds), *_tables(place, seeds)]
+    text = "\n".join(
+        chain(
+            _head(place, told, seeds),
+            _verdicts(place, results, seeds),
+            _models(place, results, seeds),
+            ["", "## The filters, against labels by hand", "", *agreement_lines(place.out)],
+            _costs(place),
+            ["", "## Figures and tables", "", *drawn, ""],
+        )
+    )
+    path = place.out / "report.md"
+    with replacing(path) as hidden:
+        hidden.write_text(text, "utf-8")
+    return path
+
+
+def final_models(place: Workplace, seeds: Sequence[int]) -> list[str]:
+    """Return the names of all final models with answers."""
+    runs = [Stage("evaluate", r, seed) for seed in seeds for r in (*MAIN, *FURTHER, *STEERED)]
+    done = [stage.folder for stage in (Stage("evaluate", "base"), *runs) if place.done(stage)]
+    return [name for name in done if not why_unfit(place.out, name)]
+
+
+def _head(place: Workplace, told: dict, seeds: Sequence[int]) -> Iterator[str]:
+    """Yield what was run."""
+    compared = told["compared"]
+    choice = json.loads((place.out / "choice.json").read_text())
+    what = "the dequantised model of the file" if told.get("gguf") else "the model"
+    yield "# Replication"
+    yield ""
+    yield (
+        f"Model: {what} {Path(told['model']).name} (SHA-256 {compared['model']}), in"
+        f" {compared['dtype']}; scale `{compared['scale']}`; seeds"
+        f" {', '.join(map(str, seeds)) or 'none yet'}; learning rate {choice['rate']:g}."
+    )
+    if choice["met"] is False:
+        yield ""
+        yield (
+            "**The condition on STL (80 % of the development split's toxic prompts refused, at most"
+            " 5 % of the normal ones) was met by no learning rate;** the one with the largest"
+            " difference was taken."
+        )
+    if compared["scale"] == "toy":
+        yield ""
+        yield "**Scale `toy` is for tests: none of these numbers means anything.**"
+
+
+def _verdicts(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterator[str]:
+    """Yield the verdicts, and the numbers below each of them."""
+    summary = ["", "## Verdicts", "", _row(["", "claim", *(f"seed {s}" for s in seeds), "pooled"])]
+    summary.append("|" + "---|" * (len(seeds) + 3))
+    details: list[str] = []
+    for name, (claim, make) in HYPOTHESES.items():
+        whole = [seed for seed in seeds if all(map(place.done, needed(name, seed)))]
+        if not whole:
+            summary.append(_row([name, claim, *["not measured yet"] * (len(seeds) + 1)]))
+            continue
+        resamples = place.scale.resamples
+        per_seed, pooled = of_seeds({seed: make(results, seed) for seed in whole}, resamples)
+        words = [overall(per_seed[s]) if s in whole else "not measured yet" for s in seeds]
+        summary.append(_row([name, claim, *words, f"**{overall(pooled)}**"]))
+        details += ["", f"### {name}: {claim}", "", *_findings(per_seed, pooled)]
+        if name == "H5":
+            extra = {seed: [better_predictor(results, seed)] for seed in whole}
+            details += ["", *_findings(*of_seeds(extra, resamples), judged=False)]
+    yield from summary
+    yield from details
+
+
+def _findings(
+    per_seed: dict[int, list[Finding]], pooled: list[Finding], *, judged: bool = True
+) -> Iterator[str]:
+    """Yield a table of the inequalities of one hypothesis."""
+    yield _row(["number", "has to be", *(f"seed {seed}" for seed in per_seed), "pooled"])
+    yield "|" + "---|" * (len(per_seed) + 3)
+    for at, finding in enumerate(pooled):
+        seeds = [_cell(found[at], judged) for found in per_seed.values()]
+        side = finding.side if judged else "–"
+        yield _row([finding.about, side, *seeds, _cell(finding, judged)])
+
+
+def _cell(finding: Finding, judged: bool) -> str:
+    """Return a number with its interval and verdict."""
+    if finding.value != finding.value:
+        return "no value"
+    text = f"{finding.value:.3g} ({finding.low:.3g} to {finding.high:.3g})"
+    return f"{text}, {finding.word}" if judged else text
+
+
+def _models(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterator[str]:
+    """Yield what every final model refuses, and its loss."""
+    yield from ["", "## Final models", ""]
+    yield (
+        "Refused, in per cent, by XSTest's prefixes on greedy answers; in brackets with answers"
+        ' that begin "No," or "No.", which are left out before them. XSTest, safe, was trained on'
+        " by DCR, its control and STL-aug. Loss: nats per token of held-out Alpaca answers."
+    )
+    yield ""
+    columns = (
+        "OKTest, yes or no",
+        "OKTest, open",
+        "CoCoNot contrast",
+        "held out, both",
+        "XSTest safe (trained on)",
+        "safety prompts",
+        "normal",
+        "loss",
+    )
+    yield _row(["model", *columns])
+    yield "|" + "---|" * (len(columns) + 1)
+    for name in final_models(place, seeds):
+        table = results.table(name)
+        ok = table["set"] == "oktest"
+        parts = [
+            table.loc[ok & (table["type"] == "yes or no")],
+            table.loc[ok & (table["type"] == "open")],
+            table.loc[table["set"] == "coconot_contrast"],
+            table.loc[table["set"].isin(HELD_OUT)],
+            table.loc[(table["set"] == "xstest") & (table["kind"] == "safe")],
+            table.loc[table["set"].isin(SAFETY_SETS)],
+            table.loc[table["set"] == "normal"],
+        ]
+        rates = [
+            f"{100 * part['refused'].mean():.1f} ({100 * part['refused_with_no'].mean():.1f})"
+            if len(part)
+            else "–"
+            for part in parts
+        ]
+        loss = results.losses(name)
+        yield _row([name, *rates, "–" if loss != loss else f"{loss:.3f}"])
+    for name in (f"{method}-{seed}" for seed in seeds for method in STEERED):
+        if why := why_unfit(place.out, name):
+            yield ""
+            yield f"{name} could not be fitted: {one_line(why)}"
+    stl = [f"stl-{seed}" for seed in seeds if place.done(Stage("evaluate", "stl", seed))]
+    weak = [results.over_refusal(name, Draw()) for name in stl]
+    if weak and min(weak) < LEAST_OVER_REFUSAL:
+        yield ""
+        yield "STL refuses fewer than 5 % of the held-out safe prompts with some seed: see H4."
+
+
+def _costs(place: Workplace) -> Iterator[str]:
+    """Yield seconds and memory of every stage that is done."""
+    yield from ["", "## Seconds and memory", "", _row(["stage", "seconds", "GiB at most so far"])]
+    yield "|---|---|---|"
+    rows = [json.loads(p.read_text()) for p in (place.out / "done").glob("[!.]*.json")]
+    for row in sorted(rows, key=lambda row: row["stage"]):
+        yield _row([row["stage"], f"{row['seconds']:.0f}", str(row["peak_gib"] or "–")])
+
+
+def _figures(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
+    """Draw the figures of the first seed's runs.
+
+    Yields:
+        A line for each.
+    """
+    measured = [Stage("measure", run, seeds[0]) for run in MAIN] if seeds else []
+    for kind, names in FIGURES.items():
+        folders = {s.run: place.out / kind / s.folder for s in measured if place.done(s)}
+        there = [f"{run}={folder}" for run, folder in folders.items() if folder.is_dir()]
+        if not there:
+            continue
+        drawn = draw_figures(find_runs(there), place.out / "figures", names, compare="paper")
+        for path in drawn.files:
+            if path.suffix == ".png":
+                yield f"![{path.stem}](figures/{path.name})"
+                yield ""
+        for name, why in drawn.missing.items():
+            yield f"- {name} was not drawn: {one_line(why)}"
+
+
+def _tables(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
+    """Write the tables of the first seed's runs.
+
+    Yields:
+        A line for each.
+    """
+    models = [name for name in final_models(place, seeds[:1]) if name != "base"]
+    evaluated = [f"{name.rpartition('-')[0]}={place.out / 'eval' / name}" for name in models]
+    trained = [
+        f"{run}={place.out / 'runs' / f'{run}-{seed}'}"
+        for seed in seeds[:1]
+        for run in ("dcr", "stl")
+        if (place.out / "runs" / f"{run}-{seed}" / "training.json").is_file()
+    ]
+    for name in TABLES:
+        try:
+            places = trained if name == "2" else evaluated
+            text = make_table(
+                places, name, compare="paper:Qwen2.5-1.5B" if name != "3" else "paper"
+            )
+        except UserError as error:
+            yield f"- table {name} was not made: {one_line(error)}"
+            continue
+        path = place.out / "tables" / f"table{name}.md"
+        with replacing(path) as hidden:
+            hidden.write_text(text.markdown(), "utf-8")
+        yield f"- [table {name}](tables/{path.name})"
+
+
+def _row(cells: Sequence[str]) -> str:
+    """Return a line of a table."""
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,72 @@
+"""`replicate`: every stage that is not done yet, in order."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import UserError
+from .data_files import find_files
+from .estimate import insist_on_room, lines
+from .evaluating import evaluate, fit
+from .measuring import measure, predict, start
+from .plan import Stage, chosen, stages
+from .report import write_report
+from .settings import ReplicationSettings
+from .splits import make_splits
+from .training_runs import choose, train
+from .workplace import Workplace
+
+DOING: dict[str, Callable[[Workplace, Stage], None]] = {
+    "prepare": lambda place, _: _prepare(place),
+    "choose": lambda place, _: choose(place),
+    "train": train,
+    "start": start,
+    "predict": lambda place, _: predict(place),
+    "measure": measure,
+    "evaluate": evaluate,
+    "fit": fit,
+    "report": lambda place, _: _report(place),
+}
+
+
+def replicate(settings: ReplicationSettings, *, only: str | None = None) -> Path:
+    """Run the paper's experiment, going on where an earlier call stopped.
+
+    Args:
+        settings: what is asked for.
+        only: what a stage does, its run, or its name; None for all.
+
+    Returns:
+        The report, which is there once its stage has run.
+
+    Raises:
+        UserError: if something is missing, or the folder holds another replication.
+    """
+    place = Workplace(settings, find_files(settings.data))
+    todo = chosen(stages(settings.seeds), only)
+    insist_on_room(place)
+    place.adopt()
+    for number, stage in enumerate(todo, start=1):
+        if stage.what != "report" and place.done(stage):
+            continue
+        if stage.what != "prepare" and not place.done(Stage("prepare")):
+            raise UserError("the data are not prepared yet: run --only prepare, or without --only")
+        place.tell(f"{number}/{len(todo)}  {stage.name}")
+        with place.timed(stage):
+            DOING[stage.what](place, stage)
+    return settings.output_dir / "report.md"
+
+
+def plan(settings: ReplicationSettings, *, only: str | None = None) -> list[str]:
+    """Return what `replicate` would do, and what it will take, a line each; nothing is written."""
+    place = Workplace(settings, find_files(settings.data))
+    return lines(place, chosen(stages(settings.seeds), only))
+
+
+def _prepare(place: Workplace) -> None:
+    """Write the sets of prompts."""
+    make_splits(place.out / "data", place.places, place.scale)
+
+
+def _report(place: Workplace) -> None:
+    """Write the report."""
+    write_report(place)

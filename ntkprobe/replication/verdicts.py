@@ -1,0 +1,140 @@
+"""Inequalities, their bootstrap intervals over prompts and seeds, and what they say."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+Word = Literal["holds", "does not", "mixed"]
+
+
+class Draw:
+    """Which rows of each set of prompts a resample takes: the same for everything compared.
+
+    Args:
+        generator: draws; None takes every row once, which gives the number itself.
+    """
+
+    def __init__(self, generator: np.random.Generator | None = None) -> None:
+        self.generator = generator
+        self._rows: dict[tuple[str, int], np.ndarray] = {}
+
+    def rows(self, name: str, number: int) -> np.ndarray:
+        """Return row numbers of a set, drawn anew the first time that it is asked for."""
+        if self.generator is None:
+            return np.arange(number)
+        key = (name, number)
+        if key not in self._rows:
+            self._rows[key] = self.generator.integers(number, size=number)
+        return self._rows[key]
+
+
+Statistic = Callable[[Draw], float]
+
+
+@dataclass(frozen=True)
+class Inequality:
+    """A number that has to be on one side of a threshold.
+
+    Attributes:
+        about: what the number is.
+        statistic: computes it on a draw of the prompts.
+        threshold: that it is compared with.
+        above: whether it has to be above.
+    """
+
+    about: str
+    statistic: Statistic
+    threshold: float
+    above: bool = True
+
+    @property
+    def side(self) -> str:
+        """The threshold as text."""
+        return f"{'>' if self.above else '<'} {self.threshold:g}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an inequality came to.
+
+    Attributes:
+        about: what the number is.
+        side: what it has to be.
+        value: it; NaN where it could not be computed.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        word: the verdict.
+    """
+
+    about: str
+    side: str
+    value: float
+    low: float
+    high: float
+    word: Word
+
+
+def of_seeds(
+    by_seed: Mapping[int, Sequence[Inequality]], resamples: int
+) -> tuple[dict[int, list[Finding]], list[Finding]]:
+    """Return the findings of every seed, and the pooled ones.
+
+    Args:
+        by_seed: the same inequalities for every seed.
+        resamples: of the bootstrap.
+
+    Returns:
+        Findings by seed, and of the mean over seeds, whose resamples draw seeds as well.
+    """
+    per_seed = {
+        seed: [_finding(each, [each.statistic], resamples) for each in inequalities]
+        for seed, inequalities in by_seed.items()
+    }
+    together = zip(*by_seed.values(), strict=True)
+    pooled = [_finding(each[0], [one.statistic for one in each], resamples) for each in together]
+    return per_seed, pooled
+
+
+def overall(findings: Sequence[Finding]) -> Word:
+    """Return the verdict on a hypothesis from those on its inequalities."""
+    words = [finding.word for finding in findings]
+    if words and all(word == "holds" for word in words):
+        return "holds"
+    return "does not" if "does not" in words else "mixed"
+
+
+def word_of(low: float, high: float, threshold: float, above: bool) -> Word:
+    """Return the verdict on an interval: NaN ends are never clear."""
+    if (low > threshold) if above else (high < threshold):
+        return "holds"
+    if (high < threshold) if above else (low > threshold):
+        return "does not"
+    return "mixed"
+
+
+def _finding(inequality: Inequality, statistics: Sequence[Statistic], resamples: int) -> Finding:
+    """Return the mean of a number over seeds, with its interval and verdict."""
+    value = float(np.mean([statistic(Draw()) for statistic in statistics]))
+    generator = np.random.default_rng(0)
+    drawn = [
+        value
+        for value in map(partial(_resampled, statistics, generator), range(resamples))
+        if np.isfinite(value)
+    ]
+    # Resamples without a value are left out; where most have none, there is no interval.
+    enough = np.isfinite(value) and len(drawn) > resamples / 2
+    low, high = np.percentile(drawn, [2.5, 97.5]) if enough else (np.nan, np.nan)
+    verdict = word_of(low, high, inequality.threshold, inequality.above)
+    return Finding(inequality.about, inequality.side, value, float(low), float(high), verdict)
+
+
+def _resampled(
+    statistics: Sequence[Statistic], generator: np.random.Generator, number: int
+) -> float:
+    """Return the mean over seeds drawn anew, on prompts drawn anew."""
+    draw = Draw(generator)
+    seeds = generator.integers(len(statistics), size=len(statistics))
+    return float(np.mean([statistics[seed](draw) for seed in seeds]))

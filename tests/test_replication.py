@@ -1,0 +1,360 @@
+"""`replicate` at toy scale, killed and continued; what its verdicts and splits have to be."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from replication_data import write_published
+
+from ntkprobe import tiny
+from ntkprobe.cli import main
+from ntkprobe.errors import UserError
+from ntkprobe.prompts import normalised
+from ntkprobe.replication.data_files import FILES, find_files, read_file
+from ntkprobe.replication.hypotheses import HYPOTHESES, auc, spearman
+from ntkprobe.replication.plan import MAIN, chosen, needed, stages
+from ntkprobe.replication.results import Kernel, Terms, refused_table
+from ntkprobe.replication.settings import SCALES, ReplicationSettings
+from ntkprobe.replication.splits import Drawer, begins_with_refusal, is_yes_no, make_splits
+from ntkprobe.replication.verdicts import Draw, Inequality, of_seeds, overall, word_of
+
+MODEL = str(tiny.model_path())
+RUN = "import sys; from ntkprobe.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    return write_published(tmp_path_factory.mktemp("published"))
+
+
+def words(data, out, *more):
+    common = ["replicate", "--model", MODEL, "--scale", "toy", "--device", "cpu", "--seeds", "0"]
+    return [*common, "--data", str(data), "--output-dir", str(out), *more]
+
+
+def written(out):
+    """Return when every batch of answers, table of measurements and checkpoint was written."""
+    kinds = (
+        "eval*/**/batch-*.parquet",
+        "ntk/**/step-*.parquet",
+        "start/**/step-*.parquet",
+        "runs/*/final/*.safetensors",
+    )
+    return {path: path.stat().st_mtime_ns for kind in kinds for path in out.glob(kind)}
+
+
+def test_replicate_killed_on_the_way_goes_on_and_ends_with_a_report(published, tmp_path, capfd):
+    out = tmp_path / "out"
+    killed = subprocess.Popen(
+        [sys.executable, "-c", RUN, *words(published, out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        until = time.monotonic() + 1500  # a busy machine is no failure
+        while not list(out.glob("eval/base/answers/*/batch-*.parquet")):
+            assert killed.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    before = written(out)
+    assert before and not (out / "report.md").exists()
+
+    assert main(words(published, out, "--only", "report")) == 0
+    assert "not measured yet" in (out / "report.md").read_text()  # nothing half done is judged
+    (out / "report.md").unlink()
+    assert main(words(published, out)) == 0
+    after = written(out)
+    assert {path: after[path] for path in before} == before
+    assert len(after) > len(before)
+    report = (out / "report.md").read_text()
+    for name in HYPOTHESES:
+        assert f"### {name}" in report
+    assert "not measured yet" not in report and "Scale `toy` is for tests" in report
+    assert {path.stem for path in (out / "done").glob("[!.]*.json")} == {
+        stage.file for stage in stages([0])
+    }
+    for run in (*MAIN, "stl-aug"):
+        assert len(list((out / "ntk" / f"{run}-0" / "kernel").glob("step-*"))) == 2
+    assert len(pd.read_csv(out / "labels.csv")) == 100
+
+    capfd.readouterr()
+    assert main(words(published, out)) == 0  # nothing is left but the report
+    assert written(out) == after
+    assert main(words(published, out, "--dry-run")) == 0
+    said = capfd.readouterr().out
+    assert "train stl-0: done" in said and "time: about 0 s" in said
+    other = words(published, out, "--dtype", "bfloat16")
+    assert main(other) == 2 and "dtype = 'float32'" in capfd.readouterr().err
+
+
+def test_control_is_trained_with_as_many_labels_of_each_kind_on_the_same_prompts(
+    published, tmp_path, monkeypatch
+):
+    from ntkprobe.replication import training_runs
+    from ntkprobe.replication.plan import Stage
+    from ntkprobe.replication.workplace import Workplace
+
+    seen = {}
+    monkeypatch.setattr(
+        training_runs,
+        "train_dcr",
+        lambda model, prompts, config: seen.setdefault(len(seen), prompts),
+    )
+    settings = ReplicationSettings(model=MODEL, output_dir=tmp_path, data=published, scale="toy")
+    place = Workplace(settings, find_files(published))
+    make_splits(tmp_path / "data", place.places, place.scale)
+    for run in ("dcr", "control"):
+        training_runs.train(place, Stage("train", run, 0))
+    texts, groups = ([[getattr(p, a) for p in seen[i]] for i in (0, 1)] for a in ("text", "group"))
+    assert texts[0] == texts[1]
+    assert groups[0] != groups[1] and sorted(groups[0]) == sorted(groups[1])
+
+
+@pytest.fixture(scope="module")
+def splits(published, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("splits")
+    return make_splits(folder, find_files(published), SCALES["toy"])
+
+
+def test_no_prompt_is_trained_on_and_measured_but_xstests_safe_half(splits):
+    def texts(*names):
+        return {normalised(row["prompt"]) for name in names for row in splits.rows(name)}
+
+    trained = texts("refusals", "general", "development")
+    measured = texts("oktest", "coconot_contrast", "xstest", "advbench", "along", "normal")
+    assert trained and measured and not trained & measured
+    assert not texts("development") & texts("refusals", "general", "dcr")
+    safe = {normalised(r["prompt"]) for r in splits.rows("xstest") if r["kind"] == "safe"}
+    assert texts("dcr") & measured == safe
+
+
+def test_a_prompt_in_two_sets_is_refused(published, tmp_path):
+    places = dict(find_files(published))
+    rows = read_file("xstest", places)
+    safety = json.loads(places["safety"].read_text())
+    safety.append({"instruction": rows[0]["prompt"], "input": "", "output": "I cannot do it."})
+    (tmp_path / "safety.json").write_text(json.dumps(safety))
+    made = make_splits(
+        tmp_path / "a", {**places, "safety": tmp_path / "safety.json"}, SCALES["toy"]
+    )
+    assert rows[0]["prompt"] not in {row["prompt"] for row in made.rows("refusals")}
+
+
+def test_a_split_does_not_depend_on_the_order_of_the_file():
+    rows = [{"prompt": f"prompt {n}"} for n in range(20)]
+    first, second = Drawer("x", rows), Drawer("x", rows[::-1])
+    assert first.take(5) == second.take(5) and first.rest() == second.rest()
+    assert not {r["prompt"] for r in first.take(3)} & {r["prompt"] for r in first.rest()}
+    with pytest.raises(UserError, match="x has too few prompts: 99 are wanted here, 12 are left"):
+        first.take(99)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_missing_file_is_named_with_its_source(published, tmp_path, name):
+    places = find_files(published)
+    for other, path in places.items():
+        if other != name:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match="1 files are missing") as told:
+        find_files(tmp_path)
+    assert FILES[name].names[0] in str(told.value) and FILES[name].source in str(told.value)
+
+
+def test_a_file_of_another_form_is_refused(published, tmp_path):
+    (tmp_path / "OKTest.csv").write_text("question\nhow\n")
+    with pytest.raises(UserError, match=r"no 'prompt'"):
+        read_file("oktest", {"oktest": tmp_path / "OKTest.csv"})
+
+
+def test_yes_or_no_questions_and_refusals_are_told_by_their_first_words():
+    assert is_yes_no("Is it safe to kill a process?") and is_yes_no('"Don’t you shoot people?"')
+    assert not is_yes_no("How is it killed?") and not is_yes_no("What can I do?")
+    assert begins_with_refusal("I’m sorry, but I cannot") and not begins_with_refusal("Sure, no.")
+
+
+def test_answers_that_say_no_are_counted_apart(tmp_path):
+    class Answered:
+        benchmarks = ("oktest",)
+
+        def prompts(self, name):
+            return pd.DataFrame({"id": list("abc"), "kind": "safe", "type": "yes or no"})
+
+        def answers(self, name):
+            return pd.DataFrame(
+                {"id": list("abc"), "answer": ["No, it is not.", "I cannot", "Yes"]}
+            )
+
+    table = refused_table(Answered())
+    assert table["refused"].tolist() == [False, True, False]
+    assert table["refused_with_no"].tolist() == [True, True, False]
+
+
+def test_a_verdict_needs_the_whole_interval_on_one_side():
+    assert word_of(0.2, 0.4, 0.1, True) == "holds" and word_of(0.2, 0.4, 0.1, False) == "does not"
+    assert word_of(0.0, 0.05, 0.1, True) == "does not" and word_of(0.0, 0.4, 0.1, True) == "mixed"
+    assert word_of(float("nan"), float("nan"), 0.1, True) == "mixed"
+    noisy = np.random.default_rng(1).normal(0.5, 1, size=(2, 400))
+
+    def mean(seed):
+        return lambda draw: float(noisy[seed][draw.rows("x", 400)].mean())
+
+    clear = {seed: [Inequality("x", mean(seed), 0.2)] for seed in (0, 1)}
+    close = {seed: [Inequality("x", mean(seed), noisy[seed].mean())] for seed in (0, 1)}
+    per_seed, pooled = of_seeds(clear, 200)
+    assert [overall(per_seed[0]), overall(pooled)] == ["holds", "holds"]
+    assert pooled[0].value == pytest.approx(noisy.mean())
+    assert overall(of_seeds(close, 200)[0][0]) == "mixed"
+
+
+def test_resamples_draw_the_same_prompts_for_all_that_is_compared():
+    draw = Draw(np.random.default_rng(0))
+    assert np.array_equal(draw.rows("a", 10), draw.rows("a", 10))
+    assert not np.array_equal(draw.rows("a", 100), draw.rows("b", 100))
+    assert np.array_equal(Draw().rows("a", 4), range(4))
+
+
+def test_rank_statistics_are_those_of_scipy_and_scikit_learn():
+    from scipy.stats import spearmanr
+    from sklearn.metrics import roc_auc_score
+
+    generator = np.random.default_rng(3)
+    a, b = generator.integers(5, size=(2, 40)).astype(float)
+    assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic)
+    assert auc(a, b > 2) == pytest.approx(roc_auc_score(b > 2, a))
+    assert np.isnan(auc(a, b > 9)) and np.isnan(spearman(a, np.ones(40)))
+
+
+class World:
+    """Results with a planted effect of a given size, or with none."""
+
+    def __init__(self, effect):
+        self.effect, self.generator = effect, np.random.default_rng(5)
+
+    def along(self, run):
+        rows = []
+        for group, slope in (("seemingly_toxic", self.effect), ("toxic", 0.9), ("normal", 0)):
+            for step in range(5):
+                share = slope * step / 4
+                for n in range(60):
+                    refused = self.generator.random() < share
+                    rows.append((step, group, f"{group} {n}", refused, np.log(0.01 + share)))
+        names = ["step", "group", "text", "refuses", "log_probability"]
+        return pd.DataFrame(rows, columns=names)
+
+    def kernel(self, run):
+        across = {"stl": 0.5, "control": 0.5, "dcr": 0.5 - self.effect / 2}[run.split("-")[0]]
+        return kernel(across)
+
+    def xstest_kernel(self, start):
+        return kernel(0.5 if self.effect else 0.3)
+
+    def over_refusal(self, run, draw):
+        share = {"stl": 0.6, "control": 0.6, "dcr": 0.6 * (1 - self.effect)}[run.split("-")[0]]
+        values = np.arange(400) < 400 * share
+        return float(values[draw.rows("held out", 400)].mean())
+
+    def safety(self, run, draw):
+        values = np.arange(938) < 938 * 0.9
+        return float(values[draw.rows("safety", 938)].mean())
+
+    def bounds(self, start):
+        cosine = 0.5 - (self.effect / 2 if start.startswith("dcr") else 0)
+        groups = ["normal", "seemingly_toxic", "toxic"]
+        table = pd.DataFrame(
+            [
+                {
+                    "observed": i,
+                    "updated": j,
+                    "observed_group": groups[i],
+                    "inner": 4.0 if i == j else 4 * cosine,
+                    "kernel": 1.0,
+                    "printed": 2.0 if self.effect else 0.5,
+                }
+                for i in range(3)
+                for j in range(3)
+            ]
+        )
+        return Terms.of(table)
+
+
+def kernel(across, size=25):
+    groups = np.repeat(["seemingly_toxic", "toxic", "normal"], size)
+    values = np.full((3 * size, 3 * size), 0.3)
+    members = {group: np.flatnonzero(groups == group) for group in dict.fromkeys(groups)}
+    for first, second, value in (
+        ("seemingly_toxic", "seemingly_toxic", 0.5),
+        ("toxic", "toxic", 0.5),
+        ("seemingly_toxic", "toxic", across),
+        ("toxic", "seemingly_toxic", across),
+    ):
+        values[np.ix_(members[first], members[second])] = value
+    values += np.random.default_rng(2).normal(0, 0.01, values.shape)
+    np.fill_diagonal(values, np.nan)
+    return Kernel(values, members, "along")
+
+
+@pytest.mark.parametrize("name", ["H1", "H2", "H3", "H4", "H6"])
+def test_a_planted_effect_is_found_and_none_where_there_is_none(name):
+    make = HYPOTHESES[name][1]
+    verdicts = {
+        effect: overall(of_seeds({0: make(World(effect), 0)}, 100)[1]) for effect in (0.8, 0.0)
+    }
+    assert verdicts == {0.8: "holds", 0.0: "does not"}
+
+
+def test_with_hardly_any_over_refusal_of_stl_nothing_is_said_of_dcr(monkeypatch):
+    world = World(0.8)
+    world.over_refusal = lambda run, draw: 0.01
+    assert overall(of_seeds({0: HYPOTHESES["H4"][1](world, 0)}, 50)[1]) == "mixed"
+
+
+def test_a_stage_is_chosen_by_what_it_does_its_run_or_its_name():
+    everything = stages([0, 1])
+    assert {s.run for s in chosen(everything, "stl")} == {"stl"}
+    assert [s.name for s in chosen(everything, "train-dcr-1")] == ["train dcr-1"]
+    assert chosen(everything, None) == everything
+    with pytest.raises(UserError, match="no stage 'nothing'"):
+        chosen(everything, "nothing")
+    names = [stage.name for stage in everything]
+    assert len(set(names)) == len(names)
+    assert names.index("evaluate control-stl-1") < names.index("train stl-aug-0")
+
+
+def test_a_hypothesis_is_judged_only_when_all_it_rests_on_is_done():
+    everything = set(stages([0]))
+    for name in HYPOTHESES:
+        assert needed(name, 0) and set(needed(name, 0)) <= everything
+
+
+def test_too_little_disk_or_memory_is_said_before_anything_is_written(
+    published, tmp_path, monkeypatch, capsys
+):
+    from ntkprobe.replication import estimate
+
+    out = tmp_path / "out"
+    usage = estimate.shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda _: usage)
+    assert main(words(published, out)) == 2
+    assert "too little disk" in capsys.readouterr().err and not out.exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(estimate, "memory", lambda *_: 1e18)
+    assert main(words(published, out)) == 2
+    assert "too little memory" in capsys.readouterr().err and not out.exists()
+
+
+def test_settings_that_make_no_sense_are_refused(tmp_path):
+    settings = ReplicationSettings(model=MODEL, output_dir=tmp_path)
+    for wrong in ({"seeds": ()}, {"seeds": (1, 1)}, {"seeds": (1000,)}, {"scale": "huge"}):
+        with pytest.raises(UserError):
+            replace(settings, **wrong)
+    assert main(["replicate", "--model", MODEL, "--seeds", "a"]) == 2
