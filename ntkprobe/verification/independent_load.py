@@ -18,7 +18,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ..backward import gradients
-from ..checkpoints import LoadSettings
+from ..checkpoints import LoadSettings, gguf_file
 from ..errors import UserError
 from .measured_sample import MeasuredSample
 
@@ -115,16 +115,18 @@ def _load_plainly(name: str, adapter: Path | None, load: LoadSettings) -> nn.Mod
     """
     from transformers import AutoModelForCausalLM
 
-    local = Path(name).is_dir()
+    file = gguf_file(name)
+    place, reading = (name, {}) if file is None else (str(file.parent), {"gguf_file": file.name})
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
+            place,
             dtype=getattr(torch, load.dtype),
             attn_implementation=load.attn_implementation,
             use_safetensors=True,
             trust_remote_code=False,
-            local_files_only=local,
+            local_files_only=Path(place).is_dir(),
             output_loading_info=True,
+            **reading,
             **({"device_map": load.device_map} if load.device_map else {}),
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
@@ -183,7 +185,9 @@ def _check_report(model: nn.Module, report: dict[str, Any], name: str) -> None:
     Raises:
         WrongMeasurement: naming them.
     """
-    left = sorted(map(str, report["unexpected_keys"]))
+    # transformers 5 stores no buffer that a model computes; older files may hold its values.
+    computed = {key for key, _ in model.named_buffers()}
+    left = sorted({str(key) for key in report["unexpected_keys"]} - computed)
     lacking = sorted(map(str, report["missing_keys"]))
     for what, keys in (("weights that the model has no place for", left), ("no", lacking)):
         if keys:
