@@ -22,8 +22,8 @@ from ntkprobe.errors import UserError
 from ntkprobe.evaluation.folder import SCHEMA_VERSION as EVALUATION_SCHEMA
 from ntkprobe.figures import find_runs, layers
 from ntkprobe.report import follow, make_report
-from ntkprobe.report.following import signature
 from ntkprobe.report.folders import READABLE_SCHEMA
+from ntkprobe.report.following import signature
 from ntkprobe.report.ordering import map_order
 from ntkprobe.report.packing import MISSING_INT16, Scaled, pack, script_json
 from ntkprobe.watcher.settings import SCHEMA_VERSION
@@ -109,7 +109,7 @@ def test_every_similarity_is_the_trajectorys(stl, run):
     for row in run.kernel().sample(50, random_state=0).itertuples():
         at = kernel["prompts"].index(row.observed), kernel["prompts"].index(row.updated)
         step = kernel["steps"].index(row.step)
-        assert kernel["similarity"][(step, *at)] == np.float32(row.similarity)
+        assert kernel["similarity"][step, *at] == np.float32(row.similarity)
 
 
 def test_every_probability_and_verdict_is_the_trajectorys(stl, run):
@@ -130,7 +130,7 @@ def test_means_are_those_of_the_trajectory_with_their_intervals(stl, run):
         assert row.value == pytest.approx(means.loc[(row.step, row.group), "probability"])
         assert row.low <= row.value <= row.high
     for row in pd.DataFrame(stl["refusal"]["rates"]).itertuples():
-        assert row.value == pytest.approx(means.loc[(row.step, row.group)].iloc[3])
+        assert row.value == pytest.approx(means.loc[row.step, row.group].iloc[3])
         assert row.low <= row.value <= row.high
 
 

@@ -40,12 +40,14 @@ const loader = { load: nothing, sanitize: nothing, http: nothing, file: nothing 
 
 // Runs a Vega specification in an element, its expressions interpreted and never compiled.
 function runView(specification, place, renderer = "svg") {
+  const container = element("div"); // Vega describes it anew; ours is described by its picture
+  place.replaceChildren(container);
   const runtime = vega.parse(specification, null, { ast: true });
   return new vega.View(runtime, {
     expr: vegaInterpreter.expressionInterpreter,
     renderer,
     loader,
-    container: place,
+    container,
     hover: false,
     logLevel: vega.Warn,
   });
@@ -109,7 +111,6 @@ class Picture {
 
   build(rows, width, key) {
     this.forget();
-    this.place.replaceChildren();
     this.key = key;
     this.rows = rows;
     const wanted = { ...this.options.spec(width, rows), data: { name: "rows", values: rows }, config: config() };

@@ -175,7 +175,6 @@ class PairMap {
     const key = `${theme()} ${size}`;
     if (key !== this.made) {
       this.view?.finalize();
-      this.place.replaceChildren();
       this.view = runView(this.spec(size), this.place, "canvas");
       this.size = size;
       this.made = key;
