@@ -39,11 +39,14 @@ def follow(
     news = time.monotonic()
     every = max(5, round(poll_interval))
     try:
-        while idle_timeout is None or time.monotonic() - news < idle_timeout:
+        while True:
             now = signature(folders)
             if now != seen:
-                seen, news = now, time.monotonic()
+                seen = now
                 _write(folders, output_file, blur, every, tell)
+                news = time.monotonic()
+            elif idle_timeout is not None and time.monotonic() - news >= idle_timeout:
+                break
             time.sleep(poll_interval)
     finally:
         if output_file.is_file():

@@ -15,6 +15,7 @@ class BenchmarksView {
       element("h2", {}, "Benchmarks and tables"),
       names.length ? null : missingNotice("no evaluation was given: make one with `ntkprobe evaluate --model RUN/final --benchmark xstest=FILE --output-dir EVAL/NAME`, then `ntkprobe report OUT EVAL/NAME`"),
       names.length && !tables.length ? missingNotice("no answer was judged yet: `ntkprobe evaluate --model MODEL --benchmark NAME --judge xstest_prefixes --output-dir E`") : null,
+      this.picture ? runLegend(this.methods.map((label) => ({ label }))) : null,
       this.picture?.node,
       tables.map((one) => this.table(one)),
       names.length ? this.refusedSection() : null,
@@ -47,6 +48,7 @@ class BenchmarksView {
   intervalPicture(one) {
     const rows = () => rowsOf(one.numbers).filter((cell) => cell.value !== null && cell.high <= 1).map((cell) => ({ label: plain(cell.column, 40), run: cell.row, value: cell.value, low: cell.low, high: cell.high, count: cell.count, of: cell.of }));
     const methods = unique(rows().map((row) => row.run));
+    this.methods = methods;
     return new Picture({
       name: "benchmarks",
       title: "Compliance with safe prompts, defence against unsafe ones",
@@ -56,9 +58,7 @@ class BenchmarksView {
       spec: (width, all) => {
         const labels = unique(all.map((row) => row.label));
         const scale = { domain: methods, range: methods.map((_, place) => runColour(place)) };
-        const made = intervals(Math.min(width, 760), { title: "share", domain: [0, 1], format: ".0%", key: "run", scale, labels, height: 60 + labels.length * Math.max(26, 16 * methods.length) });
-        made.layer[1].encoding.color = { ...made.layer[1].encoding.color, legend: { title: null, orient: "top" } };
-        return made;
+        return intervals(Math.min(width, 760), { title: "share", domain: [0, 1], format: ".0%", key: "run", scale, labels, height: 60 + labels.length * Math.max(26, 16 * methods.length) });
       },
       label: (all) => all.map((row) => `${row.run}, ${row.label}: ${number(row.value)}`).join("; "),
       tip: (row) => row.label && [element("p", {}, `${plain(row.run)}, ${row.label}`), element("p", {}, withInterval(row.value, row.low, row.high, number), ` of ${row.count} prompts`)],
