@@ -11,7 +11,7 @@ import pandas as pd
 from ..trajectory import Trajectory
 from .packing import Scaled
 
-PAIR_BUDGET = 45_000_000
+PAIR_BUDGET = 6_500_000
 """Numbers kept pair by pair and layer by layer, of all runs of a page together: 16 bits each."""
 
 _ENDS = {"embed": -2, "embed+head": -1, "norm": 1, "head": 2}

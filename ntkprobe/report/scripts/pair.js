@@ -26,13 +26,14 @@ class PairPanel {
     this.along = this.alongPicture();
     this.byLayer = this.layerPicture();
     this.noLayers = element("div");
+    this.notMeasured = element("p", { class: "note" }, "One of these prompts is not among those of the kernel: measure more with --per-group.");
     this.node = element(
       "section",
       { class: "pair", id: "pair", "aria-label": "The chosen pair" },
       element("h3", {}, "The chosen pair"),
       this.texts,
       runLegend(set.runs),
-      element("div", { class: "row" }, this.along.node, element("div", {}, this.byLayer.node, this.noLayers)),
+      element("div", { class: "row" }, element("div", {}, this.along.node, this.notMeasured), element("div", {}, this.byLayer.node, this.noLayers)),
     );
   }
 
@@ -107,7 +108,10 @@ class PairPanel {
         whole(text[prompt], group[prompt]),
       );
     this.texts.replaceChildren(side("observed x′", observed), side("updated x", updated), element("button", { type: "button", onclick: () => change({ pair: [updated, observed] }) }, "swap"));
-    this.along.update();
+    const isMeasured = this.along.options.rows().length > 0;
+    this.along.node.hidden = !isMeasured;
+    this.notMeasured.hidden = isMeasured;
+    if (isMeasured) this.along.update();
     const rows = this.byLayer.options.rows();
     const lacking = this.set.runs.map((run) => run.missing.layers).filter(Boolean);
     this.byLayer.node.hidden = !rows.length;

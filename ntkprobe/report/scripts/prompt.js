@@ -143,9 +143,10 @@ class PromptView {
           },
         };
         const columns = ["group", "prompt", "similarity", ...(strips.some(Boolean) ? ["layers"] : [])];
-        const titles = { layers: "by layer, input left" };
+        const kept = strips.find(Boolean)?.step;
+        const titles = { layers: kept === step ? "by layer, input left" : `by layer at step ${kept}, input left` };
         const csvRows = () => near.map((one) => ({ run: run.name, step, prompt: this.prompt, neighbour: one.prompt, group: one.group, similarity: exact(one.similarity), text: set.prompts.text[one.prompt], ...this.layerColumns(run, one.prompt, step) }));
-        const csvColumns = ["run", "step", "prompt", "neighbour", "group", "similarity", "text", ...(run.layers?.places.map(placeName) ?? [])];
+        const csvColumns = ["run", "step", "prompt", "neighbour", "group", "similarity", "text", ...(run.layers ? ["layers_at_step", ...run.layers.places.map(placeName)] : [])];
         return element("div", { class: "picture" }, title, table(columns, rows, { titles, cell: (one, name) => cells[name](one), caption: `Nearest prompts, ${plain(run.label)}` }), csvButton(`nearest-${plain(run.name)}`, csvColumns, csvRows));
       });
     this.nearest.replaceChildren(...blocks);
@@ -153,7 +154,9 @@ class PromptView {
 
   layerColumns(run, other, step) {
     const found = layersOfPair(run, this.prompt, other, step);
-    return found ? Object.fromEntries(found.values.map((value, place) => [placeName(run.layers.places[place]), exact(value)])) : {};
+    if (!found) return {};
+    const values = found.values.map((value, place) => [placeName(run.layers.places[place]), exact(value)]);
+    return { layers_at_step: found.step, ...Object.fromEntries(values) };
   }
 
   fillPushes() {
