@@ -2,8 +2,8 @@
 
 `python benchmarks/report.py` writes `report.md`. It makes up a run of that size (24 layers) and an
 evaluation, and opens the page in headless Chromium (`apt install chromium chromium-driver`, `pip
-install selenium`). Beside the clock stands the CPU time of the page's main thread, which other
-programs on the machine disturb less.
+install selenium`). Beside the clock stands the CPU time of the page's process, which other programs
+on the machine disturb less.
 """
 
 import time
@@ -71,12 +71,12 @@ def main() -> None:
             __file__,
             "# The page of `ntkprobe report`",
             f"Headless Chromium; {ran} Opening: medians of {OPENINGS}; clicks: until the next "
-            "picture, medians and the slowest in milliseconds; CPU: of the page's main thread; by "
+            "picture, medians and slowest, in milliseconds; CPU: of the page's process, all threads; by "
             f"`python benchmarks/report.py`. (Making up the data took {made_up:.0f} s.)",
             table(["", "MB", "made in, CPU s", "opens in, s", "opens in, CPU s"], sizes),
             "75 × 25 × by layer: 75 prompts in the kernel, 300 with refusals, 25 steps, 24 layers, "
             "200 training pairs, 700 answers of 300 words.",
-            table(["click", "ms", "slowest", "CPU, ms", "slowest"], clicks),
+            table(["click", "ms", "slowest", "CPU, ms (mean)"], clicks),
         )
     )
 
@@ -94,9 +94,10 @@ def _clicked(driver: Any, page: Path, name: str, view: str, action: str, on: lis
     opened(driver, page, READY, view)
     _rest(driver)
     answered(driver, action, on[0])
-    times = [answered(driver, action, argument) for argument in on[1:]]
-    columns = [[1000 * value for value in values] for values in zip(*times, strict=True)]
-    return [name, *(f"{f(column):.0f}" for column in columns for f in (median, max))]
+    before = busy(driver)
+    clock = [1000 * answered(driver, action, argument)[0] for argument in on[1:]]
+    cpu = 1000 * (busy(driver) - before) / len(clock)
+    return [name, f"{median(clock):.0f}", f"{max(clock):.0f}", f"{cpu:.0f}"]
 
 
 def _rest(driver: Any, quiet: float = 0.01) -> None:

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from support.headless import answered, chromium, opened, what_else_ran
+from support.headless import answered, busy, chromium, opened, what_else_ran
 from support.tables import table, write
 
 VENDOR = Path(__file__).parents[1] / "ntkprobe" / "report" / "vendor"
@@ -88,8 +88,8 @@ def main() -> None:
             "# Libraries for the page of `ntkprobe report`",
             f"One map of {PROMPTS} × {PROMPTS} pairs and nine lines over {STEPS} steps, drawn with "
             f"each library's own marks and defaults; headless Chromium; {ran} Another step: median "
-            f"and slowest of {STEPS - 1}, until the next picture; CPU: of the page's main "
-            "thread. By `python benchmarks/report_libraries.py`.",
+            f"and slowest of {STEPS - 1}, until the next picture; CPU: of the page's "
+            "process, mean. By `python benchmarks/report_libraries.py`.",
             table(HEADER, rows),
             "Last column: whether the same page also draws under a content security policy that "
             "allows no text to be evaluated (`unsafe-eval`).",
@@ -145,10 +145,11 @@ def _measured(
     if pictures:
         pictures.mkdir(parents=True, exist_ok=True)
         driver.save_screenshot(str(pictures / f"{name}.png"))
-    times = [answered(driver, "show(arguments[0])", step) for step in range(1, STEPS)]
-    clock, busy = ([1000 * value for value in values] for values in zip(*times, strict=True))
+    before = busy(driver)
+    clock = [1000 * answered(driver, "show(arguments[0])", s)[0] for s in range(1, STEPS)]
+    cpu_of_step = 1000 * (busy(driver) - before) / len(clock)
     sizes = len(library.encode()) / 1e6, len(gzip.compress(library.encode())) / 1e6
-    numbers = [median(clock), max(clock), median(busy)]
+    numbers = [median(clock), max(clock), cpu_of_step]
     told = [f"{cpu:.2f}", *(f"{number:.0f}" for number in numbers)]
     return [name, *(f"{size:.2f}" for size in sizes), *told, _without_eval(driver, strict)]
 

@@ -125,7 +125,8 @@ class Picture {
   }
 
   refresh(rows) {
-    if (this.options.fixed !== true) this.view.data("rows", rows);
+    if (rows !== this.rows) this.view.data("rows", rows);
+    this.rows = rows;
     this.set(this.options.signals?.() ?? {});
     this.view.run();
   }

@@ -69,9 +69,31 @@ function loadLarge() {
   return Promise.all(references(index).filter((one) => one.type === "i2").map(load));
 }
 
-// Returns the rows of a table that is kept by column.
+const rowsKept = new WeakMap();
+
+// Returns the rows of a table that is kept by column, the same ones each time.
 function rowsOf(columns) {
-  const names = Object.keys(columns ?? {});
+  if (!columns) return [];
+  if (!rowsKept.has(columns)) rowsKept.set(columns, madeRows(columns));
+  return rowsKept.get(columns);
+}
+
+// Keeps what was computed last, for as long as its key stays.
+function remembered(key, compute) {
+  let last = null;
+  let value;
+  return () => {
+    const now = key();
+    if (last !== now) {
+      last = now;
+      value = compute();
+    }
+    return value;
+  };
+}
+
+function madeRows(columns) {
+  const names = Object.keys(columns);
   const count = names.length ? columns[names[0]].length : 0;
   return Array.from({ length: count }, (_, i) =>
     Object.fromEntries(names.map((name) => [name, columns[name][i]])),

@@ -40,8 +40,20 @@ class LayersView {
     return element("ul", { class: "legend", "aria-label": "Parts" }, kinds.map((kind) => coloured(element("li", { "data-part": kind }, element("span", { class: "mark", "aria-hidden": "true" }, "■"), plain(kind)), PART_COLOURS[theme()][kind] ?? "")));
   }
 
-  // Returns the mean contribution of a part between the two groups chosen.
+  // Returns the mean contribution of every part at every step between the two groups chosen.
+  contributions(layers) {
+    this.kept ??= new Map();
+    const key = `${this.runs.findIndex((run) => run.layers === layers)} ${this.between}`;
+    if (!this.kept.has(key))
+      this.kept.set(key, layers.steps.map((_, place) => layers.parts.map((__, part) => this.mean(layers, place, part))));
+    return this.kept.get(key);
+  }
+
   contribution(layers, place, part) {
+    return this.contributions(layers)[place][part];
+  }
+
+  mean(layers, place, part) {
     const both = this.between === BETWEEN;
     const [a, b] = this.between.split(both ? "<>" : "<").map((name) => layers.names.indexOf(name));
     const cells = both ? [[a, b], [b, a]] : [[a, b]];
@@ -105,36 +117,39 @@ class LayersView {
 
   timeRows(run) {
     const { layers } = run;
-    return layers.steps.flatMap((step, place) =>
-      layers.places.map((where) => ({
-        step: String(step),
+    const members = layers.places.map((where) => layers.parts.flatMap(([one], i) => (one === where ? [i] : [])));
+    return this.contributions(layers).flatMap((values, place) =>
+      layers.places.map((where, i) => ({
+        step: String(layers.steps[place]),
         place: placeName(where),
-        value: exact(sum(layers.parts.map(([one], i) => (one === where ? this.contribution(layers, place, i) || 0 : 0)))),
+        value: exact(sum(members[i].map((part) => values[part] || 0))),
       })),
     );
   }
 
   timePicture(run) {
     const { layers } = run;
+    const rows = remembered(() => this.between, () => this.timeRows(run));
     return new Picture({
       name: `layers-by-step-${plain(run.name)}`,
       title: plain(run.label),
       note: layers.steps.length === 1 ? "Only one step was kept by layer." : null,
       columns: ["step", "place", "value"],
-      rows: () => this.timeRows(run),
-      key: () => `${this.between} ${theStep()}`,
+      rows,
+      key: () => this.between,
+      signals: () => ({ now: String(layers.steps[placeOfStep(layers.steps, theStep())]) }),
       spec: (width) => {
         const limit = Math.max(0.001, ...this.runs.flatMap((one) => this.timeRows(one).map((row) => row.value)));
-        const now = String(layers.steps[placeOfStep(layers.steps, theStep())]);
         const x = { field: "step", type: "ordinal", sort: layers.steps.map(String), title: "step", axis: { labelAngle: 0, labelOverlap: true } };
         const y = { field: "place", type: "nominal", sort: [...layers.places].reverse().map(placeName), title: "layer", axis: { labelOverlap: true } };
         return {
           ...FIT,
           width,
+          params: [{ name: "now", value: "" }],
           height: Math.max(120, Math.min(420, 18 * layers.places.length + 40)),
           layer: [
             { mark: { type: "rect" }, encoding: { x, y, color: { field: "value", type: "quantitative", title: null, scale: { domain: [0, limit], range: mapColours(), clamp: true }, legend: { gradientLength: 100, tickCount: 3 } } } },
-            { transform: [{ filter: `datum.step === '${now}'` }], mark: { type: "rect", fill: null, stroke: ink().text, strokeWidth: 1 }, encoding: { x, y } },
+            { transform: [{ filter: "datum.step === now" }], mark: { type: "rect", fill: null, stroke: ink().text, strokeWidth: 1 }, encoding: { x, y } },
           ],
         };
       },

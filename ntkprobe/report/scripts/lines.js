@@ -17,15 +17,17 @@ function stepAxis() {
   return { field: "step", type: "quantitative", title: "step", scale: { domain, nice: false }, axis: { tickCount: 6 } };
 }
 
-// A line and its band for each group: rows `step, group, value, low, high`.
+// A line and its band for each group: rows `step, group, value, low, high`. Without a domain the
+// signal `top` is its end.
 function groupLines(set, width, { title, domain, format = ".2f", height = 190 }) {
-  const y = { field: "value", type: "quantitative", title, scale: { domain, clamp: true }, axis: { format, tickCount: 5 } };
+  const scale = domain ? { domain, clamp: true } : { domainMin: 0, domainMax: { expr: "top" }, nice: false, clamp: true };
+  const y = { field: "value", type: "quantitative", title, scale, axis: { format, tickCount: 5 } };
   const color = { field: "group", type: "nominal", scale: groupDomain(set), legend: null };
   return {
     ...FIT,
     width,
     height,
-    params: [{ name: "step", value: 0 }],
+    params: [{ name: "step", value: 0 }, { name: "top", value: 1 }],
     layer: [
       {
         transform: [{ filter: "isValid(datum.low)" }],
@@ -42,9 +44,10 @@ function groupLines(set, width, { title, domain, format = ".2f", height = 190 })
   };
 }
 
-// A line for each run: rows `step, run, value` and, where known, `filled`.
-function runLines(width, runs, { title, domain, format = ".2f", height = 200, dash }) {
-  const y = { field: "value", type: "quantitative", title, scale: { domain, clamp: true }, axis: { format, tickCount: 5 } };
+// A line for each run: rows `step, run, value` and, where known, `filled`; to the signal `top`.
+function runLines(width, runs, { title, format = ".2f", height = 200, dash }) {
+  const scale = { domainMin: 0, domainMax: { expr: "top" }, nice: false, clamp: true };
+  const y = { field: "value", type: "quantitative", title, scale, axis: { format, tickCount: 5 } };
   const color = {
     field: "run",
     type: "nominal",
@@ -58,7 +61,7 @@ function runLines(width, runs, { title, domain, format = ".2f", height = 200, da
     ...FIT,
     width,
     height,
-    params: [{ name: "step", value: 0 }],
+    params: [{ name: "step", value: 0 }, { name: "top", value: 1 }],
     layer: [
       { mark: { type: "line", strokeWidth: 1.8 }, encoding: { x: stepAxis(), y, color, ...detail } },
       {

@@ -196,12 +196,15 @@ class PairMap {
     const context = picture.getContext("2d");
     const image = context.createImageData(count, count);
     const colours = ramp(mapColours());
+    const values = of.kernel.similarity.data;
     for (let row = 0, i = 0; row < count; row++) {
+      const start = (step * count + order[row]) * count;
       for (let column = 0; column < count; column++, i += 4) {
-        const value = at(of.kernel.similarity, step, order[row], order[column]);
+        const value = values[start + order[column]];
         if (Number.isNaN(value)) continue;
         const colour = colours[Math.max(0, Math.min(255, Math.round((value / limit) * 255)))];
-        image.data.set([...colour, 255], i);
+        for (let k = 0; k < 3; k++) image.data[i + k] = colour[k];
+        image.data[i + 3] = 255;
       }
     }
     context.putImageData(image, 0, 0);

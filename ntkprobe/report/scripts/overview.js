@@ -7,8 +7,16 @@ const acrossPairs = [
 const shortOf = (set, name) => plain(groupNamed(set, name)?.short ?? name);
 const labelOf = (set, name) => plain(groupNamed(set, name)?.label ?? name);
 
+const glances = new Map();
+
 // Returns rows `quantity, label, run, value, low, high, of, step, key` of a run at a step.
 function glance(set, run, step) {
+  const key = `${index.sets.indexOf(set)} ${set.runs.indexOf(run)} ${step}`;
+  if (!glances.has(key)) glances.set(key, madeGlance(set, run, step));
+  return glances.get(key);
+}
+
+function madeGlance(set, run, step) {
   const rows = [];
   const means = (quantity, table, steps, form, unit) => {
     if (!table) return;
@@ -57,10 +65,11 @@ class Overview {
   }
 
   intervals(quantity) {
-    const rows = () =>
+    const rows = remembered(theStep, () =>
       this.rows(theStep())
         .filter((row) => row.quantity === quantity)
-        .map(({ form, of, prompts, pairs, ...row }) => row);
+        .map(({ form, of, prompts, pairs, ...row }) => row),
+    );
     const isRate = quantity === "refusal rate";
     const { runs, groups } = this.set;
     return new Picture({

@@ -38,7 +38,7 @@ class PairPanel {
   }
 
   alongPicture() {
-    const rows = () => {
+    const rows = remembered(() => String(state.pair), () => {
       if (!state.pair) return [];
       const [observed, updated] = state.pair;
       const line = (run, a, b, direction) => {
@@ -49,15 +49,14 @@ class PairPanel {
       return this.set.runs
         .filter((run) => run.kernel)
         .flatMap((run) => [...line(run, observed, updated, "x′ ← x"), ...line(run, updated, observed, "x ← x′")]);
-    };
+    });
     return new Picture({
       name: "pair-along-training",
       title: "Similarity along training",
       columns: ["run", "direction", "step", "value"],
       rows,
-      key: () => String(state.pair),
-      spec: (width, all) => runLines(width, this.set.runs, { title: "similarity", domain: [0, Math.max(0.1, ...all.map((row) => row.value))], dash: "direction" }),
-      signals: () => ({ step: theStep() }),
+      spec: (width) => runLines(width, this.set.runs, { title: "similarity", dash: "direction" }),
+      signals: () => ({ step: theStep(), top: Math.max(0.1, ...rows().map((row) => row.value)) }),
       label: (all) => `Similarity of the pair along training, ${all.length} numbers in the table`,
       tip: (row) => row.run && [element("p", {}, `${plain(row.run)}, step ${row.step}, ${row.direction}`), element("p", {}, number(row.value, 3))],
     });
@@ -77,7 +76,6 @@ class PairPanel {
       note: "Contributions sum to the similarity; kept to 1 in 32,767 of the largest.",
       columns: ["run", "step", "place", "value"],
       rows,
-      key: () => String(state.pair),
       spec: (width) => ({
         ...FIT,
         width,

@@ -50,7 +50,7 @@ class PromptView {
   refusalPicture() {
     const { runs } = this.set;
     const words = { 0: "no", 1: "yes", 255: "not answered" };
-    const rows = () =>
+    const rows = remembered(() => this.prompt, () =>
       runs
         .filter((run) => run.refusal)
         .flatMap((run) =>
@@ -59,16 +59,16 @@ class PromptView {
             const value = at(run.refusal.probability, place, this.prompt);
             return { run: run.name, step, value: exact(value), refuses: words[refuses], filled: refuses === 1 };
           }),
-        );
+        ),
+    );
     return new Picture({
       name: "prompt-refusal",
       title: "P(refuse)",
       note: "Filled points: the generated answer refused. The sum over phrases can exceed 1.",
       columns: ["run", "step", "value", "refuses"],
       rows,
-      key: () => String(this.prompt),
-      spec: (width, all) => runLines(width, runs, { title: "P(refuse)", domain: [0, Math.max(1, ...all.map((row) => row.value))], format: ".1f", height: 220 }),
-      signals: () => ({ step: theStep() }),
+      spec: (width) => runLines(width, runs, { title: "P(refuse)", format: ".1f", height: 220 }),
+      signals: () => ({ step: theStep(), top: Math.max(1, ...rows().map((row) => row.value)) }),
       label: (all) => `P(refuse) of the prompt: ${runs.map((run) => `${plain(run.label)} ends at ${number(all.filter((row) => row.run === run.name).at(-1)?.value)}`).join(", ")}`,
       tip: (row) => row.run && [element("p", {}, `${plain(row.run)}, step ${row.step}`), element("p", {}, `P(refuse) ${number(row.value, 3)}; answer refuses: ${row.refuses}`)],
       click: (row) => row.step !== undefined && change({ step: row.step }),
@@ -89,22 +89,22 @@ class PromptView {
 
   groupPicture(run) {
     const { set } = this;
-    const rows = () =>
+    const rows = remembered(() => this.prompt, () =>
       run.kernel.steps.flatMap((step) => {
         const near = this.neighbours(run, step) ?? [];
         return set.groups.flatMap((group) => {
           const values = near.filter((one) => one.group === group.name).map((one) => one.similarity);
           return values.length ? [{ step, group: group.name, value: exact(sum(values) / values.length), prompts: values.length }] : [];
         });
-      });
+      }),
+    );
     return new Picture({
       name: `prompt-groups-${plain(run.name)}`,
       title: plain(run.label),
       columns: ["step", "group", "value", "prompts"],
       rows,
-      key: () => String(this.prompt),
-      spec: (width, all) => groupLines(set, width, { title: "mean similarity", domain: [0, Math.max(0.1, this.top ?? 0, ...all.map((row) => row.value))] }),
-      signals: () => ({ step: theStep() }),
+      spec: (width) => groupLines(set, width, { title: "mean similarity" }),
+      signals: () => ({ step: theStep(), top: this.top }),
       label: () => `Mean similarity of the prompt to each group along ${plain(run.label)}`,
       tip: (row) => row.group && [element("p", {}, tag(set, row.group), ` step ${row.step}`), element("p", {}, `${number(row.value, 3)}, mean of ${row.prompts}`)],
       click: (row) => row.step !== undefined && change({ step: row.step }),

@@ -66,7 +66,6 @@ class Training {
       title: plain(run.label),
       columns: ["step", "group", "value", "low", "high", "prompts"],
       rows: () => rows,
-      fixed: true,
       spec: (width) => groupLines(this.set, width, { title, domain, format }),
       signals: () => ({ step: theStep() }),
       label: () => {
@@ -97,7 +96,6 @@ class Training {
       title: plain(run.label),
       columns: ["step", "observed", "updated", "value", "low", "high", "pairs"],
       rows: () => rows,
-      fixed: true,
       spec: (width) => pairLines(this.set, width, { domain: [0, this.topSimilarity()] }),
       signals: () => ({ step: theStep() }),
       label: () => `Mean similarity of every ordered pair of groups along ${plain(run.label)}: ${rows.length} numbers in the table`,
@@ -109,12 +107,12 @@ class Training {
   groupMap(run) {
     const all = rowsOf(run.kernel.means);
     const limit = Math.max(0.01, ...this.set.runs.flatMap((one) => one.kernel?.means.similarity ?? []));
-    const rows = () => {
+    const rows = remembered(theStep, () => {
       const step = run.kernel.steps[placeOfStep(run.kernel.steps, theStep())];
       return all
         .filter((row) => row.step === step)
         .map((row) => ({ step, observed: row.observed_group, updated: row.updated_group, row: shortOf(this.set, row.observed_group), column: shortOf(this.set, row.updated_group), value: row.similarity, low: row.low, high: row.high, pairs: row.pairs }));
-    };
+    });
     return new Picture({
       name: `means-${plain(run.name)}`,
       title: plain(run.label),
