@@ -71,7 +71,7 @@ def main() -> None:
             __file__,
             "# The page of `ntkprobe report`",
             f"Headless Chromium; {ran} Opening: medians of {OPENINGS}; clicks: until the next "
-            "picture, medians and slowest, in milliseconds; CPU: of the page's process, all threads; by "
+            "picture, median and slowest; CPU: of the page's process, all threads; by "
             f"`python benchmarks/report.py`. (Making up the data took {made_up:.0f} s.)",
             table(["", "MB", "made in, CPU s", "opens in, s", "opens in, CPU s"], sizes),
             "75 × 25 × by layer: 75 prompts in the kernel, 300 with refusals, 25 steps, 24 layers, "

@@ -73,7 +73,7 @@ def make_report(
     scripts = [*library, f"(function () {{\n{ours}\n}})();\n"]
     style = "\n".join(_text(f"styles/{name}") for name in STYLES)
     html = _template().render(
-        title=" · ".join(map(_plain, [*sources.runs, *sources.evaluations][:4])),
+        title=_title(sources),
         policy=policy(scripts, [style]),
         style=Markup(style),
         scripts=[Markup(script) for script in scripts],
@@ -118,9 +118,10 @@ def _library(name: str) -> str:
     return "\n".join(line for line in lines if not line.startswith("//# sourceMappingURL"))
 
 
-def _plain(name: str) -> str:
-    """Return what a run is called in titles."""
-    return run_label(name).replace("\\$", "$")
+def _title(sources: Sources) -> str:
+    """Return what the page is called: like its first runs and models."""
+    names = [run_label(name).replace("\\$", "$") for name in (*sources.runs, *sources.evaluations)]
+    return " · ".join(list(dict.fromkeys(names))[:4])
 
 
 def _template() -> Template:

@@ -2,6 +2,18 @@
 
 const PAGE = 25;
 
+// A method that is called like a run has its colour, the others the next ones.
+function methodColour(methods) {
+  const runs = unique(index.sets.flatMap((set) => set.runs.map((run) => run.name)));
+  const others = methods.filter((name) => !runs.includes(name));
+  return (name) => runColour(runs.includes(name) ? runs.indexOf(name) : runs.length + others.indexOf(name));
+}
+
+function methodLegend(methods) {
+  const colour = methodColour(methods);
+  return legend("Models", methods.map((name) => ["━", name, colour(name)]));
+}
+
 class BenchmarksView {
   constructor() {
     const { names, tables, refused } = index.evaluations;
@@ -15,7 +27,7 @@ class BenchmarksView {
       element("h2", {}, "Benchmarks and tables"),
       names.length ? null : missingNotice("no evaluation was given: make one with `ntkprobe evaluate --model RUN/final --benchmark xstest=FILE --output-dir EVAL/NAME`, then `ntkprobe report OUT EVAL/NAME`"),
       names.length && !tables.length ? missingNotice("no answer was judged yet: `ntkprobe evaluate --model MODEL --benchmark NAME --judge xstest_prefixes --output-dir E`") : null,
-      this.picture ? runLegend(this.methods.map((label) => ({ label }))) : null,
+      this.picture ? methodLegend(this.methods) : null,
       this.picture?.node,
       tables.map((one) => this.table(one)),
       names.length ? this.refusedSection() : null,
@@ -57,7 +69,7 @@ class BenchmarksView {
       rows,
       spec: (width, all) => {
         const labels = unique(all.map((row) => row.label));
-        const scale = { domain: methods, range: methods.map((_, place) => runColour(place)) };
+        const scale = { domain: methods, range: methods.map(methodColour(methods)) };
         return intervals(Math.min(width, 760), { title: "share", domain: [0, 1], format: ".0%", key: "run", scale, labels, height: 60 + labels.length * Math.max(26, 16 * methods.length) });
       },
       label: (all) => all.map((row) => `${row.run}, ${row.label}: ${number(row.value)}`).join("; "),

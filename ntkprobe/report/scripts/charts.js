@@ -161,29 +161,21 @@ function hideTip() {
   document.getElementById("tip").hidden = true;
 }
 
+// What marks and colours mean: entries of a mark, a label and a colour.
+function legend(name, entries) {
+  const entry = ([mark, label, colour]) =>
+    coloured(element("li", {}, element("span", { class: "mark", "aria-hidden": "true" }, mark), plain(label)), colour);
+  return element("ul", { class: "legend", "aria-label": name }, entries.map(entry));
+}
+
 // The groups with their colours and shapes, as the figures have them.
 function groupLegend(groups) {
   const shapes = { square: "■", circle: "●", "triangle-up": "▲", diamond: "◆" };
-  return element(
-    "ul",
-    { class: "legend", "aria-label": "Groups" },
-    groups.map((group) =>
-      coloured(
-        element("li", {}, element("span", { class: "mark", "aria-hidden": "true" }, shapes[group.shape]), plain(group.label)),
-        groupColour(group),
-      ),
-    ),
-  );
+  return legend("Groups", groups.map((group) => [shapes[group.shape], group.label, groupColour(group)]));
 }
 
 function runLegend(runs) {
-  return element(
-    "ul",
-    { class: "legend", "aria-label": "Runs" },
-    runs.map((run, place) =>
-      coloured(element("li", {}, element("span", { class: "mark", "aria-hidden": "true" }, "━"), plain(run.label)), runColour(place)),
-    ),
-  );
+  return legend("Runs", runs.map((run, place) => ["━", run.label, runColour(place)]));
 }
 
 // What is missing, and the command that makes it.

@@ -37,7 +37,7 @@ class LayersView {
 
   partLegend() {
     const kinds = unique(this.runs.flatMap((run) => run.layers.parts.map(([, part]) => PART_KINDS[part] ?? part)));
-    return element("ul", { class: "legend", "aria-label": "Parts" }, kinds.map((kind) => coloured(element("li", { "data-part": kind }, element("span", { class: "mark", "aria-hidden": "true" }, "■"), plain(kind)), PART_COLOURS[theme()][kind] ?? "")));
+    return legend("Parts", kinds.map((kind) => ["■", kind, PART_COLOURS[theme()][kind] ?? ""]));
   }
 
   // Returns the mean contribution of every part at every step between the two groups chosen.

@@ -19,21 +19,22 @@ function stepAxis() {
 
 // A line and its band for each group: rows `step, group, value, low, high`. Without a domain the
 // signal `top` is its end.
-function groupLines(set, width, { title, domain, format = ".2f", height = 190 }) {
+function groupLines(set, width, { title, domain, band = true, format = ".2f", height = 190 }) {
   const scale = domain ? { domain, clamp: true } : { domainMin: 0, domainMax: { expr: "top" }, nice: false, clamp: true };
   const y = { field: "value", type: "quantitative", title, scale, axis: { format, tickCount: 5 } };
   const color = { field: "group", type: "nominal", scale: groupDomain(set), legend: null };
+  const bands = {
+    transform: [{ filter: "isValid(datum.low)" }],
+    mark: { type: "area", opacity: 0.18 },
+    encoding: { x: stepAxis(), y: { ...y, field: "low" }, y2: { field: "high" }, color },
+  };
   return {
     ...FIT,
     width,
     height,
     params: [{ name: "step", value: 0 }, { name: "top", value: 1 }],
     layer: [
-      {
-        transform: [{ filter: "isValid(datum.low)" }],
-        mark: { type: "area", opacity: 0.18 },
-        encoding: { x: stepAxis(), y: { ...y, field: "low" }, y2: { field: "high" }, color },
-      },
+      ...(band ? [bands] : []),
       { mark: { type: "line", strokeWidth: 1.8 }, encoding: { x: stepAxis(), y, color } },
       {
         mark: { type: "point", filled: true, size: 42, opacity: 1 },

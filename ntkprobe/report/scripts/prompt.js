@@ -103,7 +103,7 @@ class PromptView {
       title: plain(run.label),
       columns: ["step", "group", "value", "prompts"],
       rows,
-      spec: (width) => groupLines(set, width, { title: "mean similarity" }),
+      spec: (width) => groupLines(set, width, { title: "mean similarity", band: false }),
       signals: () => ({ step: theStep(), top: this.top }),
       label: () => `Mean similarity of the prompt to each group along ${plain(run.label)}`,
       tip: (row) => row.group && [element("p", {}, tag(set, row.group), ` step ${row.step}`), element("p", {}, `${number(row.value, 3)}, mean of ${row.prompts}`)],
