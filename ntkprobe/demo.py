@@ -43,7 +43,7 @@ class Demo:
     runs: dict[str, Trajectory]
     figures: Drawn
     failed: dict[str, str]
-    report: Path
+    report: Path | None = None
 
     def _repr_html_(self) -> str:
         tables = (

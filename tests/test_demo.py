@@ -38,7 +38,11 @@ def done(shortened):
 
 def written(folder):
     """When each file of training and measuring was written."""
-    kept = (p for p in folder.rglob("*") if p.is_file() and p.parent.name != "figures")
+    kept = (
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and p.parent.name != "figures" and p.suffix != ".html"
+    )
     return {p.relative_to(folder): p.stat().st_mtime_ns for p in kept}
 
 
@@ -56,7 +60,7 @@ def test_the_demo_shows_itself_in_jupyter(done):
     assert shown.count("<table") == 2 and "refusal rate" in shown and "DCR → STL" in shown
 
 
-def test_a_second_run_writes_nothing_but_figures(done):
+def test_a_second_run_writes_nothing_but_figures_and_the_page(done):
     before = written(done)
     demo.run_demo(done, tell=lambda line: None)
     assert written(done) == before
@@ -88,7 +92,9 @@ def test_the_demo_ends_with_a_table_and_what_to_do_next(done, capsys):
     out = capsys.readouterr().out
     assert "seemingly toxic ↔ toxic" in out
     assert "constructed world" in out
-    assert "ntkprobe measure --ckpt-dir RUN" in out.splitlines()[-1]
+    assert "ntkprobe measure --ckpt-dir RUN" in out.splitlines()[-2]
+    assert str(done / "report.html") in out.splitlines()[-1]
+    assert (done / "report.html").read_text().startswith("<!doctype html>")
 
 
 def test_prompts_that_are_measured_are_in_no_training(done):

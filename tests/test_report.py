@@ -20,7 +20,6 @@ from ntkprobe import Trajectory
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation.folder import SCHEMA_VERSION as EVALUATION_SCHEMA
-from ntkprobe.figures import find_runs, layers
 from ntkprobe.report import follow, make_report
 from ntkprobe.report.folders import READABLE_SCHEMA
 from ntkprobe.report.following import signature
@@ -134,17 +133,21 @@ def test_means_are_those_of_the_trajectory_with_their_intervals(stl, run):
         assert row.low <= row.value <= row.high
 
 
-def test_layers_sum_to_the_similarity_and_are_those_of_the_figure(stl, place):
+def test_layers_sum_to_the_similarity_and_their_means_are_over_different_prompts(stl, run):
     found, kernel = stl["layers"], stl["kernel"]
     largest = np.nanmax(np.abs(found["pairs_by_place"]))
     sums = found["pairs_by_place"].sum(axis=1)
     np.testing.assert_allclose(sums, kernel["similarity"], atol=largest / 16000)
-    figure = layers.numbers(find_runs([place / "stl-ntk"]))
-    first, second = (found["names"].index(name) for name in ("seemingly_toxic", "toxic"))
-    for row in figure.itertuples():
-        part = found["parts"].index([row.place, row.part])
-        both = found["groups"][0, part, first, second], found["groups"][0, part, second, first]
-        assert np.mean(both) == pytest.approx(row.contribution, rel=1e-6)
+    keys = ["step", "observed", "updated"]
+    rows = run.parts().merge(run.kernel().drop(columns="norm"), on=keys)
+    rows = rows[rows["observed"] != rows["updated"]]
+    rows["place"] = rows["layer"].astype("string").fillna(rows["part"])
+    rows["contribution"] = rows["share"] * rows["similarity"]
+    by = ["step", "place", "part", "observed_group", "updated_group"]
+    for at, mean in rows.groupby(by)["contribution"].mean().items():
+        place = found["steps"].index(at[0]), found["parts"].index([at[1], at[2]])
+        ends = (found["names"].index(name) for name in at[3:])
+        assert found["groups"][*place, *ends] == pytest.approx(mean, rel=1e-6)
 
 
 def test_pushes_are_the_strongest_of_the_trajectory_with_their_texts(stl, run):

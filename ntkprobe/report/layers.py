@@ -28,8 +28,8 @@ def layers_of(run: Trajectory, kernel: dict[str, Any], budget: int) -> dict[str,
     Returns:
         `steps`; `places` (a layer's number or a part's name, from input to output) and `parts`
         (`[place, part]`); `groups` `[steps, parts, observed group, updated group]`, means over
-        pairs of different prompts in the order of `names`, with `pairs` of the groups; and, of
-        `pair_steps`, `pairs_by_place` `[steps, places, observed, updated]`.
+        pairs of different prompts in the order of `names`; and, of `pair_steps`,
+        `pairs_by_place` `[steps, places, observed, updated]`.
     """
     steps = _steps_with_parts(run)
     if not steps:
@@ -42,10 +42,9 @@ def layers_of(run: Trajectory, kernel: dict[str, Any], budget: int) -> dict[str,
     names = list(dict.fromkeys(groups))
     means = np.full((len(steps), len(parts), len(names), len(names)), np.nan, "<f4")
     pairs = np.full((len(kept), len(places), len(prompts), len(prompts)), np.nan, "<f4")
-    counts = np.zeros((len(names), len(names)), int)
     for at, step in enumerate(steps):
         grid = _contributions(run, kernel, step, parts)
-        means[at], counts = _by_group(grid, groups, names)
+        means[at] = _by_group(grid, groups, names)
         if step in kept:
             for place, number in _of_places(parts, places):
                 pairs[kept.index(step), place] = _sum(pairs[kept.index(step), place], grid[number])
@@ -55,7 +54,6 @@ def layers_of(run: Trajectory, kernel: dict[str, Any], budget: int) -> dict[str,
         "parts": [list(part) for part in parts],
         "names": names,
         "groups": means,
-        "pairs": counts.tolist(),
         "pair_steps": kept,
         "pairs_by_place": Scaled(pairs),
     }
@@ -109,21 +107,17 @@ def _contributions(
     return grid * kernel["similarity"][kernel["steps"].index(step)]
 
 
-def _by_group(
-    grid: np.ndarray, groups: np.ndarray, names: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return means `[parts, groups, groups]` over pairs of different prompts, and their number."""
+def _by_group(grid: np.ndarray, groups: np.ndarray, names: list[str]) -> np.ndarray:
+    """Return means `[parts, groups, groups]` over pairs of different prompts."""
     means = np.full((len(grid), len(names), len(names)), np.nan, "<f4")
-    counts = np.zeros((len(names), len(names)), int)
     different = ~np.eye(len(groups), dtype=bool)
     for a, first in enumerate(names):
         for b, second in enumerate(names):
             wanted = np.outer(groups == first, groups == second) & different
             wanted &= np.isfinite(grid).any(axis=0)
-            counts[a, b] = wanted.sum()
             if wanted.any():
                 means[:, a, b] = np.nansum(grid[:, wanted], axis=1, dtype=float) / wanted.sum()
-    return means, counts
+    return means
 
 
 def _of_places(parts: list[tuple[str, str]], places: list[str]) -> list[tuple[int, int]]:

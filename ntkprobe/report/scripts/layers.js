@@ -1,7 +1,7 @@
 // Layers: which parts of the model tie two groups, at the chosen step and along training.
 
 const PART_KINDS = { mlp: "MLP", embed: "embedding", "embed+head": "embedding", norm: "norms", attention: "attention", norms: "norms", head: "head" };
-const BETWEEN = "seemingly_toxic<>toxic";
+const BETWEEN = "seemingly_toxic<toxic";
 
 class LayersView {
   constructor(set) {
@@ -16,7 +16,7 @@ class LayersView {
       element("h2", {}, "Layers"),
       this.runs.length ? element("div", { class: "tools" }, this.control()) : null,
       this.runs.length ? this.partLegend() : null,
-      element("section", {}, element("h3", {}, "At this step"), element("div", { class: "row" }, this.bars.map((one) => one.node)), element("p", { class: "note" }, "K is a sum over parameters: contributions of all parts sum to the mean similarity of the two groups.")),
+      element("section", {}, element("h3", {}, "At this step"), element("div", { class: "row" }, this.bars.map((one) => one.node)), element("p", { class: "note" }, "K is a sum over parameters: contributions of all parts sum to the mean similarity, observed ← updated.")),
       element("section", {}, element("h3", {}, "When"), element("div", { class: "row" }, this.times.map((one) => one.node))),
       lacking.map((run) => missingNotice(run.missing.layers ?? run.missing.kernel)),
     );
@@ -25,14 +25,14 @@ class LayersView {
   control() {
     const names = this.set.groups.map((group) => group.name);
     const pairs = names.flatMap((a) => names.map((b) => [`${a}<${b}`, `${labelOf(this.set, a)} ← ${labelOf(this.set, b)}`]));
-    const both = names.includes("seemingly_toxic") && names.includes("toxic") ? [[BETWEEN, "seemingly toxic ↔ toxic"]] : [];
-    this.choices = [...both, ...pairs];
+    this.choices = pairs;
     this.select = element("select", { id: "between", onchange: (event) => change({ between: event.target.value }) }, this.choices.map(([value, words]) => element("option", { value }, words)));
-    return element("label", {}, "Between ", this.select);
+    return element("label", {}, "Observed ← updated ", this.select);
   }
 
   get between() {
-    return this.choices.some(([value]) => value === state.between) ? state.between : this.choices[0][0];
+    const known = (wanted) => this.choices.some(([value]) => value === wanted);
+    return [state.between, BETWEEN].find(known) ?? this.choices[0][0];
   }
 
   partLegend() {
@@ -54,13 +54,8 @@ class LayersView {
   }
 
   mean(layers, place, part) {
-    const both = this.between === BETWEEN;
-    const [a, b] = this.between.split(both ? "<>" : "<").map((name) => layers.names.indexOf(name));
-    const cells = both ? [[a, b], [b, a]] : [[a, b]];
-    const counts = cells.map(([first, second]) => layers.pairs[first]?.[second] ?? 0);
-    const total = sum(counts);
-    if (!total) return NaN;
-    return sum(cells.map(([first, second], i) => (counts[i] ? counts[i] * at(layers.groups, place, part, first, second) : 0))) / total;
+    const [observed, updated] = this.between.split("<").map((name) => layers.names.indexOf(name));
+    return observed < 0 || updated < 0 ? NaN : at(layers.groups, place, part, observed, updated);
   }
 
   barRows(run) {
