@@ -46,7 +46,7 @@ ntk.Trajectory(demo / "stl-ntk").report()
 
 # %%
 page = make_report([demo], blur=True)
-page.save("report.html").stat().st_size / 1e6  # MB
+round(page.save("report.html").stat().st_size / 1e6, 1)  # MB
 
 # %%
 Image(filename=repository / "docs" / "report.png")

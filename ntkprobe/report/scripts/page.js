@@ -154,6 +154,7 @@ function rebuild() {
   makeStepControl();
   makeTools();
   show();
+  prepare();
 }
 
 function listen() {
@@ -196,12 +197,25 @@ function listen() {
   });
 }
 
-// Views that were not looked at yet are made while the browser has nothing else to do.
+// Views that were not looked at yet are drawn while the browser has nothing else to do.
 function prepare() {
   const idle = window.requestIdleCallback ?? ((work) => setTimeout(work, 50));
   const names = available().filter((name) => !page.views[name]);
-  if (names.length) idle(() => { viewNamed(names[0]); prepare(); });
+  if (names.length) idle(() => { drawAhead(viewNamed(names[0])); prepare(); });
   else idle(() => loadLarge());
+}
+
+// Draws a view out of sight, as wide as it will be.
+function drawAhead(view) {
+  const { node } = view;
+  if (!node.hidden) return;
+  node.style.width = `${page.views[state.view].node.clientWidth}px`;
+  node.classList.add("ahead");
+  node.hidden = false;
+  view.update();
+  node.hidden = true;
+  node.classList.remove("ahead");
+  node.style.width = "";
 }
 
 async function start() {
@@ -216,7 +230,6 @@ async function start() {
   listen();
   reloadLater();
   document.body.dataset.ready = "yes";
-  prepare();
 }
 
 start();
