@@ -60,9 +60,8 @@ def refused_safe_prompts(evaluations: dict[str, Evaluation]) -> dict[str, list[A
                 by_judge = dict(zip(said["judge"], said["verdict"], strict=True))
                 rows.append({"method": name, "benchmark": benchmark, "id": id_} | _said(by_judge))
     table = pd.DataFrame(rows, columns=["method", "benchmark", "id", "verdicts"])
-    return table.merge(
-        _answered(evaluations), on=["method", "benchmark", "id"], how="left"
-    ).to_dict("list")
+    answered = table.merge(_answered(evaluations), on=["method", "benchmark", "id"], how="left")
+    return records(answered)
 
 
 def _keys(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:

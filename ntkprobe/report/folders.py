@@ -1,9 +1,10 @@
 """Which folders a report is about: measurements and evaluations, apart."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from os import PathLike
+from typing import Any
 
 from ..errors import UserError
 from ..evaluation import Evaluation
@@ -52,15 +53,16 @@ def find_sources(places: Iterable[str | PathLike[str]]) -> Sources:
                 f"--ckpt-dir RUN --prompts FILE --output-dir {place}`, or with `ntkprobe evaluate`"
             )
     sources = Sources(find_runs(measured), find_evaluations(evaluated))
-    for source in (*sources.runs.values(), *sources.evaluations.values()):
+    found: list[Trajectory | Evaluation] = [*sources.runs.values(), *sources.evaluations.values()]
+    for source in found:
         insist_on_readable(source)
     return sources
 
 
-def _holds(find: object, place: str) -> bool:
+def _holds(find: Callable[[list[str]], dict[str, Any]], place: str) -> bool:
     """Return whether a search finds something; two of one name are for the caller to tell."""
     try:
-        return bool(find([place]))  # type: ignore[operator]
+        return bool(find([place]))
     except UserError as error:
         return "NAME=FOLDER" in str(error)
 

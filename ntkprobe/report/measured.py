@@ -1,5 +1,6 @@
 """One measured run as tables and arrays: what a page shows of its kernel, refusals and tokens."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,11 @@ def kernel_of(run: Trajectory) -> dict[str, Any] | None:
         return None
     steps = sorted(int(step) for step in table["step"].unique())
     prompts = sorted({*table["observed"], *table["updated"]})
-    place = pd.Index(prompts)
     similarity = np.full((len(steps), len(prompts), len(prompts)), np.nan, "<f4")
     at = (
-        pd.Index(steps).get_indexer(table["step"]),
-        place.get_indexer(table["observed"]),
-        place.get_indexer(table["updated"]),
+        places_in(steps, table["step"]),
+        places_in(prompts, table["observed"]),
+        places_in(prompts, table["updated"]),
     )
     similarity[at] = table["similarity"]
     same = (table["observed"] == table["updated"]).to_numpy()
@@ -66,7 +66,7 @@ def refusal_of(run: Trajectory) -> dict[str, Any] | None:
         return None
     steps = sorted(int(step) for step in rows["step"].unique())
     count = len(run.prompts)
-    at = pd.Index(steps).get_indexer(rows["step"]), _places(run, rows["prompt"])
+    at = places_in(steps, rows["step"]), places_in(run.prompts["prompt"], rows["prompt"])
     probability = np.full((len(steps), count), np.nan, "<f4")
     probability[at] = rows["probability"]
     refuses = np.full((len(steps), count), NOT_ANSWERED, np.uint8)
@@ -104,16 +104,16 @@ def tokens_of(run: Trajectory, prompts: list[int]) -> dict[str, Any] | None:
     steps = sorted(int(step) for step in table["step"].unique())
     shape = (len(steps), len(prompts), int(table["rank"].max()) + 1)
     grid = np.full(shape, -1, "<i4")
-    place = pd.Index(prompts).get_indexer(table["prompt"])
+    place = places_in(prompts, table["prompt"])
     known = place >= 0
-    at = pd.Index(steps).get_indexer(table["step"]), place, table["rank"].to_numpy()
+    at = places_in(steps, table["step"]), place, table["rank"].to_numpy()
     grid[tuple(index[known] for index in at)] = codes[known]
     return {"steps": steps, "texts": [str(text) for text in texts], "codes": grid}
 
 
-def _places(run: Trajectory, prompts: pd.Series) -> np.ndarray:
-    """Return the row of each prompt in `prompts.parquet`."""
-    return pd.Index(run.prompts["prompt"]).get_indexer(prompts)
+def places_in(values: Iterable[int], wanted: pd.Series) -> np.ndarray:
+    """Return the place of each wanted value among distinct ones, -1 where it is not there."""
+    return pd.Index(list(values)).get_indexer(pd.Index(wanted))
 
 
 def records(table: pd.DataFrame) -> dict[str, list[Any]]:
