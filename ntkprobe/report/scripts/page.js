@@ -202,7 +202,7 @@ function prepare() {
   const idle = window.requestIdleCallback ?? ((work) => setTimeout(work, 50));
   const names = available().filter((name) => !page.views[name]);
   if (names.length) idle(() => { drawAhead(viewNamed(names[0])); prepare(); });
-  else idle(() => loadLarge());
+  else idle(() => loadLarge().then(() => { document.body.dataset.drawn = "yes"; }));
 }
 
 // Draws a view out of sight, as wide as it will be.
