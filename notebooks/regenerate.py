@@ -67,8 +67,13 @@ def _is_progress(output: nbformat.NotebookNode) -> bool:
     return output.get("name") == "stderr" or widget or "<progress" in data.get("text/html", "")
 
 
+FRAME = "<p>The page is shown here when the notebook is run; it is too large to be kept in it.</p>"
+
+
 def _smaller(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Return an output whose picture, if it is one, has few colours."""
+    """Return an output whose picture, if it is one, has few colours, and without whole pages."""
+    if "srcdoc=" in output.get("data", {}).get("text/html", ""):
+        output.data["text/html"] = FRAME
     if "image/png" in output.get("data", {}):
         picture = Image.open(BytesIO(b64decode(output.data["image/png"]))).convert("RGB")
         with BytesIO() as file:

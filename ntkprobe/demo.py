@@ -1,7 +1,7 @@
 """The paper's finding on the embedded model, end to end; also a first example of the public API.
 
     base ────────────── SFT ──► stl      ── measure ──► stl-ntk ─────┐
-    base ── DCR ──► dcr ── SFT ──► dcr-stl ── measure ──► dcr-stl-ntk ─┴──► figures
+    base ── DCR ──► dcr ── SFT ──► dcr-stl ── measure ──► dcr-stl-ntk ─┴──► figures, page
 
 Every stage reads and writes files. A finished stage is recognised by its files and left alone, an
 interrupted one goes on, so the demo can be stopped and run again at any point.
@@ -18,6 +18,7 @@ from .jupyter import paragraph, table
 from .plots import style
 from .presets.settings import preset_settings
 from .prompts import PromptSet
+from .report import make_report
 from .tiny import files as embedded
 from .training.data import read_pairs
 from .training.dcr import DCRConfig, train_dcr
@@ -36,11 +37,13 @@ class Demo:
         runs: the measured runs, `stl` and `dcr-stl`.
         figures: the pictures.
         failed: steps that could not be measured, and why.
+        report: the page about both runs.
     """
 
     runs: dict[str, Trajectory]
     figures: Drawn
     failed: dict[str, str]
+    report: Path | None = None
 
     def _repr_html_(self) -> str:
         tables = (
@@ -59,7 +62,7 @@ def run_demo(output_dir: Path, seed: int = 0, tell: Callable[[str], None] = prin
         tell: is called with a line before each stage.
 
     Returns:
-        The measured runs and their figures.
+        The measured runs, their figures and their page.
     """
     base = str(preset_settings("tiny", "sft")["model"])
     tell("1/5  safety alignment of the base model (STL)")
@@ -74,7 +77,9 @@ def run_demo(output_dir: Path, seed: int = 0, tell: Callable[[str], None] = prin
         failed |= measure(output_dir / name, output_dir / f"{name}-ntk", seed)
     tell("5/5  drawing")
     runs = find_runs([output_dir])
-    return Demo(runs, draw_figures(runs, output_dir / "figures", FIGURES), failed)
+    figures = draw_figures(runs, output_dir / "figures", FIGURES)
+    page = make_report([run.folder for run in runs.values()]).save(output_dir / "report.html")
+    return Demo(runs, figures, failed, page)
 
 
 def align(model: str, folder: Path, seed: int) -> Path:

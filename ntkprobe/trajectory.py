@@ -6,6 +6,7 @@ each is whole from the moment it is there.
 
 import json
 from collections.abc import Callable, Collection
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import pandas as pd
 
 from .errors import UserError
 from .intervals import RESAMPLES, mean_rows
-from .jupyter import paragraph, table
+from .jupyter import Page, paragraph, table
 from .kernel_drift import drift_rows, insist_on_fixed_tokens
 from .storage import read_tensors
 
@@ -335,6 +336,19 @@ class Trajectory:
                 " on more prompts, into another folder"
             )
         return draw(table, new_axes() if ax is None else ax)
+
+    def report(self, *, blur: bool = False) -> Page:
+        """Return a page about this run that Jupyter shows and `.save(path)` writes.
+
+        Args:
+            blur: whether toxic texts are blurred until they are pointed at.
+
+        Returns:
+            The page; see `ntkprobe.report.make_report` for several runs and evaluations.
+        """
+        # By its name: the page is made of figures' and tables' numbers, which stand on this module.
+        page = import_module("ntkprobe.report")
+        return page.make_report([self.folder], blur=blur)
 
     def _first_reduction(self) -> pd.DataFrame:
         """Return the rows of `refusal_means` for the phrases and the sum that were listed first."""

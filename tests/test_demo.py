@@ -40,7 +40,11 @@ def done(shortened):
 
 def written(folder):
     """When each file of training and measuring was written."""
-    kept = (p for p in folder.rglob("*") if p.is_file() and p.parent.name != "figures")
+    kept = (
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and p.parent.name != "figures" and p.suffix != ".html"
+    )
     return {p.relative_to(folder): p.stat().st_mtime_ns for p in kept}
 
 
@@ -70,7 +74,7 @@ def test_the_two_directions_of_a_similarity_stand_apart(done):
     assert (apart.abs() > 1e-3).all()  # so that one in the other's place would be seen
 
 
-def test_a_second_run_writes_nothing_but_figures(done):
+def test_a_second_run_writes_nothing_but_figures_and_the_page(done):
     before = written(done)
     demo.run_demo(done, tell=lambda line: None)
     assert written(done) == before
@@ -102,7 +106,9 @@ def test_the_demo_ends_with_a_table_and_what_to_do_next(done, capsys):
     out = capsys.readouterr().out
     assert "seemingly toxic ← toxic" in out and "toxic ← seemingly toxic" in out
     assert "constructed world" in out
-    assert "ntkprobe measure --ckpt-dir RUN" in out.splitlines()[-1]
+    assert "ntkprobe measure --ckpt-dir RUN" in out.splitlines()[-2]
+    assert str(done / "report.html") in out.splitlines()[-1]
+    assert (done / "report.html").read_text().startswith("<!doctype html>")
 
 
 def test_prompts_that_are_measured_are_in_no_training(done):

@@ -35,6 +35,7 @@ def demo(
         f"\nFigures 1, 3, 5 and 6 are in {output_dir / 'figures'}, as PNG, PDF and CSV."
         "\nThis is a constructed world: it shows the instrument at work and replicates nothing on"
         "\nreal models. For a run of yours:  ntkprobe measure --ckpt-dir RUN --prompts FILE"
+        f"\nTo explore both runs, open this page in a browser:  {done.report}"
     )
     return 1 if done.failed else 0
 

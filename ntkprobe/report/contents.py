@@ -1,0 +1,127 @@
+"""Everything that a page shows, as one tree: sets of prompts with their runs, and evaluations."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..figures._means import missing
+from ..plots.style import in_order, look, run_label
+from ..trajectory import Trajectory
+from .evaluated import answers_to, refused_safe_prompts, tables_of
+from .folders import Sources, settings_of
+from .layers import PAIR_BUDGET, layers_of
+from .measured import kernel_of, refusal_of, tokens_of
+from .ordering import map_order
+from .pushes import pushes_of
+from .settings import cautions, evaluation_cautions, settings_table
+
+# Light companions of the groups' colours (Paul Tol's medium-contrast set), for a dark page.
+DARK = {"normal": "#6699CC", "seemingly_toxic": "#EECC66", "toxic": "#EE99AA"}
+SHAPES = {"s": "square", "o": "circle", "^": "triangle-up", "D": "diamond"}
+
+
+def contents_of(sources: Sources) -> dict[str, Any]:
+    """Return what a page shows.
+
+    Args:
+        sources: runs and evaluations.
+
+    Returns:
+        `sets`, one for each set of prompts that runs were measured on, and `evaluations`.
+    """
+    by_prompts: dict[tuple, dict[str, Trajectory]] = {}
+    for name, run in sources.runs.items():
+        table = run.prompts
+        key = tuple(zip(table["group"], table["text"], strict=True))
+        by_prompts.setdefault(key, {})[name] = run
+    budget = PAIR_BUDGET // max(1, len(sources.runs))
+    sets = [_set(runs, sources, budget) for runs in by_prompts.values()]
+    return {"sets": sets, "evaluations": _evaluations(sources)}
+
+
+def _set(runs: dict[str, Trajectory], sources: Sources, budget: int) -> dict[str, Any]:
+    """Return runs that were measured on the same prompts."""
+    table = next(iter(runs.values())).prompts
+    groups, texts = table["group"].tolist(), table["text"].tolist()
+    return {
+        "prompts": {"text": texts, "group": groups, "tokens": table["n_tokens"].tolist()},
+        "groups": [_group(name) for name in in_order(groups)],
+        "runs": [_run(name, run, budget) for name, run in runs.items()],
+        "settings": settings_table(runs),
+        "cautions": cautions(runs),
+        "answers": answers_to(sources.evaluations, texts),
+        "no_answers": _evaluate_command(runs),
+    }
+
+
+def _group(name: str) -> dict[str, str]:
+    """Return how a group looks, as in the figures."""
+    style = look(name)
+    return {
+        "name": name,
+        "label": style.label.replace("\\$", "$"),
+        "short": style.short.replace("\\$", "$"),
+        "colour": style.colour,
+        "text": style.text,
+        "dark": DARK.get(name, "#BBBBBB"),
+        "shape": SHAPES[style.marker],
+    }
+
+
+def _run(name: str, run: Trajectory, budget: int) -> dict[str, Any]:
+    """Return one run; what was not measured is None, and `missing` has the command for it."""
+    kernel = kernel_of(run)
+    groups = run.prompts.set_index("prompt")["group"]
+    found = {
+        "kernel": kernel,
+        "refusal": refusal_of(run),
+        "layers": kernel and layers_of(run, kernel, budget),
+        "tokens": kernel and tokens_of(run, kernel["prompts"]),
+        "pushes": pushes_of(run),
+    }
+    if kernel:
+        members = groups.loc[kernel["prompts"]].tolist()
+        kernel["order"] = map_order(kernel["similarity"][0], members)
+    return {
+        "name": name,
+        "label": run_label(name).replace("\\$", "$"),
+        "folder": run.folder.name,
+        "steps": run.steps,
+        "missing": _missing(run, found),
+        **found,
+    }
+
+
+def _missing(run: Trajectory, found: Mapping[str, Any]) -> dict[str, str]:
+    """Return for each table that a run lacks a line with the command that makes it."""
+    wanted = {
+        "kernel": ("kernel", "--only kernel", "NEW"),
+        "refusal": ("refusal probabilities", "--only refusal", run.folder),
+        "layers": ("kernel by layer", "--by layer --only kernel", "NEW"),
+        "tokens": ("tokens of its blocks", "--only kernel", "NEW"),
+        "pushes": ("influence", "--influence refusal", run.folder),
+    }
+    told = {key: missing(run, *how) for key, how in wanted.items() if not found[key]}
+    if found["refusal"] and found["refusal"]["rates"] is None:
+        told["rates"] = missing(run, "answers to judge", "--only refusal", "NEW")
+    return told
+
+
+def _evaluate_command(runs: Mapping[str, Trajectory]) -> str:
+    """Return what to do for answers of these runs' models."""
+    name, run = next(iter(runs.items()))
+    model = settings_of(run).get("ckpt_dir") or "RUN"
+    return (
+        f"no answers were kept to these prompts: `ntkprobe evaluate --model {model}/final "
+        f"--benchmark prompts.csv --output-dir EVAL/{name}`, then `ntkprobe report OUT "
+        f"EVAL/{name}`"
+    )
+
+
+def _evaluations(sources: Sources) -> dict[str, Any]:
+    """Return what the evaluations say together."""
+    return {
+        "names": list(sources.evaluations),
+        "tables": tables_of(sources.evaluations),
+        "refused": refused_safe_prompts(sources.evaluations),
+        "cautions": evaluation_cautions(sources),
+    }

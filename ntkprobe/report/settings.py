@@ -1,0 +1,144 @@
+"""What was measured, with which settings, and what a reader of the numbers has to know."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from ..prompts import PromptSet
+from ..tiny import measure_path
+from ..trajectory import Trajectory
+from .folders import Sources, settings_of
+
+_TOLD = ("ckpt_dir", "model", "prompts", "kernel", "refusal", "activations", "influence")
+_APPROXIMATE = ("finite_difference",)
+_DIFFERENT_NUMBERS = ("kernel.", "refusal.", "prompts.template", "prompts.max_length")
+
+
+def settings_table(runs: Mapping[str, Trajectory]) -> list[dict[str, Any]]:
+    """Return every setting of the runs: `name`, `values` (a text a run) and whether they differ."""
+    found = {name: dict(_leaves(_told(run))) for name, run in runs.items()}
+    names = dict.fromkeys(key for one in found.values() for key in one)
+    rows = []
+    for key in names:
+        values = [found[name].get(key, "") for name in runs]
+        rows.append({"name": key, "values": values, "differs": len(set(values)) > 1})
+    return rows
+
+
+def _told(run: Trajectory) -> dict[str, Any]:
+    """Return the settings that are shown."""
+    settings = settings_of(run)
+    versions = settings.get("versions") or {}
+    shown = {key: settings[key] for key in _TOLD if settings.get(key) is not None}
+    return {**shown, "versions": versions, "mitigation": settings.get("mitigation") or {}}
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every setting with its dotted name, as a text."""
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _leaves(item, f"{prefix}{key}.")
+        elif item is not None:
+            yield f"{prefix}{key}", str(item)
+
+
+def cautions(runs: Mapping[str, Trajectory]) -> list[str]:
+    """Return what limits the numbers of runs on the same prompts, a sentence or two each."""
+    told = {name: settings_of(run) for name, run in runs.items()}
+    found = [
+        *_about_world(runs),
+        *_about_differences(settings_table(runs)),
+        *_about_templates(told.values()),
+        *_about_estimators(told),
+        *_about_tokens(told.values()),
+        *_about_training(runs),
+    ]
+    return [
+        *found,
+        "Intervals are over prompts, at 95 %. None of them covers another seed of training: that "
+        "takes several runs.",
+        "A similarity is evidence, not a verdict: it forgets signs and directions, and a low one "
+        "can go with over-refusal.",
+    ]
+
+
+def _about_world(runs: Mapping[str, Trajectory]) -> Iterator[str]:
+    """Yield a caution if the prompts are those of the embedded world."""
+    texts = set(next(iter(runs.values())).prompts["text"])
+    if texts <= {prompt.text for prompt in PromptSet.from_file(measure_path())}:
+        yield (
+            "These prompts belong to a constructed world with a model of about a million "
+            "parameters: the numbers show the instrument at work and replicate nothing on real "
+            "models."
+        )
+
+
+def _about_differences(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Yield a caution if the runs were measured differently."""
+    names = [r["name"] for r in rows if r["differs"] and r["name"].startswith(_DIFFERENT_NUMBERS)]
+    if names:
+        yield (
+            f"The runs were measured with different settings ({', '.join(names)}): their numbers "
+            "do not compare."
+        )
+
+
+def _about_templates(told: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what the prompts were wrapped in."""
+    for template in dict.fromkeys((one.get("prompts") or {}).get("template") for one in told):
+        if template == "raw":
+            yield (
+                "Prompts were given raw, without a chat template: a chat model that is used with "
+                "one may answer otherwise."
+            )
+        elif template:
+            yield (
+                f"Prompts were wrapped in a template ({template}); similarity and P(refuse) belong "
+                "to its last position and change with it."
+            )
+
+
+def _about_estimators(told: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield cautions about kernels that are estimates, or not of all parameters."""
+    for name, settings in told.items():
+        kernel = settings.get("kernel") or {}
+        if kernel.get("estimator") in _APPROXIMATE:
+            yield f"{name}: the kernel is approximated by {kernel['estimator']}."
+        if kernel.get("random_probes"):
+            yield f"{name}: norms are estimated from {kernel['random_probes']} random probes."
+        if kernel.get("parameters", "all") != "all":
+            yield f"{name}: the kernel is over the parameters {kernel['parameters']} only."
+
+
+def _about_tokens(told: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a caution if every checkpoint was measured at other tokens."""
+    kernels = [one.get("kernel") or {} for one in told]
+    if any(kernel.get("top_k_at") == "each" and not kernel.get("tokens") for kernel in kernels):
+        yield (
+            "Each checkpoint is measured at its own most probable tokens, as in the paper: a "
+            "similarity may change along a run because the tokens did."
+        )
+
+
+def _about_training(runs: Mapping[str, Trajectory]) -> Iterator[str]:
+    """Yield a caution where measured prompts are among the training pairs that are known."""
+    for name, run in runs.items():
+        if (run.folder / "updated.parquet").is_file():
+            seen = set(run.prompts["text"]) & set(run.updated["text"])
+            if seen:
+                yield f"{name}: {len(seen)} of the measured prompts are among its training pairs."
+
+
+def evaluation_cautions(sources: Sources) -> list[str]:
+    """Return what is known of prompts that an evaluated model was trained on."""
+    return [
+        f"{name} was trained on {about['prompts']} of the prompts of {benchmark}."
+        for name, run in sources.evaluations.items()
+        for benchmark, about in run.overlap.items()
+    ]
+
+
+def counts_by_group(prompts: pd.DataFrame) -> dict[str, int]:
+    """Return how many prompts each group has."""
+    return {str(k): int(v) for k, v in prompts["group"].value_counts(sort=False).items()}
