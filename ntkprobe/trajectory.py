@@ -338,17 +338,9 @@ class Trajectory:
         return draw(table, new_axes() if ax is None else ax)
 
     def report(self, *, blur: bool = False) -> Page:
-        """Return a page about this run that Jupyter shows and `.save(path)` writes.
-
-        Args:
-            blur: whether toxic texts are blurred until they are pointed at.
-
-        Returns:
-            The page; see `ntkprobe.report.make_report` for several runs and evaluations.
-        """
+        """Return a page that Jupyter shows and `.save(path)` writes; `blur` hides toxic texts."""
         # By its name: the page is made of figures' and tables' numbers, which stand on this module.
-        page = import_module("ntkprobe.report")
-        return page.make_report([self.folder], blur=blur)
+        return import_module("ntkprobe.report").make_report([self.folder], blur=blur)
 
     def _first_reduction(self) -> pd.DataFrame:
         """Return the rows of `refusal_means` for the phrases and the sum that were listed first."""
