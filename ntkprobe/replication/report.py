@@ -228,6 +228,8 @@ def _tables(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
     for name in TABLES:
         try:
             places = trained if name == "2" else evaluated
+            if not places:
+                raise UserError("nothing that it shows is done yet")
             text = make_table(
                 places, name, compare="paper:Qwen2.5-1.5B" if name != "3" else "paper"
             )
