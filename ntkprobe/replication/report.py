@@ -226,8 +226,11 @@ def _tables(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
         if (place.out / "runs" / f"{run}-{seed}" / "training.json").is_file()
     ]
     for name in TABLES:
+        places = trained if name == "2" else evaluated
+        if not places:
+            yield f"- table {name} was not made: nothing that it shows is done yet"
+            continue
         try:
-            places = trained if name == "2" else evaluated
             text = make_table(
                 places, name, compare="paper:Qwen2.5-1.5B" if name != "3" else "paper"
             )
