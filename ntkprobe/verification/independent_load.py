@@ -11,25 +11,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ..backward import gradients
-from ..checkpoints import LoadSettings, gguf_file
-from ..errors import UserError
+from ..batching import forgetting_lengths
+from ..checkpoints import LoadSettings
 from .measured_sample import MeasuredSample
+from .plain_load import WrongMeasurement, adds_low_rank_only, load_plainly, merged
 
 # Relative to the largest logit, to ‖J′‖‖J‖, and to max(1, |log P|). In half precision a merged
 # weight W + ΔW is rounded once more than W and ΔW apart.
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
 _HALF = 0.1
-
-
-class WrongMeasurement(RuntimeError):
-    """A measurement is not that of the checkpoint it is said to be of."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +72,8 @@ def compare_with_files(
     model: str | Path,
     adapter: Path | None = None,
     load: LoadSettings | None = None,
+    *,
+    named: str | None = None,
 ) -> Comparison:
     """Load a checkpoint plainly and compare a measurement with it.
 
@@ -84,6 +82,7 @@ def compare_with_files(
         model: the folder or hub name of the model, or of the base below an adapter.
         adapter: the adapter's folder.
         load: precision, device and attention, which are the measurement's.
+        named: what to call the checkpoint in a message.
 
     Returns:
         The errors, which are within their tolerances: `WrongMeasurement` is raised where they are
@@ -92,107 +91,18 @@ def compare_with_files(
     Raises:
         UserError: if the files cannot be loaded.
     """  # ruff: ignore[docstring-extraneous-exception]
-    plain = _load_plainly(str(model), adapter, load or LoadSettings())
-    errors = {"logits": _logit_error(plain, sample)}
+    plain = load_plainly(str(model), adapter, load or LoadSettings())
     allowed = _TOLERANCES.get(sample.dtype, _HALF)
-    tolerances = {"logits": allowed}
-    if sample.log_refusal is not None:
-        errors["log P(refuse)"] = _refusal_error(plain, sample, allowed)
-        tolerances["log P(refuse)"] = allowed
-    if sample.kernel is not None:
-        errors["kernel"] = _kernel_error(plain, sample)
-        tolerances["kernel"] = allowed
-    found = Comparison(errors, tolerances)
-    found.check(str(adapter or model))
+    # No pass may see the lengths of the texts before it, as with dynamic rotary embeddings.
+    with forgetting_lengths(plain):
+        errors = {"logits": _logit_error(plain, sample)}
+        if sample.log_refusal is not None:
+            errors["log P(refuse)"] = _refusal_error(plain, sample, allowed)
+        if sample.kernel is not None:
+            errors["kernel"] = _kernel_error(plain, sample)
+    found = Comparison(errors, dict.fromkeys(errors, allowed))
+    found.check(named or str(adapter or model))
     return found
-
-
-def _load_plainly(name: str, adapter: Path | None, load: LoadSettings) -> nn.Module:
-    """Return the model as transformers and peft load it.
-
-    Raises:
-        UserError: if it cannot be loaded.
-    """
-    from transformers import AutoModelForCausalLM
-
-    file = gguf_file(name)
-    place, reading = (name, {}) if file is None else (str(file.parent), {"gguf_file": file.name})
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place,
-            dtype=getattr(torch, load.dtype),
-            attn_implementation=load.attn_implementation,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=Path(place).is_dir(),
-            output_loading_info=True,
-            **reading,
-            **({"device_map": load.device_map} if load.device_map else {}),
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
-        raise UserError(f"cannot load {name} once more to compare: {error}") from error
-    model, report = loaded
-    _check_report(model, report, name)
-    model = model if load.device_map else model.to(load.placement())
-    return (model if adapter is None else _with_adapter(model, adapter)).eval()
-
-
-def _with_adapter(model: Any, adapter: Path) -> nn.Module:
-    """Return the model with its adapter beside it, what the adapter trains requiring gradients."""
-    from peft import PeftModel
-
-    rows = _embedding_rows(adapter)
-    if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(rows, mean_resizing=False)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    wrapped = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
-    _separate_ends(wrapped)
-    return wrapped
-
-
-def _separate_ends(model: Any) -> None:
-    """Give the head a matrix of its own where it was the embedding and LoRA changes them apart.
-
-    Merged, the two are different matrices, and so parameters of their own.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    base = model.get_base_model()
-    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
-    lora = any(isinstance(end, LoraLayer) for end in ends)
-    if not lora or getattr(model.active_peft_config, "ensure_weight_tying", False):
-        return
-    source, output = (getattr(end, "base_layer", end) for end in ends)
-    if output is not None and output.weight is source.weight:
-        output.weight = nn.Parameter(source.weight.detach().clone())
-
-
-def _embedding_rows(adapter: Path) -> int | None:
-    """Return how many tokens the embedding in an adapter's file has; None if it holds none."""
-    from safetensors import safe_open
-
-    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
-        for key in file.keys():
-            if key.endswith("embed_tokens.weight"):
-                return int(file.get_slice(key).get_shape()[0])
-    return None
-
-
-def _check_report(model: nn.Module, report: dict[str, Any], name: str) -> None:
-    """Raise where the files and the model do not hold the same weights.
-
-    Raises:
-        WrongMeasurement: naming them.
-    """
-    # transformers 5 stores no buffer that a model computes; older files may hold its values.
-    computed = {key for key, _ in model.named_buffers()}
-    left = sorted({str(key) for key in report["unexpected_keys"]} - computed)
-    lacking = sorted(map(str, report["missing_keys"]))
-    for what, keys in (("weights that the model has no place for", left), ("no", lacking)):
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise WrongMeasurement(f"{name} holds {what} {', '.join(keys[:3])}{more}")
 
 
 def _logits(model: nn.Module, ids: Sequence[int]) -> Float[Tensor, "positions vocab"]:
@@ -259,6 +169,8 @@ def _phrase_by_token(
 def _kernel_error(model: nn.Module, sample: MeasuredSample) -> float:
     """Return the largest |K − ⟨g′, g⟩| / (‖g′‖ ‖g‖) over the entries of two prompts."""
     assert sample.kernel is not None and sample.tokens is not None
+    if set(sample.selection.terms) != {"lora"} and not adds_low_rank_only(model):
+        model = merged(model)  # its logits have been compared unmerged
     chosen = _selected(model, sample)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -281,19 +193,18 @@ def _selected(model: nn.Module, sample: MeasuredSample) -> list[nn.Parameter]:
     `lora` is what peft trains of this adapter. `all` is every tensor but the low-rank factors,
     which act through the weight that they are added to, whose gradient is the merged weight's.
     What an adapter trains in the place of a base tensor counts, and the tensor it replaces has no
-    gradient. Other selections are those that were measured, by name.
+    gradient. Other terms select what was measured, by name.
     """
-    terms = set(sample.selection.terms)
-    if terms & {"all", "lora"}:
-        return [
-            parameter
-            for name, parameter in model.named_parameters()
-            if (".lora_" not in name if "all" in terms else False)
-            or (parameter.requires_grad if "lora" in terms else False)
-        ]
-    wanted = set(sample.names)
-    named = model.named_parameters(remove_duplicate=False)
-    found = {id(p): p for name, p in named if _name_in_base(name) in wanted}
+    terms, wanted = set(sample.selection.terms), set(sample.names)
+    found: dict[int, nn.Parameter] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        factor = ".lora_" in name
+        if (
+            ("all" in terms and not factor)
+            or ("lora" in terms and parameter.requires_grad)
+            or (terms - {"all", "lora"} and not factor and _name_in_base(name) in wanted)
+        ):
+            found[id(parameter)] = parameter
     return list(found.values())
 
 

@@ -16,7 +16,9 @@ from ..errors import UserError, one_line
 from ..measurement import KernelMeasurement, RefusalMeasurement
 from ..phrases import phrase_set
 from ..verification import (
+    FAILURES,
     MeasuredSample,
+    WrongMeasurement,
     compare_with_files,
     sample_measurement,
 )
@@ -51,8 +53,8 @@ class _Measured:
 class ReloadCheck:
     """Compares measurements of one run with their checkpoints (`verification.independent_load`).
 
-    The first measurement is compared at once, and the last one when the run has been measured: what
-    one checkpoint leaves behind in a base that is shared shows in a later one only.
+    The base and the first checkpoint are compared at once, and the last one when the run has been
+    measured: what one leaves behind in a base that they share shows in a later one only.
 
     Args:
         recorder: what measures.
@@ -64,7 +66,7 @@ class ReloadCheck:
         self.models = models
         self.unchecked: list[int] = []
         self._latest: _Measured | None = None
-        self._passed = False
+        self._compared: set[bool] = set()  # whether a checkpoint, or the base, was
 
     def note(
         self,
@@ -87,19 +89,21 @@ class ReloadCheck:
             return
         try:
             sample = self._sample(model, *found)
-        except torch.OutOfMemoryError:
+        except FAILURES as error:  # which must not cost the measurement
+            self._say_not_compared(step, one_line(error))
             return
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         self._latest = _Measured(step, checkpoint, which, sample, weights)
         self.unchecked.append(step)
 
     def compare_first(self) -> None:
-        """Compare the latest measurement with its files, unless one was compared before.
+        """Compare the latest measurement, if it is the first of the base or of a checkpoint.
 
         Raises:
-            WrongMeasurement: if they differ.
+            WrongMeasurement: if it is not that of its files.
         """  # ruff: ignore[docstring-extraneous-exception]
-        if not self._passed:
+        measured = self._latest
+        if measured is not None and (measured.checkpoint is not None) not in self._compared:
             self.compare_latest()
 
     def compare_latest(self) -> None:
@@ -107,30 +111,37 @@ class ReloadCheck:
 
         Raises:
             WrongMeasurement: if they differ.
-        """  # ruff: ignore[docstring-extraneous-exception]
+        """
         measured = self._latest
         if measured is None:
             return
         self._latest = None
-        why = _lack_of_memory(measured)
+        self._compared.add(measured.checkpoint is not None)
+        if why := _lack_of_memory(measured):
+            self._say_not_compared(measured.step, why)
+            return
         try:
-            told = why or self._compare(measured)
-        except (UserError, Incomplete, FileNotFoundError) as error:
-            why = told = str(error)
-        except torch.OutOfMemoryError:
-            why = told = "out of memory"
-        if why:
-            told = f"step {measured.step} was not compared with its files: {told}"
-            self.recorder.folder.note("not compared", step=measured.step, reason=why)
-        else:
-            self._passed = True
-            self.unchecked.clear()
+            told = self._compare(measured)
+        except WrongMeasurement:
+            raise
+        except (UserError, Incomplete, *FAILURES) as error:
+            self._say_not_compared(measured.step, one_line(error))
+            return
+        self.unchecked.clear()
         print(one_line(told), file=sys.stderr)
+
+    def _say_not_compared(self, step: int, why: str) -> None:
+        """Note that a measurement stands without a comparison, and why."""
+        self.recorder.folder.note("not compared", step=step, reason=why)
+        print(one_line(f"step {step} was not compared with its files: {why}"), file=sys.stderr)
 
     def _compare(self, measured: _Measured) -> str:
         """Return what a comparison found, for a line."""
         with self._files(measured) as (model, adapter):
-            found = compare_with_files(measured.sample, model, adapter, self.models.load)
+            place = measured.checkpoint.path if measured.checkpoint else model
+            found = compare_with_files(
+                measured.sample, model, adapter, self.models.load, named=str(place)
+            )
         self.recorder.folder.note("compared", step=measured.step, errors=found.errors)
         return f"step {measured.step} {found}"
 
