@@ -342,7 +342,7 @@ def test_events_tell_what_happened_to_each_checkpoint(call, tmp_path):
     told = events(tmp_path / "out")
     states = {
         0: ("ready", "measuring", "compared", "done"),
-        10: ("ready", "measuring", "done"),
+        10: ("ready", "measuring", "compared", "done"),
         20: ("ready", "measuring", "done", "compared"),
     }
     assert [(e["step"], e["state"]) for e in told] == [(n, s) for n in states for s in states[n]]

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from tiny_runs import TEXTS, events, finish, tiny_adapter, tiny_model
 from toy_tokenizers import byte_bpe
 from transformers import Phi3Config, Phi3ForCausalLM
@@ -47,12 +47,16 @@ def save_base(root, tied=False, **changes):
     return root / "base"
 
 
-def adapter_run(root, steps, tied=False, **adapter):
+def adapter_run(root, steps, tied=False, config=None, **adapter):
     base = save_base(root, tied)
     for step in steps:
         model = model_of(tied)
         model.name_or_path = model.config._name_or_path = str(base)
-        wrapped = tiny_adapter(model, seed=step, **adapter)
+        wrapped = (
+            tiny_adapter(model, seed=step, **adapter)
+            if config is None
+            else get_peft_model(model, config)
+        )
         with torch.random.fork_rng():
             torch.manual_seed(step)
             for parameter in wrapped.parameters():
@@ -86,14 +90,14 @@ def fails_the_comparison(out, call, *words):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_run_of_adapters_is_compared_at_its_first_and_last_measurement(tmp_path, tied, capsys):
-    run = adapter_run(tmp_path, (10, 20), tied)
+def test_the_base_and_the_first_and_last_checkpoints_are_compared(tmp_path, tied, capsys):
+    run = adapter_run(tmp_path, (10, 20, 30), tied)
     assert measure(run, tmp_path / "out").status == 0
     told = [e for e in events(tmp_path / "out") if e["state"] == "compared"]
-    assert [e["step"] for e in told] == [0, 20]
+    assert [e["step"] for e in told] == [0, 10, 30]
     assert all(set(e["errors"]) == {"logits", "kernel", "log P(refuse)"} for e in told)
     assert all(max(e["errors"].values()) < 1e-4 for e in told)
-    assert capsys.readouterr().err.count("loaded anew") == 2
+    assert capsys.readouterr().err.count("loaded anew") == 3
 
 
 def test_each_measurement_is_compared_once(tmp_path):
@@ -109,7 +113,7 @@ def test_no_comparison_where_none_is_wanted(tmp_path):
     assert not [e for e in events(tmp_path / "out") if "compare" in e["state"]]
 
 
-@pytest.mark.parametrize("parameters", ["all", "lora", "last:1", "head", "embed"])
+@pytest.mark.parametrize("parameters", ["all", "lora", "last:1", "head", "embed", "last:1+lora"])
 def test_every_selection_can_be_compared(tmp_path, parameters):
     run = adapter_run(tmp_path, (10,))
     kernel = replace(SETTINGS.kernel, parameters=parameters)
@@ -131,6 +135,45 @@ def test_what_has_no_exact_blocks_is_compared_on_a_pair(tmp_path, changes):
         assert measure(None, out, replace(SETTINGS, kernel=kernel), model=str(base)).status == 0
     (told,) = (e for e in events(out) if e["state"] == "compared")
     assert told["errors"]["kernel"] < 1e-4
+
+
+OTHER_ADAPTERS = {
+    "dora": LoraConfig(r=2, target_modules=["q_proj", "down_proj"], use_dora=True),
+    "ia3": IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "loha": LoHaConfig(r=2, target_modules=["q_proj"]),
+}
+
+
+@pytest.mark.parametrize("parameters", ["all", "last:1"])
+@pytest.mark.parametrize("kind", OTHER_ADAPTERS)
+def test_adapters_that_are_no_plain_lora_pass(tmp_path, kind, parameters):
+    run = adapter_run(tmp_path, (10,), config=OTHER_ADAPTERS[kind])
+    kernel = replace(SETTINGS.kernel, parameters=parameters)
+    assert measure(run, tmp_path / "out", replace(SETTINGS, kernel=kernel)).status == 0
+    told = [e for e in events(tmp_path / "out") if e["state"] == "compared"][-1]
+    assert told["step"] == 10 and told["errors"]["kernel"] < 1e-4
+
+
+def test_an_adapter_with_further_tokens_passes(tmp_path):
+    base, size = save_base(tmp_path), len(byte_bpe()) + 4
+    model = model_of(False)
+    model.resize_token_embeddings(size, mean_resizing=False)
+    model.name_or_path = model.config._name_or_path = str(base)
+    adapted = tiny_adapter(model, seed=10, target_modules=["q_proj"])
+    adapted.save_pretrained(tmp_path / "run/checkpoint-10", save_embedding_layers=True)
+    finish(tmp_path / "run/checkpoint-10", 10, 10)
+    assert measure(tmp_path / "run", tmp_path / "out").status == 0
+    assert [e["step"] for e in events(tmp_path / "out") if e["state"] == "compared"] == [0, 10]
+
+
+def test_a_comparison_that_breaks_costs_no_measurement(tmp_path, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("size mismatch")
+
+    monkeypatch.setattr("ntkprobe.watcher.reload_check.compare_with_files", broken)
+    outcome = measure(adapter_run(tmp_path, (10,)), tmp_path / "out")
+    assert (outcome.status, Trajectory(tmp_path / "out").steps) == (0, [0, 10])
+    assert "step 10 was not compared with its files: size mismatch" in capsys.readouterr().err
 
 
 def test_blocks_are_kept_only_where_they_are_asked_for(tmp_path):
@@ -182,8 +225,8 @@ def test_a_base_that_is_not_put_back_is_found_at_the_last_checkpoint(tmp_path, m
     monkeypatch.setattr(models, "adapted", leaving_the_base_changed)
     out = tmp_path / "out"
     aside = fails_the_comparison(out, lambda: measure(run, out), "logits")
-    assert aside == ["step-00000010.parquet", "step-00000020.parquet"]
-    assert Trajectory(out).steps == [0]  # compared before the first adapter came
+    assert aside == ["step-00000020.parquet"]
+    assert Trajectory(out).steps == [0, 10]  # the first adapter found the base as it should be
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])

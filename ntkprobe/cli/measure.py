@@ -148,8 +148,8 @@ def measure(
     verify: Annotated[
         bool,
         Flag(
-            help="Compare the estimator with plain backward passes, and the first and last "
-            "measurement with their files loaded anew."
+            help="Compare the estimator with plain backward passes, and the base, the "
+            "first and the last checkpoint with their files loaded anew."
         ),
     ] = True,
     report_to: Annotated[

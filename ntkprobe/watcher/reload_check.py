@@ -1,4 +1,4 @@
-"""The first and the last measurement of a run, compared with their files loaded by other code."""
+"""Base, first and last checkpoint as measured, compared with their files as other code loads them."""
 
 import sys
 from collections.abc import Generator

@@ -181,7 +181,7 @@ class MeasureSettings:
         load: how models are loaded.
         batch_size: prompts at a time, which changes no number; None to find out.
         verify: compare the estimator with plain backward passes on the first model of a run, and
-            the first and the last measurement with their files loaded anew.
+            the base, the first and the last checkpoint with their files loaded anew.
         mitigation: the folder of a fitted mitigation, in force while a model is measured.
     """
 
