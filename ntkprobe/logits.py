@@ -44,8 +44,9 @@ def try_padding(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]) -> None:
         return
     pair = [torch.as_tensor(prompts[row]) for row in rows]
     with torch.no_grad(), experts_one_by_one(model), forgetting_lengths(model):
-        alone = torch.cat([_padded(model, [ids]) for ids in pair])
-        keep_verdict(model, "right", _padded(model, pair), alone)
+        alone = [_padded(model, [ids]) for ids in pair]
+        if alone[0].shape == alone[1].shape:  # else it reads out all positions of a text
+            keep_verdict(model, "right", _padded(model, pair), torch.cat(alone))
 
 
 def _padded(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "batch vocab"]:

@@ -46,6 +46,8 @@ def read_utf8(path: Path) -> str:
         ValueError: naming the line that is something else.
     """
     data = path.read_bytes()
+    if b"\0" in data[:4]:  # also a whole file of ASCII in UTF-16, which is valid UTF-8 with NUL
+        raise ValueError("it holds NUL, as a file in UTF-16 does: save it as UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,7 +1,6 @@
 """Text that is no valid Unicode is refused with its place, whoever reads it."""
 
 import json
-from functools import partial
 
 import pytest
 from measured_runs import GROUPS
@@ -11,6 +10,7 @@ from ntkprobe.errors import UserError
 from ntkprobe.evaluation.benchmarks.own_files import read_own
 from ntkprobe.influences.pair_files import read_updated
 from ntkprobe.prompt_files import read_rows
+from ntkprobe.prompt_selections import PromptSelection
 from ntkprobe.server import _read
 from ntkprobe.training.data import read_pairs, read_texts
 from ntkprobe.triggers.answers import read_answers
@@ -25,7 +25,7 @@ READERS = [
     read_pairs,
     read_texts,
     read_answers,
-    partial(read_own, kind="safe"),
+    lambda path: read_own(PromptSelection.parse(f"{path}=safe")),
 ]
 
 

@@ -129,7 +129,8 @@ def refusal_rates(rows: pd.DataFrame) -> pd.DataFrame:
     refuses = answered.astype({"refuses": float}).groupby(_KEYS, sort=False)["refuses"]
     table = refuses.agg(value="mean", total="sum", prompts="size").reset_index()
     ends = [wilson(*count) for count in table[["total", "prompts"]].itertuples(index=False)]
-    table[["low", "high"]] = pd.DataFrame(ends, index=table.index, dtype=float)
+    columns = ["low", "high"]
+    table[columns] = pd.DataFrame(ends, index=table.index, columns=columns, dtype=float)
     return table[[*_KEYS, "value", "low", "high", "prompts"]]
 
 

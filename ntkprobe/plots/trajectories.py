@@ -40,7 +40,7 @@ def drift_lines(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_ylim(0, (table["drift"].max() * 1.04) or 1.0)
     whole = table[table["observed_group"].isna()]
     (line,) = ax.plot(whole["step"], whole["drift"], color="0.2", ls=":", lw=1.8)
-    line.set(label="whole kernel", marker="o" if len(whole) == 1 else None)
+    line.set(label="whole kernel", marker="o" if len(whole) == 1 else "")
     pairs = table.dropna(subset="observed_group")
     order = {group: place for place, group in enumerate(in_order(pairs["observed_group"]))}
     once = pairs["observed_group"].map(order) <= pairs["updated_group"].map(order)
