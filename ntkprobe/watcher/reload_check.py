@@ -1,4 +1,4 @@
-"""Base, first and last checkpoint as measured, compared with their files as other code loads them."""
+"""Base, first and last checkpoint as measured, compared with their files loaded by other code."""
 
 import sys
 from collections.abc import Generator
