@@ -30,10 +30,12 @@ from ntkprobe.watcher import (
 
 PROMPTS = PromptSet.from_texts(TEXTS)
 SETTINGS = MeasureSettings(
-    kernel=KernelSettings(top_k=2),
+    kernel=KernelSettings(top_k=2, estimator="dense"),
     refusal=RefusalSettings(generate=False),
     load=LoadSettings(device="cpu"),
+    template="raw",
 )
+GRAM = replace(SETTINGS, kernel=replace(SETTINGS.kernel, estimator="gram"))
 
 
 def model_of(tied: bool, **changes):
@@ -92,7 +94,7 @@ def fails_the_comparison(out, call, *words):
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_base_and_the_first_and_last_checkpoints_are_compared(tmp_path, tied, capsys):
     run = adapter_run(tmp_path, (10, 20, 30), tied)
-    assert measure(run, tmp_path / "out").status == 0
+    assert measure(run, tmp_path / "out", GRAM).status == 0
     told = [e for e in events(tmp_path / "out") if e["state"] == "compared"]
     assert [e["step"] for e in told] == [0, 10, 30]
     assert all(set(e["errors"]) == {"logits", "kernel", "log P(refuse)"} for e in told)
@@ -113,7 +115,7 @@ def test_no_comparison_where_none_is_wanted(tmp_path):
     assert not [e for e in events(tmp_path / "out") if "compare" in e["state"]]
 
 
-@pytest.mark.parametrize("parameters", ["all", "lora", "last:1", "head", "embed", "last:1+lora"])
+@pytest.mark.parametrize("parameters", ["all", "lora", "last:1", "last:1+lora"])
 def test_every_selection_can_be_compared(tmp_path, parameters):
     run = adapter_run(tmp_path, (10,))
     kernel = replace(SETTINGS.kernel, parameters=parameters)
@@ -144,8 +146,9 @@ OTHER_ADAPTERS = {
 }
 
 
-@pytest.mark.parametrize("parameters", ["all", "last:1"])
-@pytest.mark.parametrize("kind", OTHER_ADAPTERS)
+@pytest.mark.parametrize(
+    ("kind", "parameters"), [*((kind, "all") for kind in OTHER_ADAPTERS), ("dora", "last:1")]
+)
 def test_adapters_that_are_no_plain_lora_pass(tmp_path, kind, parameters):
     run = adapter_run(tmp_path, (10,), config=OTHER_ADAPTERS[kind])
     kernel = replace(SETTINGS.kernel, parameters=parameters)
@@ -315,10 +318,10 @@ def test_a_long_prompt_that_changes_its_batch_is_found(tmp_path, monkeypatch):
         Phi3ForCausalLM(config).save_pretrained(tmp_path / "base")
     byte_bpe().save_pretrained(tmp_path / "base")
     prompts = PromptSet.from_texts({**TEXTS, "normal": ["bake a cake", "bake a cake " * 20]})
-    settings, base = replace(SETTINGS, template="raw"), str(tmp_path / "base")
+    base = str(tmp_path / "base")
 
     def call(out):
-        return lambda: measure_run(prompts, out, model=base, settings=settings)
+        return lambda: measure_run(prompts, out, model=base, settings=GRAM)
 
     assert call(tmp_path / "right")().status == 0
     monkeypatch.setattr(LengthRule, "of", classmethod(lambda cls, model: cls()))

@@ -16,6 +16,7 @@ from ..evaluation.settings import AnswerSettings
 from ..mitigations import Mitigation, save
 from ..mitigations._storage import mitigation_class
 from ..phrases import is_refusal
+from ..prompt_selections import PromptSelection
 from ..prompts import Prompt, PromptSet
 from ..storage import write_json, write_table
 from .answer_loss import answer_losses
@@ -79,7 +80,7 @@ def answer(
     Returns:
         Answers and verdicts.
     """
-    benchmarks = [read_own(path, None, name) for name, path in files.items()]
+    benchmarks = [read_own(PromptSelection(path), name) for name, path in files.items()]
     settings = AnswerSettings(max_new_tokens=place.scale.tokens * longer)
     trained = [place.splits.path("augmenting")] if label.startswith("stl-aug") else []
     ask(
