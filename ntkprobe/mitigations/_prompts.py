@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..chat import Template, resolve_template, shipped_templates
 from ..errors import UserError
+from ..special_tokens import added_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,7 +115,7 @@ class SystemMessage:
         while same < min(len(before), len(after)) and before[-1 - same] == after[-1 - same]:
             same += 1
         # The user's first letters may have merged with the last token; special ones never merge.
-        whole = not before or before[-1] in tokenizer.added_tokens_decoder
+        whole = not before or before[-1] in added_tokens(tokenizer)
         return cls(
             template.name,
             tuple(before if whole else before[:-1]),
