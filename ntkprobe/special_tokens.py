@@ -28,6 +28,23 @@ def special_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     return flagged | set(tokenizer.all_special_ids)
 
 
+def reply_ends(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Return the special ids at which a reply has ended: all but those that mark its reasoning.
+
+    EOS is among them in any case. `<|end|>` is none beside `<|channel|>`, where it ends a channel.
+    """
+    names = {i: token.content for i, token in added_tokens(tokenizer).items()}
+    marks = _marks(set(names.values()))
+    going_on = {i for i, name in names.items() if name in marks}
+    return special_ids(tokenizer) - (going_on - {tokenizer.eos_token_id})
+
+
+def _marks(written: set[str]) -> set[str]:
+    """Return which of some tokens mark reasoning; those of channels do so beside `<|channel|>`."""
+    channels = reasoning.CHANNEL_MARKS if "<|channel|>" in written else frozenset()
+    return written & (reasoning.MARKS | channels)
+
+
 def single_bos(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
     """Return ids that begin with one BOS at most.
 
@@ -121,10 +138,7 @@ def readable(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
         ids: of the answer.
     """
     names = {i: token.content for i, token in added_tokens(tokenizer).items()}
-    written = {names[i] for i in set(ids) & set(names)}
-    marks = written & reasoning.MARKS
-    if "<|channel|>" in written:
-        marks |= reasoning.CHANNEL_MARKS
+    marks = _marks({names[i] for i in set(ids) & set(names)})
     if not marks:
         return str(tokenizer.decode(list(ids), skip_special_tokens=True))
     left_out = {i for i in special_ids(tokenizer) if names.get(i) not in marks}
