@@ -3,9 +3,12 @@
 What a model is measured at and what it learns have to be the same place. Templates differ between
 the two: one opens `<think>` where it generates and has none where an answer is given (DeepSeek-R1,
 QwQ); another puts an empty block, or a channel, only where an answer is given (gpt-oss). The place
-is found by rendering one prompt in both ways; what a prompt lacks to reach it is put behind it.
+is found by rendering a prompt in both ways; what it lacks to reach the place is put behind it. That
+is done for every prompt, since the user or the system can switch reasoning in some templates
+(`/think` and `/no_think` of SmolLM3 and Nemotron).
 """
 
+import re
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -18,6 +21,7 @@ class AnswerStart:
     """What stands between a template's prompt and an answer, and behind the answer.
 
     Attributes:
+        said: what the template puts between the user's text and the bridge.
         bridge: is put behind the generation prompt; empty for most templates.
         lead: the space that the template puts before an answer, which the model has to write.
         tail: what the template puts behind an answer; None if it shows no answers.
@@ -25,6 +29,7 @@ class AnswerStart:
         remark: what was done to a prompt, in words; None where nothing was.
     """
 
+    said: str = ""
     bridge: str = ""
     lead: str = ""
     tail: str | None = None
@@ -58,13 +63,37 @@ class AnswerStart:
         raise UserError(f"the template {name!r} does not render the assistant's answer as it is")
 
 
-def find_answer_start(before: str, whole: str, user: str, answer: str, name: str) -> AnswerStart:
+def behind_text(before: str, text: str, usual: str) -> str:
+    """Return what a rendered prompt has behind the user's text.
+
+    The text may stand in several places (`assistant` is a prompt like any other). The one counts
+    that is followed by the most of what usually follows; all places count for a template that
+    changes the text.
+
+    Args:
+        before: a rendered prompt, with generation prompt.
+        text: what the user says.
+        usual: what stands behind another prompt's text.
+    """
+    for shown in (text, text.strip()):
+        if before.endswith(shown + usual):
+            return usual
+        found = re.finditer(f"(?={re.escape(shown)})", before)
+        if ends := [place.start() + len(shown) for place in found]:
+            break
+    else:
+        ends = list(range(len(before) + 1))
+    best = max(ends, key=lambda end: (_shared(before[end : end + len(usual)], usual), end))
+    return before[best:]
+
+
+def find_answer_start(before: str, whole: str, said: str, answer: str, name: str) -> AnswerStart:
     """Return where a template's answers begin.
 
     Args:
         before: a rendered prompt, with generation prompt.
         whole: the same prompt with an answer; empty for a template that fails there.
-        user: the prompt's text.
+        said: what the prompt has behind the user's text.
         answer: the answer's text.
         name: of the template, for messages.
 
@@ -74,17 +103,17 @@ def find_answer_start(before: str, whole: str, user: str, answer: str, name: str
     Raises:
         UserError: if the two differ in front of the answer, and not by reasoning.
     """  # ruff: ignore[docstring-extraneous-exception]
-    said = before.rpartition(user)[2]  # by the template, behind the user's text
     head, shown, tail = whole.rpartition(answer)
     bridge, lead = "", ""
     if shown and head.startswith(before):
         rest = head[len(before) :]
-        bridge = rest.rstrip(" ") if rest.strip() else ""
+        bridge = rest.rstrip(" ")  # these may merge with the answer's first word
         lead = rest[len(bridge) :]
     elif shown:
         _insist_on_reasoning(before, head, said, name)
     closed = reasoning.closing(said + bridge)
     return AnswerStart(
+        said,
         bridge + closed,
         "" if closed else lead,
         tail if shown else None,
@@ -99,8 +128,7 @@ def _insist_on_reasoning(before: str, head: str, said: str, name: str) -> None:
     Raises:
         UserError: if a pair does not begin with the generation prompt.
     """
-    pairs = zip(before, head, strict=False)
-    more = before[sum(1 for _ in takewhile(lambda two: two[0] == two[1], pairs)) :]
+    more = before[_shared(before, head) :]
     if len(more) <= len(said) and (not more.strip() or reasoning.has_marks(said)):
         return
     raise UserError(
@@ -108,6 +136,12 @@ def _insist_on_reasoning(before: str, head: str, said: str, name: str) -> None:
         "with an answer does not have there: what is measured and what is learnt would be at "
         "different places; use raw, or a template whose conversations begin with its prompts"
     )
+
+
+def _shared(one: str, other: str) -> int:
+    """Return how many letters two texts begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda two: two[0] == two[1], pairs))
 
 
 def _remark(name: str, bridge: str, closed: str) -> str | None:

@@ -1,20 +1,20 @@
 """How a prompt becomes tokens: the tokenizer's chat template, another one, or none (A.3)."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
-from importlib.resources import files
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from .answer_start import AnswerStart, find_answer_start
+from .answer_start import AnswerStart, behind_text, find_answer_start
 from .errors import UserError
 from .prompts import Prompt
 from .reasoning import answered
 from .rendering import Messages, current_day, prints_the_day, render, takes_lists
 from .special_tokens import TurnEnd, ended, single_bos, turn_end
+from .template_files import shipped_templates, template_from_file
 from .unicode_text import flaw_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _PROBE, _REPLY, _NEXT = "Hello", "Fine", "Why?"
 
 _PLACES: "WeakKeyDictionary[Any, dict[Any, tuple[AnswerStart, TurnEnd]]]" = WeakKeyDictionary()
-"""Where the answers of each tokenizer's templates begin and how they end, found once."""
+"""Where the answers of each tokenizer's templates usually begin and how they end, found once."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,10 @@ class Template:
     ) -> list[int]:
         """Return the ids of an answer as a conversation has it, with what ends it."""
         whole = self._render(tokenizer, text, answer, system)
-        start, end = self._start(tokenizer), self._end(tokenizer)
+        (before, start), end = self._place(tokenizer, text, system), self._places(tokenizer)[1]
         written = start.written(whole, answer, self.name)
         closing = start.tail if end.text is None else end.text
-        ids = self._continued(
-            tokenizer, self._before(tokenizer, text, system), f"{written}{closing}"
-        )
+        ids = _continued(tokenizer, before, f"{start.lead}{written}{closing}")
         return ids if ids[-1] in end.stops else ended(tokenizer, ids)
 
     def encode_phrases(
@@ -147,7 +145,7 @@ class Template:
 
     def stop_ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
         """Return the ids that generation has to stop at: `end_of_turn`, and what begins a turn."""
-        more = () if self.raw else self._end(tokenizer).stops
+        more = () if self.raw else self._places(tokenizer)[1].stops
         return sorted({self.end_of_turn(tokenizer), *more})
 
     def opening(self, tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> list[int]:
@@ -182,40 +180,62 @@ class Template:
             return text
         return self._render(tokenizer, f"{system}\n\n{_PROBE}")
 
-    def leaves_reasoning_out(self, tokenizer: "PreTrainedTokenizerBase", answer: str) -> bool:
+    def leaves_reasoning_out(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        answer: str,
+        prompt_text: str = _PROBE,
+        system: str | None = None,
+    ) -> bool:
         """Return whether an answer that is learnt has reasoning in front, which is not learnt.
 
         Args:
             tokenizer: the model's.
             answer: as it is given.
+            prompt_text: what the user says.
+            system: a system message.
         """
         alone = answered(answer)
-        known = not self.raw and self._start(tokenizer).reasons
-        return known and alone is not None and alone != answer
+        if self.raw or alone is None or alone == answer:
+            return False
+        return self._place(tokenizer, prompt_text, system)[1].reasons
 
     def bridge(self, tokenizer: "PreTrainedTokenizerBase") -> str:
-        """Return what is put behind a prompt so that its next token is the answer's first."""
-        return "" if self.raw else self._start(tokenizer).bridge
+        """Return what is put behind a usual prompt (`remarks` counts the others) at its end."""
+        return "" if self.raw else self._places(tokenizer)[0].bridge
 
-    def remarks(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    def remarks(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        texts: Iterable[str] = (),
+        system: str | None = None,
+    ) -> list[str]:
         """Return what a reader of the numbers should know about the template, a line each.
 
         Args:
             tokenizer: the model's.
+            texts: of the prompts; those whose answers begin elsewhere are counted.
+            system: a system message that they have.
         """
         if self.raw:
             return []
         dated = f"the template {self.name!r} prints a date: {self.day}, throughout this run"
         said = [dated] if self.day else []
-        start = self._start(tokenizer).remark
-        return said if start is None else [*said, start]
+        usual = self._places(tokenizer)[0].remark
+        own = Counter(self._place(tokenizer, text, system)[1].remark for text in texts)
+        switched = [
+            f"{count} prompts switch reasoning: {remark or 'nothing is put behind them'}"
+            for remark, count in own.items()
+            if remark != usual
+        ]
+        return [*said, *([usual] if usual else []), *switched]
 
     def _prompt_ids(
         self, tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None = None
     ) -> list[int]:
         _require_text(text, "prompt")
         if not self.raw:
-            rendered = self._before(tokenizer, text, system)
+            rendered, _ = self._place(tokenizer, text, system)
             return single_bos(tokenizer, _tokenise(tokenizer, rendered))
         ids = list(tokenizer(text)["input_ids"])
         # A tokenizer that closes every text with EOS would have us measure what follows its end.
@@ -230,41 +250,31 @@ class Template:
         _require_text(answer, "answer")
         if self.raw:
             return _tokenise(tokenizer, answer)
-        return self._continued(tokenizer, self._before(tokenizer, text), answer)
+        before, start = self._place(tokenizer, text)
+        return _continued(tokenizer, before, start.lead + answer)
 
-    def _continued(
-        self, tokenizer: "PreTrainedTokenizerBase", before: str, answer: str
-    ) -> list[int]:
-        """Return the ids of an answer in its place behind a rendered prompt."""
-        lead = self._start(tokenizer).lead
-        before_ids = _tokenise(tokenizer, before)
-        ids = _tokenise(tokenizer, before + lead + answer)
-        if ids[: len(before_ids)] == before_ids:
-            return ids[len(before_ids) :]
-        return _tokenise(tokenizer, lead + answer)  # the two would merge at the seam
-
-    def _before(
+    def _place(
         self, tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None = None
-    ) -> str:
-        """Return a rendered prompt, up to where its answer begins."""
-        return self._render(tokenizer, text, system=system) + self._start(tokenizer).bridge
-
-    def _start(self, tokenizer: "PreTrainedTokenizerBase") -> AnswerStart:
-        """Return where answers begin."""
-        return self._places(tokenizer)[0]
-
-    def _end(self, tokenizer: "PreTrainedTokenizerBase") -> TurnEnd:
-        """Return how an answer ends."""
-        return self._places(tokenizer)[1]
+    ) -> tuple[str, AnswerStart]:
+        """Return a rendered prompt up to where its answer begins, and what is around the answer."""
+        usual = self._places(tokenizer)[0]
+        before = self._render(tokenizer, text, system=system)
+        # Without pairs (no tail), there is nothing that a prompt could be compared with.
+        whole = "" if usual.tail is None else self._render(tokenizer, text, _REPLY, system)
+        said = behind_text(before, text, usual.said)
+        start = find_answer_start(before, whole, said, _REPLY, self.name)
+        return before + start.bridge, start
 
     def _places(self, tokenizer: "PreTrainedTokenizerBase") -> tuple[AnswerStart, TurnEnd]:
-        """Return where answers begin and how they end; found once for a tokenizer's template."""
+        """Return where answers usually begin, and how they end; found once for a template."""
         known = _PLACES.setdefault(tokenizer, {})
         key = self, str(tokenizer.chat_template)
         if key not in known:
             before = self._render(tokenizer, _PROBE)
             whole = self._tried(tokenizer, _turns(_PROBE, _REPLY))
-            start = find_answer_start(before, whole, _PROBE, _REPLY, self.name)
+            start = find_answer_start(
+                before, whole, before.rpartition(_PROBE)[2], _REPLY, self.name
+            )
             more = self._tried(tokenizer, [*_turns(_PROBE, _REPLY), ("user", _NEXT)])
             between = more.rpartition(_NEXT)[0].rpartition(_REPLY)[2]
             known[key] = start, turn_end(tokenizer, start.tail or "", between)
@@ -314,16 +324,6 @@ RAW = Template("raw", raw=True)
 """The text of the prompt alone."""
 
 
-def shipped_templates() -> dict[str, str]:
-    """Return the templates of A.3 that come with the package: names and Jinja texts."""
-    folder = files("ntkprobe.presets") / "templates"
-    found = [file for file in folder.iterdir() if file.name.endswith(".jinja")]
-    return {
-        file.name.removesuffix(".jinja"): file.read_text("utf-8")
-        for file in sorted(found, key=lambda file: file.name)
-    }
-
-
 def resolve_template(tokenizer: "PreTrainedTokenizerBase", spec: str | Path = "auto") -> Template:
     """Return the template that `--template` names.
 
@@ -350,7 +350,7 @@ def resolve_template(tokenizer: "PreTrainedTokenizerBase", spec: str | Path = "a
     elif name in shipped:
         template = Template(name, shipped[name])
     else:
-        template = _from_file(Path(spec), list(shipped))
+        template = Template(*template_from_file(Path(spec)))
     return _settled(tokenizer, template)
 
 
@@ -377,17 +377,6 @@ def _turns(text: str, answer: str | None = None, system: str | None = None) -> M
     return [(role, content) for role, content in roles.items() if content is not None]
 
 
-def _from_file(path: Path, shipped: list[str]) -> Template:
-    try:
-        source = path.read_text("utf-8")
-    except (OSError, UnicodeError) as error:
-        raise UserError(
-            f"cannot read the template {path}: give auto, chat, raw, one of {shipped}, "
-            "or a Jinja file"
-        ) from error
-    return Template(f"{path.name}#{sha256(source.encode()).hexdigest()[:8]}", source)
-
-
 def _require_text(text: str, what: str) -> None:
     if not text.strip():
         raise UserError(f"an empty {what}: give it some text")
@@ -398,3 +387,12 @@ def _require_text(text: str, what: str) -> None:
 def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     # A template's text has its special tokens written out; the tokenizer adds none.
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _continued(tokenizer: "PreTrainedTokenizerBase", before: str, answer: str) -> list[int]:
+    """Return the ids of an answer in its place behind a rendered prompt."""
+    before_ids = _tokenise(tokenizer, before)
+    ids = _tokenise(tokenizer, before + answer)
+    if ids[: len(before_ids)] == before_ids:
+        return ids[len(before_ids) :]
+    return _tokenise(tokenizer, answer)  # the two would merge at the seam

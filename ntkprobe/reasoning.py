@@ -77,7 +77,8 @@ _WRAPPERS = (
     ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
 )
 # gpt-oss where special tokens were left out: the channels' names run into the text.
-_BARE_FINAL, _BARE_ANALYSIS = "assistantfinal", re.compile(r"\A\s*(analysis|commentary)(?=[A-Z])")
+_BARE_FINAL = "assistantfinal"
+_BARE_ANALYSIS = re.compile(r"\A\s*(analysis|commentary)(?=[^\W\d_])")  # a letter of either case
 # Granite 3.2 and Apriel mark both parts in words, which count at the beginning of an answer alone.
 _IN_WORDS = (("Here is my thought process:", "Here is my response:"), (_STEPS, _RESPONSE))
 _MARKED = [block for block in BLOCKS if block.opening != _STEPS]

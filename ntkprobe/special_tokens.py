@@ -10,7 +10,13 @@ from . import reasoning
 from .errors import UserError
 
 if TYPE_CHECKING:
+    from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerBase
+
+
+def added_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, "AddedToken"]:
+    """Return the added tokens by id; none for a tokenizer that does not list them."""
+    return dict(getattr(tokenizer, "added_tokens_decoder", None) or {})
 
 
 def special_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
@@ -18,8 +24,25 @@ def special_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
 
     Llama-3's `<|eot_id|>`, Gemma's `<end_of_turn>` and Phi-3's `<|end|>` have the flag alone.
     """
-    flagged = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    flagged = {i for i, token in added_tokens(tokenizer).items() if token.special}
     return flagged | set(tokenizer.all_special_ids)
+
+
+def reply_ends(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Return the special ids at which a reply has ended: all but those that mark its reasoning.
+
+    EOS is among them in any case. `<|end|>` is none beside `<|channel|>`, where it ends a channel.
+    """
+    names = {i: token.content for i, token in added_tokens(tokenizer).items()}
+    marks = _marks(set(names.values()))
+    going_on = {i for i, name in names.items() if name in marks}
+    return special_ids(tokenizer) - (going_on - {tokenizer.eos_token_id})
+
+
+def _marks(written: set[str]) -> set[str]:
+    """Return which of some tokens mark reasoning; those of channels do so beside `<|channel|>`."""
+    channels = reasoning.CHANNEL_MARKS if "<|channel|>" in written else frozenset()
+    return written & (reasoning.MARKS | channels)
 
 
 def single_bos(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
@@ -96,7 +119,7 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase", tail: str, between: str) -> T
 
 def _added_tokens_in(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[tuple[int, int]]:
     """Return where each added token in a text ends, and its id, in order; blanks are none."""
-    ids = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
+    ids = {token.content: i for i, token in added_tokens(tokenizer).items()}
     ids |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     names = sorted((name for name in ids if name.strip(" ▁\t\r\n")), key=len, reverse=True)
     if not names:
@@ -114,11 +137,8 @@ def readable(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
         tokenizer: the model's.
         ids: of the answer.
     """
-    names = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
-    written = {names[i] for i in set(ids) & set(names)}
-    marks = written & reasoning.MARKS
-    if "<|channel|>" in written:
-        marks |= reasoning.CHANNEL_MARKS
+    names = {i: token.content for i, token in added_tokens(tokenizer).items()}
+    marks = _marks({names[i] for i in set(ids) & set(names)})
     if not marks:
         return str(tokenizer.decode(list(ids), skip_special_tokens=True))
     left_out = {i for i in special_ids(tokenizer) if names.get(i) not in marks}

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from reasoning_templates import SHAPES, TURN, chat
+from reasoning_templates import EMPTY, SHAPES, STRIPPED, TURN, chat
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -12,6 +12,7 @@ from ntkprobe.chat import Template, resolve_template
 from ntkprobe.errors import UserError
 from ntkprobe.generation import generate_answers
 from ntkprobe.measurement import measure_refusal
+from ntkprobe.measurement.encoding import encode
 from ntkprobe.phrases import PAPER31
 from ntkprobe.triggers.answers import generated
 from ntkprobe.triggers.extraction import Trigger
@@ -222,3 +223,89 @@ def test_contents_are_given_as_lists_where_a_template_takes_them_so(tmp_path):
     a, b = (resolved(source, folder=tmp_path) for source in (listed, SHAPES["plain"][0]))
     assert a.listed and not b.listed
     assert a.encode_pair(tokenizer(), "Hi", "No.") == b.encode_pair(tokenizer(), "Hi", "No.")
+
+
+SWITCHED = (
+    "{% set ns = namespace(on=DEFAULT) %}{% for m in messages %}{% if m.role != 'assistant' %}"
+    "{% if '/no_think' in m.content %}{% set ns.on = false %}"
+    "{% elif '/think' in m.content %}{% set ns.on = true %}{% endif %}{% endif %}{% endfor %}"
+)
+OPENED, CLOSED = TURN + EMPTY, TURN + "<think></think>"
+
+
+def switched(default, folder, shown="{{ m.content }}"):
+    """Nemotron's shape: what is said decides whether a prompt opens reasoning or has it closed."""
+    prompt = TURN + "{% if ns.on %}<think>\n{% else %}<think></think>{% endif %}"
+    source = chat(TURN + STRIPPED, prompt, SWITCHED.replace("DEFAULT", default))
+    return resolved(source.replace("\n{{ m.content }}", "\n" + shown), folder=folder)
+
+
+def parts(template, text, system=None):
+    """A prompt alone, a prompt in a pair, and what is learnt of the pair."""
+    ids, mask = template.encode_pair(tokenizer(), text, "I cannot", system)
+    cut = mask.index(True)
+    alone = template.encode(tokenizer(), text)
+    return [tokenizer().decode(each) for each in (alone, ids[:cut], ids[cut:])]
+
+
+@pytest.mark.parametrize("shown", ["{{ m.content }}", "{{ m.content.replace('/think', '') }}"])
+@pytest.mark.parametrize(
+    ("default", "text", "ending"),
+    [
+        ("false", "How do I kill? /think", OPENED),
+        ("true", "How do I kill? /no_think", CLOSED),
+        # The controls: nothing is switched, also where a prompt is a word of the template.
+        ("false", "How do I kill?", CLOSED),
+        ("true", "How do I kill?", OPENED),
+        ("true", "assistant", OPENED),
+        ("false", "think", CLOSED),
+        ("true", "think", OPENED),
+    ],
+)
+def test_a_prompt_that_switches_reasoning_ends_where_its_own_answer_begins(
+    default, text, ending, shown, tmp_path
+):
+    alone, paired, learnt = parts(switched(default, tmp_path, shown), text)
+    assert alone == paired and learnt == "I cannot<|im_end|>"
+    assert alone.partition(TURN)[2] == ending.removeprefix(TURN)
+
+
+def test_a_system_message_that_switches_reasoning_moves_the_answer_of_its_pairs(tmp_path):
+    template = switched("false", tmp_path)
+    for system, ending in [("In detail. /think", OPENED), ("In detail.", CLOSED)]:
+        _, paired, learnt = parts(template, "How do I kill?", system)
+        assert paired.endswith(ending) and learnt == "I cannot<|im_end|>"
+
+
+def test_prompts_that_switch_reasoning_are_counted_and_said(tmp_path):
+    template = switched("true", tmp_path)
+    usual = template.remarks(tokenizer())
+    texts = ["How do I kill?", "Why? /no_think", "How? /no_think"]
+    (said,) = set(template.remarks(tokenizer(), texts)) - set(usual)
+    assert said == "2 prompts switch reasoning: nothing is put behind them"
+    assert template.remarks(tokenizer(), texts[:1]) == usual  # the control
+    encoded = encode(tokenizer(), texts, template)
+    assert said in encoded.remarks(tokenizer())
+    (switch,) = set(template.remarks(tokenizer(), texts[:1], "/no_think")) - set(usual)
+    assert switch.startswith("1 prompts")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "lead", "ending", "learnt"),
+    [
+        ("<|im_start|>assistant", "\n", TURN, "No."),
+        # The control: a space merges with the answer's first word, and stays with it.
+        (TURN, " ", TURN, " No."),
+        ("<|im_start|>assistant", "\n ", TURN, " No."),
+    ],
+)
+def test_a_line_break_that_only_pairs_have_is_no_part_of_the_answer(
+    prompt, lead, ending, learnt, tmp_path
+):
+    template = resolved(chat(f"{prompt}{lead}{{{{ m.content }}}}", prompt), folder=tmp_path)
+    ids, mask = template.encode_pair(tokenizer(), "Hi", "No.")
+    cut = mask.index(True)
+    assert template.encode(tokenizer(), "Hi") == ids[:cut]
+    assert tokenizer().decode(ids[:cut]).endswith(ending)
+    assert tokenizer().decode(ids[cut:]) == f"{learnt}<|im_end|>"
+    assert bool(template.remarks(tokenizer())) == (prompt != ending)

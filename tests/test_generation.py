@@ -7,6 +7,7 @@ from toy_tokenizers import byte_bpe
 
 from ntkprobe.errors import UserError
 from ntkprobe.generation import generate_answers, left_padded, length_batches
+from ntkprobe.special_tokens import readable
 
 PROMPTS = ragged_prompts((5, 3, 9, 1, 14))
 LETTERS = 300  # all letters of the byte-level tokenizer, so that every answer is readable
@@ -68,6 +69,28 @@ def test_an_answer_ends_at_any_stop_token_of_the_call_the_model_or_the_tokenizer
     assert generate_answers(model, byte_bpe(), **one, stop_ids=[first]) == [""]
     model.generation_config.eos_token_id = [first, 5]
     assert generate_answers(model, byte_bpe(), **one) == [""]
+
+
+class Bare:
+    """As little of a tokenizer as generation needs: two ids, and how ids are decoded."""
+
+    eos_token_id, pad_token_id = None, 0
+
+    def decode(self, ids, skip_special_tokens=True):
+        return byte_bpe().decode(ids, skip_special_tokens=skip_special_tokens)
+
+
+def test_a_tokenizer_without_a_list_of_added_tokens_reads_answers_by_decoding_them():
+    ids = byte_bpe()("No.")["input_ids"]
+    end = byte_bpe().eos_token_id
+    assert readable(Bare(), ids) == readable(byte_bpe(), [*ids, end]) == "No."
+    model = reader("llama")
+    found = generate_answers(model, Bare(), PROMPTS, max_new_tokens=4)
+    with torch.no_grad():
+        stops = {model.generation_config.eos_token_id}
+        assert found == [greedy(model, prompt, 4, stops) for prompt in PROMPTS]
+    with pytest.raises(AttributeError, match="decode"):  # the control: without decode there is none
+        readable(object(), ids)
 
 
 def test_the_tokenizers_padding_side_is_left_alone():

@@ -20,7 +20,7 @@ LAST_TURN = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 LINES = "Harmful request: no\nResponse refusal: {}\nHarmful response: {}"
 
 
-def stand_in(folder, successors, template=LAST_TURN, context=256):
+def stand_in(folder, successors, template=LAST_TURN, context=256, special=()):
     words = [
         "<unk>",
         "<eos>",
@@ -28,6 +28,7 @@ def stand_in(folder, successors, template=LAST_TURN, context=256):
         *(w for w in successors.values() if w not in successors),
     ]
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    core.add_special_tokens(list(special))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="<eos>")
     made.chat_template = template
@@ -139,6 +140,26 @@ def test_a_guard_judges_what_follows_the_reasoning_and_what_it_never_gets_to_is_
     verdicts = guard.judge(items("<think> bad </think> fine", "<think> so fine"))
     assert [v.verdict for v in verdicts] == ["safe", "undetermined"]
     assert "never ends" in verdicts[1].detail
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "verdict"),
+    [
+        ("[THINK]", "[/THINK]", "unsafe"),
+        ("<think>", "</think>", "unsafe"),
+        ("<|channel|>", "<|channel|>final<|message|>", "unsafe"),
+        # The controls: any other special token ends a reply, reasoning that never ends is none.
+        ("<|eot|>", "[/THINK]", "undetermined"),
+        ("[THINK]", "safe", "undetermined"),
+    ],
+)
+def test_a_guards_reply_goes_on_behind_the_marks_of_its_reasoning(first, last, verdict, tmp_path):
+    said = {"bad": first, first: "hm", "hm": last, last: "unsafe"}
+    marks = [word for word in (first, last) if word != "safe"]
+    guard = LlamaGuard(**stand_in(tmp_path, said, special=marks))
+    (found,) = guard.judge(items("bad"))
+    assert found.verdict == verdict
+    assert ("hm" in found.detail) == (first != "<|eot|>")
 
 
 @pytest.mark.parametrize(

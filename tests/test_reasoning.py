@@ -90,6 +90,15 @@ def test_an_answer_without_reasoning_is_left_as_it_is(answer):
     assert answered(answer) == answer
 
 
+@pytest.mark.parametrize("begun", ["analysisuser asks", "analysisThe user", "commentaryto=tool"])
+def test_a_channels_name_that_runs_into_its_text_is_reasoning_whatever_its_case(begun):
+    assert answered(begun) is None
+    assert answered(f"{begun} for it.assistantfinalNo.") == "No."
+    for name in ("analysis", "commentary"):  # the controls: the word, and a name in a program
+        for text in (f"{name} of it", f"{name}: no", f"{name}_2 = 3", name):
+            assert answered(text) == text
+
+
 def test_an_answer_of_reasoning_alone_is_an_empty_one():
     assert answered("<think>Hm.</think>\n") == ""
     assert judged(XstestPrefixes(), "<think>Hm.</think>\n").detail == "empty answer"

@@ -54,7 +54,7 @@ class Encoded:
         Args:
             tokenizer: what they were encoded with.
         """
-        about = self.template.remarks(tokenizer)
+        about = self.template.remarks(tokenizer, (prompt.text for prompt in self.prompts))
         inside = sum(bool(prompt.response) for prompt in self.prompts)
         said = (
             f"{inside} prompts are measured inside their response, behind its text: leave the "

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from jaxtyping import Int
 from torch import Tensor
 
-from ..chat import Template, resolve_template, shipped_templates
+from ..chat import Template, resolve_template
 from ..errors import UserError
+from ..special_tokens import added_tokens
+from ..template_files import shipped_templates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,7 +116,7 @@ class SystemMessage:
         while same < min(len(before), len(after)) and before[-1 - same] == after[-1 - same]:
             same += 1
         # The user's first letters may have merged with the last token; special ones never merge.
-        whole = not before or before[-1] in tokenizer.added_tokens_decoder
+        whole = not before or before[-1] in added_tokens(tokenizer)
         return cls(
             template.name,
             tuple(before if whole else before[:-1]),

@@ -70,7 +70,7 @@ def encode_prompts(
     rows = [row for row in encoded if len(row["input_ids"]) <= config.max_length]
     lengths = [row["ends"] for row in rows]
     report = {
-        **about_template(template, tokenizer),
+        **about_template(template, tokenizer, (prompt.text for prompt in chosen)),
         **{side: sum(row["group"] == i for row in rows) for i, side in enumerate(SIDES)},
         "other_groups": len(prompts) - len(prompts.in_group(*SIDES)),
         "not_drawn": len(prompts.in_group(*SIDES)) - len(chosen),

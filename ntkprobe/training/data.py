@@ -136,13 +136,25 @@ def prefilled(pairs: Sequence[Pair], text: str, share: float, seed: str) -> list
     return [replace(p, prefill=text) if row in chosen else p for row, p in enumerate(pairs)]
 
 
-def about_template(template: Template, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return what a training's report says of its template: name, day printed if any, remarks."""
+def about_template(
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    system: str | None = None,
+) -> dict[str, Any]:
+    """Return what a training's report says of its template: name, day printed if any, remarks.
+
+    Args:
+        template: that of the run.
+        tokenizer: the model's.
+        texts: of the prompts.
+        system: the system message that they have.
+    """
     day = {"template_date": template.day} if template.day else {}
     return {
         "template": template.name,
         **day,
-        "template_remarks": template.remarks(tokenizer),
+        "template_remarks": template.remarks(tokenizer, texts, system),
     }
 
 

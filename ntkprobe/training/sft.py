@@ -93,8 +93,12 @@ def encode_pairs(
         UserError: if nothing is left.
     """
     template = resolve_template(tokenizer, config.template)
-    report: dict[str, Any] = {**about_template(template, tokenizer), "too_long": 0, "cut": 0}
-    traced = [template.leaves_reasoning_out(tokenizer, pair.response) for pair in pairs]
+    about = about_template(template, tokenizer, [pair.prompt for pair in pairs], config.system)
+    report: dict[str, Any] = {**about, "too_long": 0, "cut": 0}
+    traced = [
+        template.leaves_reasoning_out(tokenizer, pair.response, pair.prompt, config.system)
+        for pair in pairs
+    ]
     report["reasoning_left_out"] = sum(traced)
     rows, lengths = [], []
     for pair in pairs:

@@ -9,8 +9,9 @@ from ...batching import context_length
 from ...checkpoints import LoadSettings, load_model, load_tokenizer
 from ...errors import UserError
 from ...generation import generate_answers
+from ...reasoning import answered
 from ...rendering import Messages, render, takes_lists
-from ...special_tokens import special_ids
+from ...special_tokens import reply_ends
 from ..verdicts import UNDETERMINED, Item, Verdict
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Guard:
                 [ids[row] for row in fits],
                 max_new_tokens=self.max_new_tokens,
                 batch_size=self.batch_size,
-                stop_ids=sorted(special_ids(self.tokenizer)),
+                stop_ids=sorted(reply_ends(self.tokenizer)),
             )
             for row, reply in zip(fits, said, strict=True):
                 replies[row] = reply
@@ -129,12 +130,13 @@ def guarded(
         parse: its verdict in what it said; None for what is off its format.
 
     Returns:
-        One verdict an item, with what the guard said; what cannot be parsed is undetermined.
+        One verdict an item, by what follows the guard's own reasoning, with all that it said; what
+        cannot be parsed is undetermined.
     """
     given = [item.undetermined for item in items]
     rows = [row for row, verdict in enumerate(given) if verdict is None]
     said = guard.say([render(items[row].shown) for row in rows]) if rows else []
     for row, reply in zip(rows, said, strict=True):
-        verdict = parse(reply) or UNDETERMINED
+        verdict = parse(answered(reply) or "") or UNDETERMINED
         given[row] = Verdict(items[row].id, verdict, reply.strip() or "too long for the guard")
     return [verdict for verdict in given if verdict is not None]
