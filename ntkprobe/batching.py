@@ -12,8 +12,9 @@ A text's own regime is that of its length. A next token's distribution belongs t
 it, whatever comes after: so does that of an answer, or a refusal phrase, that crosses a limit. That
 is what `generate` computes, which for longrope drops its cache where the factors change.
 
-Other models whose numbers depend on padding are found by trying it once, with two of the prompts
-(`logits.try_padding`, `generation.try_left_padding`). Each prompt then has a pass of its own.
+Other models whose numbers depend on padding are found by trying it with the shortest and the
+longest prompt (`logits.try_padding`, `generation.try_left_padding`), and again where longer ones
+come. Each prompt then has a pass of its own.
 """
 
 import logging
@@ -34,7 +35,16 @@ Regime = tuple[int, int]
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}  # much is float32 inside, and may be TF32
 _TOLERANCE_LOW_PRECISION = 0.1  # of the logits' spread; positions that are off change more
 
-_TRIED: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
+
+@dataclass(frozen=True)
+class _Verdict:
+    """Whether padding left a model's logits alone, in a pass of texts of up to so many tokens."""
+
+    holds: bool
+    longest: int
+
+
+_TRIED: WeakKeyDictionary[nn.Module, dict[str, _Verdict]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -172,25 +182,32 @@ def context_length(config: Any) -> int | None:
 
 def padding_known(model: nn.Module, side: str) -> bool | None:
     """Return whether padding on a side leaves a model's numbers alone; None if never tried."""
-    return _TRIED.get(model, {}).get(side)
+    verdict = _TRIED.get(model, {}).get(side)
+    return None if verdict is None else verdict.holds
 
 
 def pair_to_try(
     model: nn.Module, prompts: Sequence[Sized], *, room: int = 0, side: str = "right"
 ) -> tuple[int, int] | None:
-    """Return the rows of a short prompt and one of median length, to try padding with.
+    """Return the rows of the shortest and the longest prompt that may share a pass, to try it with.
+
+    An effect of padding may begin beyond some length, so that a shorter pair could miss it.
 
     Returns:
-        None if there is nothing to try: it is known, or no two prompts would be padded.
+        None if there is nothing to try: padding is known to change the model's numbers, or not to
+        do so in passes as long, or no two prompts would be padded. Of several groups of `together`
+        it is that with the longest prompt of which this is not so.
     """
-    if padding_known(model, side) is not None:
+    verdict = _TRIED.get(model, {}).get(side)
+    if verdict is not None and not verdict.holds:
         return None
+    tried = 0 if verdict is None else verdict.longest
+    pairs = []
     for rows in together(model, prompts, room=room, side=side):
-        order = sorted(rows, key=lambda row: len(prompts[row]))
-        for other in (order[len(order) // 2], order[-1]):
-            if len(prompts[other]) > len(prompts[order[0]]):
-                return order[0], other
-    return None
+        short, long = (end(rows, key=lambda row: len(prompts[row])) for end in (min, max))
+        if len(prompts[long]) > max(len(prompts[short]), tried):
+            pairs.append((short, long))
+    return max(pairs, key=lambda pair: len(prompts[pair[1]]), default=None)
 
 
 def keep_verdict(
@@ -198,6 +215,7 @@ def keep_verdict(
     side: str,
     padded: Float[Tensor, "rows vocab"],
     alone: Float[Tensor, "rows vocab"],
+    longest: int,
 ) -> None:
     """Keep whether padding leaves a model's logits alone, and say so where it does not.
 
@@ -206,6 +224,7 @@ def keep_verdict(
         side: where the prompts were padded.
         padded: the logits of prompts in one batch.
         alone: those of the same prompts, each in a pass of its own.
+        longest: tokens of the longest of the prompts.
     """
     expected, found = alone.double(), padded.double()
     if not bool(expected.isfinite().all()):
@@ -214,7 +233,7 @@ def keep_verdict(
     error = float(((found - expected).norm(dim=-1) / spread.clamp(min=1e-12)).max())
     allowed = _TOLERANCE.get(padded.dtype, _TOLERANCE_LOW_PRECISION)
     holds = error <= allowed  # unlike `not error > allowed`, false for NaN
-    _TRIED.setdefault(model, {})[side] = holds
+    _TRIED.setdefault(model, {})[side] = _Verdict(holds, longest)
     if not holds:
         _LOG.warning(
             "%s gives a prompt other logits in a batch padded on the %s than alone (off by %.2g): "

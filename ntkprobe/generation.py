@@ -156,7 +156,7 @@ def answer_batch(
 def try_left_padding(
     model: Any, input_ids: Sequence[Ids], processors: Sequence[LogitsProcessor] = ()
 ) -> None:
-    """Find out, once for each model, whether padding on the left changes what it generates.
+    """Find out, for each model and length once, whether padding on the left changes its answers.
 
     Args:
         model: a causal language model in evaluation mode.
@@ -173,11 +173,12 @@ def try_left_padding(
     with _own_settings_aside(model):
         alone = [_two_steps(model, [ids]) for ids in prompts]
         beside = _two_steps(model, prompts)
-    firsts = torch.cat([first for first, _ in alone])
-    batching.keep_verdict(model, "left", beside[0], firsts)
+    firsts, seconds = (torch.cat(step) for step in zip(*alone, strict=True))
+    longest = len(prompts[1])
+    batching.keep_verdict(model, "left", beside[0], firsts, longest)
     same = (firsts.argmax(-1) == beside[0].argmax(-1)).tolist()  # else the second steps differ
     if batching.padding_known(model, "left") and all(same):
-        batching.keep_verdict(model, "left", beside[1], torch.cat([second for _, second in alone]))
+        batching.keep_verdict(model, "left", beside[1], seconds, longest)
 
 
 def _two_steps(model: Any, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor]:

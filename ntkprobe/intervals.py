@@ -71,6 +71,30 @@ def bootstrap_mean(values: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
     return _percentiles(_drawn(len(values), RESAMPLES, seed) @ values / len(values))
 
 
+def bootstrap_redrawn(
+    statistic: Callable[[np.random.Generator], float],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the percentile bootstrap's interval of what draws its prompts by itself.
+
+    For a number that several sets of prompts enter, or one set in several places, each drawn alike.
+
+    Args:
+        statistic: draws with the generator and computes it; NaN where it has no value.
+        resamples: how often.
+        seed: of the draws.
+
+    Returns:
+        The limits; resamples without a value are left out, and where most have none they are NaN.
+    """
+    generator = np.random.default_rng(seed)
+    values = np.array([statistic(generator) for _ in range(resamples)])
+    enough = np.isfinite(values).sum() > resamples / 2
+    return _percentiles(values) if enough else (np.nan, np.nan)
+
+
 def mean_rows(
     pairs: pd.DataFrame, value: str, self_pairs: bool, resampling: tuple[int, int]
 ) -> Iterator[dict[str, Any]]:

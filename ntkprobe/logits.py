@@ -32,7 +32,7 @@ def last_logits(
 
 
 def try_padding(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]) -> None:
-    """Find out, once for each model, whether padding on the right changes its logits.
+    """Find out, for each model and length once, whether padding on the right changes its logits.
 
     Args:
         model: the model, in evaluation mode.
@@ -46,7 +46,7 @@ def try_padding(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]) -> None:
     with torch.no_grad(), experts_one_by_one(model), forgetting_lengths(model):
         alone = [_padded(model, [ids]) for ids in pair]
         if alone[0].shape == alone[1].shape:  # else it reads out all positions of a text
-            keep_verdict(model, "right", _padded(model, pair), torch.cat(alone))
+            keep_verdict(model, "right", _padded(model, pair), torch.cat(alone), len(pair[1]))
 
 
 def _padded(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "batch vocab"]:

@@ -1,6 +1,7 @@
 """General ability through lm-evaluation-harness, on a local task and a model of a few weights."""
 
 import json
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import pytest
 import torch
 import yaml
 from tiny_runs import tiny_model, tiny_tokenizer
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, Qwen2ForCausalLM
 
+from ntkprobe.batching import LengthRule
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation.abilities import AbilitySettings, measure_abilities
 from ntkprobe.evaluation.models import Subject
@@ -120,6 +122,98 @@ def test_a_mitigation_of_the_logits_is_asked_at_every_token() -> None:
     requests = [(("", ""), [3, 4], [7, 7]), (("", ""), [3, 4], [7, 6])]
     assert model._loglikelihood_tokens(requests) == [(0.0, True), (-float("inf"), False)]
     assert only.begun == 2
+
+
+REQUESTS = [
+    (("", ""), [3, 4, 5, 6, 9], [6, 7]),
+    (("", ""), [8, 3], [9]),
+    (("", ""), [8, 4, 7], [2]),
+]
+
+
+def mixing() -> Qwen2ForCausalLM:
+    """A model of which every position sees what stands behind it, which no rope type tells."""
+    model = tiny_model()
+    embedding = model.get_input_embeddings()
+    embedding.register_forward_hook(lambda _, __, out: out + out.mean(1, keepdim=True))
+    return model
+
+
+def read(model: Any, batch_size: int) -> list[float]:
+    from ntkprobe.evaluation.harness import harness_model
+
+    made = harness_model(model, tiny_tokenizer(), (), mitigated=False, batch_size=batch_size)
+    return [value for value, _ in made._loglikelihood_tokens(REQUESTS, disable_tqdm=True)]
+
+
+def test_a_model_that_padding_changes_reads_one_request_at_a_time() -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    alone = read(mixing(), 1)
+    assert read(mixing(), 3) == pytest.approx(alone, abs=1e-5)
+    harness = HFLM(pretrained=mixing(), tokenizer=tiny_tokenizer(), batch_size=3)
+    padded = [value for value, _ in harness._loglikelihood_tokens(REQUESTS, disable_tqdm=True)]
+    assert padded != pytest.approx(alone, abs=1e-2)
+
+
+@pytest.mark.parametrize(("make", "size"), [(mixing, 1), (tiny_model, 2)])
+def test_only_such_a_model_loses_its_batches_in_generation(make: Any, size: int) -> None:
+    from lm_eval.api.instance import Instance
+
+    from ntkprobe.evaluation.harness import harness_model
+
+    settings = {"until": ["<eos>"], "max_gen_toks": 2, "do_sample": False}
+    asked = ("how do i kill a python process ?", "bake the cake")
+    requests = [
+        Instance("generate_until", {}, (text, dict(settings)), number)
+        for number, text in enumerate(asked)
+    ]
+    model = harness_model(make(), tiny_tokenizer(), (), mitigated=False, batch_size=2)
+    answers = model.generate_until(requests, disable_tqdm=True)
+    assert model.batch_size == size
+    each = harness_model(make(), tiny_tokenizer(), (), mitigated=False, batch_size=1)
+    assert answers == each.generate_until(requests, disable_tqdm=True)
+
+
+LIMIT = 8
+ROPES: dict[str, dict[str, Any]] = {
+    "longrope": {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 2,
+        "long_factor": [4.0] * 2,
+        "original_max_position_embeddings": LIMIT,
+    },
+    "dynamic": {"rope_type": "dynamic"},
+}
+
+
+@pytest.mark.parametrize("name", ROPES)
+@torch.no_grad()
+def test_a_continuation_beyond_a_limit_of_the_rotary_embedding_is_read_afresh(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ntkprobe.batching import forgetting_lengths
+    from ntkprobe.evaluation import harness
+
+    own = {"rope_parameters": {"rope_theta": 1e4, "factor": 4.0, **ROPES[name]}}
+    model = tiny_model(**own, max_position_embeddings=LIMIT if name == "dynamic" else 4 * LIMIT)
+    context, continuation = [5], list(range(3, 15))  # from one token to half as much again
+    assert LengthRule.of(model)
+
+    def found() -> float:
+        made = harness.harness_model(model, tiny_tokenizer(), (), mitigated=True, batch_size=1)
+        request = (("", ""), context, continuation)
+        with forgetting_lengths(model):
+            return float(made._loglikelihood_tokens([request], disable_tqdm=True)[0][0])
+
+    expected = 0.0
+    for place, token in enumerate(continuation):
+        text = torch.tensor([context + continuation[:place]])
+        fresh = deepcopy(model)(input_ids=text, use_cache=False).logits[0, -1]
+        expected += float(fresh.log_softmax(-1)[token])
+    assert found() == pytest.approx(expected, abs=1e-4)
+    monkeypatch.setattr(harness.LengthRule, "of", lambda _: LengthRule())
+    assert found() != pytest.approx(expected, abs=1e-3)  # with the cache kept
 
 
 def test_mistakes_are_one_clear_line(

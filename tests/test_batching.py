@@ -300,7 +300,7 @@ def test_ordinary_models_share_passes_as_before():
     assert together(ruled("longrope"), prompts(), room=3) == [[0, 5], [1], [2, 4, 6], [3]]
 
 
-def test_padding_is_tried_once_for_each_model_and_on_few_prompts(monkeypatch):
+def test_padding_is_tried_once_for_each_model_and_length_and_on_few_prompts(monkeypatch):
     model, passes = build("llama"), []
     original = logits._padded
     monkeypatch.setattr(logits, "_padded", lambda m, p: passes.append(len(p)) or original(m, p))
@@ -329,17 +329,44 @@ def test_a_model_that_looks_ahead_is_run_a_prompt_at_a_time(caplog):
     assert not torch.allclose(logits._padded(model, given), alone)
 
 
-class LooksAhead(torch.nn.Module):
-    """Every position sees the mean of all: no causal model."""
+def test_an_effect_of_padding_that_begins_beyond_the_median_length_is_seen():
+    model, given = LooksAhead(beyond=20), prompts((3, 5, 7, 9, 30))
+    logits.try_padding(model, given)
+    assert padding_known(model, "right") is False
+    assert len(together(model, given)) == len(given)
 
-    def __init__(self):
+
+def test_padding_is_tried_again_for_longer_prompts_and_only_for_these():
+    model = LooksAhead(beyond=20)
+    logits.try_padding(model, prompts((3, 9)))
+    assert padding_known(model, "right") is True
+    assert batching.pair_to_try(model, prompts((4, 8, 9))) is None
+    assert batching.pair_to_try(model, prompts((30, 30))) is None  # nothing would be padded
+    assert batching.pair_to_try(model, prompts((4, 30, 3, 8))) == (2, 1)
+    logits.try_padding(model, prompts((4, 8, 30)))
+    assert padding_known(model, "right") is False
+    assert batching.pair_to_try(model, prompts((3, 90))) is None
+
+
+def test_a_pair_to_try_is_of_prompts_that_may_share_a_pass():
+    given = prompts((5, LIMIT - 2, LIMIT + 1, 30, 9))
+    assert batching.pair_to_try(ruled("longrope"), given) == (2, 3)
+    assert batching.pair_to_try(ruled("longrope"), given[:3]) == (0, 1)
+
+
+class LooksAhead(torch.nn.Module):
+    """Every position of a text beyond some length sees the mean of all: no causal model."""
+
+    def __init__(self, beyond=0):
         super().__init__()
         self.table = torch.nn.Embedding(VOCABULARY, VOCABULARY)
+        self.beyond = beyond
         self.eval()
 
     def forward(self, input_ids, **_):
         seen = self.table(input_ids)
-        return _Output(seen + seen.mean(1, keepdim=True))
+        ahead = input_ids.shape[1] > self.beyond
+        return _Output(seen + ahead * seen.mean(1, keepdim=True))
 
 
 class _Output:
@@ -348,7 +375,7 @@ class _Output:
 
 
 class Digits:
-    eos_token_id, pad_token_id = None, 0
+    eos_token_id, pad_token_id, added_tokens_decoder = None, 0, {}
 
     def decode(self, ids, skip_special_tokens=True):
         return " ".join(map(str, ids))

@@ -66,6 +66,29 @@ def test_a_statistic_without_a_value_in_some_resamples_has_the_limits_of_the_oth
     assert np.isnan(intervals.bootstrap(ratio, np.array([0, 3]))).all()
 
 
+def test_what_draws_its_prompts_by_itself_has_the_limits_of_the_mean_over_prompts():
+    values = np.random.default_rng(0).beta(0.5, 0.5, size=40)
+
+    def mean(generator):
+        return values[generator.integers(40, size=40)].mean()
+
+    low, high = intervals.bootstrap_redrawn(mean, seed=1)
+    expected = intervals.bootstrap_mean(values)
+    assert (low, high) == pytest.approx(expected, abs=0.04 * (high - low))
+    assert intervals.bootstrap_redrawn(mean, seed=1, resamples=99) != (low, high)
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.4, True), (0.6, False)])
+def test_a_number_that_most_resamples_have_no_value_of_has_no_interval(share, said):
+    def sometimes(generator):
+        value = generator.random()
+        return value if value > share else np.nan
+
+    limits = intervals.bootstrap_redrawn(sometimes, resamples=500)
+    assert np.isfinite(limits).all() == said
+    assert not said or share < limits[0] < limits[1] < 1
+
+
 def test_the_same_seed_gives_the_same_limits_and_another_others():
     values = np.random.default_rng(0).uniform(size=30)
     first, again, other = (intervals.bootstrap_mean(values, seed=s) for s in (1, 1, 2))

@@ -121,3 +121,33 @@ def test_following_says_at_once_that_a_checkpoint_is_pickled_and_ends(tmp_path, 
         )
     assert "checkpoint-10: adapter_model.bin is a pickle" in capsys.readouterr().err
     assert json.loads((folder / "trainer_state.json").read_text())["max_steps"] == 10
+
+
+ACCELERATE = (
+    *("optimizer.bin", "optimizer_1.bin", "scheduler.bin", "scheduler_1.bin", "sampler.bin"),
+    *("sampler_1.bin", "dl_state_dict.bin", "dl_state_dict_1.bin", "scaler.pt"),
+    *("random_states_0.pkl", "random_states_11.pkl", "custom_checkpoint_0.pkl"),
+)
+"""What `Accelerator.save_state` writes besides weights, which may come after all of it."""
+
+
+@pytest.mark.parametrize("name", ACCELERATE)
+def test_states_that_accelerate_saves_before_the_weights_are_waited_with_and_not_refused(
+    name, tmp_path
+):
+    folder = save_base(tmp_path / "checkpoint-10")
+    weights = (folder / "model.safetensors").rename(tmp_path / "kept")
+    torch.save({}, folder / name)
+    assert readiness(folder).state == "incomplete"
+    weights.rename(folder / "model.safetensors")
+    assert readiness(folder).state == "unmarked"
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model_1.bin", "optimizers_model.bin", "custom_checkpoint.pkl", "states_0.pkl"]
+)
+def test_other_pickles_are_refused_though_their_names_resemble_those(name, tmp_path):
+    folder = save_base(tmp_path / "checkpoint-10")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / name)
+    assert readiness(folder).state == "refused"

@@ -216,6 +216,15 @@ def test_a_verdict_needs_the_whole_interval_on_one_side():
     assert overall(of_seeds(close, 200)[0][0]) == "mixed"
 
 
+def test_all_but_the_toy_scale_resample_as_often_as_every_interval():
+    from ntkprobe.intervals import RESAMPLES
+
+    assert {name: scale.resamples == RESAMPLES for name, scale in SCALES.items()} == {
+        **dict.fromkeys(("small", "paper"), True),
+        "toy": False,
+    }
+
+
 def test_resamples_draw_the_same_prompts_for_all_that_is_compared():
     draw = Draw(np.random.default_rng(0))
     assert np.array_equal(draw.rows("a", 10), draw.rows("a", 10))

@@ -295,6 +295,22 @@ def test_influence_is_taken_from_the_command_line_too(tmp_path, capsys):
     assert not list(tmp_path.glob(".t.jsonl*"))
 
 
+def test_a_models_name_on_the_hub_is_asked_for_there_by_the_model_and_the_tokenizer(
+    tmp_path, monkeypatch
+):
+    model, tokenizer = load_model(str(tiny.model_path())), load_tokenizer(str(tiny.model_path()))
+    asked = []
+    monkeypatch.setattr(
+        "ntkprobe.checkpoints.load_model", lambda name, _: asked.append(name) or model
+    )
+    monkeypatch.setattr(
+        "transformers.AutoTokenizer.from_pretrained",
+        lambda name, **how: asked.append((name, how["local_files_only"])) or tokenizer,
+    )
+    assert command(tmp_path, "--model", "someone/model", "--max-new-tokens", "4") in (0, 2)
+    assert asked == ["someone/model", ("someone/model", False)]
+
+
 def test_triggers_without_answers_say_so(tmp_path, capsys):
     assert command(tmp_path) == 0
     assert "no answers yet" in capsys.readouterr().out

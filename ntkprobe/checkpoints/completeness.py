@@ -22,8 +22,11 @@ FULL, SHARDED, ADAPTER = (
 )
 UNFINISHED = "checkpoint-is-incomplete.txt"  # transformers writes it first and removes it last
 PICKLES = (".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-BESIDE_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|training_args)\b.*|.*rng_state.*")
-"""Pickles that a trainer leaves in every checkpoint, besides its weights."""
+BESIDE_WEIGHTS = re.compile(
+    r"(optimizer|scheduler|sampler|dl_state_dict|scaler|training_args)(_\d+)?\b.*"
+    r"|.*rng_state.*|(random_states|custom_checkpoint)_\d+\.pkl"
+)
+"""Pickles that a trainer, or accelerate's `save_state`, leaves in a checkpoint besides weights."""
 
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 SPLIT = {

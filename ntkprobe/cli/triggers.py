@@ -131,7 +131,10 @@ class _Models:
                 attn_implementation="sdpa",
             )
             name = located(self.options["model"])
-            self._loaded = load_model(name, settings), load_tokenizer(name)
+            self._loaded = (
+                load_model(name, settings),
+                load_tokenizer(name, local=False),
+            )
             for line in resolve_template(self._loaded[1], self.options["template"]).remarks(
                 self._loaded[1]
             ):

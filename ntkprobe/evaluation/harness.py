@@ -11,7 +11,9 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..batching import LengthRule
+from ..batching import LengthRule, padding_known
+from ..generation import try_left_padding
+from ..logits import try_padding
 
 Request = tuple[Any, list[int], list[int]]
 """What is asked, as text, and the token ids of a context and of a continuation."""
@@ -34,10 +36,38 @@ def harness_model(
         The harness's own class, or one that differs in how continuations are read.
     """
     if not mitigated:
-        # Its batches are padded to the longest: one request each where that changes the others.
-        size = 1 if LengthRule.of(model) else batch_size
-        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size)
+        return _Padded(model, tokenizer, batch_size)
     return _Mitigated(model, tokenizer, processors)
+
+
+class _Padded(HFLM):
+    """Reads in batches padded to the longest; one by one where that changes the model's numbers."""
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+        size = 1 if LengthRule.of(model) else batch_size
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=size)
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        if self.batch_size > 1:
+            texts = [(context + more)[-self.max_length - 1 : -1] for _, context, more in requests]
+            try_padding(self.model, [torch.tensor(ids) for ids in texts if ids])
+            self._one_by_one_where_padding_shows()
+        return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        if self.batch_size > 1:
+            texts = [
+                self.tok_encode(request.args[0])[1 - self.max_length :] for request in requests
+            ]
+            try_left_padding(self.model, [ids for ids in texts if ids])
+            self._one_by_one_where_padding_shows()
+        return super().generate_until(requests, disable_tqdm)
+
+    def _one_by_one_where_padding_shows(self) -> None:
+        if False in (padding_known(self.model, side) for side in ("right", "left")):
+            self.batch_size_per_gpu = 1
 
 
 class _Mitigated(HFLM):
@@ -82,13 +112,15 @@ class _Mitigated(HFLM):
         for processor in self._processors:
             if hasattr(processor, "begin"):
                 processor.begin(torch.ones_like(ids))
-        out = self.model(input_ids=ids, use_cache=True)
+        rule, past, cached = LengthRule.of(self.model), None, 0
         for place, token in enumerate(continuation):
+            if rule.regime(ids.shape[1]) != rule.regime(cached):
+                past, cached = None, 0  # its keys were computed otherwise
+            out = self.model(input_ids=ids[:, cached:], past_key_values=past, use_cache=True)
+            past, cached = out.past_key_values, ids.shape[1]
             scores = out.logits[:, -1].float()
             for processor in self._processors:
                 scores = processor(ids, scores)
             yield scores[0]
             if place + 1 < len(continuation):
-                new = torch.tensor([[token]], device=self.device)
-                ids = torch.cat([ids, new], dim=1)
-                out = self.model(input_ids=new, past_key_values=out.past_key_values, use_cache=True)
+                ids = torch.cat([ids, torch.tensor([[token]], device=self.device)], dim=1)

@@ -47,7 +47,8 @@ class Kernel:
         """Return the mean similarity of two groups, over both directions."""
         rows, columns = (self._drawn(group, draw) for group in (first, second))
         both = (self.values[np.ix_(rows, columns)], self.values[np.ix_(columns, rows)])
-        found = [np.nanmean(block) for block in both if np.isfinite(block).any()]
+        measured = (block[np.isfinite(block)] for block in both)  # far quicker than nanmean
+        found = [values.mean() for values in measured if values.size]
         return float(np.mean(found)) if found else float("nan")
 
     def across(self, draw: Draw) -> float:

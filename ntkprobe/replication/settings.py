@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from ..intervals import RESAMPLES
 
 DEVELOPMENT_SEED = 1000
 """Of the runs that settings are chosen by; none of those reported."""
@@ -37,7 +38,7 @@ class Scale:
         anchors: prompts of each group that steering is fitted on.
         tokens: of an answer.
         limit: prompts of each published set at most; None for all.
-        resamples: of every interval.
+        resamples: of every interval; `toy` has fewer.
     """
 
     dcr_toxic: int = 500
@@ -63,7 +64,7 @@ class Scale:
     anchors: int = 64
     tokens: int = 32
     limit: int | None = None
-    resamples: int = 2000
+    resamples: int = RESAMPLES
 
     def steps(self, pairs: int) -> int:
         """Return the optimiser steps over so many pairs."""

@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from ..intervals import RESAMPLES, bootstrap_redrawn
+
 Word = Literal["holds", "does not", "mixed"]
 
 
@@ -78,7 +80,7 @@ class Finding:
 
 
 def of_seeds(
-    by_seed: Mapping[int, Sequence[Inequality]], resamples: int
+    by_seed: Mapping[int, Sequence[Inequality]], resamples: int = RESAMPLES
 ) -> tuple[dict[int, list[Finding]], list[Finding]]:
     """Return the findings of every seed, and the pooled ones.
 
@@ -118,22 +120,14 @@ def word_of(low: float, high: float, threshold: float, above: bool) -> Word:
 def _finding(inequality: Inequality, statistics: Sequence[Statistic], resamples: int) -> Finding:
     """Return the mean of a number over seeds, with its interval and verdict."""
     value = float(np.mean([statistic(Draw()) for statistic in statistics]))
-    generator = np.random.default_rng(0)
-    drawn = [
-        value
-        for value in map(partial(_resampled, statistics, generator), range(resamples))
-        if np.isfinite(value)
-    ]
-    # Resamples without a value are left out; where most have none, there is no interval.
-    enough = np.isfinite(value) and len(drawn) > resamples / 2
-    low, high = np.percentile(drawn, [2.5, 97.5]) if enough else (np.nan, np.nan)
+    low, high = np.nan, np.nan
+    if np.isfinite(value):
+        low, high = bootstrap_redrawn(partial(_resampled, statistics), resamples=resamples)
     verdict = word_of(low, high, inequality.threshold, inequality.above)
-    return Finding(inequality.about, inequality.side, value, float(low), float(high), verdict)
+    return Finding(inequality.about, inequality.side, value, low, high, verdict)
 
 
-def _resampled(
-    statistics: Sequence[Statistic], generator: np.random.Generator, number: int
-) -> float:
+def _resampled(statistics: Sequence[Statistic], generator: np.random.Generator) -> float:
     """Return the mean over seeds drawn anew, on prompts drawn anew."""
     draw = Draw(generator)
     seeds = generator.integers(len(statistics), size=len(statistics))
