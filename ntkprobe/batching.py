@@ -204,7 +204,8 @@ def pair_to_try(
     tried = 0 if verdict is None else verdict.longest
     pairs = []
     for rows in together(model, prompts, room=room, side=side):
-        short, long = (end(rows, key=lambda row: len(prompts[row])) for end in (min, max))
+        order = sorted(rows, key=lambda row: len(prompts[row]))
+        short, long = order[0], order[-1]
         if len(prompts[long]) > max(len(prompts[short]), tried):
             pairs.append((short, long))
     return max(pairs, key=lambda pair: len(prompts[pair[1]]), default=None)
