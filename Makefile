@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo replicate test check lint docs notebooks bench clean
+.PHONY: help install demo replicate test check families lint docs notebooks bench clean
 
 help:  ## print this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: install  ## the quick suite (under 5 minutes on 2 cores)
 
 check: install lint  ## lint and the slow rest of the tests: notebooks, docs, faults
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow -n auto --maxprocesses 4 --dist worksteal
+
+families: install  ## the kernel and refusals of every causal family of the installed transformers, tiny
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m families -n auto --maxprocesses 4 --dist worksteal
 
 lint: install  ## format, lint, types, floors
 	$(BIN)/ruff format --check .

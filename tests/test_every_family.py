@@ -1,6 +1,6 @@
 """Every causal family of the installed transformers: measured as autograd has it, or refused.
 
-`python -m pytest -m slow tests/test_every_family.py`; some minutes.
+`make families`; some minutes. Which families there are depends on the transformers installed.
 """
 
 import pytest
@@ -47,7 +47,7 @@ def test_an_expert_without_a_rule_is_counted_as_such():
     assert handled["model.embed_tokens.weight"] == "table"
 
 
-@pytest.mark.slow
+@pytest.mark.families
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_measured_as_autograd_has_it_and_each_prompt_as_alone(family):
     try:
