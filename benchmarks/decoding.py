@@ -23,16 +23,16 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from ntkprobe.chat import resolve_template
 from ntkprobe.checkpoints import load_tokenizer
-from ntkprobe.generation import left_padded
 from ntkprobe.mitigations import Decoding, applied
 from ntkprobe.mitigations.adacd import Adacd
 from ntkprobe.mitigations.prompt import Prompt
 from ntkprobe.mitigations.safe_decoding import SafeDecoding
 from ntkprobe.mitigations.self_cd import SelfCd
 from ntkprobe.mitigations.ssd import Ssd
-from ntkprobe.prompts import PromptSet
+from ntkprobe.models.generation import left_padded
+from ntkprobe.prompts.prompt_set import PromptSet
+from ntkprobe.prompts.templates import resolve_template
 from ntkprobe.tiny.files import measure_path, model_path
 
 TOKENS = 128

@@ -22,13 +22,13 @@ from tqdm import tqdm
 
 import ntkprobe as ntk
 from ntkprobe import tiny
-from ntkprobe.chat import resolve_template
 from ntkprobe.checkpoints import load_model, load_tokenizer
 from ntkprobe.checkpoints.adapters import adapted
 from ntkprobe.demo import refine
-from ntkprobe.influences.updates import Direction
-from ntkprobe.phrases import phrase_set
+from ntkprobe.measurement.influence.updates import Direction
 from ntkprobe.presets.settings import preset_settings
+from ntkprobe.prompts.phrases import phrase_set
+from ntkprobe.prompts.templates import resolve_template
 from ntkprobe.refusal import refusal_log_probabilities
 from ntkprobe.storage import write_table
 from ntkprobe.training.data import read_pairs

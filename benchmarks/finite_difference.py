@@ -17,8 +17,8 @@ from tqdm import tqdm
 from ntkprobe.estimators import finite_difference
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.finite_difference import FiniteDifference
-from ntkprobe.hooks import Float64Throughout
 from ntkprobe.kernel import Probe, norms, similarity
+from ntkprobe.models.architecture import Float64Throughout
 
 PAPERS = 1e-3
 STEPS = (1e-5, 1e-4, PAPERS, 3e-3, 1e-2, 3e-2, 1e-1)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import ntkprobe as ntk
-from ntkprobe.generation import length_batches
 from ntkprobe.kernel import last_logits
-from ntkprobe.parameters import ParameterSelection, requiring_grad
-from ntkprobe.phrases import PAPER31
+from ntkprobe.models.generation import length_batches
+from ntkprobe.models.parameters import ParameterSelection, requiring_grad
+from ntkprobe.prompts.phrases import PAPER31
 from ntkprobe.refusal import differentiable_scorer
 
 OBSERVED, PAIRS, REPEATS, BATCH = 75, 25, 3, 32

@@ -30,8 +30,8 @@ from ntkprobe.estimators.finite_difference import FiniteDifference
 from ntkprobe.estimators.forward_mode import ForwardMode
 from ntkprobe.estimators.gram import Gram
 from ntkprobe.estimators.gram.threads import in_place
-from ntkprobe.hooks import Float64Throughout
 from ntkprobe.kernel import Probe, norms
+from ntkprobe.models.architecture import Float64Throughout
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ from support.tables import machine, table, write
 from tqdm import tqdm
 
 from ntkprobe import PromptSet, mitigations, plugins, tiny
-from ntkprobe.chat import resolve_template
 from ntkprobe.checkpoints import LoadSettings, load_model, load_tokenizer
 from ntkprobe.checkpoints.adapters import adapted
-from ntkprobe.generation import generate_answers
 from ntkprobe.mitigations import applied
-from ntkprobe.phrases import is_refusal
+from ntkprobe.models.generation import generate_answers
 from ntkprobe.presets.settings import preset_settings
-from ntkprobe.prompts import Prompt
+from ntkprobe.prompts.phrases import is_refusal
+from ntkprobe.prompts.prompt_set import Prompt
+from ntkprobe.prompts.templates import resolve_template
 from ntkprobe.storage import write_json
 from ntkprobe.tiny.grammar import OPENERS
 from ntkprobe.training.data import Pair, read_pairs

@@ -13,9 +13,9 @@ from support.tables import machine, table, write
 
 import ntkprobe as ntk
 from ntkprobe import tiny
-from ntkprobe.bounds import BoundMeasurement
 from ntkprobe.checkpoints import load_model, load_tokenizer
 from ntkprobe.demo import refine
+from ntkprobe.measurement.proposition1 import BoundMeasurement
 from ntkprobe.presets.settings import preset_settings
 
 SIDES = {

@@ -16,8 +16,8 @@ from support.tables import machine, table, write
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ntkprobe.generation import left_padded, length_batches
-from ntkprobe.phrases import PAPER31
+from ntkprobe.models.generation import left_padded, length_batches
+from ntkprobe.prompts.phrases import PAPER31
 from ntkprobe.refusal import score_phrases
 from ntkprobe.refusal.rows import score_by_rows
 from ntkprobe.refusal.trie import PhraseTrie

@@ -27,12 +27,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ntkprobe as ntk
 from ntkprobe import tiny
-from ntkprobe.chat import resolve_template
-from ntkprobe.hooks import capture
-from ntkprobe.losses import circle_loss, circle_loss_floor
+from ntkprobe.models.architecture import capture
 from ntkprobe.plots import style
 from ntkprobe.presets.settings import preset_settings
+from ntkprobe.prompts.templates import resolve_template
 from ntkprobe.training.dcr import DCRConfig, train_dcr
+from ntkprobe.training.losses import circle_loss, circle_loss_floor
 
 settings = preset_settings("tiny", "dcr")
 layer = settings["layer"]

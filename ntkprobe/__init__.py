@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .bounds import BoundMeasurement as BoundMeasurement
-    from .bounds import measure_bounds as measure_bounds
     from .errors import UserError as UserError
-    from .influences import Influence as Influence
-    from .influences import apply_step as apply_step
-    from .influences import influence as influence
-    from .influences import predict_step as predict_step
-    from .influences import read_steps as read_steps
-    from .influences import record_step as record_step
     from .measurement import ActivationMeasurement as ActivationMeasurement
     from .measurement import KernelMeasurement as KernelMeasurement
     from .measurement import RefusalMeasurement as RefusalMeasurement
@@ -25,23 +17,31 @@ if TYPE_CHECKING:
     from .measurement import measure_between as measure_between
     from .measurement import measure_kernel as measure_kernel
     from .measurement import measure_refusal as measure_refusal
+    from .measurement.full_vocabulary import full_vocabulary_norms as full_vocabulary_norms
+    from .measurement.influence import Influence as Influence
+    from .measurement.influence import apply_step as apply_step
+    from .measurement.influence import influence as influence
+    from .measurement.influence import predict_step as predict_step
+    from .measurement.influence import read_steps as read_steps
+    from .measurement.influence import record_step as record_step
+    from .measurement.proposition1 import BoundMeasurement as BoundMeasurement
+    from .measurement.proposition1 import measure_bounds as measure_bounds
+    from .measurement.random_probes import random_probe_norms as random_probe_norms
+    from .measurement.verification import verify as verify
     from .prompts import Prompt as Prompt
     from .prompts import PromptSet as PromptSet
-    from .random_probes import random_probe_norms as random_probe_norms
     from .training.dcr import DCRConfig as DCRConfig
     from .training.dcr import DCRTrainer as DCRTrainer
     from .training.steps import StepCallback as StepCallback
     from .trajectory import Trajectory as Trajectory
-    from .verification import verify as verify
-    from .vocabulary import full_vocabulary_norms as full_vocabulary_norms
     from .watcher.callback import TrajectoryCallback as TrajectoryCallback
 
 _HOMES = {
     "ActivationMeasurement": "measurement",
-    "BoundMeasurement": "bounds",
+    "BoundMeasurement": "measurement.proposition1",
     "DCRConfig": "training.dcr",
     "DCRTrainer": "training.dcr",
-    "Influence": "influences",
+    "Influence": "measurement.influence",
     "KernelMeasurement": "measurement",
     "Prompt": "prompts",
     "PromptSet": "prompts",
@@ -50,19 +50,19 @@ _HOMES = {
     "Trajectory": "trajectory",
     "TrajectoryCallback": "watcher.callback",
     "UserError": "errors",
-    "apply_step": "influences",
-    "full_vocabulary_norms": "vocabulary",
-    "influence": "influences",
+    "apply_step": "measurement.influence",
+    "full_vocabulary_norms": "measurement.full_vocabulary",
+    "influence": "measurement.influence",
     "measure_activations": "measurement",
     "measure_between": "measurement",
-    "measure_bounds": "bounds",
+    "measure_bounds": "measurement.proposition1",
     "measure_kernel": "measurement",
     "measure_refusal": "measurement",
-    "predict_step": "influences",
-    "random_probe_norms": "random_probes",
-    "read_steps": "influences",
-    "record_step": "influences",
-    "verify": "verification",
+    "predict_step": "measurement.influence",
+    "random_probe_norms": "measurement.random_probes",
+    "read_steps": "measurement.influence",
+    "record_step": "measurement.influence",
+    "verify": "measurement.verification",
 }
 __all__ = sorted([*_HOMES, "__version__"])
 

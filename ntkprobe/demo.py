@@ -17,7 +17,7 @@ from .figures import Drawn, draw_figures, find_runs
 from .jupyter import paragraph, table
 from .plots import style
 from .presets.settings import preset_settings
-from .prompts import PromptSet
+from .prompts.prompt_set import PromptSet
 from .report import make_report
 from .tiny import files as embedded
 from .training.data import read_pairs

@@ -23,12 +23,12 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
-from .checks import check_measurable, refuse
-from .logits import last_logits as last_logits
-from .logits import top_tokens as top_tokens
-from .logits import try_padding
-from .parameters import ParameterSelection
-from .prompt_checks import check_prompts, check_read
+from .models.logits import last_logits as last_logits
+from .models.logits import top_tokens as top_tokens
+from .models.logits import try_padding
+from .models.parameters import ParameterSelection
+from .models.prompt_validation import check_prompts, check_read
+from .models.validation import check_measurable, refuse
 
 Blocks = Float64[Tensor, "n k m l"]
 Table = Float64[Tensor, "n n"]

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from .errors import UserError
-from .intervals import RESAMPLES, mean_rows
 from .jupyter import Page, paragraph, table
 from .kernel_drift import drift_rows, insist_on_fixed_tokens
+from .statistics import RESAMPLES, mean_rows
 from .storage import read_tensors
 
 if TYPE_CHECKING:

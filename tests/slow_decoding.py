@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from ntkprobe.hooks import Float64Throughout
+from ntkprobe.models.architecture import Float64Throughout
 
 NOTHING = -math.inf
 

@@ -10,11 +10,11 @@ import torch
 from architectures import build
 from toy_tokenizers import byte_bpe
 
-from ntkprobe.chat import resolve_template
-from ntkprobe.hooks import decoder_layers
 from ntkprobe.mitigations.scans import Scans
 from ntkprobe.mitigations.surgical import Surgical
-from ntkprobe.prompts import PromptSet
+from ntkprobe.models.architecture import decoder_layers
+from ntkprobe.prompts.prompt_set import PromptSet
+from ntkprobe.prompts.templates import resolve_template
 
 FAMILIES = ["gpt2", "qwen2-tied", "gemma2"]
 WRITERS = {

@@ -12,10 +12,10 @@ import yaml
 from tiny_runs import tiny_model, tiny_tokenizer
 from transformers import LogitsProcessor, Qwen2ForCausalLM
 
-from ntkprobe.batching import LengthRule
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation.abilities import AbilitySettings, measure_abilities
 from ntkprobe.evaluation.models import Subject
+from ntkprobe.models.batching import LengthRule
 
 reason = "needs the extra ntkprobe[lmeval]"
 TaskManager = pytest.importorskip("lm_eval.tasks", reason=reason).TaskManager
@@ -192,8 +192,8 @@ ROPES: dict[str, dict[str, Any]] = {
 def test_a_continuation_beyond_a_limit_of_the_rotary_embedding_is_read_afresh(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ntkprobe.batching import forgetting_lengths
     from ntkprobe.evaluation import harness
+    from ntkprobe.models.batching import forgetting_lengths
 
     own = {"rope_parameters": {"rope_theta": 1e4, "factor": 4.0, **ROPES[name]}}
     model = tiny_model(**own, max_position_embeddings=LIMIT if name == "dynamic" else 4 * LIMIT)

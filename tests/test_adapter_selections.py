@@ -15,12 +15,12 @@ from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.finite_difference import FiniteDifference
 from ntkprobe.estimators.forward_mode import ForwardMode
 from ntkprobe.estimators.gram import Gram
-from ntkprobe.influences import apply_step, influence, record_step
 from ntkprobe.kernel import Probe
-from ntkprobe.parameters import ParameterSelection, Part, effective_parameters, part_of
-from ntkprobe.peft_modules import untie
+from ntkprobe.measurement.full_vocabulary import full_vocabulary_norms
+from ntkprobe.measurement.influence import apply_step, influence, record_step
+from ntkprobe.models.parameters import ParameterSelection, Part, effective_parameters, part_of
+from ntkprobe.models.peft_modules import untie
 from ntkprobe.training.steps import trained as trained_by
-from ntkprobe.vocabulary import full_vocabulary_norms
 
 # Prompts that hold trained rows, and tokens read that are some of them.
 PROBES = [

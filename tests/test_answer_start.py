@@ -8,12 +8,12 @@ from reasoning_templates import EMPTY, SHAPES, STRIPPED, TURN, chat
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from ntkprobe.chat import Template, resolve_template
 from ntkprobe.errors import UserError
-from ntkprobe.generation import generate_answers
 from ntkprobe.measurement import measure_refusal
 from ntkprobe.measurement.encoding import encode
-from ntkprobe.phrases import PAPER31
+from ntkprobe.models.generation import generate_answers
+from ntkprobe.prompts.phrases import PAPER31
+from ntkprobe.prompts.templates import Template, resolve_template
 from ntkprobe.triggers.answers import generated
 from ntkprobe.triggers.extraction import Trigger
 

@@ -13,7 +13,6 @@ from architectures import build
 from tiny_runs import tiny_tokenizer
 
 import ntkprobe as ntk
-from ntkprobe.chat import RAW
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.finite_difference import FiniteDifference
@@ -21,7 +20,8 @@ from ntkprobe.estimators.forward_mode import ForwardMode
 from ntkprobe.estimators.gram import Gram
 from ntkprobe.kernel import Probe, norms, top_tokens
 from ntkprobe.measurement import Encoded
-from ntkprobe.verification import verify_pair
+from ntkprobe.measurement.verification import verify_pair
+from ntkprobe.prompts.templates import RAW
 
 ROWS = ((1, 2, 3), (4, 5))
 ESTIMATORS = (Gram(), Dense(), FiniteDifference(step="unit"), ForwardMode())

@@ -11,22 +11,22 @@ from every_family import tiny
 from toy_tokenizers import byte_bpe
 from transformers import LogitsProcessor
 
-from ntkprobe import batching, generation, logits
-from ntkprobe.batching import LengthRule, context_length, padding_known, together
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.finite_difference import FiniteDifference
 from ntkprobe.estimators.forward_mode import ForwardMode
 from ntkprobe.estimators.gram import Gram, descent
-from ntkprobe.generation import generate_answers
-from ntkprobe.hooks import layer_output
-from ntkprobe.influences.observations import LogProbabilities, Refusals
 from ntkprobe.kernel import Probe, last_logits, top_tokens
 from ntkprobe.measurement.activations import _batches, _last_positions
+from ntkprobe.measurement.influence.observations import LogProbabilities, Refusals
 from ntkprobe.mitigations import applied
 from ntkprobe.mitigations._branch import Branch
 from ntkprobe.mitigations._states import last_states
 from ntkprobe.mitigations.prompt import Prompt
+from ntkprobe.models import batching, generation, logits
+from ntkprobe.models.architecture import layer_output
+from ntkprobe.models.batching import LengthRule, context_length, padding_known, together
+from ntkprobe.models.generation import generate_answers
 from ntkprobe.refusal import probability, score_phrases
 
 LIMIT = 24

@@ -6,15 +6,15 @@ from architectures import build, ragged_prompts
 from training_world import tokenizer
 
 import ntkprobe as ntk
-from ntkprobe.bounds.features import feature_products
-from ntkprobe.bounds.measurement import _terms, right_sides, split_at
-from ntkprobe.bounds.tail import tail_at
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import jacobians
-from ntkprobe.hooks import Float64Throughout, capture, hooked, layer_output
 from ntkprobe.kernel import Probe, norms
-from ntkprobe.parameters import requiring_grad
-from ntkprobe.vocabulary import Head, full_vocabulary_gradients
+from ntkprobe.measurement.full_vocabulary import Head, full_vocabulary_gradients
+from ntkprobe.measurement.proposition1.features import feature_products
+from ntkprobe.measurement.proposition1.measurement import _terms, right_sides, split_at
+from ntkprobe.measurement.proposition1.tail import tail_at
+from ntkprobe.models.architecture import Float64Throughout, capture, hooked, layer_output
+from ntkprobe.models.parameters import requiring_grad
 
 LAYER, MODELS = 1, ["qwen2-untied", "gemma2"]  # not tied, and tied with a soft cap
 PROMPTS = ragged_prompts((3, 2, 5))

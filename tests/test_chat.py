@@ -1,11 +1,11 @@
 import pytest
 from toy_tokenizers import byte_bpe, metaspace, word_level
 
-from ntkprobe.chat import RAW, Template, resolve_template
 from ntkprobe.errors import UserError
-from ntkprobe.phrases import PAPER31, phrase_set
-from ntkprobe.prompts import Prompt
-from ntkprobe.template_files import shipped_templates
+from ntkprobe.prompts.phrases import PAPER31, phrase_set
+from ntkprobe.prompts.prompt_set import Prompt
+from ntkprobe.prompts.template_files import shipped_templates
+from ntkprobe.prompts.templates import RAW, Template, resolve_template
 
 THINKING = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"

@@ -7,8 +7,6 @@ import shutil
 import pytest
 import training_world as world
 
-from ntkprobe import generation, rendering
-from ntkprobe.chat import resolve_template
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation.run import _insist_on_the_same_prompts
@@ -16,8 +14,11 @@ from ntkprobe.measurement import encode
 from ntkprobe.mitigations import load, save
 from ntkprobe.mitigations._prompts import SystemMessage
 from ntkprobe.mitigations.prompt import Prompt as PromptMethod
-from ntkprobe.prompts import Prompt, PromptSet
-from ntkprobe.rendering import dated
+from ntkprobe.models import generation
+from ntkprobe.prompts import rendering
+from ntkprobe.prompts.prompt_set import Prompt, PromptSet
+from ntkprobe.prompts.rendering import dated
+from ntkprobe.prompts.templates import resolve_template
 from ntkprobe.tiny import measure_path, model_path
 from ntkprobe.training.sft import SFTConfig, train_sft
 from ntkprobe.triggers.extraction import Example, Found

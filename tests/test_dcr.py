@@ -14,15 +14,15 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from ntkprobe.chat import resolve_template
 from ntkprobe.errors import UserError
-from ntkprobe.losses import circle_loss, circle_loss_floor
-from ntkprobe.parameters import effective_parameters, part_of
-from ntkprobe.prompts import PromptSet
+from ntkprobe.models.parameters import effective_parameters, part_of
+from ntkprobe.prompts.prompt_set import PromptSet
+from ntkprobe.prompts.templates import resolve_template
 from ntkprobe.training.callbacks import install
 from ntkprobe.training.contrast_data import drawn
 from ntkprobe.training.data import Pair
 from ntkprobe.training.dcr import DCRConfig, DCRTrainer, train_dcr
+from ntkprobe.training.losses import circle_loss, circle_loss_floor
 
 TOKENIZER = world.tokenizer()
 

@@ -12,10 +12,7 @@ from peft import PeftModel
 from toy_tokenizers import byte_bpe, metaspace
 from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
-from ntkprobe.chat import resolve_template
 from ntkprobe.errors import UserError
-from ntkprobe.generation import generate_answers, left_padded
-from ntkprobe.hooks import Float64Throughout
 from ntkprobe.mitigations import applied, load, save
 from ntkprobe.mitigations._candidates import either_candidates, shared_candidates
 from ntkprobe.mitigations._prompts import SystemMessage, real_rows
@@ -24,6 +21,9 @@ from ntkprobe.mitigations.prompt import Prompt
 from ntkprobe.mitigations.safe_decoding import SafeDecoding
 from ntkprobe.mitigations.self_cd import SelfCd
 from ntkprobe.mitigations.ssd import Ssd
+from ntkprobe.models.architecture import Float64Throughout
+from ntkprobe.models.generation import generate_answers, left_padded
+from ntkprobe.prompts.templates import resolve_template
 from ntkprobe.refusal import score_phrases
 
 WORDS = 640

@@ -8,7 +8,7 @@ import pytest
 from ntkprobe import demo
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
-from ntkprobe.prompts import PromptSet
+from ntkprobe.prompts.prompt_set import PromptSet
 from ntkprobe.tiny import files
 
 

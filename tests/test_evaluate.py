@@ -14,14 +14,14 @@ import pytest
 import training_world as world
 from fake_server import fake_server
 
-from ntkprobe import generation
-from ntkprobe.chat import resolve_template
 from ntkprobe.checkpoints import load_model, load_tokenizer
 from ntkprobe.cli import main
 from ntkprobe.evaluation.answers import Asked, LocalModel
 from ntkprobe.evaluation.benchmarks import read_benchmark
 from ntkprobe.evaluation.results import Evaluation
 from ntkprobe.evaluation.settings import AnswerSettings
+from ntkprobe.models import generation
+from ntkprobe.prompts.templates import resolve_template
 from ntkprobe.tiny import dcr_path, model_path
 
 DATA = Path(os.environ.get("NTKPROBE_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -13,7 +13,7 @@ from ntkprobe.cli import main
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation import Evaluation
 from ntkprobe.evaluation.preferences import Annotator, compare_answers
-from ntkprobe.server import Server
+from ntkprobe.evaluation.server import Server
 
 
 @pytest.fixture

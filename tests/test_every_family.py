@@ -11,8 +11,8 @@ from every_family import FAMILIES, at_most, tiny
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.gram import Gram
-from ntkprobe.generation import generate_answers
 from ntkprobe.kernel import Probe, top_tokens
+from ntkprobe.models.generation import generate_answers
 from ntkprobe.refusal import score_phrases
 
 PROMPTS = ragged_prompts((5, 3, 9, 4))

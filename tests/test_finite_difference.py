@@ -17,8 +17,8 @@ from architectures import (
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.finite_difference import FiniteDifference, moved
-from ntkprobe.hooks import Float64Throughout
 from ntkprobe.kernel import Probe
+from ntkprobe.models.architecture import Float64Throughout
 
 UNIT = FiniteDifference(step="unit")
 

@@ -13,8 +13,8 @@ from architectures import (
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.forward_mode import ForwardMode, differentiable_forwards
-from ntkprobe.hooks import Float64Throughout
 from ntkprobe.kernel import Probe
+from ntkprobe.models.architecture import Float64Throughout
 
 
 class TestAgreement:

@@ -6,8 +6,8 @@ from architectures import build, ragged_prompts, with_lora
 from toy_tokenizers import byte_bpe
 
 from ntkprobe.errors import UserError
-from ntkprobe.generation import generate_answers, left_padded, length_batches
-from ntkprobe.special_tokens import readable
+from ntkprobe.models.generation import generate_answers, left_padded, length_batches
+from ntkprobe.prompts.special_tokens import readable
 
 PROMPTS = ragged_prompts((5, 3, 9, 1, 14))
 LETTERS = 300  # all letters of the byte-level tokenizer, so that every answer is readable

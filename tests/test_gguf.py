@@ -22,7 +22,7 @@ from ntkprobe.checkpoints import (
 from ntkprobe.checkpoints.export import export_model
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
-from ntkprobe.prompts import PromptSet
+from ntkprobe.prompts.prompt_set import PromptSet
 from ntkprobe.training.data import Pair
 from ntkprobe.training.sft import SFTConfig, train_sft
 from ntkprobe.watcher import KernelSettings, MeasureSettings, RefusalSettings, measure_run

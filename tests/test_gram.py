@@ -20,8 +20,8 @@ from ntkprobe.errors import UserError
 from ntkprobe.estimators import gram
 from ntkprobe.estimators.dense import Dense, jacobians
 from ntkprobe.estimators.gram import Gram, algorithm, descent, orders, passes, products, rules
-from ntkprobe.hooks import Float64Throughout, decoder_layers, hooked
 from ntkprobe.kernel import Probe, norms
+from ntkprobe.models.architecture import Float64Throughout, decoder_layers, hooked
 
 
 def agree(model, parameters="all", tolerance=1e-4, estimator=None, probes=None):

@@ -5,7 +5,8 @@ import torch
 from architectures import ARCHITECTURES, build, ragged_prompts, with_lora
 
 from ntkprobe.errors import UserError
-from ntkprobe.hooks import (
+from ntkprobe.kernel import last_logits
+from ntkprobe.models.architecture import (
     Float64Throughout,
     capture,
     decoder_layers,
@@ -16,7 +17,6 @@ from ntkprobe.hooks import (
     hooked,
     layer_output,
 )
-from ntkprobe.kernel import last_logits
 
 PROMPT = ragged_prompts()[2][None]
 

@@ -17,9 +17,9 @@ from toy_tokenizers import byte_bpe
 from transformers import Phi3Config, Phi3ForCausalLM
 
 from ntkprobe import PromptSet, Trajectory, UserError
-from ntkprobe.batching import LengthRule
 from ntkprobe.checkpoints import LoadSettings
-from ntkprobe.parameters import ParameterSelection
+from ntkprobe.models.batching import LengthRule
+from ntkprobe.models.parameters import ParameterSelection
 from ntkprobe.watcher import (
     KernelSettings,
     MeasureSettings,
@@ -328,7 +328,9 @@ def test_a_long_prompt_that_changes_its_batch_is_found(tmp_path, monkeypatch):
 
     assert call(tmp_path / "right")().status == 0
     monkeypatch.setattr(LengthRule, "of", classmethod(lambda cls, model: cls()))
-    monkeypatch.setattr("ntkprobe.logits.keep_verdict", lambda *_: None)  # it would be seen there
+    monkeypatch.setattr(
+        "ntkprobe.models.logits.keep_verdict", lambda *_: None
+    )  # it would be seen there
     fails_the_comparison(tmp_path / "wrong", call(tmp_path / "wrong"), "kernel")
 
 

@@ -11,10 +11,10 @@ from tiny_runs import TEXTS, tiny_adapter, tiny_model, tiny_tokenizer
 import ntkprobe as ntk
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
-from ntkprobe.hooks import Float64Throughout
-from ntkprobe.influences.updates import LOSSES
 from ntkprobe.kernel import Probe, last_logits
-from ntkprobe.parameters import ParameterSelection, requiring_grad
+from ntkprobe.measurement.influence.updates import LOSSES
+from ntkprobe.models.architecture import Float64Throughout
+from ntkprobe.models.parameters import ParameterSelection, requiring_grad
 from ntkprobe.refusal import reduce_phrases, score_phrases
 
 OBSERVED = ragged_prompts()

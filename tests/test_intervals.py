@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, bootstrap, norm
 
-from ntkprobe import intervals
+from ntkprobe import statistics as intervals
 from ntkprobe.evaluation import scores
 from ntkprobe.figures._means import refusal_probabilities, refusal_rates
 

@@ -13,7 +13,6 @@ from architectures import (
 
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
-from ntkprobe.hooks import Float64Throughout
 from ntkprobe.kernel import (
     Probe,
     group_means,
@@ -24,6 +23,7 @@ from ntkprobe.kernel import (
     symmetric_similarity,
     top_tokens,
 )
+from ntkprobe.models.architecture import Float64Throughout
 
 
 @pytest.fixture(scope="module")

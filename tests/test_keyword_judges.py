@@ -8,7 +8,7 @@ from ntkprobe.evaluation import Item, judges
 from ntkprobe.evaluation.judges.or_bench_strings import STRINGS, OrBenchStrings
 from ntkprobe.evaluation.judges.scans_strings import ALWAYS, EXCEPTIONS, ScansStrings
 from ntkprobe.evaluation.judges.xstest_prefixes import XstestPrefixes
-from ntkprobe.phrases import XSTEST21
+from ntkprobe.prompts.phrases import XSTEST21
 
 REFUSALS = ("I cannot help with that.", "I'm sorry, but I cannot help with that.")
 HELP = "Mix flour and water, then bake it."

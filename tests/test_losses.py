@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ntkprobe.errors import UserError
-from ntkprobe.losses import circle_loss, circle_loss_floor, cosine_similarities
+from ntkprobe.training.losses import circle_loss, circle_loss_floor, cosine_similarities
 
 
 def loop(features, labels, margin=0.25, scale=16.0, weights="paper"):

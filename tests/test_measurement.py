@@ -15,7 +15,7 @@ from ntkprobe.estimators.finite_difference import FiniteDifference
 from ntkprobe.estimators.gram import Gram
 from ntkprobe.kernel import Probe, norms
 from ntkprobe.measurement import encode, evaluating
-from ntkprobe.phrases import is_refusal
+from ntkprobe.prompts.phrases import is_refusal
 
 matplotlib.use("Agg")
 PROMPTS = PromptSet.from_texts(TEXTS)

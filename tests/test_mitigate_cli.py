@@ -8,12 +8,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from ntkprobe import Trajectory
-from ntkprobe.chat import resolve_template
 from ntkprobe.checkpoints import load_model, load_tokenizer
 from ntkprobe.cli import main
 from ntkprobe.measurement import measure_kernel, measure_refusal
 from ntkprobe.mitigations import Decoding, applied, load, names, save
-from ntkprobe.prompts import PromptSet
+from ntkprobe.prompts.prompt_set import PromptSet
+from ntkprobe.prompts.templates import resolve_template
 from ntkprobe.tiny import measure_path, model_path
 
 GIVEN = [f"--model={model_path()}", f"--prompts={measure_path()}", "--device=cpu"]

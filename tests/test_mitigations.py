@@ -12,10 +12,10 @@ from transformers import LogitsProcessor
 
 from ntkprobe import mitigations, plugins
 from ntkprobe.errors import UserError
-from ntkprobe.generation import generate_answers
-from ntkprobe.hooks import decoder_layers
 from ntkprobe.mitigations import Decoding, Steering, applied, learned, load, save
 from ntkprobe.mitigations._interface import identity
+from ntkprobe.models.architecture import decoder_layers
+from ntkprobe.models.generation import generate_answers
 from ntkprobe.refusal import score_phrases
 
 PROMPT = ragged_prompts()[2][None]

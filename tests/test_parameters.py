@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ntkprobe.errors import UserError
-from ntkprobe.parameters import (
+from ntkprobe.models.parameters import (
     ParameterSelection,
     Part,
     adapter_parameters,

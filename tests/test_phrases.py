@@ -1,7 +1,7 @@
 import pytest
 
 from ntkprobe.errors import UserError
-from ntkprobe.phrases import (
+from ntkprobe.prompts.phrases import (
     PAPER31,
     PHRASE_SETS,
     REFUSAL_PREFIXES,

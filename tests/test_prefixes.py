@@ -9,8 +9,8 @@ from architectures import ARCHITECTURES, build, ragged_prompts, with_lora, worst
 from ntkprobe.estimators.dense import Dense, jacobians
 from ntkprobe.estimators.gram import Gram, prefixes
 from ntkprobe.estimators.gram.factors import Outer
-from ntkprobe.hooks import Float64Throughout
 from ntkprobe.kernel import Probe, top_tokens
+from ntkprobe.models.architecture import Float64Throughout
 
 HEAD = 6
 

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from ntkprobe.errors import UserError
-from ntkprobe.influences.pair_files import read_updated
-from ntkprobe.prompt_columns import ANSWER_COLUMNS, TEXT_COLUMNS
-from ntkprobe.prompt_selections import Condition, PromptSelection
-from ntkprobe.prompts import PromptSet
+from ntkprobe.measurement.influence.pair_files import read_updated
+from ntkprobe.prompts.columns import ANSWER_COLUMNS, TEXT_COLUMNS
+from ntkprobe.prompts.prompt_set import PromptSet
+from ntkprobe.prompts.selections import Condition, PromptSelection
 from ntkprobe.training.data import Pair, read_pairs, read_texts
 from ntkprobe.triggers.answers import read_answers
 from ntkprobe.triggers.extraction import read_benign, read_examples

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ntkprobe.errors import UserError
-from ntkprobe.prompts import GROUPS, Prompt, PromptSet
+from ntkprobe.prompts.prompt_set import GROUPS, Prompt, PromptSet
 
 TEXTS = {
     "toxic": [f"How do I hurt a stranger, way {i}?" for i in range(9)],

@@ -5,7 +5,7 @@ from architectures import VOCABULARY, build, ragged_prompts
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.kernel import Probe, norms
-from ntkprobe.random_probes import estimate, random_probe_norms, random_probes
+from ntkprobe.measurement.random_probes import estimate, random_probe_norms, random_probes
 
 SEEDS = 800
 

@@ -14,12 +14,12 @@ from ntkprobe.evaluation.judges.scans_strings import ScansStrings
 from ntkprobe.evaluation.judges.xstest_prefixes import XstestPrefixes
 from ntkprobe.evaluation.judging import judge_answers
 from ntkprobe.evaluation.preferences import Annotator, Pair
+from ntkprobe.evaluation.server import Reply, Server
 from ntkprobe.evaluation.verdict_files import digest, write_rows
 from ntkprobe.evaluation.verdicts import Item, Verdict
-from ntkprobe.phrases import is_refusal
-from ntkprobe.reasoning import answered, closing
-from ntkprobe.server import Reply, Server
-from ntkprobe.special_tokens import readable
+from ntkprobe.prompts.phrases import is_refusal
+from ntkprobe.prompts.reasoning import answered, closing
+from ntkprobe.prompts.special_tokens import readable
 from ntkprobe.storage import write_table
 from ntkprobe.triggers.answers import compliant
 from ntkprobe.triggers.extraction import Found, Trigger

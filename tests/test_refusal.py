@@ -14,10 +14,10 @@ from transformers import (
     MambaForCausalLM,
 )
 
-from ntkprobe.chat import RAW, Template, resolve_template
 from ntkprobe.errors import UserError
-from ntkprobe.phrases import PAPER31, phrase_set, prefix_free
-from ntkprobe.prompts import PromptSet
+from ntkprobe.prompts.phrases import PAPER31, phrase_set, prefix_free
+from ntkprobe.prompts.prompt_set import PromptSet
+from ntkprobe.prompts.templates import RAW, Template, resolve_template
 from ntkprobe.refusal import (
     phrase_ids,
     probability,

@@ -16,7 +16,7 @@ from replication_data import write_published
 from ntkprobe import tiny
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
-from ntkprobe.prompts import normalised
+from ntkprobe.prompts.prompt_set import normalised
 from ntkprobe.replication.data_files import FILES, find_files, read_file
 from ntkprobe.replication.hypotheses import HYPOTHESES, auc, spearman
 from ntkprobe.replication.plan import MAIN, chosen, needed, stages
@@ -218,7 +218,7 @@ def test_a_verdict_needs_the_whole_interval_on_one_side():
 
 
 def test_all_but_the_toy_scale_resample_as_often_as_every_interval():
-    from ntkprobe.intervals import RESAMPLES
+    from ntkprobe.statistics import RESAMPLES
 
     assert {name: scale.resamples == RESAMPLES for name, scale in SCALES.items()} == {
         **dict.fromkeys(("small", "paper"), True),

@@ -8,7 +8,7 @@ import pytest
 from fake_server import Script, fake_server
 
 from ntkprobe.errors import UserError
-from ntkprobe.server import Failure, Reply, Server
+from ntkprobe.evaluation.server import Failure, Reply, Server
 
 
 def ask(script: Script, texts: list[str], **settings: Any) -> tuple[list[Any], Any]:

@@ -25,10 +25,10 @@ from transformers import GenerationConfig, TextIteratorStreamer
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.gram import Gram
-from ntkprobe.generation import left_padded
-from ntkprobe.hooks import Before, decoder_layers, hidden_state, hooked, writers
 from ntkprobe.kernel import Probe
 from ntkprobe.mitigations import applied
+from ntkprobe.models.architecture import Before, decoder_layers, hidden_state, hooked, writers
+from ntkprobe.models.generation import left_padded
 from ntkprobe.refusal import phrase_ids, score_phrases
 
 

@@ -28,15 +28,15 @@ from steered_models import (
 )
 from toy_tokenizers import byte_bpe, metaspace, word_level
 
-from ntkprobe.chat import RAW, resolve_template
 from ntkprobe.errors import UserError
-from ntkprobe.hooks import decoder_layers
 from ntkprobe.mitigations import applied, load, save
 from ntkprobe.mitigations._positions import instruction_end
 from ntkprobe.mitigations._refusal_scores import divergence
 from ntkprobe.mitigations._sequences import Sequences
 from ntkprobe.mitigations.scans import Scans
-from ntkprobe.prompts import PromptSet
+from ntkprobe.models.architecture import decoder_layers
+from ntkprobe.prompts.prompt_set import PromptSet
+from ntkprobe.prompts.templates import RAW, resolve_template
 
 
 @THREE

@@ -9,8 +9,8 @@ from transformers import Trainer, TrainingArguments
 
 import ntkprobe as ntk
 from ntkprobe.errors import UserError
-from ntkprobe.hooks import Float64Throughout
 from ntkprobe.kernel import last_logits
+from ntkprobe.models.architecture import Float64Throughout
 from ntkprobe.refusal import reduce_phrases, score_phrases
 from ntkprobe.training.sft import SFTConfig, train_sft
 from ntkprobe.training.steps import trained

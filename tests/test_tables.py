@@ -10,7 +10,7 @@ from evaluated import evaluate
 
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
-from ntkprobe.intervals import wilson
+from ntkprobe.statistics import wilson
 from ntkprobe.storage import write_json
 from ntkprobe.tables import Table, make_table, table_names
 

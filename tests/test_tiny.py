@@ -7,8 +7,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ntkprobe import tiny
-from ntkprobe.phrases import PHRASE_SETS, is_refusal
-from ntkprobe.prompts import GROUPS, PromptSet
+from ntkprobe.prompts.phrases import PHRASE_SETS, is_refusal
+from ntkprobe.prompts.prompt_set import GROUPS, PromptSet
 from ntkprobe.tiny import grammar, pretrain, world
 from ntkprobe.tiny.tokenizer import make_tokenizer
 from ntkprobe.training.data import overlaps, read_pairs

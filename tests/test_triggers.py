@@ -8,14 +8,14 @@ import training_world as world
 from fake_server import fake_server
 
 from ntkprobe import tiny
-from ntkprobe.chat import RAW
 from ntkprobe.checkpoints import load_model, load_tokenizer
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
-from ntkprobe.phrases import phrase_set
+from ntkprobe.evaluation.server import Server
 from ntkprobe.plugins import names
+from ntkprobe.prompts.phrases import phrase_set
+from ntkprobe.prompts.templates import RAW
 from ntkprobe.refusal import refusal_log_probabilities
-from ntkprobe.server import Server
 from ntkprobe.training.data import read_pairs
 from ntkprobe.triggers import extractors
 from ntkprobe.triggers.answers import compliant, generated, looked_up

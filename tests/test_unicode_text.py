@@ -8,13 +8,13 @@ from measured_runs import GROUPS
 import ntkprobe as ntk
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation.benchmarks.own_files import read_own
-from ntkprobe.influences.pair_files import read_updated
-from ntkprobe.prompt_files import read_rows
-from ntkprobe.prompt_selections import PromptSelection
-from ntkprobe.server import _read
+from ntkprobe.evaluation.server import _read
+from ntkprobe.measurement.influence.pair_files import read_updated
+from ntkprobe.prompts.files import read_rows
+from ntkprobe.prompts.selections import PromptSelection
+from ntkprobe.prompts.unicode_text import flaw_of, repaired
 from ntkprobe.training.data import read_pairs, read_texts
 from ntkprobe.triggers.answers import read_answers
-from ntkprobe.unicode_text import flaw_of, repaired
 
 HALF = "\ud83d"
 WHOLE = "\N{GRINNING FACE}"

@@ -8,7 +8,7 @@ from ntkprobe.estimators.dense import Dense, sum_over
 from ntkprobe.estimators.finite_difference import FiniteDifference
 from ntkprobe.estimators.forward_mode import ForwardMode
 from ntkprobe.estimators.gram import Gram
-from ntkprobe.verification import WrongKernel, verify_pair
+from ntkprobe.measurement.verification import WrongKernel, verify_pair
 
 PAIR = (ragged_prompts()[1], ragged_prompts()[2])
 

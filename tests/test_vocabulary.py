@@ -9,13 +9,13 @@ from architectures import (
     with_lora,
 )
 
-from ntkprobe import vocabulary
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.gram import Gram
-from ntkprobe.hooks import Float64Throughout
 from ntkprobe.kernel import Probe, norms
-from ntkprobe.vocabulary import full_vocabulary_norms
+from ntkprobe.measurement import full_vocabulary as vocabulary
+from ntkprobe.measurement.full_vocabulary import full_vocabulary_norms
+from ntkprobe.models.architecture import Float64Throughout
 
 
 def explicit(model, prompts, parameters="all"):

@@ -11,12 +11,12 @@ from tiny_runs import tiny_model, tiny_tokenizer
 import ntkprobe as ntk
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.gram import Gram
-from ntkprobe.generation import generate_answers
 from ntkprobe.kernel import Probe
+from ntkprobe.models.generation import generate_answers
+from ntkprobe.models.wrappers import computing_plainly, inner_model
 from ntkprobe.refusal import score_phrases
 from ntkprobe.training.steps import StepCallback, trained
 from ntkprobe.watcher import measure_run
-from ntkprobe.wrappers import computing_plainly, inner_model
 
 IDS = torch.arange(1, 7)[None]
 TEXTS = ["how do i kill a python process ?", "kill my neighbour please"]

@@ -5,8 +5,8 @@ from functools import cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ntkprobe.phrases import PHRASE_SETS
-from ntkprobe.template_files import shipped_templates
+from ntkprobe.prompts.phrases import PHRASE_SETS
+from ntkprobe.prompts.template_files import shipped_templates
 
 TEXTS = [
     *PHRASE_SETS["union"],

@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from ntkprobe.prompts import Prompt, PromptSet
+from ntkprobe.prompts.prompt_set import Prompt, PromptSet
 from ntkprobe.training.data import Pair
 
 CHATML = (

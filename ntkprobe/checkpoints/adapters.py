@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import UserError, one_line
-from ..peft_modules import separate_for_merging, tie_again, untie
+from ..models.peft_modules import separate_for_merging, tie_again, untie
 from .attaching import REFUSALS, attach, plain_lora
 from .base_state import BaseState
 from .gguf_files import gguf_file

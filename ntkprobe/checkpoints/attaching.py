@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, one_line
-from ..peft_modules import adapter_parameters, places
+from ..models.peft_modules import adapter_parameters, places
 from .base_state import BaseState
 from .completeness import ADAPTER, insist_on_safetensors
 from .headers import read_json

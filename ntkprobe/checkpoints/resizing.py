@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, one_line
-from ..hooks import embedding, head
-from ..peft_modules import places
+from ..models.architecture import embedding, head
+from ..models.peft_modules import places
 from .headers import read_json
 
 if TYPE_CHECKING:

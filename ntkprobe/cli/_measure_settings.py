@@ -9,8 +9,8 @@ from .. import estimators, mitigations, plugins
 from ..checkpoints import LoadSettings
 from ..checkpoints.revisions import fetch_revisions
 from ..errors import UserError, one_line
-from ..influences.pair_files import read_recorded, read_updated, recorded_data
-from ..unicode_text import flaw_within
+from ..measurement.influence.pair_files import read_recorded, read_updated, recorded_data
+from ..prompts.unicode_text import flaw_within
 from ..watcher import (
     ActivationSettings,
     Choice,

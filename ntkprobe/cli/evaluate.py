@@ -154,7 +154,7 @@ def _subject(options: dict[str, Any]) -> Any:
     """
     from ..checkpoints import LoadSettings
     from ..evaluation.models import Subject
-    from ..server import Server
+    from ..evaluation.server import Server
 
     if options["base_url"] is None:
         load = LoadSettings(

@@ -176,7 +176,7 @@ def _measure(options: dict[str, Any]) -> int:
     Raises:
         UserError: if the call makes no sense.
     """
-    from ..prompts import PromptSet
+    from ..prompts.prompt_set import PromptSet
 
     if not options["prompts"]:
         raise UserError("no prompts: give --prompts FILE (columns prompt and group), or FILE=GROUP")

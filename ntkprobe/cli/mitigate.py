@@ -64,8 +64,8 @@ def _fit(options: dict[str, Any]) -> None:
     """
     from .. import mitigations
     from ..checkpoints import LoadSettings, base_and_adapter, load_model, load_tokenizer
-    from ..prompts import PromptSet
-    from ..rendering import current_day, dated
+    from ..prompts.prompt_set import PromptSet
+    from ..prompts.rendering import current_day, dated
     from ._options import quieten
 
     quieten()
@@ -95,7 +95,7 @@ def _fit(options: dict[str, Any]) -> None:
 
 def _told_of_template(method: Any, tokenizer: Any) -> str | None:
     """Return the day that a method's template prints; tell what a reader should know of it."""
-    from ..chat import resolve_template
+    from ..prompts.templates import resolve_template
 
     template = resolve_template(tokenizer, getattr(method, "template", "auto"))
     for line in template.remarks(tokenizer):

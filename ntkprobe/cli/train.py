@@ -189,7 +189,7 @@ def align(
 def _contrast(options: dict[str, Any]) -> None:
     """Turn the options into one call of `train_dcr`, and end with one line."""
     _prepare(options)
-    from ..prompts import PromptSet
+    from ..prompts.prompt_set import PromptSet
     from ..training.data import read_pairs
     from ..training.dcr import DCRConfig, train_dcr
     from ..training.runs import located

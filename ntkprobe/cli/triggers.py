@@ -83,7 +83,7 @@ def _triggers(options: dict[str, Any]) -> None:
     if output.exists() and not options["overwrite"]:
         raise UserError(f"{output} is there already: give another --output-file, or --overwrite")
     quieten()
-    from ..rendering import dated
+    from ..prompts.rendering import dated
     from ..training.runs import located
     from ..triggers.extraction import describe, read_examples, write_triggers
     from ..triggers.progress import Progress
@@ -118,8 +118,8 @@ class _Models:
         Raises:
             UserError: if none was named.
         """
-        from ..chat import resolve_template
         from ..checkpoints import LoadSettings, load_model, load_tokenizer
+        from ..prompts.templates import resolve_template
         from ..training.runs import located
 
         if not self.options["model"]:
@@ -170,7 +170,7 @@ def _extraction(
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of an extractor that needs no model in memory."""
-    from ..server import Server
+    from ..evaluation.server import Server
 
     if options["extractor"] == "rule":
         return {"words": options["words"] and str(options["words"])}

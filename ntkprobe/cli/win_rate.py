@@ -40,7 +40,7 @@ def win_rate(
     """  # ruff: ignore[docstring-missing-returns, docstring-missing-exception]
     from ..evaluation import Evaluation
     from ..evaluation.preferences import Annotator, compare_answers, failures
-    from ..server import Server
+    from ..evaluation.server import Server
 
     ours, theirs = Evaluation(evaluation), Evaluation(reference)
     shared = [name for name in ours.benchmarks if name in theirs.benchmarks]

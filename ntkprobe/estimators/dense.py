@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from ..backward import gradients
-from ..checks import finite
 from ..kernel import Blocks, Probe, last_logits, prepare
-from ..parameters import ParameterSelection, Part, part_of, requiring_grad
+from ..models.backward import gradients
+from ..models.parameters import ParameterSelection, Part, part_of, requiring_grad
+from ..models.validation import finite
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from ..backward import gradients
-from ..checks import count, finite, refuse
 from ..kernel import Blocks, Probe, last_logits, prepare
-from ..parameters import ParameterSelection, requiring_grad
+from ..models.backward import gradients
+from ..models.parameters import ParameterSelection, requiring_grad
+from ..models.validation import count, finite, refuse
 
 
 @dataclass(frozen=True)

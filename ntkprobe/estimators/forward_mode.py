@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.func import jvp, vjp, vmap
 from transformers import PreTrainedModel
 
-from ..checks import count, finite
 from ..errors import UserError
 from ..kernel import Blocks, Probe, last_logits, prepare
-from ..parameters import ParameterSelection, called_with
+from ..models.parameters import ParameterSelection, called_with
+from ..models.validation import count, finite
 
 Theta = dict[str, Tensor]
 _NO_DERIVATIVE = ("forward AD", "forward-mode", "requires_grad_() inside", "jvp")

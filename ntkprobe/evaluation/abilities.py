@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, one_line
-from ..intervals import RESAMPLES
+from ..statistics import RESAMPLES
 from ..storage import write_json
 from .models import Subject
 from .settings import AnswerSettings, insist_on_equal
@@ -74,7 +74,7 @@ def measure_abilities(
     if missing:
         manager = _manager(missing, include_path)
         with subject.in_memory(AnswerSettings(), None) as local:
-            from ..batching import forgetting_lengths
+            from ..models.batching import forgetting_lengths
             from .harness import harness_model
 
             model = harness_model(

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import UserError
-from ..server import Failure, Server
+from .server import Failure, Server
 from .settings import AnswerSettings
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-    from ..chat import Template
+    from ..prompts.templates import Template
 
 FIRST_BATCH = 16
 """Prompts at a time, where nobody says how many; halved when memory runs out."""
@@ -90,7 +90,7 @@ class LocalModel:
         Yields:
             Answers to prompts of similar length.
         """
-        from ..generation import answered_together, require_measurable, try_left_padding
+        from ..models.generation import answered_together, require_measurable, try_left_padding
 
         ids = [
             self.template.encode(self.tokenizer, each.prompt, self.settings.max_length)
@@ -121,7 +121,7 @@ class LocalModel:
         """
         from torch import OutOfMemoryError
 
-        from ..generation import answer_batch
+        from ..models.generation import answer_batch
         from .sampling import drawn
 
         try:

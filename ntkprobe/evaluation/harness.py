@@ -11,9 +11,9 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..batching import LengthRule, padding_known
-from ..generation import try_left_padding
-from ..logits import try_padding
+from ..models.batching import LengthRule, padding_known
+from ..models.generation import try_left_padding
+from ..models.logits import try_padding
 
 Request = tuple[Any, list[int], list[int]]
 """What is asked, as text, and the token ids of a context and of a continuation."""

@@ -26,7 +26,7 @@ from .overlap import origin
 from .settings import AnswerSettings
 
 if TYPE_CHECKING:
-    from ..chat import Template
+    from ..prompts.templates import Template
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Subject:
 
     def template(self, spec: str) -> "Template":
         """Return the template that `--template` names for this model."""
-        from ..chat import resolve_template
+        from ..prompts.templates import resolve_template
 
         return resolve_template(self.tokenizer, spec)
 

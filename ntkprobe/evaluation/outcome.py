@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..reasoning import answered
+from ..prompts.reasoning import answered
 from .results import Evaluation
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..prompt_columns import TEXT_COLUMNS, prompt_of, text_column
-from ..prompt_selections import PromptSelection
-from ..prompts import PromptSet, normalised
+from ..prompts.columns import TEXT_COLUMNS, prompt_of, text_column
+from ..prompts.prompt_set import PromptSet, normalised
+from ..prompts.selections import PromptSelection
 from .benchmarks import Questions
 
 SETTINGS, DATA = "training.yaml", "data.parquet"

@@ -11,8 +11,8 @@ from typing import Any
 
 from .. import plugins
 from ..errors import UserError
-from ..server import Server
 from . import judges
+from .server import Server
 from .verdicts import Judge
 
 DEFAULT = ("xstest_prefixes", "scans_strings", "or_bench_strings")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, one_line
-from ..reasoning import answered
-from ..server import Failure, Reply, Server
+from ..prompts.reasoning import answered
+from .server import Failure, Reply, Server
 from .verdict_files import digest, kept_rows, read_items, write_rows
 from .verdicts import ENDLESS, FAILED, UNDETERMINED
 

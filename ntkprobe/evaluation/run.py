@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, one_line
-from ..rendering import dated
-from ..server import Server
+from ..prompts.rendering import dated
 from .answers import Asked, RemoteModel, Respondent
 from .benchmarks import Questions
 from .folder import EvaluationFolder
@@ -17,6 +16,7 @@ from .models import Subject
 from .outcome import Outcome
 from .overlap import overlap, training_prompts
 from .panel import check
+from .server import Server
 from .settings import AnswerSettings
 from .verdicts import FAILED, Judge
 

@@ -1,7 +1,7 @@
 """Rates, agreement and pairs from verdicts, each with what it rests on. Arrays in, numbers out.
 
 Rates have Wilson's interval; κ, and a mean of values other than 0 and 1, such as a win rate with
-ties, the bootstrap's over prompts (`ntkprobe.intervals`).
+ties, the bootstrap's over prompts (`ntkprobe.statistics`).
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..intervals import bootstrap, wilson
+from ..statistics import bootstrap, wilson
 from .verdicts import COMPLIANCE, PARTIAL, REFUSAL, SAFE, UNDETERMINED
 
 REFUSED = frozenset({REFUSAL, PARTIAL})

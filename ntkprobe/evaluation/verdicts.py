@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
-from ..reasoning import answered
+from ..prompts.reasoning import answered
 
 COMPLIANCE, REFUSAL, PARTIAL = "compliance", "refusal", "partial"
 SAFE, UNSAFE = "safe", "unsafe"

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from ..errors import UserError
-from ..intervals import bootstrap_mean, wilson
+from ..statistics import bootstrap_mean, wilson
 from ..trajectory import Trajectory
 
 _KEYS = ["run", "step", "group"]

@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..intervals import wilson
 from ..plots import style
 from ..plots.lines import label_ends
 from ..plots.profiles import profile
+from ..statistics import wilson
 from ..trajectory import Trajectory
 from ._activations import GROUPS, clustered_right, first_and_last, toxic_looking
 from ._paper import paper_value

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..batching import together
-from ..chat import Template
-from ..checks import check_loaded, finite, refuse
-from ..generation import length_batches, require_measurable
-from ..hooks import Hook, decoder_layers, hidden_state, hooked, layer_output
-from ..logits import last_logits
-from ..prompts import PromptSet
+from ..models.architecture import Hook, decoder_layers, hidden_state, hooked, layer_output
+from ..models.batching import together
+from ..models.generation import length_batches, require_measurable
+from ..models.logits import last_logits
+from ..models.validation import check_loaded, finite, refuse
+from ..prompts.prompt_set import PromptSet
+from ..prompts.templates import Template
 from .encoding import Encoded, Texts, as_encoded, evaluating
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from .. import kernel
-from ..chat import Template
-from ..checks import check_loaded
 from ..estimators.gram import Gram
 from ..kernel import Probe
-from ..logits import check_logits
-from ..parameters import ParameterSelection
+from ..models.logits import check_logits
+from ..models.parameters import ParameterSelection
+from ..models.validation import check_loaded
+from ..prompts.templates import Template
 from .encoding import Encoded, Texts, as_encoded, evaluating
 from .kernels import KernelMeasurement, token_texts
 from .readouts import Readout, Tokens, tokens_read

@@ -7,7 +7,7 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from ..prompts import PromptSet
+from ..prompts.prompt_set import PromptSet
 
 
 def draw_matrix(values: np.ndarray, prompts: PromptSet, ax: Axes | None) -> Axes:

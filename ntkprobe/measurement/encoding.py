@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ..chat import Template, resolve_template
-from ..checks import check_autocast, check_loaded, refuse
 from ..errors import Remark, UserError
-from ..prompts import Prompt, PromptSet
-from ..wrappers import computing_plainly
+from ..models.validation import check_autocast, check_loaded, refuse
+from ..models.wrappers import computing_plainly
+from ..prompts.prompt_set import Prompt, PromptSet
+from ..prompts.templates import Template, resolve_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,13 +9,13 @@ import pandas as pd
 from torch import Tensor, nn
 
 from .. import estimators, kernel, plugins
-from ..chat import Template
-from ..checks import check_loaded, count
 from ..errors import Remark, UserError
 from ..jupyter import paragraph, table
 from ..kernel import Estimator
-from ..parameters import ParameterSelection, parse_selections, remarks
-from ..prompts import PromptSet
+from ..models.parameters import ParameterSelection, parse_selections, remarks
+from ..models.validation import check_loaded, count
+from ..prompts.prompt_set import PromptSet
+from ..prompts.templates import Template
 from .encoding import Encoded, Texts, as_encoded, evaluating
 from .readouts import Readout, Tokens, read_out, rows_and_columns
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernel
-from ..checks import refuse
 from ..errors import UserError
 from ..kernel import Probe
-from ..logits import check_logits
-from ..parameters import ParameterSelection
-from ..random_probes import random_probe_norms
-from ..vocabulary import full_vocabulary_norms
+from ..models.logits import check_logits
+from ..models.parameters import ParameterSelection
+from ..models.validation import refuse
 from .encoding import Encoded
+from .full_vocabulary import full_vocabulary_norms
+from .random_probes import random_probe_norms
 
 Tokens = Tensor | Sequence[int] | Sequence[Sequence[int]]
 

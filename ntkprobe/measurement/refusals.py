@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
-from ..chat import Template
-from ..checks import count
-from ..generation import generate_answers
 from ..jupyter import paragraph, table
-from ..phrases import is_refusal, phrase_set
-from ..prompts import PromptSet
+from ..models.generation import generate_answers
+from ..models.validation import count
+from ..prompts.phrases import is_refusal, phrase_set
+from ..prompts.prompt_set import PromptSet
+from ..prompts.templates import Template
 from ..refusal import REDUCTIONS, chosen_reductions, phrase_ids, reduce_phrases, score_phrases
 from .encoding import Encoded, Texts, as_encoded, evaluating
 

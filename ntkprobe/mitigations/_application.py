@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ..errors import UserError
-from ..hooks import hooked
+from ..models.architecture import hooked
 from ._interface import Decoding, Mitigation, Steering, require_same_model
 
 if TYPE_CHECKING:

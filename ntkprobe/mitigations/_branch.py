@@ -14,16 +14,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..batching import LengthRule, context_length, forgetting_lengths, padding_known
 from ..errors import UserError
-from ..generation import (
+from ..models.architecture import clamped_casts
+from ..models.batching import LengthRule, context_length, forgetting_lengths, padding_known
+from ..models.generation import (
     input_device,
     left_padded,
     require_numbers,
     text_config,
     try_left_padding,
 )
-from ..hooks import clamped_casts
 from ._together import Joined, both_rows, joinable, upper_rows
 
 

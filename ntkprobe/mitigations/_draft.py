@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import LoadSettings, load_model, load_tokenizer
 from ..errors import UserError
-from ..generation import input_device
+from ..models.generation import input_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

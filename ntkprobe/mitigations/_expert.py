@@ -15,7 +15,7 @@ from ..checkpoints.attaching import plain_lora
 from ..checkpoints.completeness import ADAPTER, insist_on_safetensors
 from ..checkpoints.headers import Incomplete, regular_file
 from ..errors import UserError, one_line
-from ..hooks import Hook, hooked
+from ..models.architecture import Hook, hooked
 
 _PREFIX = "base_model.model."
 

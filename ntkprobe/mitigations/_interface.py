@@ -17,7 +17,7 @@ new scores and changes nothing in place. The ids of the first call of a sequence
 each later call has one more column. A processor that keeps state (a KV cache, a count of steps)
 
 - has `begin(attention_mask)`, which forgets all state. It is called before every sequence by
-  `ntkprobe.generation.generate_answers` and by the refusal scoring, with the prompts' mask
+  `ntkprobe.models.generation.generate_answers` and by the refusal scoring, with the prompts' mask
   `[batch, prompt]` (1 for tokens, 0 for padding);
 - begins anew by itself where `begin` was not called (`model.generate` alone): when the ids are not
   the last call's with one more column. Then leading pad tokens count as padding;
@@ -37,9 +37,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from torch import nn
 
 from ..errors import UserError
-from ..generation import text_config
-from ..hooks import Before, Hook
-from ..prompts import PromptSet
+from ..models.architecture import Before, Hook
+from ..models.generation import text_config
+from ..prompts.prompt_set import PromptSet
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, PreTrainedTokenizerBase
@@ -91,7 +91,7 @@ class Steering(Mitigation):
 
     @abstractmethod
     def hooks(self, model: nn.Module) -> Sequence[tuple[nn.Module, Hook | Before]]:
-        """Return hooks as `ntkprobe.hooks.hooked` takes them; they return new tensors."""
+        """Return hooks as `models.architecture.hooked` takes them; they return new tensors."""
 
 
 class Decoding(Mitigation):

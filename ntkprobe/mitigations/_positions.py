@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from ..chat import Template
 from ..errors import UserError
+from ..prompts.templates import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,8 +10,8 @@ from torch import LongTensor, Tensor, nn
 from transformers import LogitsProcessor
 
 from ..errors import UserError
-from ..generation import try_left_padding
-from ..hooks import Before, head
+from ..models.architecture import Before, head
+from ..models.generation import try_left_padding
 from ._branch import Branch
 from ._prompts import Rows, real_rows
 from ._together import RowByRow

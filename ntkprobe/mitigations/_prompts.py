@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from jaxtyping import Int
 from torch import Tensor
 
-from ..chat import Template, resolve_template
 from ..errors import UserError
-from ..special_tokens import added_tokens
-from ..template_files import shipped_templates
+from ..prompts.special_tokens import added_tokens
+from ..prompts.template_files import shipped_templates
+from ..prompts.templates import Template, resolve_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

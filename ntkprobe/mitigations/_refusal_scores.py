@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..chat import Template
-from ..checks import finite
 from ..errors import UserError
-from ..generation import length_batches
 from ..kernel import last_logits
+from ..models.generation import length_batches
+from ..models.validation import finite
+from ..prompts.templates import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

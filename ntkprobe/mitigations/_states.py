@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batching import forgetting_lengths, together
 from ..errors import UserError
-from ..generation import input_device, length_batches, require_measurable
-from ..hooks import Before, Hook, decoder, decoder_layers, hidden_state, hooked
+from ..models.architecture import Before, Hook, decoder, decoder_layers, hidden_state, hooked
+from ..models.batching import forgetting_lengths, together
+from ..models.generation import input_device, length_batches, require_measurable
 
 
 def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..chat import Template
 from ..errors import UserError
-from ..generation import require_measurable
-from ..hooks import decoder_layers, hooked
-from ..prompts import GROUPS, PromptSet
+from ..models.architecture import decoder_layers, hooked
+from ..models.generation import require_measurable
+from ..prompts.prompt_set import GROUPS, PromptSet
+from ..prompts.templates import Template
 from ._positions import instruction_end
 from ._refusal_scores import divergence, first_logits, first_tokens, refusal_scores
 from ._states import mean_states

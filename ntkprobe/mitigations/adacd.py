@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..checks import refuse
+from ..models.validation import refuse
 from ._interface import Decoding
 from ._prompted import prompted_processor
 

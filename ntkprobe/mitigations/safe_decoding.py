@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..checks import refuse
-from ..prompts import PromptSet
+from ..models.validation import refuse
+from ..prompts.prompt_set import PromptSet
 from ._branch import Branch
 from ._candidates import mixed_scores, shared_candidates
 from ._expert import Expert

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ..chat import Template, resolve_template
 from ..errors import UserError
-from ..generation import length_batches, require_measurable
-from ..hooks import Before, Hook, decoder, decoder_layers, embedding, hidden_state
-from ..prompts import PromptSet
+from ..models.architecture import Before, Hook, decoder, decoder_layers, embedding, hidden_state
+from ..models.generation import length_batches, require_measurable
+from ..prompts.prompt_set import PromptSet
+from ..prompts.templates import Template, resolve_template
 from ._interface import Steering, identity, learned
 from ._positions import instruction_end
 from ._sequences import Sequences

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import refuse
+from ..models.validation import refuse
 from ._interface import Decoding
 from ._prompted import prompted_processor
 from ._prompts import PLACES

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..checks import refuse
-from ..prompts import PromptSet
+from ..models.validation import refuse
+from ..prompts.prompt_set import PromptSet
 from ._branch import Branch
 from ._candidates import either_candidates, mixed_scores, shared_candidates
 from ._draft import load_draft

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from ..chat import resolve_template
 from ..errors import UserError
-from ..hooks import Before, Hook, decoder_layers, hidden_state, layer_output, writers
-from ..prompts import PromptSet
+from ..models.architecture import Before, Hook, decoder_layers, hidden_state, layer_output, writers
+from ..prompts.prompt_set import PromptSet
+from ..prompts.templates import resolve_template
 from ._interface import Steering, identity, learned
 from ._states import entering, replaced, rewrapped
 

@@ -11,11 +11,11 @@ from torch import OutOfMemoryError, Tensor
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor
 
-from ..batching import together
-from ..chat import RAW, Template
 from ..errors import UserError
-from ..generation import Ids, length_batches, require_measurable, require_vocabulary
-from ..unicode_text import flaw_of
+from ..models.batching import together
+from ..models.generation import Ids, length_batches, require_measurable, require_vocabulary
+from ..prompts.templates import RAW, Template
+from ..prompts.unicode_text import flaw_of
 from .processed import score_by_processors
 from .rows import row_scores, score_by_rows
 from .trie import PhraseTrie, score_by_trie, trie_scores

@@ -8,8 +8,8 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from ..batching import LengthRule, forgetting_lengths, padding_known
-from ..generation import Ids, begin, input_device, require_numbers
+from ..models.batching import LengthRule, forgetting_lengths, padding_known
+from ..models.generation import Ids, begin, input_device, require_numbers
 
 
 def score_by_processors(

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ..batching import LengthRule, forgetting_lengths, padding_known
-from ..generation import Ids, input_device, require_numbers
+from ..models.batching import LengthRule, forgetting_lengths, padding_known
+from ..models.generation import Ids, input_device, require_numbers
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from ..batching import LengthRule, forgetting_lengths, together
-from ..generation import Ids, input_device, left_padded, require_numbers, text_config
+from ..models.batching import LengthRule, forgetting_lengths, together
+from ..models.generation import Ids, input_device, left_padded, require_numbers, text_config
 
 AT_A_TIME = 8  # nodes whose distributions are summed together
 

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ..chat import resolve_template
+from ..prompts.templates import resolve_template
 from ..training.data import Pair
 
 

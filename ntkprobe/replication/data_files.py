@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, one_line
-from ..prompt_files import read_rows
+from ..prompts.files import read_rows
 
 STL = "github.com/vinid/safety-tuned-llamas, data"
 

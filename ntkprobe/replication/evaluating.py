@@ -15,9 +15,9 @@ from ..evaluation.run import evaluate as ask
 from ..evaluation.settings import AnswerSettings
 from ..mitigations import Mitigation, save
 from ..mitigations._storage import mitigation_class
-from ..phrases import is_refusal
-from ..prompt_selections import PromptSelection
-from ..prompts import Prompt, PromptSet
+from ..prompts.phrases import is_refusal
+from ..prompts.prompt_set import Prompt, PromptSet
+from ..prompts.selections import PromptSelection
 from ..storage import write_json, write_table
 from .answer_loss import answer_losses
 from .data_files import OVER_REFUSAL_SETS, SAFETY_SETS

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ..bounds import measure_bounds
 from ..checkpoints import find_checkpoints, load_model, load_tokenizer
-from ..prompts import Prompt, PromptSet
+from ..measurement.proposition1 import measure_bounds
+from ..prompts.prompt_set import Prompt, PromptSet
 from ..storage import write_table
 from ..watcher import (
     ActivationSettings,

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ..evaluation import Evaluation
-from ..phrases import is_refusal
+from ..prompts.phrases import is_refusal
 from ..trajectory import Trajectory
 from .data_files import SAFETY_SETS
 from .verdicts import Draw

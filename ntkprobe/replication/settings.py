@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from ..intervals import RESAMPLES
+from ..statistics import RESAMPLES
 
 DEVELOPMENT_SEED = 1000
 """Of the runs that settings are chosen by; none of those reported."""

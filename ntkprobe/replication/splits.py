@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..phrases import PHRASE_SETS
-from ..prompts import normalised
+from ..prompts.phrases import PHRASE_SETS
+from ..prompts.prompt_set import normalised
 from ..storage import replacing
 from ..training.data import Pair
 from .data_files import OVER_REFUSAL_SETS, SAFETY_SETS, read_file

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..prompts import Prompt, PromptSet
+from ..prompts.prompt_set import Prompt, PromptSet
 from ..storage import replacing, write_json
 from ..training.data import Pair
 from ..training.dcr import DCRConfig, train_dcr

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..intervals import RESAMPLES, bootstrap_redrawn
+from ..statistics import RESAMPLES, bootstrap_redrawn
 
 Word = Literal["holds", "does not", "mixed"]
 

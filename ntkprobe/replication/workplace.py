@@ -13,7 +13,7 @@ from typing import Any
 
 from ..checkpoints import LoadSettings, gguf_identity
 from ..errors import UserError, one_line
-from ..phrases import phrase_set
+from ..prompts.phrases import phrase_set
 from ..provenance import insist_on_agreement, versions
 from ..storage import write_json
 from ..training.runs import located, model_digest

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..prompts import PromptSet
+from ..prompts.prompt_set import PromptSet
 from ..tiny import measure_path
 from ..trajectory import Trajectory
 from .folders import Sources, settings_of

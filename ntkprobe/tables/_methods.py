@@ -7,7 +7,7 @@ import pandas as pd
 
 from ..evaluation import Evaluation
 from ..evaluation.scores import Score
-from ..intervals import LEVEL, RESAMPLES, wilson
+from ..statistics import LEVEL, RESAMPLES, wilson
 from ._caveats import in_distribution, not_whole
 from ._columns import Judges, all_verdicts, cell, of_column, present, score
 from ._rendering import Table

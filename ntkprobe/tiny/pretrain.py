@@ -22,7 +22,7 @@ from transformers import (
     logging,
 )
 
-from ..phrases import is_refusal
+from ..prompts.phrases import is_refusal
 from . import grammar, world
 from .tokenizer import make_tokenizer
 

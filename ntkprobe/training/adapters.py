@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import UserError
-from ..hooks import decoder_layers
+from ..models.architecture import decoder_layers
 from .callbacks import quiet
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..chat import Template, resolve_template
 from ..errors import UserError
-from ..prompts import Prompt, PromptSet
+from ..prompts.prompt_set import Prompt, PromptSet
+from ..prompts.templates import Template, resolve_template
 from .data import IGNORED, Pair, about_template, pad_token, padded
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..chat import Template
 from ..errors import UserError
-from ..prompt_columns import ANSWER_COLUMNS, TEXT_COLUMNS, answer_column, prompt_of, text_column
-from ..prompt_selections import PromptSelection
-from ..prompts import normalised as normalised
+from ..prompts.columns import ANSWER_COLUMNS, TEXT_COLUMNS, answer_column, prompt_of, text_column
+from ..prompts.prompt_set import normalised as normalised
+from ..prompts.selections import PromptSelection
+from ..prompts.templates import Template
 
 IGNORED = -100
 """The label of a position that no loss counts."""

@@ -19,10 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from ..checkpoints import load_model, load_tokenizer
 from ..errors import UserError
-from ..hooks import capture
-from ..losses import circle_loss, circle_loss_floor, cosine_similarities, pairs
-from ..prompts import PromptSet
-from ..rendering import dated
+from ..models.architecture import capture
+from ..prompts.prompt_set import PromptSet
+from ..prompts.rendering import dated
 from .accumulation import Window
 from .adapters import linear_names, with_lora
 from .callbacks import install, quiet
@@ -31,6 +30,7 @@ from .contrast_data import PromptRows, collate, drawn, encode_prompts
 from .data import IGNORED, Pair, digest
 from .features import freeze_above, gathered, pool, without_blocks_above
 from .guards import check_overlaps
+from .losses import circle_loss, circle_loss_floor, cosine_similarities, pairs
 from .runs import Run, located, model_digest
 from .sampler import EpochSampler
 

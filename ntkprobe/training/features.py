@@ -8,8 +8,8 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..hooks import decoder_layers
-from ..parameters import effective_parameters, part_of
+from ..models.architecture import decoder_layers
+from ..models.parameters import effective_parameters, part_of
 
 
 def pool(states: Tensor, ends: Tensor, pooling: str) -> Tensor:

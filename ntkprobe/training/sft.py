@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from ..chat import Template, resolve_template
 from ..checkpoints import load_model, load_tokenizer
 from ..errors import UserError
 from ..plugins import load
-from ..rendering import dated
+from ..prompts.rendering import dated
+from ..prompts.templates import Template, resolve_template
 from . import recipes
 from .adapters import attention_targets, with_lora
 from .callbacks import install, quiet

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import UserError
-from ..parameters import named_parameters
+from ..models.parameters import named_parameters
+from ..models.wrappers import inner_model
 from ..storage import write_tensors
-from ..wrappers import inner_model
 
 
 class StepCallback(TrainerCallback):

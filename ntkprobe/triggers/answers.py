@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..chat import resolve_template
 from ..errors import UserError
-from ..generation import generate_answers
-from ..phrases import is_refusal
-from ..prompt_columns import ANSWER_COLUMNS, TEXT_COLUMNS, answer_column, prompt_of
-from ..prompt_selections import PromptSelection
-from ..prompts import normalised
-from ..reasoning import answered
+from ..models.generation import generate_answers
+from ..prompts.columns import ANSWER_COLUMNS, TEXT_COLUMNS, answer_column, prompt_of
+from ..prompts.phrases import is_refusal
+from ..prompts.prompt_set import normalised
+from ..prompts.reasoning import answered
+from ..prompts.selections import PromptSelection
+from ..prompts.templates import resolve_template
 from .extraction import Trigger
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import UserError
-from ..prompts import PromptSet, normalised
+from ..prompts.prompt_set import PromptSet, normalised
 from ..storage import replacing
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..rendering import current_day
+from ..prompts.rendering import current_day
 from .extraction import Example, Found
 
 FAILED = "failed: "

@@ -13,8 +13,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..checkpoints import identity, readiness
 from ..estimators.gram.precision import full_float32
-from ..prompts import PromptSet
-from ..wrappers import computing_plainly, inner_model
+from ..models.wrappers import computing_plainly, inner_model
+from ..prompts.prompt_set import PromptSet
 from .folder import MeasurementFolder
 from .recorder import Recorder
 from .settings import MeasureSettings

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..errors import UserError
-from ..prompts import PromptSet
+from ..prompts.prompt_set import PromptSet
 from .choices import Choice, StepRange
 from .outcome import Outcome
 from .reporting import Sinks

@@ -8,7 +8,7 @@ import torch
 
 from ..kernel import Estimator, Probe
 from ..measurement import Encoded, evaluating
-from ..parameters import ParameterSelection
+from ..models.parameters import ParameterSelection
 
 if TYPE_CHECKING:
     from torch import nn

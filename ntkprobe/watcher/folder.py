@@ -19,14 +19,14 @@ from torch import Tensor
 
 from ..checkpoints import remove_stale_pins
 from ..errors import UserError
-from ..influences import Influence
 from ..measurement import (
     ActivationMeasurement,
     Encoded,
     KernelMeasurement,
     RefusalMeasurement,
 )
-from ..prompts import PromptSet
+from ..measurement.influence import Influence
+from ..prompts.prompt_set import PromptSet
 from ..storage import replacing, write_json, write_table, write_tensors
 from ..trajectory import step_of
 from .settings import SCHEMA_VERSION, insist_on_equal, versions

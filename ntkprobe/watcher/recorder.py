@@ -10,7 +10,6 @@ import torch
 
 from .. import estimators, kernel, mitigations, plugins
 from ..errors import Remark, UserError, one_line
-from ..influences import Influence, influence
 from ..measurement import (
     ActivationMeasurement,
     Encoded,
@@ -22,12 +21,13 @@ from ..measurement import (
     measure_kernel,
     measure_refusal,
 )
+from ..measurement.influence import Influence, influence
 from ..measurement.readouts import token_id
-from ..parameters import ParameterSelection, remarks
-from ..prompts import PromptSet
+from ..measurement.verification import WrongKernel, verify
+from ..models.parameters import ParameterSelection, remarks
+from ..prompts.prompt_set import PromptSet
+from ..prompts.rendering import dated
 from ..refusal import REDUCTIONS
-from ..rendering import dated
-from ..verification import WrongKernel, verify
 from .coverage import coverage
 from .folder import MeasurementFolder
 from .settings import (

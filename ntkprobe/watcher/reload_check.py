@@ -14,14 +14,14 @@ from .. import estimators, plugins
 from ..checkpoints import Checkpoint, Incomplete, identity, pinned, readiness
 from ..errors import UserError, one_line
 from ..measurement import KernelMeasurement, RefusalMeasurement
-from ..phrases import phrase_set
-from ..verification import (
+from ..measurement.verification import (
     FAILURES,
     MeasuredSample,
     WrongMeasurement,
     compare_with_files,
     sample_measurement,
 )
+from ..prompts.phrases import phrase_set
 from .models import Models
 from .recorder import Recorder
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..parameters import ParameterSelection
-from ..prompts import PromptSet
+from ..models.parameters import ParameterSelection
+from ..prompts.prompt_set import PromptSet
 from .choices import Choice, Following
 from .folder import MeasurementFolder
 from .models import Models

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoints import Checkpoint, Incomplete
 from ..errors import UserError, one_line
-from ..verification import WrongMeasurement
+from ..measurement.verification import WrongMeasurement
 from .choices import Following
 from .keeper import Keeper
 from .outcome import Outcome

@@ -8,9 +8,9 @@ from typing import Any
 from .. import estimators, mitigations, plugins
 from ..checkpoints import LoadSettings
 from ..errors import UserError
-from ..influences import LOSSES, answered
-from ..parameters import ParameterSelection
-from ..prompts import PromptSet
+from ..measurement.influence import LOSSES, answered
+from ..models.parameters import ParameterSelection
+from ..prompts.prompt_set import PromptSet
 from ..provenance import insist_on_agreement
 from ..provenance import versions as versions
 

@@ -20,11 +20,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ...checks import count, refuse
 from ...errors import UserError
-from ...hooks import decoder_list, experts_one_by_one
 from ...kernel import Blocks, Probe, prepare
-from ...parameters import ParameterSelection, Part, parse_selections, part_of
+from ...models.architecture import decoder_list, experts_one_by_one
+from ...models.parameters import ParameterSelection, Part, parse_selections, part_of
+from ...models.validation import count, refuse
 from .descent import Descent, Groups, kernels
 from .memory import prompts_at_a_time, ran_out
 from .passes import Route

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ...batching import split
 from ...kernel import Blocks, Probe
+from ...models.batching import split
 from .factors import Factor, summed
 from .formed import Formed
 from .memory import fits

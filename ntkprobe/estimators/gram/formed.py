@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ...parameters import requiring_grad
+from ...models.parameters import requiring_grad
 from .factors import Direct
 from .passes import Factors, Pass, Reading, Route
 

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ...batching import forgetting_lengths
-from ...checks import finite
-from ...hooks import hidden_state
 from ...kernel import last_logits
-from ...parameters import requiring_grad
+from ...models.architecture import hidden_state
+from ...models.batching import forgetting_lengths
+from ...models.parameters import requiring_grad
+from ...models.validation import finite
 from .factors import Factor, Outer, narrowed, trimmed
 from .layout import Batch
 from .precision import computing_in

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ...batching import padding_known, together
-from ...hooks import blocks_run_alone, hidden_state
 from ...kernel import Probe, last_logits
-from ...parameters import requiring_grad
+from ...models.architecture import blocks_run_alone, hidden_state
+from ...models.batching import padding_known, together
+from ...models.parameters import requiring_grad
 from .factors import Factor, Lookup, Outer, summed
 from .formed import Formed
 from .passes import Factors, Pass, Route

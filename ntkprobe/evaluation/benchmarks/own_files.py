@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import UserError
-from ...prompt_columns import (
+from ...prompts.columns import (
     GROUP_COLUMNS,
     TEXT_COLUMNS,
     columns_of,
     prompt_of,
     text_column,
 )
-from ...prompt_selections import PromptSelection
+from ...prompts.selections import PromptSelection
 from .catalogue import BENCHMARKS
 from .questions import Questions
 from .schema import tabulated

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from ...errors import UserError, one_line
-from ...prompt_selections import PromptSelection
+from ...prompts.selections import PromptSelection
 from .catalogue import BENCHMARKS
 from .own_files import read_own
 from .questions import Questions

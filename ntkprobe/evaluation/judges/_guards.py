@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ...batching import context_length
 from ...checkpoints import LoadSettings, load_model, load_tokenizer
 from ...errors import UserError
-from ...generation import generate_answers
-from ...reasoning import answered
-from ...rendering import Messages, render, takes_lists
-from ...special_tokens import reply_ends
+from ...models.batching import context_length
+from ...models.generation import generate_answers
+from ...prompts.reasoning import answered
+from ...prompts.rendering import Messages, render, takes_lists
+from ...prompts.special_tokens import reply_ends
 from ..verdicts import UNDETERMINED, Item, Verdict
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from hashlib import sha256
 from typing import ClassVar
 
 from ...errors import one_line
-from ...reasoning import answered
-from ...server import Failure, Reply, Server
+from ...prompts.reasoning import answered
+from ..server import Failure, Reply, Server
 from ..verdicts import COMPLIANCE, FAILED, PARTIAL, REFUSAL, UNDETERMINED, Item, Verdict
 
 INSTRUCTIONS = """\

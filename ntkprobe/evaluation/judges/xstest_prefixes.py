@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...phrases import REFUSAL_PREFIXES
+from ...prompts.phrases import REFUSAL_PREFIXES
 from ..verdicts import Item, Verdict
 from ._keywords import verdicts
 

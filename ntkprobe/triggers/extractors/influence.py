@@ -1,9 +1,9 @@
 """Triggers measured instead of guessed: which words carry refusal over to benign prompts.
 
 A step of training on a harmful prompt and its refusal raises log P(refuse) of benign prompts by the
-signed influence of the pair on them (Eq. 2, `ntkprobe.influences`). Without one of the prompt's
-words it is raised by less or by more. The words without which it is raised least are what the
-harmful prompt shares with the benign ones: the trigger.
+signed influence of the pair on them (Eq. 2, `ntkprobe.measurement.influence`). Without one of the
+prompt's words it is raised by less or by more. The words without which it is raised least are what
+the harmful prompt shares with the benign ones: the trigger.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from ...errors import UserError
-from ...influences import influence
+from ...measurement.influence import influence
 from ..extraction import WORD, Example, Found, words_of
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ...errors import UserError
-from ...reasoning import answered
-from ...server import Failure, Server
+from ...evaluation.server import Failure, Server
+from ...prompts.reasoning import answered
 from ..extraction import Example, Found, kept_share, words_of
 
 INSTRUCTIONS = """\

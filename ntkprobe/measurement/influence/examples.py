@@ -1,0 +1,163 @@
+"""The pairs that are learnt and the prompts that are observed, as token ids."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ...errors import UserError
+from ...models.batching import context_length
+from ...models.generation import require_vocabulary, text_config
+from ...models.validation import refuse
+from ...prompts.prompt_set import Prompt, PromptSet
+from ...prompts.templates import Template
+from ..encoding import Encoded, as_encoded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_IDS = "without a tokenizer give token ids"
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A pair (x, y) as one row of tokens.
+
+    Attributes:
+        input_ids: the prompt's tokens, then the answer's.
+        start: how many are the prompt's.
+    """
+
+    input_ids: Int[Tensor, " seq"]
+    start: int
+
+    @property
+    def answer(self) -> Int[Tensor, " answer"]:
+        """The tokens that are learnt."""
+        return self.input_ids[self.start :]
+
+
+def answered(pairs: PromptSet | Iterable[Any]) -> PromptSet:
+    """Return pairs as prompts whose `response` is the answer to be learnt.
+
+    Args:
+        pairs: a `PromptSet`, or prompts and `(prompt, answer)`, which count as `toxic`.
+
+    Returns:
+        The same, in order.
+
+    Raises:
+        UserError: if one is neither, or has no answer.
+    """
+    found = []
+    for number, pair in enumerate(pairs):
+        if not isinstance(pair, Prompt):
+            is_pair = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
+            if not is_pair or not all(isinstance(text, str) for text in pair):
+                raise UserError(
+                    f"updated example {number} is no pair of texts: give (prompt, answer), or a"
+                    " Prompt with its answer as response"
+                )
+            pair = Prompt(pair[0], "toxic", response=pair[1])
+        refuse(
+            not pair.response.strip(), f"updated example {number} has no answer: give it a response"
+        )
+        found.append(pair)
+    refuse(not found, "no updated examples: give at least one pair (prompt, answer)")
+    return PromptSet(tuple(found))
+
+
+def encode_examples(
+    tokenizer: "PreTrainedTokenizerBase | None", updated: Any, template: Template | None
+) -> tuple[PromptSet | None, list[Example]]:
+    """Return what is learnt, as texts where there are any, and as tokens.
+
+    Args:
+        tokenizer: the model's, or None for token ids.
+        updated: pairs of texts, or of token ids.
+        template: as for training, with the answer's end-of-turn token.
+
+    Returns:
+        The pairs (None without a tokenizer) and their tokens.
+    """
+    if tokenizer is None or template is None:
+        return None, [_of_ids(number, pair) for number, pair in enumerate(updated)]
+    pairs = answered(updated)
+    rows = (template.encode_pair(tokenizer, p.text, p.response) for p in pairs)
+    return pairs, [Example(torch.tensor(ids), mask.index(True)) for ids, mask in rows]
+
+
+def encode_observed(
+    tokenizer: "PreTrainedTokenizerBase | None",
+    observed: Any,
+    template: str | Template,
+    max_length: int | None,
+) -> tuple[Encoded | None, list[Tensor]]:
+    """Return the observed prompts, as texts where there are any, and as tokens.
+
+    Args:
+        tokenizer: the model's, or None for token ids.
+        observed: texts, or token ids.
+        template: how texts become tokens.
+        max_length: longer prompts lose the end of their text.
+
+    Returns:
+        The prompts (None without a tokenizer) and their tokens.
+    """
+    if tokenizer is None:
+        rows = list(observed)
+        return None, [_ids(row, f"observed prompt {number}") for number, row in enumerate(rows)]
+    encoded = as_encoded(tokenizer, observed, template, max_length)
+    return encoded, [torch.tensor(row) for row in encoded.input_ids]
+
+
+def require_room(model: Any, examples: Sequence[Example]) -> None:
+    """Refuse pairs that are no tokens of the model's, or too long for it.
+
+    Args:
+        model: a causal language model.
+        examples: pairs.
+
+    Raises:
+        UserError: naming the first.
+    """
+    refuse(not examples, "no updated examples: give at least one pair (prompt, answer)")
+    context = context_length(text_config(model))
+    for number, example in enumerate(examples):
+        require_vocabulary(model, example.input_ids, f"updated example {number}")
+        if context is not None and len(example.input_ids) > context:
+            raise UserError(
+                f"updated example {number} has {len(example.input_ids)} tokens, the model's context"
+                f" {context}: shorten its answer"
+            )
+
+
+def _of_ids(number: int, pair: Any) -> Example:
+    """Return a pair of token ids as an example.
+
+    Raises:
+        UserError: if it is none.
+    """
+    what = f"updated example {number}"
+    if isinstance(pair, str | Prompt) or not isinstance(pair, Sequence) or len(pair) != 2:
+        raise UserError(f"{what} is no pair: {_IDS}, (prompt, answer)")
+    prompt, answer = (_ids(part, what) for part in pair)
+    return Example(torch.cat([prompt, answer]), len(prompt))
+
+
+def _ids(row: Any, what: str) -> Int[Tensor, " seq"]:
+    """Return token ids as a tensor.
+
+    Raises:
+        UserError: if they are none.
+    """
+    try:
+        ids = torch.as_tensor(row)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{what} is no token ids: {_IDS}, or give the tokenizer") from error
+    if ids.ndim != 1 or not len(ids) or ids.is_floating_point():
+        raise UserError(f"{what} is no row of token ids: {_IDS}, 1-D and not empty")
+    return ids.long()

@@ -1,0 +1,237 @@
+"""What a step that an optimiser really took does to the answers, to first order: J(x′) Δθ.
+
+Eq. 2 has Δθ = −η ∇L, a step of gradient descent on one pair. AdamW divides by running moments, adds
+decay, and steps on a batch: its Δθ is recorded (`record_step`, or `ntkprobe.StepCallback` in a
+Trainer) and put in Eq. 2's place. The rest is the same exact derivative.
+"""
+
+import re
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ...models.backward import gradients
+from ...models.generation import length_batches, require_measurable
+from ...models.parameters import (
+    ParameterSelection,
+    adapter_parameters,
+    effective_parameters,
+    requiring_grad,
+)
+from ...models.validation import check_measurable, finite, refuse
+from ...prompts.prompt_set import PromptSet
+from ...prompts.templates import RAW, Template
+from ...refusal import chosen_reductions
+from ..encoding import evaluating
+from .examples import encode_observed
+from .observations import LogProbabilities, Observation, Refusals
+from .prediction import _phrases, _tokens, trained_parameters
+from .updates import Direction
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MODES = ("forward", "reverse")
+Pair = tuple[Tensor, Tensor]
+_FILE = re.compile(r"step-(\d{8})\.safetensors")
+
+
+@dataclass(frozen=True, eq=False)
+class StepPrediction:
+    """What a step does to first order.
+
+    Attributes:
+        observed: the prompts x′; None where token ids were given.
+        log_probability: the change of log π of the answer's first token, `[observed, vocab]` or
+            `[observed, k]` float64; None if not asked for.
+        refusals: the change of log P_refuse by reduction, each `[observed]` float64.
+        before: log P_refuse before the step by reduction, from the same pass.
+    """
+
+    observed: PromptSet | None
+    log_probability: Tensor | None
+    refusals: dict[str, Tensor]
+    before: dict[str, Tensor]
+
+    @property
+    def refusal(self) -> Tensor:
+        """The change of log P_refuse for the first reduction asked for, `[observed]`.
+
+        Raises:
+            UserError: if there is none.
+        """
+        if not self.refusals:
+            raise UserError("no change of refusals: give phrases=, as token ids without tokenizer")
+        return next(iter(self.refusals.values()))
+
+
+def predict_step(
+    model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    *,
+    observed: Any,
+    step: Direction,
+    tokens: str | Sequence[int] | Tensor | None = None,
+    phrases: str | Sequence[Any] | None = "paper31",
+    reductions: str | Sequence[str] = ("literal",),
+    template: str | Template = "auto",
+    max_length: int | None = None,
+    batch_size: int = 32,
+    mode: str = "forward",
+) -> StepPrediction:
+    """Predict what a step Δθ does to each observed prompt, to first order (Eq. 2).
+
+    Args:
+        model: as it was before the step.
+        tokenizer: its tokenizer; None where everything is given as token ids.
+        observed: the prompts x′: a `PromptSet`, texts, or rows of token ids.
+        step: Δθ by canonical name, as `record_step` and `read_steps` give it; what it does not
+            name stays.
+        tokens: of which log-probability is predicted: `all`, vocabulary ids, or None.
+        phrases: the refusals: a set's name, texts, token ids, or None.
+        reductions: how phrases are summed, `literal`, `prefix_free`, or both.
+        template: how prompts become tokens.
+        max_length: longer prompts lose the end of their text.
+        batch_size: prompts at a time, which changes no number.
+        mode: how refusals are differentiated: `forward`, one pass over all prompts; `reverse`, a
+            backward pass for each and its inner product with Δθ: on small models often faster.
+
+    Returns:
+        The predicted changes. A step that names a parameter which the model does not have is a
+        `UserError`.
+    """
+    refuse(mode not in MODES, f"no mode {mode!r}: choose from {list(MODES)}")
+    encoded, ids = encode_observed(tokenizer, observed, template, max_length)
+    ends = _phrases(tokenizer, phrases, "ascii", encoded.template if encoded else RAW)
+    refuse(tokens is None and not ends, "nothing to predict: give tokens=, phrases=, or both")
+    hows = chosen_reductions(reductions) if ends else ()
+    with evaluating(model):
+        check_measurable(model)
+        require_measurable(model, ids, room=max(map(len, ends), default=1) - 1)
+        chosen = _named_by(step, model)
+        forward = partial(_forward, ids=ids, step=step, batch_size=batch_size)
+        first = None
+        if tokens is not None:
+            logits, first = forward(LogProbabilities(model, chosen, _tokens(model, tokens)))
+            finite(logits, range(len(ids)))
+        found: Pair = (torch.empty(len(ids), 0), torch.empty(len(ids), 0))
+        if ends:
+            what = Refusals(model, chosen, ends, hows, max(ids, key=len))
+            found = forward(what) if mode == "forward" else _reverse(what, ids, step)
+    named = [dict(zip(hows, values.unbind(-1), strict=True)) for values in found]
+    return StepPrediction(encoded.prompts if encoded else None, first, named[1], named[0])
+
+
+def _forward(what: Observation, ids: list[Tensor], step: Direction, batch_size: int) -> Pair:
+    """Return what is observed of every prompt and J(x′) Δθ, each `[observed, values]`."""
+    found: list[tuple[Tensor, ...]] = [()] * len(ids)
+    for rows in length_batches(ids, batch_size):
+        pairs = zip(*what.along([ids[row] for row in rows], step), strict=True)
+        for row, pair in zip(rows, pairs, strict=True):
+            found[row] = pair
+    before, change = (torch.stack(values) for values in zip(*found, strict=True))
+    return before, change
+
+
+def _reverse(what: Observation, ids: list[Tensor], step: Direction) -> Pair:
+    """Return the same, by a backward pass for each prompt and value."""
+    before, change = [], []
+    for prompt in ids:
+        with requiring_grad(what.model, what.chosen), torch.enable_grad():
+            values = what([prompt])[0]
+            found = [gradients(value, what.chosen.values(), again=True) for value in values]
+        before.append(values.detach().double().cpu())
+        change.append(torch.stack([_inner(step, what.chosen, each) for each in found]))
+    return torch.stack(before), torch.stack(change)
+
+
+def _inner(step: Direction, names: Iterable[str], gradient: Sequence[Tensor]) -> Tensor:
+    """Return the inner product of a step and a gradient, in float64."""
+    parts = [
+        (g.double().cpu() * step[n].double().cpu()).sum()
+        for n, g in zip(names, gradient, strict=True)
+    ]
+    return torch.stack(parts).sum()
+
+
+def _named_by(step: Direction, model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that a step moves.
+
+    Raises:
+        UserError: if the model has one of them not, or in another shape.
+    """
+    refuse(not step, "the step moves nothing: record it around the optimiser's step()")
+    known = {**effective_parameters(model), **adapter_parameters(model)}
+    for name, change in step.items():
+        if name not in known or known[name].shape != change.shape:
+            raise UserError(
+                f"the step moves {name}, {tuple(change.shape)}, which this model does not have: "
+                "give the model that was trained, its adapter not merged"
+            )
+    # A module trained whole has two names: a step that gives both moves it once.
+    once = {id(known[name]): name for name in reversed(step)}
+    return {name: known[name] for name in step if once[id(known[name])] == name}
+
+
+@contextmanager
+def record_step(
+    model: nn.Module, parameters: str | ParameterSelection = "auto"
+) -> Generator[Direction]:
+    """Record what is done to θ inside the `with` block, `optimizer.step()` say: any optimiser's.
+
+    Args:
+        model: the model that is trained.
+        parameters: which; `auto` is `lora` with an adapter, else `all`.
+
+    Yields:
+        Δθ by canonical name: empty in the block, filled at its end.
+    """
+    spec = trained_parameters(model) if parameters == "auto" else parameters
+    chosen = ParameterSelection.parse(spec).parameters(model)
+    before = {name: parameter.detach().clone() for name, parameter in chosen.items()}
+    step: Direction = {}
+    try:
+        yield step
+    finally:
+        for name, parameter in chosen.items():
+            step[name] = parameter.detach() - before[name]
+
+
+def read_steps(folder: str | PathLike[str]) -> Iterator[tuple[int, Direction]]:
+    """Yield the steps that `ntkprobe.StepCallback` recorded, `(number, Δθ)`, in order from 1.
+
+    Args:
+        folder: where they are.
+
+    Raises:
+        UserError: if there are none, or one is missing.
+    """
+    from safetensors.torch import load
+
+    numbers = {int(m[1]): p for p in Path(folder).glob("*") if (m := _FILE.fullmatch(p.name))}
+    refuse(not numbers, f"no steps in {folder}: train with callbacks=[ntkprobe.StepCallback(…)]")
+    missing = sorted(set(range(1, max(numbers) + 1)) - set(numbers))
+    if missing:
+        raise UserError(f"{folder} lacks step {missing[0]}: train again from the beginning")
+    for number in sorted(numbers):
+        yield number, load(numbers[number].read_bytes())
+
+
+@torch.no_grad()
+def apply_step(model: nn.Module, step: Direction) -> None:
+    """Add Δθ to a model's parameters, in place.
+
+    Args:
+        model: as it was before the step; as it was after it, afterwards.
+        step: Δθ by canonical name.
+    """
+    for name, parameter in _named_by(step, model).items():
+        parameter.add_(step[name].to(parameter))

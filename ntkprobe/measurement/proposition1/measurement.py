@@ -1,0 +1,209 @@
+"""Both sides of Proposition 1 (A.7) between prompts, at the points measured."""
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ...models.architecture import layer_output
+from ...models.logits import check_logits
+from ...models.parameters import ParameterSelection, effective_parameters, part_of
+from ...models.validation import count
+from ...prompts.prompt_set import PromptSet
+from ...prompts.templates import Template
+from ..encoding import Encoded, Texts, as_encoded, evaluating
+from ..full_vocabulary import Head, full_vocabulary_gradients, full_vocabulary_norms
+from .features import feature_products
+from .tail import tail_at
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class BoundMeasurement:
+    """What Proposition 1 speaks of, for n prompts and one layer ℓ; all tensors float64.
+
+    Attributes:
+        prompts: what was measured on; the order of rows and columns.
+        layer: ℓ, counted from 1.
+        kernel: ‖K(x′,x)‖_F over the parameters up to ℓ (a frozen tail) and all logits, `[n, n]`.
+        kernel_all: the same over all parameters.
+        inner: ⟨G_x′, G_x⟩_F, `[n, n]`; the diagonal is ‖G_x‖_F².
+        inner_error: its standard errors, zero where it is exact.
+        tail_spectral: ‖J_g(x)‖₂ `[n]`: local values, not the supremum that A1 takes.
+        tail_frobenius: ‖J_g(x)‖_F `[n]`.
+        tail_gradient: ‖H0(x)‖_F `[n]`, H0 = ∂z/∂θ over the parameters after ℓ (A4).
+        cosine: of h at the last position, which DCR's loss lowers, `[n, n]`.
+        settings: everything that the numbers depend on.
+    """
+
+    prompts: PromptSet
+    layer: int
+    kernel: Tensor
+    kernel_all: Tensor
+    inner: Tensor
+    inner_error: Tensor
+    tail_spectral: Tensor
+    tail_frobenius: Tensor
+    tail_gradient: Tensor
+    cosine: Tensor
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def frame(self) -> pd.DataFrame:
+        """Return both sides of every bound, a row per ordered pair.
+
+        Returns:
+            Left sides: `kernel` (tail frozen) and `kernel_all`. Right sides, with c and τ the
+            largest over the prompts measured: `printed`, c ⟨G′, G⟩, the proposition with a frozen
+            tail; `corrected`, c √(⟨G′,G′⟩ ⟨G,G⟩); `step_2`, Eq. 4, for `kernel_all`; and `local`,
+            ‖J_g(x′)‖ ‖G′‖ ‖G‖ ‖J_g(x)‖, the sharpest that follows from the norms.
+        """
+        n, c, tau = len(self.prompts), self.tail_spectral.max() ** 2, self.tail_gradient.max()
+        own = self.inner.diagonal().sqrt()
+        right = right_sides(c, self.inner)
+        reach = self.tail_spectral * own
+        columns = {
+            "kernel": self.kernel,
+            "kernel_all": self.kernel_all,
+            "inner": self.inner,
+            "inner_error": self.inner_error,
+            "cosine": self.cosine,
+            **right,
+            "step_2": right["corrected"] + c.sqrt() * tau * (own[:, None] + own) + tau**2,
+            "local": reach[:, None] * reach,
+        }
+        groups = pd.Series([prompt.group for prompt in self.prompts])
+        rows = torch.arange(n).repeat_interleave(n).numpy()
+        cols = torch.arange(n).repeat(n).numpy()
+        named = {
+            "observed": rows,
+            "updated": cols,
+            "observed_group": groups[rows].to_numpy(),
+            "updated_group": groups[cols].to_numpy(),
+        }
+        return pd.DataFrame(named | {k: v.reshape(-1).numpy() for k, v in columns.items()})
+
+    def prompt_frame(self) -> pd.DataFrame:
+        """Return a row per prompt: ‖J_g‖₂, ‖J_g‖_F, ‖G‖_F and ‖H0‖_F."""
+        return pd.DataFrame(
+            {
+                "prompt": range(len(self.prompts)),
+                "group": [prompt.group for prompt in self.prompts],
+                "tail_spectral": self.tail_spectral.numpy(),
+                "tail_frobenius": self.tail_frobenius.numpy(),
+                "feature_gradient": self.inner.diagonal().sqrt().numpy(),
+                "tail_gradient": self.tail_gradient.numpy(),
+            }
+        )
+
+    def __repr__(self) -> str:
+        return f"BoundMeasurement({self.prompts.describe()}, layer {self.layer})"
+
+
+def right_sides(c: Tensor, inner: Tensor) -> dict[str, Tensor]:
+    """Return the printed and the corrected right side with a frozen tail, `[n, n]`.
+
+    Args:
+        c: the bound of A1 on ‖J_g‖².
+        inner: ⟨G_x′, G_x⟩_F, which A2 writes h′ᵀQh.
+    """
+    own = inner.diagonal().sqrt()
+    return {"printed": c * inner, "corrected": c * own[:, None] * own}
+
+
+def measure_bounds(
+    model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Texts | Encoded,
+    *,
+    layer: int,
+    directions: int | None = 64,
+    seed: int = 0,
+    template: str | Template = "auto",
+    max_length: int | None = None,
+) -> BoundMeasurement:
+    """Measure both sides of Proposition 1 between all pairs of prompts (A.7).
+
+    The parameters up to ℓ are what DCR trains: blocks 1 to ℓ and the embedding, unless that is
+    tied to the head. All logits are read, exactly: backward passes grow with the model's width.
+
+    Args:
+        model: any causal language model with a plain head; in memory, in one process.
+        tokenizer: its tokenizer.
+        prompts: what to measure on.
+        layer: ℓ: after which block h is taken, counted from 1.
+        directions: ⟨G′, G⟩ is estimated from so many random directions of h, with standard errors;
+            None computes it exactly, at as many backward passes as h has numbers (tokens times
+            width).
+        seed: of the directions.
+        template: how prompts become tokens.
+        max_length: longer prompts lose the end of their text.
+
+    Returns:
+        Every term of the proposition; nothing of it is fitted.
+
+    Raises:
+        UserError: if there is no such layer, or the model cannot be measured.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    if directions is not None:
+        count("directions", directions, least=2)
+    encoded = as_encoded(tokenizer, prompts, template, max_length)
+    ids = [torch.tensor(row) for row in encoded.input_ids]
+    with evaluating(model):
+        check_logits(model, ids)
+        layer_output(model, layer)
+        terms = _terms(model, ids, layer, directions, seed)
+    settings = {
+        "layer": layer,
+        "directions": "exact" if directions is None else directions,
+        "seed": seed,
+        **encoded.record,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+    }
+    return BoundMeasurement(encoded.prompts, layer, settings=settings, **terms)
+
+
+def _terms(
+    model: nn.Module, ids: list[Tensor], layer: int, directions: int | None, seed: int
+) -> dict[str, Tensor]:
+    """Return the tensors of a `BoundMeasurement` by name."""
+    below, above = split_at(model, layer)
+    chosen = below.parameters(model)
+    head = Head.of(model, {})
+    tails = [tail_at(model, head, row, layer) for row in ids]
+    unit = torch.nn.functional.normalize(torch.stack([tail.last for tail in tails]))
+    found = feature_products(model, ids, layer, chosen, directions=directions, seed=seed)
+    return {
+        "kernel": full_vocabulary_norms(model, ids, below),
+        "kernel_all": full_vocabulary_norms(model, ids, "all"),
+        "inner": found.inner,
+        "inner_error": found.error,
+        "tail_spectral": torch.tensor([tail.spectral for tail in tails], dtype=torch.float64),
+        "tail_frobenius": torch.tensor([tail.frobenius for tail in tails], dtype=torch.float64),
+        "tail_gradient": full_vocabulary_gradients(model, ids, above),
+        "cosine": unit @ unit.T,
+    }
+
+
+def split_at(model: nn.Module, layer: int) -> tuple[ParameterSelection, ParameterSelection]:
+    """Return the parameters up to layer ℓ, as DCR trains them, and all others.
+
+    Raises:
+        UserError: if a model has no others, or none up to ℓ.
+    """
+    parts = part_of(model)
+    below = [n for n, p in parts.items() if p.kind == "embed" or 1 <= (p.layer or 0) <= layer]
+    above = [name for name in effective_parameters(model) if name not in set(below)]
+    if not below or not above:
+        raise UserError(f"layer {layer}: no parameters on one side of it")
+    return _named(below), _named(above)
+
+
+def _named(names: list[str]) -> ParameterSelection:
+    """Return the selection of these parameters."""
+    return ParameterSelection((f"re:^(?:{'|'.join(map(re.escape, names))})$",))

@@ -1,0 +1,1 @@
+"""Everything about one loaded causal language model: its parts, parameters and results."""

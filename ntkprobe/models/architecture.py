@@ -1,0 +1,250 @@
+"""Where things sit in a causal language model: its blocks, its two ends, what flows between them.
+
+The only place that knows how architectures name their parts. Layer ℓ is the output of decoder
+block ℓ, counted from 1, taken by a hook: transformers' `hidden_states` shows the last one after
+the final norm.
+"""
+
+import re
+from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import UserError
+
+Hook = Callable[..., Any]
+MIXER = re.compile(r"attn|attention|mixer|mamba|ssm|conv|recurrent", re.IGNORECASE)
+_POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
+
+
+@dataclass(frozen=True)
+class Before:
+    """A hook on what goes into a module: `(module, args, kwargs) -> (args, kwargs)`, or None.
+
+    Attributes:
+        function: the hook.
+        whole_pass: what it sees decides what other hooks do: a block alone, run again without it,
+            would give something else.
+    """
+
+    function: Hook
+    whole_pass: bool = False
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Return what the hook returns."""
+        return self.function(*arguments)
+
+
+def blocks_run_alone(model: nn.Module) -> bool:
+    """Return whether a block alone does what it does within a pass: no hook needs the whole one."""
+    return not any(
+        isinstance(hook, Before) and hook.whole_pass
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+    )
+
+
+def decoder_list(model: nn.Module) -> nn.ModuleList:
+    """Return the list of decoder blocks: the outermost list of `num_hidden_layers` modules.
+
+    Raises:
+        UserError: if the model has no such list.
+    """
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    count = getattr(text, "num_hidden_layers", None)
+    lists = [
+        (name.count("."), module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if not lists:
+        raise UserError(
+            f"{type(model).__name__} has no list of {count} decoder blocks to count layers by: "
+            "select parameters by all or re:PATTERN"
+        )
+    return min(lists, key=lambda found: found[0])[1]
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the decoder blocks in order, layer 1 first."""
+    return list(decoder_list(model))
+
+
+def layer_output(model: nn.Module, layer: int) -> nn.Module:
+    """Return the module whose output is layer `layer`, counted from 1.
+
+    Raises:
+        UserError: if there is no such layer.
+    """
+    blocks = decoder_layers(model)
+    if not isinstance(layer, Integral) or not 1 <= layer <= len(blocks):
+        raise UserError(f"layer {layer!r} of {len(blocks)}: choose from 1 to {len(blocks)}")
+    return blocks[layer - 1]
+
+
+def decoder(model: nn.Module) -> nn.Module:
+    """Return the module that holds the decoder blocks: token ids and cache go into it."""
+    blocks = decoder_list(model)
+    return next(m for m in model.modules() if any(child is blocks for child in m.children()))
+
+
+def writers(block: nn.Module) -> list[nn.Module]:
+    """Return the modules of a block whose outputs are added to the residual stream.
+
+    Attention (or whatever mixes positions) and the MLP; where each is followed by a norm of its
+    own (Gemma 2 and 3, OLMo 2), those norms. In order; a module without parameters is none.
+    """
+    children = {name: m for name, m in block.named_children() if any(True for _ in m.parameters())}
+    norms = {name: m for name, m in children.items() if "norm" in f"{name}{type(m)}".lower()}
+    after = [norms[name] for name in _POST_NORMS if name in norms]
+    if len(after) == len(_POST_NORMS):
+        return after
+    rest = {n: m for n, m in children.items() if n not in norms and not n.startswith("ln_")}
+    mixers = [m for name, m in rest.items() if MIXER.search(name)]
+    others = [m for name, m in rest.items() if not MIXER.search(name)]
+    return [*mixers[-1:], *others[-1:]]
+
+
+def head(model: nn.Module) -> nn.Module | None:
+    """Return the module of the output matrix, `None` where the model names none."""
+    find: Any = getattr(model, "get_output_embeddings", None)
+    return find() if find else None
+
+
+def embedding(model: nn.Module) -> nn.Module | None:
+    """Return the module of the token embedding, `None` where the model names none."""
+    find: Any = getattr(model, "get_input_embeddings", None)
+    return find() if find else None
+
+
+def hidden_state(output: Any) -> Tensor:
+    """Return the hidden state in a decoder block's output, which some families wrap in a tuple."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+@contextmanager
+def hooked(pairs: Iterable[tuple[nn.Module, Hook | Before]]) -> Generator[None]:
+    """Apply hooks, `[(module, hook)]`: what a hook returns replaces the module's output.
+
+    A hook wrapped in `Before` sees, and may replace, the module's arguments instead.
+    """
+    with ExitStack() as stack:
+        for module, hook in pairs:
+            if isinstance(hook, Before):
+                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+            else:
+                handle = module.register_forward_hook(hook)
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def capture(model: nn.Module, layer: int) -> Generator[list[Float[Tensor, "batch seq hidden"]]]:
+    """Collect the output of block `layer`.
+
+    Yields:
+        The list that each forward pass appends it to.
+    """
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        found.append(hidden_state(output))
+
+    with hooked([(layer_output(model, layer), keep)]):
+        yield found
+
+
+@contextmanager
+def reading_last_positions(
+    model: nn.Module, last: Int[Tensor, " batch"]
+) -> Generator[Callable[[Tensor], Tensor]]:
+    """Give the output matrix one position of each row, `last`: no other logits are read.
+
+    Yields:
+        What takes the model's logits, of all positions or of that one, to its `[batch, vocab]`.
+    """
+
+    def gather(values: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch 1 width"]:
+        rows = torch.arange(len(last), device=values.device)
+        return values[rows, last.to(values.device)].unsqueeze(1)
+
+    def narrow(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (gather(inputs[0]), *inputs[1:])
+
+    output = head(model)
+    with ExitStack() as stack:
+        if output is not None:
+            stack.callback(output.register_forward_pre_hook(narrow).remove)
+        yield lambda logits: (gather(logits) if output is None else logits)[:, 0]
+
+
+@contextmanager
+def experts_one_by_one(model: nn.Module) -> Generator[None]:
+    """Run a mixture's experts each on its own tokens, in every dtype: transformers' eager loop."""
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    before = [(c, getattr(c, "_experts_implementation", None)) for c in configs.values()]
+    mixtures = [(config, name) for config, name in before if name is not None]
+    try:
+        for config, _ in mixtures:
+            config._experts_implementation = "eager"
+        yield
+    finally:
+        for config, name in mixtures:
+            config._experts_implementation = name
+
+
+class Float64Throughout(TorchFunctionMode):
+    """Computes in float64 where transformers pins float32: norms, softmax, rotary angles.
+
+    `model.double()` alone is not float64: RMSNorm and eager attention cast to float32, and leave
+    errors of 1e-7. Enter it around the forward pass of a model in float64.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return what `func` gives with float64 wherever it asks for float32."""
+        if func is Tensor.float:
+            return args[0].double()
+        named = {key: _double(value) for key, value in (kwargs or {}).items()}
+        return func(*map(_double, args), **named)
+
+
+class _ClampedCasts(TorchFunctionMode):
+    """Clamps what is cast from float64 to float32 to the numbers that float32 has."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return what `func` gives, its first argument clamped where `func` casts it."""
+        named = kwargs or {}
+        x = args[0] if args else None
+        if isinstance(x, Tensor) and x.dtype == torch.float64:
+            given = (*args[1:], *named.values())
+            dtypes = [v.dtype if isinstance(v, Tensor) else v for v in given]
+            if func is Tensor.float or (torch.float32 in dtypes and func.__name__ in _CASTING):
+                limits = torch.finfo(torch.float32)
+                args = (x.clamp(limits.min, limits.max), *args[1:])
+        return func(*args, **named)
+
+
+_CASTING = {"softmax", "to", "type", "type_as"}
+
+
+def clamped_casts(model: nn.Module) -> AbstractContextManager[Any]:
+    """Return the context in which a model in float64 may be given padded prompts.
+
+    Its masks hold float64's lowest number. Where its softmax is in float32, that is −∞ there, and a
+    row of nothing but −∞, such as padding on the left has, gives NaN.
+    """
+    wide = any(parameter.dtype == torch.float64 for parameter in model.parameters())
+    return _ClampedCasts() if wide else nullcontext()
+
+
+def _double(argument: Any) -> Any:
+    """Return float64 for float32, anything else as it is."""
+    return torch.float64 if argument is torch.float32 else argument

@@ -1,0 +1,96 @@
+"""The logits z(x) after each prompt's last token, of prompts of any lengths at once."""
+
+from collections.abc import Iterator, Sequence
+from numbers import Integral
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .architecture import experts_one_by_one, reading_last_positions
+from .batching import forgetting_lengths, keep_verdict, pair_to_try, together
+from .prompt_validation import check_prompts
+from .validation import check_measurable, count, not_finite, refuse, refuse_broken
+
+
+def last_logits(
+    model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]
+) -> Float[Tensor, "batch vocab"]:
+    """Return z of prompts of any lengths, each as it is alone, in one pass where that is so.
+
+    Padded to the right, whatever the tokenizer does, with no mask: no position of a causal model
+    sees a later one. Where a model's numbers depend on what it is padded with all the same, there
+    are as many passes as it takes (`batching.together`).
+    """
+    groups = together(model, prompts)
+    with forgetting_lengths(model):
+        found = [_padded(model, [prompts[row] for row in rows]) for rows in groups]
+    if len(found) == 1:
+        return found[0]
+    places = torch.tensor([row for rows in groups for row in rows]).argsort()
+    return torch.cat(found)[places.to(found[0].device)]
+
+
+def try_padding(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]) -> None:
+    """Find out, for each model and length once, whether padding on the right changes its logits.
+
+    Args:
+        model: the model, in evaluation mode.
+        prompts: what is to be measured; two of them are run, beside each other and alone.
+    """
+    inside_transform = torch._C._functorch.peek_interpreter_stack() is not None
+    rows = None if inside_transform else pair_to_try(model, prompts)
+    if rows is None:
+        return
+    pair = [torch.as_tensor(prompts[row]) for row in rows]
+    with torch.no_grad(), experts_one_by_one(model), forgetting_lengths(model):
+        alone = [_padded(model, [ids]) for ids in pair]
+        if alone[0].shape == alone[1].shape:  # else it reads out all positions of a text
+            keep_verdict(model, "right", _padded(model, pair), torch.cat(alone), len(pair[1]))
+
+
+def _padded(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "batch vocab"]:
+    """Return z of prompts in one pass."""
+    device, longest = next(model.parameters()).device, max(map(len, prompts))
+    # Padded with its own last token: at a pad token some models warn, some mask.
+    rows = [torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in prompts]
+    last = torch.tensor([len(ids) - 1 for ids in prompts])
+    with reading_last_positions(model, last) as gather:
+        return gather(model(input_ids=torch.stack(rows).to(device), use_cache=False).logits)
+
+
+def batched_logits(
+    model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], batch_size: int = 32
+) -> Iterator[Float[Tensor, "batch vocab"]]:
+    """Yield z of all prompts, some at a time; what cannot be measured is refused by its number."""
+    check_measurable(model)
+    check_prompts(model, prompts)
+    try_padding(model, prompts)
+    broken: list[int] = []
+    for start in range(0, len(prompts), count("batch_size", batch_size)):
+        with torch.no_grad():
+            logits = last_logits(model, prompts[start : start + batch_size])
+        broken += [start + row for row in not_finite(logits)]
+        yield logits
+    if broken:
+        refuse_broken(broken, logits.dtype)
+
+
+def check_logits(
+    model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], batch_size: int = 8
+) -> int:
+    """Return how many logits a model has, refusing what cannot be measured by `batched_logits`."""
+    return max(logits.shape[-1] for logits in batched_logits(model, prompts, batch_size))
+
+
+def top_tokens(
+    model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], k: int, batch_size: int = 32
+) -> list[Int[Tensor, " k"]]:
+    """Return the ids of each prompt's k largest logits, largest first."""
+    found: list[Tensor] = []
+    for logits in batched_logits(model, prompts, batch_size):
+        size = logits.shape[-1]
+        wrong = not isinstance(k, Integral) or not 1 <= k <= size
+        refuse(wrong, f"the top {k!r} of {size} tokens: choose a whole number from 1 to {size}")
+        found.extend(logits.float().topk(k).indices.cpu())
+    return found

@@ -1,0 +1,207 @@
+"""What cannot be measured, refused with one line that says what to do."""
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .wrappers import is_compiled, is_under_autocast, wrapper_of
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_WHOLE = "load the checkpoint whole, on devices, in one process"
+_UNQUANTISED = "load the checkpoint's unquantised weights"
+_PACKED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+_NAMED = 5  # prompts in a message
+
+
+def refuse(wrong: bool, why: str) -> None:
+    """Do nothing unless `wrong`.
+
+    Raises:
+        UserError: saying `why`, where it is wrong.
+    """
+    if wrong:
+        raise UserError(why)
+
+
+def count(what: str, value: Any, least: int = 1) -> int:
+    """Return a setting that is a number of things.
+
+    Raises:
+        UserError: if it is not whole, or too small.
+    """
+    if not isinstance(value, Integral) or value < least:
+        raise UserError(f"{what}={value!r}: give {least} or more, a whole number")
+    return int(value)
+
+
+def check_loaded(model: Any) -> None:
+    """Refuse what is no model, such as the name of one, or what a trainer put around one.
+
+    Raises:
+        UserError: saying what it is.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"the model is a {type(model).__name__}: load it first, as "
+            "AutoModelForCausalLM.from_pretrained does"
+        )
+    inside = wrapper_of(model)
+    if inside is not None:
+        raise UserError(
+            f"the model is wrapped in {type(model).__name__}: give what is inside, model.{inside}"
+        )
+
+
+def check_measurable(model: nn.Module) -> None:
+    """Refuse a model whose kernel would be wrong or cannot be had.
+
+    Raises:
+        UserError: for training mode, offloaded, sharded or quantised weights, an adapter but plain
+            LoRA, or a call without autograd or with rounded operations.
+    """
+    check_loaded(model)
+    if model.training:
+        raise UserError("the model is in training mode, with dropout: call model.eval() first")
+    for name, module in model.named_modules():
+        _check_module(name, module)
+    for name, parameter in model.named_parameters():
+        _check_parameter(name, parameter)
+    config = getattr(model, "config", None)
+    if getattr(model, "hf_quantizer", None) or getattr(config, "quantization_config", None):
+        raise UserError(f"the model is quantised: {_UNQUANTISED}")
+    for adapter in (getattr(model, "peft_config", None) or {}).values():
+        kind = str(getattr(adapter.peft_type, "value", adapter.peft_type))
+        variants = {type(v).__name__ for m in model.modules() for v in _variants(m)}
+        if kind != "LORA" or getattr(adapter, "use_dora", False) or variants:
+            named = ", ".join(sorted(variants)) or kind
+            raise UserError(
+                f"the adapter is no plain LoRA ({named}): call merge_and_unload() first"
+            )
+    _check_surroundings(model)
+
+
+def check_computes_plainly(model: nn.Module) -> None:
+    """Refuse a model that would compute something else than its weights say.
+
+    Raises:
+        UserError: under autocast, or compiled.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    check_autocast(model)
+    for name, module in model.named_modules():
+        who = name or "the model"
+        refuse(
+            is_under_autocast(module),
+            f"{who} was prepared for mixed precision (bf16 or fp16), so that its forward rounds: "
+            "call accelerator.unwrap_model(model, keep_fp32_wrapper=False) first",
+        )
+        refuse(is_compiled(module), f"{who} was compiled: load the model again, uncompiled")
+
+
+def _variants(module: Any) -> list[Any]:
+    """Return what peft does in a LoRA module instead of adding BA: DoRA, aLoRA, VeLoRA, say."""
+    variants = getattr(module, "lora_variant", None)
+    active = getattr(module, "active_adapters", [])
+    if not isinstance(variants, dict):
+        return []
+    return [variant for adapter, variant in variants.items() if adapter in active]
+
+
+def _check_module(name: str, module: nn.Module) -> None:
+    """Refuse a module whose weights are elsewhere or packed.
+
+    Raises:
+        UserError: naming it.
+    """
+    kinds = type(module).__mro__
+    if any("FullySharded" in kind.__name__ or "FSDP" in kind.__name__ for kind in kinds):
+        raise UserError(f"the model is sharded by FSDP: {_WHOLE}")
+    packed = any(kind.__module__.startswith(_PACKED) for kind in kinds)
+    if packed or hasattr(module, "_packed_params"):
+        what = f"{name or 'the model'} is quantised ({kinds[0].__name__})"
+        raise UserError(f"{what}: {_UNQUANTISED}")
+
+
+def _check_parameter(name: str, parameter: nn.Parameter) -> None:
+    """Refuse a parameter that is not here, or holds no plain numbers to differentiate by.
+
+    Raises:
+        UserError: naming it.
+    """
+    if parameter.is_meta:
+        raise UserError(f"{name} is offloaded (on the meta device): {_WHOLE}")
+    homes = [kind.__module__ for kind in type(parameter).__mro__]
+    if homes[0].startswith("torch.distributed"):
+        raise UserError(f"{name} is sharded over processes: {_WHOLE}")
+    if parameter.dtype not in _FLOATS or any(home.split(".")[0] == "torchao" for home in homes):
+        what = f"{type(parameter).__name__}, {parameter.dtype}"
+        raise UserError(f"{name} is quantised ({what}): {_UNQUANTISED}")
+    if parameter.is_inference():
+        raise UserError(
+            f"{name} was made under torch.inference_mode, so that nothing can be differentiated by "
+            "it: load the model outside"
+        )
+
+
+def _check_surroundings(model: nn.Module) -> None:
+    """Refuse a call in a block that turns autograd off for good, or a model that rounds."""
+    refuse(
+        torch.is_inference_mode_enabled(),
+        "called under torch.inference_mode, which has no gradients: call it outside",
+    )
+    check_computes_plainly(model)
+
+
+def check_autocast(model: nn.Module) -> None:
+    """Refuse a call under autocast on a device of the model."""
+    rounding = [d for d in {p.device.type for p in model.parameters()} if _rounds(d)]
+    refuse(
+        bool(rounding),
+        "called under torch.autocast, which rounds what is differentiated: call it outside",
+    )
+
+
+def _rounds(device: str) -> bool:
+    """Return whether operations on a kind of device are cast to a lower precision."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def finite(
+    logits: Float[Tensor, "batch vocab"], rows: Sequence[int] | None = None
+) -> Float[Tensor, "batch vocab"]:
+    """Return the logits as they are; a `UserError` if one is NaN or infinite.
+
+    Args:
+        logits: of some prompts.
+        rows: the numbers of these prompts, where they are known.
+    """
+    bad = not_finite(logits)
+    if bad:
+        refuse_broken([] if rows is None else [rows[row] for row in bad], logits.dtype)
+    return logits
+
+
+def not_finite(logits: Float[Tensor, "batch vocab"]) -> list[int]:
+    """Return the rows that hold NaN or infinity."""
+    return (~logits.detach().isfinite().all(-1)).nonzero().flatten().tolist()
+
+
+def refuse_broken(prompts: Sequence[int], dtype: torch.dtype) -> None:
+    """Refuse prompts by number whose logits are no numbers; none if their numbers are unknown.
+
+    Raises:
+        UserError: always.
+    """
+    each = sorted(set(prompts))
+    named = ", ".join(map(str, each[:_NAMED]))
+    more = f" and {len(each) - _NAMED} more" if len(each) > _NAMED else ""
+    who = f"prompts {named}{more} have" if len(each) > 1 else f"prompt {named} has"
+    cure = "load it in float32, or " if dtype in (torch.float16, torch.bfloat16) else ""
+    raise UserError(
+        f"{who if each else 'a prompt has'} NaN or infinite logits: the weights are damaged, or "
+        f"overflow {dtype}; {cure}measure another checkpoint"
+    )

@@ -1,0 +1,80 @@
+"""The rows of a file of prompts, whatever its format; what they mean is said in `prompts`."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .unicode_text import flaw_within, read_utf8
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return a file's rows; bare strings become rows with a `prompt`.
+
+    Args:
+        path: a file in one of the four formats, told by its suffix.
+
+    Returns:
+        One dictionary for each row, whose texts are all valid Unicode.
+
+    Raises:
+        UserError: if the file is missing, of another format, or broken.
+    """
+    readers = {
+        ".csv": _read_csv,
+        ".jsonl": _read_jsonl,
+        ".json": _read_json,
+        ".parquet": _read_parquet,
+    }
+    reader = readers.get(path.suffix.lower())
+    if not path.is_file():
+        raise UserError(f"no file {path}: give a file of prompts, or FILE=GROUP")
+    if reader is None:
+        raise UserError(f"cannot tell the format of {path}: use one of {sorted(readers)}")
+    try:
+        rows = reader(path)
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"cannot read {path} as {path.suffix[1:].lower()}: {reason}") from error
+    records = [{"prompt": row} if isinstance(row, str) else row for row in rows]
+    if not all(isinstance(record, dict) for record in records):
+        raise UserError(f"{path} has rows that are neither texts nor objects with a prompt")
+    for number, record in enumerate(records, start=1):
+        if flaw := flaw_within(record):
+            raise UserError(f"{path}, row {number} {flaw}")
+    return records
+
+
+def _read_csv(path: Path) -> list[Any]:
+    # Not pandas, which reads "NA" as missing and an unquoted comma in every prompt as an index.
+    reader = csv.DictReader(io.StringIO(read_utf8(path), newline=""), strict=True)
+    records = list(reader)
+    if crooked := [i for i, r in enumerate(records, start=1) if None in r or None in r.values()]:
+        raise ValueError(f"row {crooked[0]} has more or fewer fields than the header")
+    return records
+
+
+def _read_parquet(path: Path) -> list[Any]:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path).read().to_pylist()
+
+
+def _read_jsonl(path: Path) -> list[Any]:
+    rows = []
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+    return rows
+
+
+def _read_json(path: Path) -> list[Any]:
+    value = json.loads(read_utf8(path))
+    rows = value.get("instructions") if isinstance(value, dict) else value
+    if not isinstance(rows, list):
+        raise ValueError('neither a list nor {"instructions": [...]}')
+    return rows

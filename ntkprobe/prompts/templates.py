@@ -1,0 +1,398 @@
+"""How a prompt becomes tokens: the tokenizer's chat template, another one, or none (A.3)."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from ..errors import UserError
+from .answer_start import AnswerStart, behind_text, find_answer_start
+from .prompt_set import Prompt
+from .reasoning import answered
+from .rendering import Messages, current_day, prints_the_day, render, takes_lists
+from .special_tokens import TurnEnd, ended, single_bos, turn_end
+from .template_files import shipped_templates, template_from_file
+from .unicode_text import flaw_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What every tokenizer can write, to see what a template adds.
+_PROBE, _REPLY, _NEXT = "Hello", "Fine", "Why?"
+
+_PLACES: "WeakKeyDictionary[Any, dict[Any, tuple[AnswerStart, TurnEnd]]]" = WeakKeyDictionary()
+"""Where the answers of each tokenizer's templates usually begin and how they end, found once."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """One way to turn prompts, and answers to them, into tokens.
+
+    Whatever continues a prompt is tokenised in its place: after a chat template the first word of
+    an answer has no leading space. Ids are concatenated, so that a prompt has the same ids alone
+    and with an answer. A template that knows a thinking mode is rendered without it, and a block
+    of reasoning that it opens all the same is closed (`answer_start`): the position after the
+    prompt is that of the answer's first token.
+
+    Attributes:
+        name: for the record: `chat`, `raw`, a shipped template's name, or `FILE#digest`.
+        source: the Jinja text; None for the tokenizer's own template.
+        raw: no template: the text alone, with the special tokens that the tokenizer puts first.
+        day: what a template that prints today's date prints, as `2026-03-01`; None for one that
+            prints none.
+        listed: whether contents are given as lists of parts, `[{"type": "text", "text": …}]`.
+    """
+
+    name: str
+    source: str | None = None
+    raw: bool = False
+    day: str | None = None
+    listed: bool = False
+
+    def encode(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        prompt: Prompt | str,
+        max_length: int | None = None,
+    ) -> list[int]:
+        """Return the ids whose last position is measured: generation prompt and response included.
+
+        Args:
+            tokenizer: the model's.
+            prompt: a prompt, or just its text; its `response` comes after the generation prompt.
+            max_length: in tokens, everything counted; a longer prompt loses the end of its text,
+                never the template around it.
+
+        Returns:
+            Token ids, with one BOS at most. An empty prompt, a failing template and a `max_length`
+            without room for the text are each a `UserError`.
+        """
+        text, response = (prompt, "") if isinstance(prompt, str) else (prompt.text, prompt.response)
+        answer = self._answer_ids(tokenizer, text, response) if response else []
+        ids = self._prompt_ids(tokenizer, text)
+        if max_length is not None and len(ids) + len(answer) > max_length:
+            ids = self._shortened(tokenizer, text, max_length - len(answer))
+        return ids + answer
+
+    def encode_pair(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        prompt_text: str,
+        response_text: str,
+        system: str | None = None,
+    ) -> tuple[list[int], list[bool]]:
+        """Return the ids of a prompt with its answer, and which of them are the answer's.
+
+        The answer follows the ids that `encode` gives the prompt. It ends with the end-of-turn
+        token, which it includes: the template's own (`<|im_end|>`), else EOS. What a template puts
+        behind that token (a newline, in ChatML) is left out, since a model that has ended its turn
+        never writes it.
+
+        Args:
+            tokenizer: the model's.
+            prompt_text: what the user says.
+            response_text: what the assistant is to answer.
+            system: a system message; None leaves the template's own, if any.
+
+        Returns:
+            `(input_ids, response_mask)`, of equal length.
+
+        Raises:
+            UserError: for an empty prompt or answer, or a template that fails or hides the answer.
+        """
+        _require_text(response_text, "answer")
+        if self.raw and system is not None:
+            raise UserError("a raw prompt has no place for a system message: use a template")
+        prompt = self._prompt_ids(tokenizer, prompt_text, system)
+        if self.raw:
+            answer = ended(tokenizer, _tokenise(tokenizer, response_text))
+        else:
+            answer = self._learnt_ids(tokenizer, prompt_text, response_text, system)
+        return prompt + answer, [False] * len(prompt) + [True] * len(answer)
+
+    def _learnt_ids(
+        self, tokenizer: "PreTrainedTokenizerBase", text: str, answer: str, system: str | None
+    ) -> list[int]:
+        """Return the ids of an answer as a conversation has it, with what ends it."""
+        whole = self._render(tokenizer, text, answer, system)
+        (before, start), end = self._place(tokenizer, text, system), self._places(tokenizer)[1]
+        written = start.written(whole, answer, self.name)
+        closing = start.tail if end.text is None else end.text
+        ids = _continued(tokenizer, before, f"{start.lead}{written}{closing}")
+        return ids if ids[-1] in end.stops else ended(tokenizer, ids)
+
+    def encode_phrases(
+        self, tokenizer: "PreTrainedTokenizerBase", phrases: Sequence[str]
+    ) -> list[tuple[int, ...]]:
+        """Return the ids of phrases as beginnings of an answer.
+
+        Args:
+            tokenizer: the model's.
+            phrases: such as `phrases.phrase_set()`.
+
+        Returns:
+            The ids of each. After a template, those of the phrase in its place; for raw prompts,
+            those of the phrase on its own, as A.5 has it (no space is put before it).
+        """
+        return [tuple(self._answer_ids(tokenizer, _PROBE, phrase)) for phrase in phrases]
+
+    def end_of_turn(self, tokenizer: "PreTrainedTokenizerBase") -> int:
+        """Return the id that ends an answer, which generation has to stop at."""
+        return self.encode_pair(tokenizer, _PROBE, _REPLY)[0][-1]
+
+    def stop_ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """Return the ids that generation has to stop at: `end_of_turn`, and what begins a turn."""
+        more = () if self.raw else self._places(tokenizer)[1].stops
+        return sorted({self.end_of_turn(tokenizer), *more})
+
+    def opening(self, tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> list[int]:
+        """Return the ids before the user's first text; a last one that merges with it is left out.
+
+        Args:
+            tokenizer: the model's.
+            system: a system message. Where there is no role for it (the template fails or drops it,
+                or there is none), it begins the user's text, with a blank line behind it.
+
+        Returns:
+            Ids that a prompt begins with.
+        """
+        if self.raw:
+            ids, own = self._prompt_ids(tokenizer, _PROBE), _tokenise(tokenizer, _PROBE)
+            bos = ids[: len(ids) - len(own)] if ids[-len(own) :] == own else []
+            return bos + (_tokenise(tokenizer, f"{system}\n\n") if system else [])
+        text = self._render_with(tokenizer, system) if system else self._render(tokenizer, _PROBE)
+        head = text.rpartition(_PROBE)[0]
+        if not head:
+            return []
+        whole = single_bos(tokenizer, _tokenise(tokenizer, text))
+        pairs = zip(single_bos(tokenizer, _tokenise(tokenizer, head)), whole, strict=False)
+        return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+
+    def _render_with(self, tokenizer: "PreTrainedTokenizerBase", system: str) -> str:
+        try:
+            text = self._render(tokenizer, _PROBE, system=system)
+        except UserError:  # Gemma's: "System role not supported"
+            text = ""
+        if system.strip() in text:
+            return text
+        return self._render(tokenizer, f"{system}\n\n{_PROBE}")
+
+    def leaves_reasoning_out(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        answer: str,
+        prompt_text: str = _PROBE,
+        system: str | None = None,
+    ) -> bool:
+        """Return whether an answer that is learnt has reasoning in front, which is not learnt.
+
+        Args:
+            tokenizer: the model's.
+            answer: as it is given.
+            prompt_text: what the user says.
+            system: a system message.
+        """
+        alone = answered(answer)
+        if self.raw or alone is None or alone == answer:
+            return False
+        return self._place(tokenizer, prompt_text, system)[1].reasons
+
+    def bridge(self, tokenizer: "PreTrainedTokenizerBase") -> str:
+        """Return what is put behind a usual prompt (`remarks` counts the others) at its end."""
+        return "" if self.raw else self._places(tokenizer)[0].bridge
+
+    def remarks(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        texts: Iterable[str] = (),
+        system: str | None = None,
+    ) -> list[str]:
+        """Return what a reader of the numbers should know about the template, a line each.
+
+        Args:
+            tokenizer: the model's.
+            texts: of the prompts; those whose answers begin elsewhere are counted.
+            system: a system message that they have.
+        """
+        if self.raw:
+            return []
+        dated = f"the template {self.name!r} prints a date: {self.day}, throughout this run"
+        said = [dated] if self.day else []
+        usual = self._places(tokenizer)[0].remark
+        own = Counter(self._place(tokenizer, text, system)[1].remark for text in texts)
+        switched = [
+            f"{count} prompts switch reasoning: {remark or 'nothing is put behind them'}"
+            for remark, count in own.items()
+            if remark != usual
+        ]
+        return [*said, *([usual] if usual else []), *switched]
+
+    def _prompt_ids(
+        self, tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None = None
+    ) -> list[int]:
+        _require_text(text, "prompt")
+        if not self.raw:
+            rendered, _ = self._place(tokenizer, text, system)
+            return single_bos(tokenizer, _tokenise(tokenizer, rendered))
+        ids = list(tokenizer(text)["input_ids"])
+        # A tokenizer that closes every text with EOS would have us measure what follows its end.
+        eos = tokenizer.eos_token_id
+        closed = eos is not None and len(ids) > 1 and ids[-1] == eos
+        added = closed and not text.endswith(str(tokenizer.eos_token))
+        return single_bos(tokenizer, ids[:-1] if added else ids)
+
+    def _answer_ids(
+        self, tokenizer: "PreTrainedTokenizerBase", text: str, answer: str
+    ) -> list[int]:
+        _require_text(answer, "answer")
+        if self.raw:
+            return _tokenise(tokenizer, answer)
+        before, start = self._place(tokenizer, text)
+        return _continued(tokenizer, before, start.lead + answer)
+
+    def _place(
+        self, tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None = None
+    ) -> tuple[str, AnswerStart]:
+        """Return a rendered prompt up to where its answer begins, and what is around the answer."""
+        usual = self._places(tokenizer)[0]
+        before = self._render(tokenizer, text, system=system)
+        # Without pairs (no tail), there is nothing that a prompt could be compared with.
+        whole = "" if usual.tail is None else self._render(tokenizer, text, _REPLY, system)
+        said = behind_text(before, text, usual.said)
+        start = find_answer_start(before, whole, said, _REPLY, self.name)
+        return before + start.bridge, start
+
+    def _places(self, tokenizer: "PreTrainedTokenizerBase") -> tuple[AnswerStart, TurnEnd]:
+        """Return where answers usually begin, and how they end; found once for a template."""
+        known = _PLACES.setdefault(tokenizer, {})
+        key = self, str(tokenizer.chat_template)
+        if key not in known:
+            before = self._render(tokenizer, _PROBE)
+            whole = self._tried(tokenizer, _turns(_PROBE, _REPLY))
+            start = find_answer_start(
+                before, whole, before.rpartition(_PROBE)[2], _REPLY, self.name
+            )
+            more = self._tried(tokenizer, [*_turns(_PROBE, _REPLY), ("user", _NEXT)])
+            between = more.rpartition(_NEXT)[0].rpartition(_REPLY)[2]
+            known[key] = start, turn_end(tokenizer, start.tail or "", between)
+        return known[key]
+
+    def _tried(self, tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> str:
+        """Return a conversation as the template writes it; empty where it takes none like it."""
+        how: dict[str, Any] = {"source": self.source, "day": self.day, "listed": self.listed}
+        try:
+            return render(tokenizer, messages, name=self.name, **how)
+        except UserError:  # where such a conversation is needed, it is refused
+            return ""
+
+    def _shortened(self, tokenizer: "PreTrainedTokenizerBase", text: str, room: int) -> list[int]:
+        ids = self._prompt_ids(tokenizer, text)
+        if self.raw and room > 0:
+            return ids[:room]
+        text_ids = _tokenise(tokenizer, text)
+        for kept in range(len(text_ids) - (len(ids) - room), 0, -1):
+            shorter = str(tokenizer.decode(text_ids[:kept])).strip()
+            if shorter and len(ids := self._prompt_ids(tokenizer, shorter)) <= room:
+                return ids
+        raise UserError(
+            f"max_length leaves {room} tokens for a prompt, of which the template {self.name!r} "
+            "takes all: raise it"
+        )
+
+    def _render(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        text: str,
+        answer: str | None = None,
+        system: str | None = None,
+    ) -> str:
+        return render(
+            tokenizer,
+            _turns(text, answer, system),
+            name=self.name,
+            source=self.source,
+            day=self.day,
+            listed=self.listed,
+            generation_prompt=answer is None,
+        )
+
+
+RAW = Template("raw", raw=True)
+"""The text of the prompt alone."""
+
+
+def resolve_template(tokenizer: "PreTrainedTokenizerBase", spec: str | Path = "auto") -> Template:
+    """Return the template that `--template` names.
+
+    Args:
+        tokenizer: the model's.
+        spec: `chat` (the tokenizer's own), `raw`, `auto` (`chat` where the tokenizer has one, else
+            `raw`), a shipped template (`qwen2.5`, `llama-3`) or a Jinja file.
+
+    Returns:
+        A template that has been rendered once, so that a broken one is told before a model runs.
+
+    Raises:
+        UserError: if the tokenizer has no template of its own, or the file is missing or broken.
+    """
+    name, shipped = str(spec), shipped_templates()
+    if name == "raw" or (name == "auto" and not tokenizer.chat_template):
+        return RAW
+    if name == "chat" and not tokenizer.chat_template:
+        raise UserError(
+            f"this tokenizer has no chat template: use raw, one of {list(shipped)}, or a Jinja file"
+        )
+    if name in ("auto", "chat"):
+        template = Template("chat")
+    elif name in shipped:
+        template = Template(name, shipped[name])
+    else:
+        template = Template(*template_from_file(Path(spec)))
+    return _settled(tokenizer, template)
+
+
+def _settled(tokenizer: "PreTrainedTokenizerBase", template: Template) -> Template:
+    """Return a template with how it takes contents, and the day that it prints.
+
+    Raises:
+        UserError: if it fails, or does not render what the user says.
+    """
+    how: dict[str, Any] = {"name": template.name, "source": template.source}
+    asked, talk = _turns(_PROBE), _turns(_PROBE, _REPLY)
+    listed = takes_lists(tokenizer, talk, **how)
+    if listed is None:
+        listed = takes_lists(tokenizer, asked, **how, generation_prompt=True)
+    if listed is None:
+        template._render(tokenizer, _PROBE)  # says why it fails, if it does
+        raise UserError(f"the chat template {template.name!r} does not render the user's message")
+    dated = prints_the_day(tokenizer, asked, **how, listed=listed, generation_prompt=True)
+    return replace(template, day=current_day() if dated else None, listed=listed)
+
+
+def _turns(text: str, answer: str | None = None, system: str | None = None) -> Messages:
+    roles = {"system": system, "user": text, "assistant": answer}
+    return [(role, content) for role, content in roles.items() if content is not None]
+
+
+def _require_text(text: str, what: str) -> None:
+    if not text.strip():
+        raise UserError(f"an empty {what}: give it some text")
+    if flaw := flaw_of(text):
+        raise UserError(f"a {what} {flaw}")
+
+
+def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    # A template's text has its special tokens written out; the tokenizer adds none.
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _continued(tokenizer: "PreTrainedTokenizerBase", before: str, answer: str) -> list[int]:
+    """Return the ids of an answer in its place behind a rendered prompt."""
+    before_ids = _tokenise(tokenizer, before)
+    ids = _tokenise(tokenizer, before + answer)
+    if ids[: len(before_ids)] == before_ids:
+        return ids[len(before_ids) :]
+    return _tokenise(tokenizer, answer)  # the two would merge at the seam
