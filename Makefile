@@ -37,7 +37,7 @@ check: install lint  ## lint and the slow rest of the tests: notebooks, docs, fa
 families: install  ## the kernel and refusals of every causal family of the installed transformers, tiny
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m families -n auto --maxprocesses 4 --dist worksteal
 
-lint: install  ## format, lint, types, floors
+lint: install  ## format, lint, types, import levels
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

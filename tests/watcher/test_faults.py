@@ -16,7 +16,7 @@ from threading import Thread
 import fault_workers
 import pandas as pd
 import pytest
-from fault_workers import SETTINGS, measure, write_slowly
+from fault_workers import SETTINGS, measure, same_tables, write_slowly
 from tiny_runs import (
     age,
     another_account,
@@ -56,13 +56,6 @@ def source(tmp_path_factory):
     for kind in ("full", "sharded"):
         measure(root / kind, root / f"{kind}-undisturbed")
     return root
-
-
-def same_tables(out, undisturbed):
-    def tables(folder):
-        return {p.relative_to(folder): p.read_bytes() for p in folder.glob("*/step-*.parquet")}
-
-    return tables(out) == tables(undisturbed)
 
 
 def whole(out):

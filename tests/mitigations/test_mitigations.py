@@ -1,56 +1,20 @@
 """Laws of the mitigation interface, with the smallest methods there can be."""
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
-
 import pytest
 import torch
 from architectures import build, ragged_prompts
-from torch import Tensor
+from small_mitigations import Push, Shift, Tilt
 from toy_tokenizers import byte_bpe
 from transformers import LogitsProcessor
 
 from ntkprobe import mitigations, plugins
 from ntkprobe.errors import UserError
-from ntkprobe.mitigations import Decoding, Steering, applied, learned, load, save
+from ntkprobe.mitigations import applied, load, save
 from ntkprobe.mitigations._interface import identity
-from ntkprobe.models.architecture import decoder_layers
 from ntkprobe.models.generation import generate_answers
 from ntkprobe.refusal import score_phrases
 
 PROMPT = ragged_prompts()[2][None]
-
-
-@dataclass(frozen=True, eq=False)
-class Push(Steering):
-    weight: float = 1.0
-    vector: Tensor | None = learned()
-
-    source: ClassVar[str] = "this test"
-
-    def fit(self, model, tokenizer, prompts):
-        return replace(self, vector=torch.ones(16), fitted_on=identity(model))
-
-    def hooks(self, model):
-        return [(decoder_layers(model)[0], lambda module, inputs, output: output + self.weight)]
-
-
-class _Shift(LogitsProcessor):
-    def __init__(self, by):
-        self.by = by
-
-    def __call__(self, input_ids, scores):
-        return scores + self.by * torch.arange(scores.shape[-1])
-
-
-@dataclass(frozen=True, eq=False)
-class Tilt(Decoding):
-    by: float = 1.0
-
-    source: ClassVar[str] = "this test"
-
-    def logits_processor(self, model, tokenizer):
-        return _Shift(self.by)
 
 
 @pytest.fixture
@@ -158,6 +122,6 @@ def test_answers_go_through_the_processors_whatever_the_batch():
         generate_answers(
             model, tokenizer, PROMPTS, max_new_tokens=5, batch_size=size, logits_processor=change
         )
-        for size, change in [(3, ()), (1, [_Shift(0.1)]), (3, [_Shift(0.1)])]
+        for size, change in [(3, ()), (1, [Shift(0.1)]), (3, [Shift(0.1)])]
     )
     assert one == two != plain

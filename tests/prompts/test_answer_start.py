@@ -1,12 +1,10 @@
 """Where an answer begins and ends under templates of every shape that reasoning models have."""
 
-from functools import cache
-
 import pytest
 import torch
 from reasoning_templates import EMPTY, SHAPES, STRIPPED, TURN, chat
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from reasoning_tokenizer import tokenizer
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ntkprobe.errors import UserError
 from ntkprobe.measurement import measure_refusal
@@ -16,24 +14,6 @@ from ntkprobe.prompts.phrases import PAPER31
 from ntkprobe.prompts.templates import Template, resolve_template
 from ntkprobe.triggers.answers import generated
 from ntkprobe.triggers.extraction import Trigger
-
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|end_of_text|>"]
-SPECIAL += ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>"]
-SPECIAL += ["<end_of_turn>", "<|user|>", "<|assistant|>", "<|end|>", "[THINK]", "[/THINK]"]
-SPECIAL += ["<|start|>", "<|channel|>", "<|message|>", "<|return|>", "◁think▷", "◁/think▷"]
-UNFLAGGED = ["<think>", "</think>", "<seed:think>", "</seed:think>", "\n\n"]
-
-
-@cache
-def tokenizer(eos="<|endoftext|>", unflagged=()):
-    """Bytes as tokens; specials are flagged, and EOS alone is named."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_tokens([AddedToken(t, special=False) for t in (*UNFLAGGED, *unflagged)])
-    core.add_special_tokens([token for token in SPECIAL if token not in unflagged])
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos)
 
 
 def saying(made, prompt, said):

@@ -13,7 +13,7 @@ from ntkprobe.errors import UserError
 from ntkprobe.evaluation.benchmarks import BENCHMARKS, read_benchmark
 from ntkprobe.evaluation.benchmarks.contrasts import XSTEST_CONTRASTS
 
-DATA = Path(os.environ.get("NTKPROBE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+DATA = Path(os.environ.get("NTKPROBE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the published files are not here")
 
 

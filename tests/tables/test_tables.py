@@ -14,7 +14,7 @@ from ntkprobe.statistics import wilson
 from ntkprobe.storage import write_json
 from ntkprobe.tables import Table, make_table, table_names
 
-FOLDERS = Path(__file__).parents[1] / "ntkprobe/tables"
+FOLDERS = Path(__file__).parents[2] / "ntkprobe/tables"
 KEYWORD, GUARD = "xstest_prefixes", "llama_guard"
 
 

@@ -158,7 +158,7 @@ def test_a_damaged_mitigation_is_one_line(call, scans, tmp_path):
 
 
 def test_a_decoding_method_has_refusals_but_no_kernel(call, tmp_path, monkeypatch):
-    from test_mitigations import Tilt
+    from small_mitigations import Tilt
 
     from ntkprobe import plugins
 

@@ -24,7 +24,7 @@ from ntkprobe.models import generation
 from ntkprobe.prompts.templates import resolve_template
 from ntkprobe.tiny import dcr_path, model_path
 
-DATA = Path(os.environ.get("NTKPROBE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+DATA = Path(os.environ.get("NTKPROBE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 TINY = ["--model", str(model_path()), "--benchmark", "tiny", "--device", "cpu"]
 QUICK = ["--limit", "4", "--max-new-tokens", "6", "--batch-size", "3"]
 

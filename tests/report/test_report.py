@@ -294,7 +294,7 @@ def test_cautions_name_what_limits_the_numbers(tmp_path):
 
 
 def test_the_demos_page_says_that_its_world_is_constructed():
-    demo = Path(__file__).parents[1] / "figures" / "demo"
+    demo = Path(__file__).parents[2] / "figures" / "demo"
     page = make_report([demo])
     assert len(page.html) < 6e6
     assert "constructed world" in unpacked(page.html)["sets"][0]["cautions"][0]

@@ -19,7 +19,7 @@ from ntkprobe.figures._activations import classical_scaling, clustered_right
 from ntkprobe.figures._paper import paper_table
 from ntkprobe.plots import style
 
-REGENERATE = Path(__file__).parents[1] / "figures" / "regenerate.py"
+REGENERATE = Path(__file__).parents[2] / "figures" / "regenerate.py"
 
 
 @pytest.fixture(scope="module")

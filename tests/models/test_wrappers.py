@@ -5,8 +5,8 @@ import torch
 from accelerate import Accelerator
 from architectures import build, ragged_prompts
 from fault_workers import SETTINGS
-from test_callback import PROMPTS, adapter, train
 from tiny_runs import tiny_model, tiny_tokenizer
+from trainer_runs import PROMPTS, adapter, train
 
 import ntkprobe as ntk
 from ntkprobe.errors import UserError

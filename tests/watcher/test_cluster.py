@@ -13,8 +13,7 @@ from tempfile import TemporaryDirectory
 from threading import Thread
 
 import pytest
-from fault_workers import SETTINGS, measure
-from test_faults import same_tables
+from fault_workers import SETTINGS, measure, same_tables
 from tiny_runs import TEXTS, events, lora_run
 
 from ntkprobe import PromptSet, Trajectory, UserError
@@ -38,7 +37,7 @@ def cluster():
     """The address of a Ray of its own, which ends with its standard input."""
     if find_spec("ray") is None:  # importing it would settle how it authenticates
         pytest.skip("needs ray")
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    paths = [str(Path(__file__).parents[1] / "helpers"), str(Path(__file__).parents[2])]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as place:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from fake_server import fake_server
-from test_answer_start import tokenizer
+from reasoning_tokenizer import tokenizer
 
 from ntkprobe.evaluation.judges.llm import Llm, _verdict
 from ntkprobe.evaluation.judges.or_bench_strings import OrBenchStrings

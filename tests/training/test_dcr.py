@@ -583,7 +583,7 @@ def test_two_processes_that_accumulate_train_as_one_with_the_whole_batch(
     tmp_path, base, nll_weight
 ):
     (tmp_path / "worker.py").write_text(WORKER)
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1] / "helpers")
     for processes, *sizes in ((1, "8", "1"), (2, "2", "2")):
         launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
         launch += ["--master-port=0", "--rdzv-endpoint=localhost:0", "--rdzv-backend=c10d"]

@@ -61,3 +61,12 @@ def _remove(folder: Path) -> None:
     import shutil
 
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def same_tables(out, undisturbed):
+    """Say whether two folders of measurements hold the same tables, byte for byte."""
+
+    def tables(folder):
+        return {p.relative_to(folder): p.read_bytes() for p in folder.glob("*/step-*.parquet")}
+
+    return tables(out) == tables(undisturbed)

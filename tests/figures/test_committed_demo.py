@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from ntkprobe.figures import figure_names, find_runs
 from ntkprobe.plots import style
 
-FIGURES = Path(__file__).parents[1] / "figures"
+FIGURES = Path(__file__).parents[2] / "figures"
 DEMO = FIGURES / "demo"
 
 

@@ -12,7 +12,7 @@ from doc_blocks import Block, blocks, make_world, run_console, run_python
 from matplotlib import pyplot as plt
 
 matplotlib.use("Agg")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 WITH_CODE = [page for page in PAGES if {b.language for b in blocks(page)} & {"python", "console"}]
 
