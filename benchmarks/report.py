@@ -20,6 +20,7 @@ from ntkprobe.report import make_report
 
 DEMO = Path(__file__).parents[1] / "figures" / "demo"
 READY = "document.body.dataset.ready === 'yes'"
+DRAWN = "document.body.dataset.drawn === 'yes'"  # and every view was drawn once, out of sight
 OPENINGS = 5
 TIMES = 7
 CLICK = "document.querySelector(arguments[0]).click()"
@@ -91,7 +92,7 @@ def _size(driver: Any, name: str, page: Path, seconds: float) -> list[str]:
 
 def _clicked(driver: Any, page: Path, name: str, view: str, action: str, on: list) -> list[str]:
     """Return how long a kind of click takes, once the page has come to rest."""
-    opened(driver, page, READY, view)
+    opened(driver, page, DRAWN, view)
     _rest(driver)
     answered(driver, action, on[0])
     before = busy(driver)

@@ -289,6 +289,19 @@ def luminance(driver):
     return sum(map(int, colour[4:-1].split(", "))) / 3
 
 
+def test_paper_is_drawn_in_light_colours_and_for_its_width(show):
+    driver = show("view=training&theme=dark")
+    widths = "return [...document.querySelectorAll('.chart canvas')].map((c) => c.clientWidth)"
+    on_screen = driver.execute_script(widths)
+    driver.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert driver.execute_script("return document.documentElement.dataset.theme") == "light"
+    on_paper = driver.execute_script(widths)
+    assert len(on_paper) == len(on_screen) and max(on_paper) <= 350 < max(on_screen)
+    driver.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert driver.execute_script("return document.documentElement.dataset.theme") == "dark"
+    assert driver.execute_script(widths) == on_screen
+
+
 def test_dark_colours_are_taken_from_the_system_or_chosen(show):
     driver = show("view=training")
     media = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}

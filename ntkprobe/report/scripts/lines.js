@@ -149,7 +149,7 @@ const mapColours = () =>
 
 // Numbers with their intervals, a row each: rows `label, value, low, high, colour key`.
 function intervals(width, { title, domain, format, key, scale, shape, labels, height }) {
-  const y = { field: "label", type: "nominal", sort: labels, title: null, axis: { labelLimit: Math.max(90, width * 0.4), offset: 8, domain: false, ticks: false, labelFontSize: 11.5, grid: true } };
+  const y = { field: "label", type: "nominal", sort: labels, title: null, axis: { labelLimit: Math.max(90, width * 0.55), offset: 8, domain: false, ticks: false, labelFontSize: 11.5, grid: true } };
   const x = { type: "quantitative", title, scale: { domain, clamp: true }, axis: { format, tickCount: 5, grid: false } };
   const color = { field: key, type: "nominal", scale, legend: null };
   const offset = { yOffset: { field: "run", type: "nominal", sort: null } };

@@ -176,18 +176,20 @@ function listen() {
   addEventListener("hashchange", follow);
   addEventListener("popstate", follow);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", rebuild);
-  // Paper is white: what is dark is drawn in light colours while it is printed.
+  // Paper is white and narrow: everything is drawn in light colours and for its width meanwhile.
   let before = null;
   addEventListener("beforeprint", () => {
-    if (!isDark()) return;
+    if (before !== null) return;
     before = state.theme;
     state.theme = "light";
+    document.body.classList.add("printing");
     rebuild();
   });
   addEventListener("afterprint", () => {
     if (before === null) return;
     state.theme = before;
     before = null;
+    document.body.classList.remove("printing");
     rebuild();
   });
   listeners.push((wanted) => {
