@@ -52,6 +52,7 @@ class TrajectoryCallback(TrainerCallback):
         self.prompts = prompts
         self.output_dir = output_dir
         self.settings = settings or MeasureSettings()
+        self.settings.check()
         self.tokenizer = tokenizer
         self._recorder: Recorder | None = None
 

@@ -27,9 +27,10 @@ from ..measurement import (
 )
 from ..measurement.influence import Influence
 from ..prompts.prompt_set import PromptSet
+from ..provenance import versions
 from ..storage import replacing, write_json, write_table, write_tensors
 from ..trajectory import step_of
-from .settings import SCHEMA_VERSION, insist_on_equal, versions
+from .settings import SCHEMA_VERSION, insist_on_equal
 
 COMPANIONS = {"kernel": ("tokens", "parts", "blocks"), "influence": ("terms",)}
 MEASURED = ("kernel", "refusal", "activations", "influence")

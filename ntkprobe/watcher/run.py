@@ -100,9 +100,8 @@ def open_recorder(
     Returns:
         A recorder that is yet to be prepared.
     """
+    how.check()
     folder = MeasurementFolder(output_dir, overwrite=overwrite)
-    if how.kernel is not None:
-        ParameterSelection.parse(how.kernel.parameters)
     recorder = Recorder(folder, prompts, how, about)
     recorder.check()
     return recorder
