@@ -35,6 +35,7 @@ class Flag:
         help: what `--help` says, where the field's own documentation does not suit an option.
         callback: called with the context and the value before any other option is read.
         shown: whether there is such an option at all.
+        argument: whether it is typed without the option's name, by its place.
     """
 
     panel: str | None = None
@@ -48,6 +49,7 @@ class Flag:
     help: str | None = None
     callback: Callable[..., Any] | None = None
     shown: bool = True
+    argument: bool = False
 
 
 NO_OPTION = Flag(shown=False)

@@ -139,6 +139,8 @@ def _option(flag: Flag, name: str, typed: Any, default: Any, text: str) -> Any:
     alone = (f"--{name.replace('_', '-')}",) if switch else ()
     words = flag.help or text
     help_text = (words[:1].upper() + words[1:]).replace("`", "").replace("[", r"\[")
+    if flag.argument:
+        return typer.Argument(help=help_text, metavar=flag.metavar)
     return typer.Option(
         *(flag.decls or alone),
         help=help_text,
