@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from transformers import PreTrainedTokenizerBase
 
-TOP_TOKENS = 32
-"""Prompts at a time where only their top tokens are looked for."""
-
 
 @dataclass(frozen=True, eq=False)
 class KernelMeasurement:
@@ -202,7 +199,7 @@ def measure_kernel(
         raise UserError(f"no split by {by!r}: the only one is 'layer'")
     check_loaded(model)
     encoded = as_encoded(tokenizer, prompts, template, max_length)
-    readout = Readout(top_k, tokens, full_vocabulary, random_probes, batch_size or TOP_TOKENS)
+    readout = Readout(top_k, tokens, full_vocabulary, random_probes, batch_size)
     method = plugins.instance(estimators, estimator)
     sized = method if batch_size is None else with_batch_size(method, batch_size)
     selection = ParameterSelection.parse(parameters)

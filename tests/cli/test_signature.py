@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import pytest
 import typer
@@ -11,7 +11,10 @@ from typer.testing import CliRunner
 
 from ntkprobe.cli._measure_options import MeasureOptions
 from ntkprobe.cli._signature import command_of
+from ntkprobe.cli._train_options import DCROptions, SFTOptions
 from ntkprobe.cli.evaluate import EvaluateOptions
+from ntkprobe.cli.mitigate import FitOptions
+from ntkprobe.cli.triggers import TriggerOptions
 from ntkprobe.errors import UserError
 from ntkprobe.settings import (
     NO_OPTION,
@@ -112,8 +115,18 @@ def test_what_a_class_says_of_a_field_beats_what_its_base_says():
 
 @pytest.mark.parametrize(
     "kind",
-    [MeasureOptions, EvaluateOptions, MeasureSettings, KernelSettings, RefusalSettings]
-    + [LoadSettings],
+    [
+        MeasureOptions,
+        EvaluateOptions,
+        TriggerOptions,
+        FitOptions,
+        DCROptions,
+        SFTOptions,
+        MeasureSettings,
+        KernelSettings,
+        RefusalSettings,
+        LoadSettings,
+    ],
 )
 def test_every_field_of_a_command_is_documented(kind):
     assert {each.name for each in fields(kind)} == set(field_docs(kind))
@@ -134,7 +147,7 @@ def test_the_help_of_a_command_loads_no_torch_and_is_in_panels():
 class TestComparison:
     """One comparison says which setting of two records differs."""
 
-    OLD = {"kernel": {"top_k": 10, "method": "a", "tokens": [1]}, "refusal": None}
+    OLD: ClassVar = {"kernel": {"top_k": 10, "method": "a", "tokens": [1]}, "refusal": None}
 
     def test_equal_settings_agree_and_tuples_are_lists(self):
         now = {"kernel": {"top_k": 10, "method": "b", "tokens": (1,)}, "refusal": {"n": 1}}
@@ -150,5 +163,5 @@ class TestComparison:
     def test_what_only_one_has_is_a_contradiction_where_it_is_to_be(self):
         for before, now in (({"a": 1}, {}), ({}, {"a": 1})):
             insist_on_same_settings("F", "measured", before, now)
-            with pytest.raises(UserError, match="a = (1|None), now it is (1|None)"):
+            with pytest.raises(UserError, match=r"a = (1|None), now it is (1|None)"):
                 insist_on_same_settings("F", "measured", before, now, both=True)
