@@ -60,7 +60,7 @@ def measure(options: MeasureOptions) -> int:
 def _measured(ray: str | None, prompts: Any, place: Path, **call: Any) -> Any:
     """Return the outcome of `measure_run` here, or of its tasks on a Ray cluster."""
     if ray:
-        from ..watcher.cluster import measure_on_ray
+        from ..watcher.ray_cluster import measure_on_ray
 
         return measure_on_ray(prompts, place, address=ray, **call)
     from ..watcher import measure_run

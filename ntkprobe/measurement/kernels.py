@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from .. import estimators, kernel, plugins
-from ..errors import Remark, UserError
+from ..errors import MeasurementWarning, UserError
 from ..jupyter import paragraph, table
 from ..kernel import Estimator
 from ..models.parameters import ParameterSelection, parse_selections, remarks
@@ -190,7 +190,8 @@ def measure_kernel(
 
     Returns:
         The norms of all blocks, and what was asked for. What should be known about a selection on
-        this model (tied ends, an adapter counted besides the base) is a warning, `errors.Remark`.
+        this model (tied ends, an adapter counted besides the base) is an
+        `errors.MeasurementWarning`.
 
     Raises:
         UserError: if a name is unknown, or the model cannot be measured.
@@ -205,7 +206,7 @@ def measure_kernel(
     selection = ParameterSelection.parse(parameters)
     others = parse_selections(selections)
     for remark in remarks(model, [selection, *others]):
-        warnings.warn(remark, Remark, stacklevel=2)
+        warnings.warn(remark, MeasurementWarning, stacklevel=2)
     with evaluating(model):
         found, besides = read_out(
             model, encoded, sized, selection, readout, by=by, blocks=keep_blocks, others=others

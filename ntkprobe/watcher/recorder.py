@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from .. import estimators, mitigations, plugins
-from ..errors import Remark, UserError, one_line
+from ..errors import MeasurementWarning, UserError, one_line
 from ..measurement import (
     ActivationMeasurement,
     Encoded,
@@ -188,7 +188,7 @@ class Recorder:
             self._verify(model, self.settings.kernel)
             self._remark(model, self.settings.kernel)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Remark)  # said once for all checkpoints
+                warnings.simplefilter("ignore", MeasurementWarning)  # said once for all checkpoints
                 kernels = self._kernel(model, self.settings.kernel)
             texts = None if kernels.tokens is None else kernels.token_frame()
             kept = kernels if self.settings.kernel.keep_blocks else replace(kernels, blocks=None)

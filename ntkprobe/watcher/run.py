@@ -11,14 +11,14 @@ from ..models.parameters import ParameterSelection
 from ..prompts.prompt_set import PromptSet
 from .choices import Choice, Following
 from .folder import MeasurementFolder
+from .loop import MeasuringLoop
+from .measure import CheckpointMeasurer
 from .models import Models
 from .outcome import Outcome
 from .recorder import Recorder
 from .reporting import Sinks
-from .scout import Scout
-from .session import Session
+from .scan import CheckpointScanner
 from .settings import MeasureSettings
-from .work import Work
 
 
 def measure_run(
@@ -68,16 +68,16 @@ def measure_run(
     over_adapter = _kernel_needs_adapter(how)
     apart = over_adapter or (how.influence is not None and how.influence.needs_adapter)
     models = Models(model, how.load, merge=not apart)
-    scout = Scout(ckpt_dir, which) if ckpt_dir is not None else None
-    work = Work(recorder, models, measures_base=not over_adapter)
+    scanner = CheckpointScanner(ckpt_dir, which) if ckpt_dir is not None else None
+    measurer = CheckpointMeasurer(recorder, models, measures_base=not over_adapter)
     with closing(folder), closing(Sinks(report_to, output_dir, worker)) as sinks:
-        session = Session(work, scout, following, sinks)
+        loop = MeasuringLoop(measurer, scanner, following, sinks)
         try:
-            session.run()
+            loop.run()
         except KeyboardInterrupt:
-            session.outcome.interrupted = True
-    session.outcome.total = len(folder.steps_in(output_dir))
-    return session.outcome
+            loop.outcome.interrupted = True
+    loop.outcome.total = len(folder.steps_in(output_dir))
+    return loop.outcome
 
 
 def open_recorder(
@@ -147,7 +147,7 @@ def insist_on_checkpoints(run: Path) -> None:
     Raises:
         UserError: if not.
     """
-    if not Scout(run).sees_any():
+    if not CheckpointScanner(run).sees_any():
         raise UserError(
             f"no checkpoints in {run}: expected folders checkpoint-N, as transformers' Trainer"
             " writes them, or one saved model or adapter; --follow waits for them"
@@ -172,13 +172,13 @@ def plan(
     insist_on_checkpoints(ckpt_dir)
     lines, todo = [], []
     known = MeasurementFolder.steps_in(output_dir)
-    chosen = (s for s in Scout(ckpt_dir, choice or Choice()).look() if s.wanted)
-    for sighting in chosen:
-        verdict = sighting.verdict
+    chosen = (s for s in CheckpointScanner(ckpt_dir, choice or Choice()).look() if s.wanted)
+    for scanned in chosen:
+        verdict = scanned.verdict
         size = sum(weight.size for weight in verdict.weights)
         why = f" ({verdict.reason})" if verdict.reason else ""
-        name = sighting.checkpoint.path.name
-        done = ", has measurements" if sighting.checkpoint.step in known else ""
+        name = scanned.checkpoint.path.name
+        done = ", has measurements" if scanned.checkpoint.step in known else ""
         todo += [size] * (verdict.state == "ready" and not done)
         lines.append(f"{name}: {verdict.state}{why}, {verdict.kind}, {size / 1e6:.1f} MB{done}")
     return [*lines, _estimate(output_dir, todo)]

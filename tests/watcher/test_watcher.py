@@ -458,16 +458,16 @@ def test_no_network_is_used_for_local_checkpoints(run, source, tmp_path, monkeyp
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
-    from ntkprobe.watcher.work import Work
+    from ntkprobe.watcher.measure import CheckpointMeasurer
 
-    original = Work.of_checkpoint
+    original = CheckpointMeasurer.of_checkpoint
 
-    def stop_at_20(self, sighting):
-        if sighting.checkpoint.step == 20:
+    def stop_at_20(self, scanned):
+        if scanned.checkpoint.step == 20:
             raise KeyboardInterrupt
-        return original(self, sighting)
+        return original(self, scanned)
 
-    monkeypatch.setattr(Work, "of_checkpoint", stop_at_20)
+    monkeypatch.setattr(CheckpointMeasurer, "of_checkpoint", stop_at_20)
     outcome = measure(run, tmp_path / "out")
     assert outcome.status == 130 and Trajectory(tmp_path / "out").steps == [0, 10]
     monkeypatch.undo()
