@@ -2,7 +2,7 @@
 
 A command has one frozen dataclass of settings. Its fields make the command's options, with the
 texts of the class's `Attributes:` as their help; the library takes the settings as they are; and
-`run.json` records them. `insist_on_same_settings` is the one comparison of such records.
+`run.json` records them. `require_same_settings` is the one comparison of such records.
 """
 
 import inspect
@@ -153,7 +153,7 @@ def leaves(
             yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
 
-def insist_on_same_settings(
+def require_same_settings(
     folder: object,
     done: str,
     before: Mapping[str, Any],

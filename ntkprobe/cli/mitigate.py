@@ -70,7 +70,7 @@ def fit(options: FitOptions) -> None:
     quieten()
     method = _configured(options)
     folder = options.output_dir
-    _insist_on_a_place(folder, options.overwrite)
+    _require_place(folder, options.overwrite)
     files = options.prompts or []
     if not files and method.kind == "steering":
         raise UserError(f"{options.method} learns from prompts: give --prompts FILE or FILE=GROUP")
@@ -110,7 +110,7 @@ def _configured(options: FitOptions) -> Any:
     return kind(**checked_settings(kind, given))
 
 
-def _insist_on_a_place(folder: Path, overwrite: bool) -> None:
+def _require_place(folder: Path, overwrite: bool) -> None:
     """Raise if the folder holds a mitigation that is not to be replaced, or something else.
 
     Raises:

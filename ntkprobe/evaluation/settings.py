@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from ..errors import UserError
-from ..settings import Flag, insist_on_same_settings, leaves
+from ..settings import Flag, leaves, require_same_settings
 
 COMPARED = ("model", "answers", "benchmarks")
 """Sections of `run.json` of which one folder has one setting."""
@@ -71,4 +71,4 @@ def insist_on_equal(folder: object, old: Mapping[str, Any], new: Mapping[str, An
         dict(leaves({key: record.get(key) or {} for key in COMPARED}, _TOLD))
         for record in (old, new)
     )
-    insist_on_same_settings(folder, "answered", before, now)
+    require_same_settings(folder, "answered", before, now)

@@ -15,7 +15,7 @@ from ..checkpoints import LoadSettings, gguf_identity
 from ..errors import UserError, one_line
 from ..prompts.phrases import phrase_set
 from ..provenance import versions
-from ..settings import insist_on_same_settings
+from ..settings import require_same_settings
 from ..storage import write_json
 from ..training.runs import located, model_digest
 from .data_files import digests
@@ -108,7 +108,7 @@ class Workplace:
         }
         path = self.out / "replication.json"
         old = json.loads(path.read_text()) if path.is_file() else {}
-        insist_on_same_settings(self.out, "replicated", old.get("compared", {}), compared)
+        require_same_settings(self.out, "replicated", old.get("compared", {}), compared)
         told = {
             "model": self.settings.model,
             "gguf": gguf_identity(self.settings.model) is not None,

@@ -33,7 +33,7 @@ from ..checkpoints import (
 from ..checkpoints.headers import read_json
 from ..checkpoints.loading import insist_on_finite_weights
 from ..errors import UserError, one_line
-from ..settings import insist_on_same_settings
+from ..settings import require_same_settings
 from ..storage import replacing, write_json, write_table
 from .callbacks import quiet
 from .config import StageConfig
@@ -85,7 +85,7 @@ class Run:
                 f"{self.folder} holds checkpoints of something else: give another --output-dir"
             )
         if begun:
-            _insist_on_equal(yaml.safe_load(path.read_text("utf-8")), self.settings, self)
+            _require_same(yaml.safe_load(path.read_text("utf-8")), self.settings, self)
             self.report = (
                 read_json(self.folder / REPORT) if (self.folder / REPORT).is_file() else {}
             )
@@ -274,7 +274,7 @@ def model_digest(model: str) -> dict[str, str]:
     return {"model": identity(folder, weights)} if weights else {}
 
 
-def _insist_on_equal(recorded: dict[str, Any], asked: dict[str, Any], run: Run) -> None:
+def _require_same(recorded: dict[str, Any], asked: dict[str, Any], run: Run) -> None:
     """Refuse another setting of anything that changes the numbers.
 
     Files and models are compared by their digests, since the same may be at another path.
@@ -298,7 +298,7 @@ def _insist_on_equal(recorded: dict[str, Any], asked: dict[str, Any], run: Run) 
         for record in (recorded, asked)
     )
     by_content = set(asked["digests"]) & set(recorded.get("digests", {}))
-    insist_on_same_settings(
+    require_same_settings(
         run.folder,
         "trained",
         before,

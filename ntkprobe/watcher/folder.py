@@ -30,7 +30,7 @@ from ..prompts.prompt_set import PromptSet
 from ..provenance import versions
 from ..storage import replacing, write_json, write_table, write_tensors
 from ..trajectory import step_of
-from .settings import SCHEMA_VERSION, insist_on_equal
+from .settings import SCHEMA_VERSION, require_same
 
 COMPANIONS = {"kernel": ("tokens", "parts", "blocks"), "influence": ("terms",)}
 MEASURED = ("kernel", "refusal", "activations", "influence")
@@ -105,7 +105,7 @@ class MeasurementFolder:
             about: what is only told, such as the command line.
         """
         old = self.record
-        insist_on_equal(self.path, old, record)
+        require_same(self.path, old, record)
         merged = {**old, **{key: value for key, value in record.items() if value is not None}}
         if not record["model"]["base_identity"]:
             merged["model"] = old.get("model", record["model"])

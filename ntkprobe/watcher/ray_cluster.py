@@ -17,7 +17,7 @@ from ..prompts.prompt_set import PromptSet
 from .choices import Choice, StepRange
 from .outcome import Outcome
 from .reporting import Sinks
-from .run import insist_on_a_place, insist_on_checkpoints, measure_run, open_recorder
+from .run import measure_run, open_recorder, require_checkpoints, require_place
 from .scan import CheckpointScanner
 from .settings import MeasureSettings
 
@@ -54,8 +54,8 @@ def measure_on_ray(
     """
     if ckpt_dir is None or options.pop("following", None) is not None:
         raise UserError("--ray measures the checkpoints that a run (--ckpt-dir) has, no --follow")
-    insist_on_a_place(ckpt_dir, options.get("model"), output_dir)
-    insist_on_checkpoints(ckpt_dir)
+    require_place(ckpt_dir, options.get("model"), output_dir)
+    require_checkpoints(ckpt_dir)
     how = settings or MeasureSettings()
     overwrite = options.pop("overwrite", False)
     folder = open_recorder(prompts, output_dir, how, {}, overwrite=overwrite).folder

@@ -35,7 +35,7 @@ from .settings import (
     KernelSettings,
     MeasureSettings,
     RefusalSettings,
-    insist_on_equal,
+    require_same,
 )
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Recorder:
     def check(self) -> None:
         """Raise if the folder holds something else, as far as this is known without a tokenizer."""
         told = {"digest": self.prompts.digest, "count": len(self.prompts)}
-        insist_on_equal(self.folder.path, self.folder.record, self.settings.record(told))
+        require_same(self.folder.path, self.folder.record, self.settings.record(told))
 
     def prepare(self, tokenizer: "PreTrainedTokenizerBase", base: tuple[str, str] | None) -> None:
         """Encode the prompts and settle with the folder what is measured.

@@ -55,15 +55,15 @@ def measure_run(
         UserError: if nothing can be measured as asked.
     """  # ruff: ignore[docstring-extraneous-exception]
     how = settings or MeasureSettings()
-    insist_on_a_place(ckpt_dir, model, output_dir)
+    require_place(ckpt_dir, model, output_dir)
     if ckpt_dir is not None and following is None:
-        insist_on_checkpoints(ckpt_dir)
+        require_checkpoints(ckpt_dir)
     told = {"ckpt_dir": str(ckpt_dir) if ckpt_dir else None, **(about or {})}
     recorder = open_recorder(prompts, output_dir, how, told, overwrite=overwrite)
     folder = recorder.folder
     which = choice or Choice()
     if how.kernel is not None and how.kernel.top_k_at == "first" and which.shard[1] > 1:
-        _insist_on_first_tokens(folder)
+        _require_first_tokens(folder)
     worker = "-of-".join(map(str, which.shard))
     over_adapter = _kernel_needs_adapter(how)
     apart = over_adapter or (how.influence is not None and how.influence.needs_adapter)
@@ -114,7 +114,7 @@ def _kernel_needs_adapter(how: MeasureSettings) -> bool:
     )
 
 
-def insist_on_a_place(ckpt_dir: Path | None, model: str | None, output_dir: Path) -> None:
+def require_place(ckpt_dir: Path | None, model: str | None, output_dir: Path) -> None:
     """Raise unless there is something to measure, and the folder lies outside of it.
 
     Raises:
@@ -128,7 +128,7 @@ def insist_on_a_place(ckpt_dir: Path | None, model: str | None, output_dir: Path
         )
 
 
-def _insist_on_first_tokens(folder: MeasurementFolder) -> None:
+def _require_first_tokens(folder: MeasurementFolder) -> None:
     """Raise unless it is settled which tokens all workers read: else the fastest one would choose.
 
     Raises:
@@ -141,7 +141,7 @@ def _insist_on_first_tokens(folder: MeasurementFolder) -> None:
         )
 
 
-def insist_on_checkpoints(run: Path) -> None:
+def require_checkpoints(run: Path) -> None:
     """Raise unless a folder holds at least one checkpoint, whole or not.
 
     Raises:
@@ -169,7 +169,7 @@ def plan(
     """
     if ckpt_dir is None:
         return ["the model alone, as step 0"]
-    insist_on_checkpoints(ckpt_dir)
+    require_checkpoints(ckpt_dir)
     lines, todo = [], []
     known = MeasurementFolder.steps_in(output_dir)
     chosen = (s for s in CheckpointScanner(ckpt_dir, choice or Choice()).look() if s.wanted)

@@ -19,8 +19,8 @@ from ..settings import (
     NO_OPTION,
     Flag,
     LoadSettings,
-    insist_on_same_settings,
     leaves,
+    require_same_settings,
 )
 
 SCHEMA_VERSION = 1
@@ -321,7 +321,7 @@ class MeasureSettings:
         }
 
 
-def insist_on_equal(folder: object, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def require_same(folder: object, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise if a setting of `new` contradicts `old`; what only one of them has is no contradiction.
 
     Args:
@@ -342,4 +342,4 @@ def insist_on_equal(folder: object, old: Mapping[str, Any], new: Mapping[str, An
     )
     if old.get("model"):  # what was measured before there were mitigations had none
         before.setdefault("model.mitigation", None)
-    insist_on_same_settings(folder, "measured", before, now)
+    require_same_settings(folder, "measured", before, now)

@@ -21,8 +21,8 @@ from ntkprobe.settings import (
     Flag,
     LoadSettings,
     field_docs,
-    insist_on_same_settings,
     leaves,
+    require_same_settings,
 )
 from ntkprobe.watcher.settings import KernelSettings, MeasureSettings, RefusalSettings
 
@@ -153,15 +153,15 @@ class TestComparison:
         now = {"kernel": {"top_k": 10, "method": "b", "tokens": (1,)}, "refusal": {"n": 1}}
         before, asked = (dict(leaves(each, ["method"])) for each in (self.OLD, now))
         assert before == {"kernel.top_k": 10, "kernel.tokens": [1]}
-        insist_on_same_settings("F", "measured", before, asked)
+        require_same_settings("F", "measured", before, asked)
 
     def test_another_value_is_named_with_both(self):
         before, now = dict(leaves(self.OLD)), {"kernel.top_k": 4}
         with pytest.raises(UserError, match=r"F was measured with kernel.top_k = 10, now it is 4"):
-            insist_on_same_settings("F", "measured", before, now)
+            require_same_settings("F", "measured", before, now)
 
     def test_what_only_one_has_is_a_contradiction_where_it_is_to_be(self):
         for before, now in (({"a": 1}, {}), ({}, {"a": 1})):
-            insist_on_same_settings("F", "measured", before, now)
+            require_same_settings("F", "measured", before, now)
             with pytest.raises(UserError, match=r"a = (1|None), now it is (1|None)"):
-                insist_on_same_settings("F", "measured", before, now, both=True)
+                require_same_settings("F", "measured", before, now, both=True)
