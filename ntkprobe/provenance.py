@@ -1,4 +1,4 @@
-"""What computed a number: kept beside it on disk."""
+"""Versions of what computed a number, recorded beside it on disk."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version

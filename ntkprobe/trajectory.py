@@ -78,8 +78,7 @@ class Trajectory:
             the geometric mean of both prompts' own norms).
         """
         table = self._read("kernel", ["step", "observed", "updated", "norm"])
-        diagonal = table[table["observed"] == table["updated"]]
-        own = diagonal.set_index(["step", "observed"])["norm"]
+        own = table.query("observed == updated").set_index(["step", "observed"])["norm"]
         first = _look_up(own, table["step"], table["observed"])
         second = _look_up(own, table["step"], table["updated"])
         table["similarity"] = table["norm"] / first

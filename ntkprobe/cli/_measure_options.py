@@ -46,7 +46,7 @@ class MeasureOptions:
         ray: measure as tasks of this Ray cluster: `HOST:PORT`, or `auto`.
         follow: wait for checkpoints of a run that trains.
         poll_interval: with `--follow`: seconds between two looks.
-        idle_timeout: with `--follow`: stop after so many seconds without news.
+        idle_timeout: with `--follow`: stop after so many seconds without a new checkpoint.
         until_step: with `--follow`: stop after this step.
         report_to: show group means there, in OUT; may be repeated.
     """
@@ -200,8 +200,8 @@ class MeasureOptions:
             per_group=drawn.per_group if drawn else InfluenceSettings.per_group,
             seed=drawn.seed if drawn else InfluenceSettings.seed,
         )
-        told = f"updated pairs from {source}: {settings.sample().describe()}"
-        print(one_line(told), file=sys.stderr)
+        source_line = f"updated pairs from {source}: {settings.sample().describe()}"
+        print(one_line(source_line), file=sys.stderr)
         return settings
 
     def choice(self) -> "Choice":

@@ -133,7 +133,7 @@ def _parameters(kind: Any, instance: Any = None) -> list[inspect.Parameter]:
 
 
 def _option(flag: Flag, name: str, typed: Any, default: Any, text: str) -> Any:
-    """Return what typer is told of an option."""
+    """Return a field as typer's option or argument."""
     # A switch that is on by default has a --no-… as well.
     switch = (typed is bool and default is False) or typed == (bool | None)
     alone = (f"--{name.replace('_', '-')}",) if switch else ()

@@ -90,7 +90,7 @@ def fit(options: FitOptions) -> None:
 
 
 def _told_of_template(method: Any, tokenizer: Any) -> str | None:
-    """Return the day that a method's template prints; tell what a reader should know of it."""
+    """Return the day that a method's template prints; print what should be known about it."""
     from ..prompts.templates import resolve_template
 
     template = resolve_template(tokenizer, getattr(method, "template", "auto"))
@@ -137,7 +137,7 @@ def _adapted(base: Any, adapter: Path | None) -> Any:
 
 
 def _where(options: FitOptions) -> str:
-    """Return how `measure` is told of the same model: an adapter is a checkpoint of a run."""
+    """Return the options of `measure` for the same model: an adapter is a checkpoint of a run."""
     named, adapter = options.model, options.adapter
     if (Path(named) / "adapter_config.json").is_file():
         return f"--ckpt-dir {named}"

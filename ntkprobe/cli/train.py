@@ -84,7 +84,7 @@ def _prepared(options: StageOptions) -> dict[str, Any]:
     """Return what was typed, by setting, the device settled; libraries are kept quiet.
 
     Raises:
-        UserError: for a device that the Trainer cannot be told.
+        UserError: for a device that the Trainer cannot choose.
     """
     from ._options import quieten
 

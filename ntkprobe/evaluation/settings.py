@@ -1,4 +1,4 @@
-"""What the answers of a folder depend on: kept in `run.json`, compared before any is added."""
+"""What the answers of a folder depend on: recorded in `run.json`, compared before any is added."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,11 +9,11 @@ from ..settings import Flag, leaves, require_same_settings
 
 COMPARED = ("model", "answers", "benchmarks")
 """Sections of `run.json` of which one folder has one setting."""
-_TOLD = frozenset(
+_NOT_COMPARED = frozenset(
     {"name", "origin", "source", "licence", "published", "found", "of", "overlap", "server"}
     | {"template"}
 )
-"""Entries of these that are only told: another path to the same weights is the same model, and what
+"""Entries of these that are recorded and not compared: another path to the same weights is the same model, and what
 counts of a template is what it comes to (`resolved_template`)."""
 
 
@@ -68,7 +68,7 @@ def insist_on_equal(folder: object, old: Mapping[str, Any], new: Mapping[str, An
         UserError: naming the first such setting with both values.
     """  # ruff: ignore[docstring-extraneous-exception]
     before, now = (
-        dict(leaves({key: record.get(key) or {} for key in COMPARED}, _TOLD))
+        dict(leaves({key: record.get(key) or {} for key in COMPARED}, _NOT_COMPARED))
         for record in (old, new)
     )
     require_same_settings(folder, "answered", before, now)

@@ -233,7 +233,7 @@ def measure_kernel(
 def token_texts(
     tokenizer: "PreTrainedTokenizerBase | None", tokens: Tensor | None
 ) -> list[list[str]] | None:
-    """Return what tokens say, if there are any and somebody to ask."""
+    """Return the texts of tokens, `[n, k]`; None without tokens or a tokenizer."""
     if tokens is None or tokenizer is None:
         return None
     return [[str(tokenizer.decode([token])) for token in row] for row in tokens.tolist()]

@@ -102,7 +102,7 @@ class MeasurementFolder:
 
         Args:
             record: what is compared (`MeasureSettings.record`).
-            about: what is only told, such as the command line.
+            about: what is recorded and not compared, such as the command line.
         """
         old = self.record
         require_same(self.path, old, record)

@@ -134,7 +134,7 @@ class MeasuringLoop:
             try:
                 self._begin(scanner, first)
                 break
-            except Incomplete:  # the first checkpoint changed under our hands: judge it again
+            except Incomplete:  # the first checkpoint changed while it was read: judge it again
                 return True
             except Unfit as why:  # the next one may do
                 if first.wanted:
@@ -188,7 +188,7 @@ class MeasuringLoop:
         begin, step = time.monotonic(), checkpoint.step
         try:
             kinds = measure()
-        except Incomplete as why:  # it changed under our hands: judge it again
+        except Incomplete as why:  # it changed while it was read: judge it again
             self.folder.note("incomplete", step=step, reason=str(why))
             self._fail(checkpoint, f"{checkpoint.path.name}: {why}", scanned, tries=TRIES)
         except UserError as why:

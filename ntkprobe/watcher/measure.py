@@ -119,7 +119,7 @@ class CheckpointMeasurer:
 
     @contextmanager
     def _held(self, scanned: ScannedCheckpoint) -> Generator[Path, None, None]:
-        """Yield a pin of a checkpoint, taken now unless somebody holds one; then let go of it."""
+        """Yield a pin of a checkpoint, taken now unless there is one already, and release it."""
         if scanned.hold is None:
             with pinned(scanned.checkpoint, scanned.verdict, self.recorder.folder.pins) as pin:
                 yield pin

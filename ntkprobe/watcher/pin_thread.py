@@ -120,7 +120,7 @@ class PinThread:
             self._seen = seen
 
     def _hold(self, key: tuple[Checkpoint, Any], scanned: ScannedCheckpoint) -> None:
-        """Pin a checkpoint, unless it changes under our hands: then the next round judges it."""
+        """Pin a checkpoint, unless it changes meanwhile: then the next round judges it."""
         try:
             hold = HeldPin(scanned, self._pins)
         except (Incomplete, UserError):

@@ -55,7 +55,7 @@ class Recorder:
         folder: where to.
         prompts: all of them; the kernel takes a sample.
         settings: how.
-        about: what else `run.json` tells, such as the command line.
+        about: further entries of `run.json`, such as the command line.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class Recorder:
 
     def check(self) -> None:
         """Raise if the folder holds something else, as far as this is known without a tokenizer."""
-        told = {"digest": self.prompts.digest, "count": len(self.prompts)}
-        require_same(self.folder.path, self.folder.record, self.settings.record(told))
+        prompts = {"digest": self.prompts.digest, "count": len(self.prompts)}
+        require_same(self.folder.path, self.folder.record, self.settings.record(prompts))
 
     def prepare(self, tokenizer: "PreTrainedTokenizerBase", base: tuple[str, str] | None) -> None:
         """Encode the prompts and settle with the folder what is measured.
@@ -112,13 +112,13 @@ class Recorder:
         how = self.settings
         with dated(self.folder.record.get("prompts", {}).get("template_date")):
             encoded = encode(tokenizer, self.prompts, how.template, how.max_length)
-        told = {
+        prompts = {
             "digest": self.prompts.digest,
             "count": len(self.prompts),
             **encoded.record,
             "tokens": encoded.digest,
         }
-        self.folder.adopt(self.settings.record(told, base), self.about)
+        self.folder.adopt(self.settings.record(prompts, base), self.about)
         self.folder.write_prompts(encoded, set(self.rows))
         if self.settings.influence is not None:
             self.folder.write_updated(self.settings.influence.sample())

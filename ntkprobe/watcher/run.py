@@ -46,7 +46,7 @@ def measure_run(
         following: wait for further checkpoints of a run that still trains.
         overwrite: forget what the folder holds.
         report_to: names of sinks, such as `tensorboard`, that show group means meanwhile.
-        about: what else `run.json` is to tell.
+        about: further entries of `run.json`.
 
     Returns:
         What became of every checkpoint.
@@ -58,8 +58,8 @@ def measure_run(
     require_place(ckpt_dir, model, output_dir)
     if ckpt_dir is not None and following is None:
         require_checkpoints(ckpt_dir)
-    told = {"ckpt_dir": str(ckpt_dir) if ckpt_dir else None, **(about or {})}
-    recorder = open_recorder(prompts, output_dir, how, told, overwrite=overwrite)
+    entries = {"ckpt_dir": str(ckpt_dir) if ckpt_dir else None, **(about or {})}
+    recorder = open_recorder(prompts, output_dir, how, entries, overwrite=overwrite)
     folder = recorder.folder
     which = choice or Choice()
     if how.kernel is not None and how.kernel.top_k_at == "first" and which.shard[1] > 1:
@@ -94,7 +94,7 @@ def open_recorder(
         prompts: what to measure on.
         output_dir: the folder.
         how: settings.
-        about: what else `run.json` is to tell.
+        about: further entries of `run.json`.
         overwrite: forget what the folder holds.
 
     Returns:

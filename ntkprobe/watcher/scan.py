@@ -1,4 +1,4 @@
-"""Looks at a run again and again: which of its checkpoints can be measured now?"""
+"""Scans a run for checkpoints: which of them can be measured now?"""
 
 import time
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class ScannedCheckpoint:
         checkpoint: its step and folder.
         verdict: whether it is whole.
         wanted: whether this worker is to measure it.
-        hold: a pin that somebody holds already, with `path` and `release()`.
+        hold: a pin that is taken already, with `path` and `release()`.
     """
 
     checkpoint: Checkpoint

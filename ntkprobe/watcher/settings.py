@@ -1,4 +1,4 @@
-"""Everything that changes a number: kept in `run.json`, and compared before anything is added.
+"""Everything that changes a number: recorded in `run.json`, and compared before anything is added.
 
 Loads no torch, since the options of `ntkprobe measure` are made of these classes.
 """
@@ -24,8 +24,8 @@ from ..settings import (
 )
 
 SCHEMA_VERSION = 1
-TOLD = ("base", "method")
-"""Settings that `run.json` records and that are not compared: other names of what is."""
+NOT_COMPARED = ("base", "method")
+"""Entries of `run.json` that say again, in other words, what others do."""
 COMPARED = ("prompts", "model", "kernel", "refusal", "activations", "influence")
 KERNEL, REFUSAL, ACTIVATIONS = "Kernel", "Refusals", "Activations"
 ENCODING, OUTPUT = "Prompts", "Progress and checks"
@@ -335,7 +335,7 @@ def require_same(folder: object, old: Mapping[str, Any], new: Mapping[str, Any])
     before, now = (
         {
             name: value
-            for name, value in leaves({key: record.get(key) for key in COMPARED}, TOLD)
+            for name, value in leaves({key: record.get(key) for key in COMPARED}, NOT_COMPARED)
             if value is not None or name != "model.base_identity"
         }
         for record in (old, new)
