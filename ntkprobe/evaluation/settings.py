@@ -13,10 +13,8 @@ _NOT_COMPARED = frozenset(
     {"name", "origin", "source", "licence", "published", "found", "of", "overlap", "server"}
     | {"template"}
 )
-"""Entries of these that are recorded and not compared: another path to the same weights is the same model, and what
-counts of a template is what it comes to (`resolved_template`)."""
-
-
+"""Entries of these that are recorded and not compared: another path to the same weights is the same
+model, and what counts of a template is what it comes to (`resolved_template`)."""
 ANSWERS = "Answers"
 """Heading of the options in `ntkprobe evaluate --help`."""
 
