@@ -1,4 +1,4 @@
-"""A user's mistake, a remark on what was asked for, and how both are shown: one clear line."""
+"""A user's mistake, a warning about what was asked for, and how both are shown: one clear line."""
 
 import unicodedata
 
@@ -7,7 +7,7 @@ class UserError(ValueError):
     """A mistake in the call: says what was wrong, what is allowed, and what to do, in one line."""
 
 
-class Remark(UserWarning):
+class MeasurementWarning(UserWarning):
     """What a reader of the numbers should know about what was asked for; nothing is wrong."""
 
 

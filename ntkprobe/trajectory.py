@@ -65,6 +65,10 @@ class Trajectory:
         kinds = ("kernel", "refusal", "activations", "influence")
         return sorted({step_of(path) for kind in kinds for path in self._files(kind)})
 
+    def kernel_steps(self) -> list[int]:
+        """Return the steps with a kernel, ascending."""
+        return [step_of(path) for path in self._files("kernel")]
+
     def kernel(self) -> pd.DataFrame:
         """Return the kernel of every step, one row per ordered pair of prompts.
 
@@ -74,9 +78,7 @@ class Trajectory:
             the geometric mean of both prompts' own norms).
         """
         table = self._read("kernel", ["step", "observed", "updated", "norm"])
-        own = table.loc[table["observed"] == table["updated"]].set_index(["step", "observed"])[
-            "norm"
-        ]
+        own = table.query("observed == updated").set_index(["step", "observed"])["norm"]
         first = _look_up(own, table["step"], table["observed"])
         second = _look_up(own, table["step"], table["updated"])
         table["similarity"] = table["norm"] / first
@@ -362,9 +364,8 @@ class Trajectory:
             wide = means.assign(pair=pairs).pivot(index="pair", columns="step", values="similarity")
             shown += [paragraph("Mean similarity, observed ← updated"), table(_ends(wide))]
         if self._files("refusal"):
-            wide = self._first_reduction().pivot(
-                index="group", columns="step", values="probability"
-            )
+            rates = self._first_reduction()
+            wide = rates.pivot(index="group", columns="step", values="probability")
             shown += [paragraph("Mean refusal probability"), table(_ends(wide))]
         return "".join(shown)
 
@@ -375,7 +376,6 @@ _EMPTY = {
     **dict.fromkeys(["text", "part", "phrase_set", "reduction", "target", "term"], "str"),
     "refuses": "boolean",
 }
-
 
 _TENSORS = {
     "activations": "--only activations",

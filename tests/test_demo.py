@@ -97,7 +97,7 @@ def test_an_interrupted_demo_goes_on_without_repeating(shortened, done, monkeypa
 
 
 def test_another_seed_in_the_same_folder_is_refused(done):
-    with pytest.raises(UserError, match="seed = 0, now asked for is 1"):
+    with pytest.raises(UserError, match="seed = 0, now it is 1"):
         demo.run_demo(done, seed=1, tell=lambda line: None)
 
 

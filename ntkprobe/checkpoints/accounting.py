@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Remark, UserError
+from ..errors import MeasurementWarning, UserError
 from .headers import read_header, read_some
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def insist_on_every_weight(
     if documented:
         kind = type(model).__name__
         told = f"{len(documented)} tensors of {name} that {kind} does not use are left out"
-        warnings.warn(f"{told}: {some(sorted(documented))}", Remark, stacklevel=4)
+        warnings.warn(f"{told}: {some(sorted(documented))}", MeasurementWarning, stacklevel=4)
 
 
 def some(names: list[str]) -> str:

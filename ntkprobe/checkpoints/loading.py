@@ -1,12 +1,11 @@
 """From a folder to a model: safetensors only, no foreign code, every weight accounted for."""
 
 import inspect
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, one_line
+from ..settings import LoadSettings as LoadSettings
 from .accounting import insist_on_every_weight, some, unfiltered_report
 from .completeness import FULL, SHARDED, weight_files
 from .gguf_files import gguf_file
@@ -16,45 +15,6 @@ from .safeguards import checked_config
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-DTYPES = ("float32", "float64", "bfloat16", "float16")
-DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadSettings:
-    """How models are loaded.
-
-    Attributes:
-        dtype: precision of the weights, one of `DTYPES`, whatever the checkpoint was stored in.
-        device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
-        device_map: `auto` spreads one model over all GPUs, in place of `device`.
-        attn_implementation: `eager` works with every estimator.
-    """
-
-    dtype: str = "float32"
-    device: str = "auto"
-    device_map: str | None = None
-    attn_implementation: str = "eager"
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise UserError(f"no dtype {self.dtype!r}: choose from {', '.join(DTYPES)}")
-        if self.device_map not in (None, *DEVICE_MAPS):
-            known = ", ".join(DEVICE_MAPS)
-            raise UserError(f"no --device-map {self.device_map!r}: choose from {known}")
-
-    def placement(self) -> str:
-        """Return the device that `auto` stands for here."""
-        import torch
-
-        if self.device != "auto":
-            return self.device
-        if torch.cuda.is_available():
-            # torchrun starts a worker for each GPU of a machine and tells it which is its own.
-            rank = int(os.environ.get("LOCAL_RANK", 0))
-            return f"cuda:{rank % torch.cuda.device_count()}"
-        return "mps" if torch.backends.mps.is_available() and self.dtype != "float64" else "cpu"
 
 
 def load_checkpoint(folder: Path, settings: LoadSettings | None = None) -> "PreTrainedModel":

@@ -56,7 +56,7 @@ def _load(name: str) -> Any:
     module = import_module(f".{plain}", __package__)
     if hasattr(module, "app"):
         return typer.main.get_command(module.app)
-    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
     alone.command(name)(getattr(module, "command", None) or getattr(module, plain))
     return typer.main.get_command(alone)
 

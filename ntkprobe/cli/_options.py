@@ -3,13 +3,13 @@
 import logging
 import os
 import warnings
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..errors import UserError
+from ..presets.settings import preset_settings
 
 SOME = "FILE[:COLUMN=VALUE,…]"
 """How a file of prompts, or some of its rows, is named (`prompt_selections`)."""
@@ -49,22 +49,11 @@ def preset_defaults(ctx: Any, name: str | None) -> str | None:
         name: `--preset`.
 
     Returns:
-        The name.
-
-    Raises:
-        UserError: if there is no such preset for this command.
+        The name; one of no preset for this command is a `UserError`.
     """
     if name is None or ctx.resilient_parsing:
         return name
-    folder = files("ntkprobe.presets")
-    known = {
-        file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")
-    }
-    if name not in known:
-        raise UserError(f"no preset {name!r}: choose from {', '.join(sorted(known))}")
-    values = yaml.safe_load((folder / f"{name}.yaml").read_text()).get(ctx.info_name)
-    if values is None:
-        raise UserError(f"the preset {name!r} says nothing about {ctx.info_name}")
+    values = preset_settings(name, str(ctx.info_name))
     _set_defaults(ctx, values, f"--preset {name}", first=False)
     return name
 

@@ -35,7 +35,7 @@ def doctor(
 
 def _software() -> list[tuple[str, str]]:
     """Return the versions of what computes the numbers."""
-    from ..watcher.settings import versions
+    from ..provenance import versions
 
     return list(versions().items())
 

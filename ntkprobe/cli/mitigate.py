@@ -1,15 +1,18 @@
 """`ntkprobe mitigate`: list the inference-time methods, and fit one to a model."""
 
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import UserError, one_line
+from ..settings import Flag, LoadSettings
 from ._options import SOURCE
+from ._signature import command_of
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", no_args_is_help=True)
 
 
 @app.command("list")
@@ -26,61 +29,54 @@ def show() -> None:
         typer.echo(f"    {one_line(settings)}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """What `ntkprobe mitigate fit` is asked for.
+
+    Attributes:
+        method: one that `ntkprobe mitigate list` shows.
+        model: a folder, or a name on the hub.
+        output_dir: where to.
+        prompts: to learn from; may be repeated.
+        adapter: a LoRA adapter on the model.
+        set: a method's setting.
+        load: how the model is loaded.
+        overwrite: replace what M holds.
+    """
+
+    method: Annotated[str, Flag(argument=True)]
+    model: str
+    output_dir: Annotated[Path, Flag(metavar="M")]
+    prompts: Annotated[list[str] | None, Flag(metavar=SOURCE)] = None
+    adapter: Annotated[Path | None, Flag(metavar="A")] = None
+    set: Annotated[list[str] | None, Flag(metavar="NAME=VALUE")] = None
+    load: LoadSettings = field(default_factory=LoadSettings)
+    overwrite: bool = False
+
+
 @app.command("fit")
-def fit(
-    method: Annotated[str, typer.Argument(help="One that ntkprobe mitigate list shows.")],
-    model: Annotated[str, typer.Option(help="A folder, or a name on the hub.")],
-    output_dir: Annotated[Path, typer.Option(metavar="M", help="Where to.")],
-    prompts: Annotated[
-        list[str] | None,
-        typer.Option(metavar=SOURCE, help="To learn from; may be repeated."),
-    ] = None,
-    adapter: Annotated[
-        Path | None, typer.Option(metavar="A", help="A LoRA adapter on the model.")
-    ] = None,
-    set: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A method's setting.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    device_map: Annotated[
-        str | None, typer.Option(metavar="auto", help="Spread one model over all GPUs.")
-    ] = None,
-    attn_implementation: Annotated[str, typer.Option(help="eager or sdpa.")] = "eager",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what M holds.")] = False,
-) -> None:
+@command_of(FitOptions)
+def fit(options: FitOptions) -> None:
     """Fit a method to a model and save it: settings as JSON, what it learned as safetensors.
 
     The prompts are of the groups that the method learns from: toxic, normal, seemingly_toxic.
-    """
-    _fit(dict(locals()))
-
-
-def _fit(options: dict[str, Any]) -> None:
-    """Turn the options into one fit, and end with one line.
-
-    Raises:
-        UserError: if the call makes no sense.
-    """
+    """  # ruff: ignore[docstring-missing-exception]
     from .. import mitigations
-    from ..checkpoints import LoadSettings, base_and_adapter, load_model, load_tokenizer
+    from ..checkpoints import base_and_adapter, load_model, load_tokenizer
     from ..prompts.prompt_set import PromptSet
     from ..prompts.rendering import current_day, dated
     from ._options import quieten
 
     quieten()
     method = _configured(options)
-    folder: Path = options["output_dir"]
-    _insist_on_a_place(folder, options["overwrite"])
-    files = options["prompts"] or []
+    folder = options.output_dir
+    _require_place(folder, options.overwrite)
+    files = options.prompts or []
     if not files and method.kind == "steering":
-        raise UserError(
-            f"{options['method']} learns from prompts: give --prompts FILE or FILE=GROUP"
-        )
+        raise UserError(f"{options.method} learns from prompts: give --prompts FILE or FILE=GROUP")
     prompts = PromptSet.from_files(files) if files else PromptSet(())
-    names = ("dtype", "device", "device_map", "attn_implementation")
-    named, adapter = base_and_adapter(options["model"], options["adapter"])
-    base = load_model(named, LoadSettings(**{name: options[name] for name in names}))
+    named, adapter = base_and_adapter(options.model, options.adapter)
+    base = load_model(named, options.load)
     tokenizer = load_tokenizer(named, local=False)
     with dated(current_day()), _adapted(base, adapter) as model:  # one day, also past midnight
         fitted = method.fit(model, tokenizer, prompts)
@@ -94,7 +90,7 @@ def _fit(options: dict[str, Any]) -> None:
 
 
 def _told_of_template(method: Any, tokenizer: Any) -> str | None:
-    """Return the day that a method's template prints; tell what a reader should know of it."""
+    """Return the day that a method's template prints; print what should be known about it."""
     from ..prompts.templates import resolve_template
 
     template = resolve_template(tokenizer, getattr(method, "template", "auto"))
@@ -103,18 +99,18 @@ def _told_of_template(method: Any, tokenizer: Any) -> str | None:
     return template.day
 
 
-def _configured(options: dict[str, Any]) -> Any:
+def _configured(options: FitOptions) -> Any:
     """Return the method with the settings given."""
     from ..mitigations._settings import checked_settings
     from ..mitigations._storage import mitigation_class
     from ._train_settings import assignment
 
-    kind = mitigation_class(options["method"])
-    given = dict(assignment(text) for text in options["set"] or [])
+    kind = mitigation_class(options.method)
+    given = dict(assignment(text) for text in options.set or [])
     return kind(**checked_settings(kind, given))
 
 
-def _insist_on_a_place(folder: Path, overwrite: bool) -> None:
+def _require_place(folder: Path, overwrite: bool) -> None:
     """Raise if the folder holds a mitigation that is not to be replaced, or something else.
 
     Raises:
@@ -140,9 +136,9 @@ def _adapted(base: Any, adapter: Path | None) -> Any:
     return nullcontext(base) if adapter is None else adapted(base, adapter)
 
 
-def _where(options: dict[str, Any]) -> str:
-    """Return how `measure` is told of the same model: an adapter is a checkpoint of a run."""
-    named, adapter = options["model"], options["adapter"]
+def _where(options: FitOptions) -> str:
+    """Return the options of `measure` for the same model: an adapter is a checkpoint of a run."""
+    named, adapter = options.model, options.adapter
     if (Path(named) / "adapter_config.json").is_file():
         return f"--ckpt-dir {named}"
     return f"--model {named}" + (f" --ckpt-dir {adapter}" if adapter else "")

@@ -2,85 +2,101 @@
 
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UserError, one_line
+from ..settings import LOADING, Flag, LoadSettings
 from ._options import SOME, SOURCE, config_defaults, quieten
+from ._signature import command_of
 
 if TYPE_CHECKING:
     from ..triggers.extraction import Example, Extraction, Trigger
 
-Flag = typer.Option
+RULE, LLM, INFLUENCE, ANSWERS = "Extractor rule", "Extractor llm", "Extractor influence", "Answers"
 
 
-def triggers(
-    output_file: Annotated[Path, Flag(metavar="T.jsonl", help="Where to.")],
-    harmful: Annotated[
-        list[str] | None,
-        Flag(metavar=SOURCE, help="Harmful training prompts, refused; may be repeated."),
-    ] = None,
-    extractor: Annotated[str, Flag(help="rule, llm or influence.")] = "rule",
-    words: Annotated[
-        Path | None, Flag(metavar="FILE", help="rule: a list of harmful words of your own.")
-    ] = None,
-    base_url: Annotated[
-        str | None, Flag(metavar="URL", help="llm: a server, as http://HOST:PORT/v1.")
-    ] = None,
-    llm: Annotated[str | None, Flag(metavar="NAME", help="llm: its model's name.")] = None,
-    concurrency: Annotated[int, Flag(help="llm: prompts at the same time.")] = 8,
-    benign: Annotated[
-        list[str] | None,
-        Flag(metavar=SOURCE, help="influence: prompts not to be refused; may be repeated."),
-    ] = None,
-    adapter: Annotated[
-        Path | None, Flag(metavar="A", help="influence: taken with it, as RUN/checkpoint-20.")
-    ] = None,
-    share: Annotated[float, Flag(help="influence: of a prompt's words, kept at most.")] = 0.5,
-    per_group: Annotated[int, Flag(help="influence: benign prompts to draw of each group.")] = 25,
-    seed: Annotated[int, Flag(help="influence: of that draw.")] = 0,
-    answers: Annotated[
-        str | None, Flag(metavar=SOME, help="Compliant answers: trigger and response.")
-    ] = None,
-    model: Annotated[
-        str | None, Flag(help="The model before training: answers, and is measured.")
-    ] = None,
-    max_new_tokens: Annotated[int, Flag(help="Of an answer.")] = 256,
-    limit: Annotated[int | None, Flag(help="Only the first N harmful prompts.")] = None,
-    template: Annotated[
-        str, Flag(help="auto (chat where the tokenizer has one), chat, raw, or a Jinja file.")
-    ] = "auto",
-    batch_size: Annotated[int, Flag(help="Answers at a time.")] = 16,
-    dtype: Annotated[str, Flag(help="float32, float64, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, Flag(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    config: Annotated[
-        Path | None,
-        Flag(
-            metavar="FILE", help="YAML with these options.", callback=config_defaults, is_eager=True
-        ),
-    ] = None,
-    overwrite: Annotated[bool, Flag("--overwrite", help="Begin anew.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TriggerOptions:
+    """What `ntkprobe triggers` is asked for.
+
+    Attributes:
+        output_file: where to.
+        harmful: harmful training prompts, refused; may be repeated.
+        extractor: `rule`, `llm` or `influence`.
+        limit: only the first N harmful prompts.
+        config: YAML with these options.
+        overwrite: begin anew.
+        words: a list of harmful words of your own.
+        base_url: a server, as `http://HOST:PORT/v1`.
+        llm: its model's name.
+        concurrency: prompts at the same time.
+        benign: prompts not to be refused; may be repeated.
+        adapter: taken with it, as `RUN/checkpoint-20`.
+        share: of a prompt's words, kept at most.
+        per_group: benign prompts to draw of each group.
+        seed: of that draw.
+        answers: compliant answers: trigger and response.
+        model: the model before training: answers, and is measured.
+        max_new_tokens: of an answer.
+        template: `auto` (chat where the tokenizer has one), `chat`, `raw`, or a Jinja file.
+        batch_size: answers at a time.
+        dtype: `float32`, `float64`, `bfloat16` or `float16`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+    """
+
+    output_file: Annotated[Path, Flag(metavar="T.jsonl")]
+    harmful: Annotated[list[str] | None, Flag(metavar=SOURCE)] = None
+    extractor: str = "rule"
+    limit: int | None = None
+    config: Annotated[Path | None, Flag(metavar="FILE", callback=config_defaults)] = None
+    overwrite: bool = False
+    words: Annotated[Path | None, Flag(panel=RULE, metavar="FILE")] = None
+    base_url: Annotated[str | None, Flag(panel=LLM, metavar="URL")] = None
+    llm: Annotated[str | None, Flag(panel=LLM, metavar="NAME")] = None
+    concurrency: Annotated[int, Flag(panel=LLM)] = 8
+    benign: Annotated[list[str] | None, Flag(panel=INFLUENCE, metavar=SOURCE)] = None
+    adapter: Annotated[Path | None, Flag(panel=INFLUENCE, metavar="A")] = None
+    share: Annotated[float, Flag(panel=INFLUENCE)] = 0.5
+    per_group: Annotated[int, Flag(panel=INFLUENCE)] = 25
+    seed: Annotated[int, Flag(panel=INFLUENCE)] = 0
+    answers: Annotated[str | None, Flag(panel=ANSWERS, metavar=SOME)] = None
+    model: Annotated[str | None, Flag(panel=ANSWERS)] = None
+    max_new_tokens: Annotated[int, Flag(panel=ANSWERS)] = 256
+    template: Annotated[str, Flag(panel=ANSWERS)] = "auto"
+    batch_size: Annotated[int, Flag(panel=ANSWERS)] = 16
+    dtype: Annotated[str, Flag(panel=LOADING)] = LoadSettings.dtype
+    device: Annotated[str, Flag(panel=LOADING)] = LoadSettings.device
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the options that findings depend on, for a call that goes on.
+
+        Returns:
+            Their values as JSON holds them, by name.
+        """
+        names = ("extractor", "words", "base_url", "llm", "benign", "adapter", "share", "per_group")
+        kept = {
+            name: getattr(self, name) for name in (*names, "seed", "model", "template", "dtype")
+        }
+        return {
+            n: v if isinstance(v, list | float | int) else v and str(v) for n, v in kept.items()
+        }
+
+
+@command_of(TriggerOptions)
+def triggers(options: TriggerOptions) -> None:
     """Find the refusal triggers in harmful prompts, and pair them with compliant answers.
 
     The file is what `ntkprobe train sft --recipe refusal_trigger --triggers` reads. Stop it at any
     time: the same command goes on.
-    """
-    _triggers(dict(locals()))
-
-
-def _triggers(options: dict[str, Any]) -> None:
-    """Extract, answer, write, and end with one line.
-
-    Raises:
-        UserError: if the call makes no sense.
-    """
-    output = options["output_file"]
+    """  # ruff: ignore[docstring-missing-exception]
+    output = options.output_file
     if output.suffix != ".jsonl":
         raise UserError(f"--output-file {output}: give a name that ends in .jsonl")
-    if output.exists() and not options["overwrite"]:
+    if output.exists() and not options.overwrite:
         raise UserError(f"{output} is there already: give another --output-file, or --overwrite")
     quieten()
     from ..prompts.rendering import dated
@@ -88,17 +104,17 @@ def _triggers(options: dict[str, Any]) -> None:
     from ..triggers.extraction import describe, read_examples, write_triggers
     from ..triggers.progress import Progress
 
-    harmful = [located(file) for file in options["harmful"] or []]
-    examples = read_examples(harmful)[: options["limit"]]
-    progress = Progress(output, _recorded(options))
-    if options["overwrite"]:
+    harmful = [located(file) for file in options.harmful or []]
+    examples = read_examples(harmful)[: options.limit]
+    progress = Progress(output, options.recorded())
+    if options.overwrite:
         progress.forget()
     models = _Models(options)
     with dated(progress.day):
         found = _extraction(options, models, examples, progress)
-        _tell(f"{options['extractor']}: {describe(found.counts, found.reasons)}")
+        _tell(f"{options.extractor}: {describe(found.counts, found.reasons)}")
         kept = _answered(options, models, found)
-    write_triggers(output, kept, options["extractor"])
+    write_triggers(output, kept, options.extractor)
     progress.forget()
     typer.echo(
         f"{len(kept)} triggers of {len(examples)} harmful prompts: {output}; {_next(output, kept)}"
@@ -108,7 +124,7 @@ def _triggers(options: dict[str, Any]) -> None:
 class _Models:
     """The model and its tokenizer, loaded when they are first needed."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: TriggerOptions) -> None:
         self.options = options
         self._loaded: tuple[Any, Any] | None = None
 
@@ -118,24 +134,22 @@ class _Models:
         Raises:
             UserError: if none was named.
         """
-        from ..checkpoints import LoadSettings, load_model, load_tokenizer
+        from ..checkpoints import load_model, load_tokenizer
         from ..prompts.templates import resolve_template
         from ..training.runs import located
 
-        if not self.options["model"]:
+        if not self.options.model:
             raise UserError("no model: give --model, which answers and is measured")
         if self._loaded is None:
             settings = LoadSettings(
-                dtype=self.options["dtype"],
-                device=self.options["device"],
-                attn_implementation="sdpa",
+                dtype=self.options.dtype, device=self.options.device, attn_implementation="sdpa"
             )
-            name = located(self.options["model"])
+            name = located(self.options.model)
             self._loaded = (
                 load_model(name, settings),
                 load_tokenizer(name, local=False),
             )
-            for line in resolve_template(self._loaded[1], self.options["template"]).remarks(
+            for line in resolve_template(self._loaded[1], self.options.template).remarks(
                 self._loaded[1]
             ):
                 _tell(line)
@@ -143,7 +157,7 @@ class _Models:
 
 
 def _extraction(
-    options: dict[str, Any], models: _Models, examples: "list[Example]", progress: Any
+    options: TriggerOptions, models: _Models, examples: "list[Example]", progress: Any
 ) -> "Extraction":
     """Return the triggers that the extractor finds."""
     from .. import plugins
@@ -151,46 +165,46 @@ def _extraction(
     from ..triggers import extractors
     from ..triggers.extraction import extract
 
-    name = options["extractor"]
+    name = options.extractor
     kind = plugins.load(extractors, name)
     if name != "influence":
         return extract(kind(**_settings(options)), examples, progress)
     model, tokenizer = models.get()
-    adapter = options["adapter"]
+    adapter = options.adapter
     around = adapted(model, adapter, merge=False) if adapter else nullcontext(model)
     with around as measured:
         settings = {
             "benign": _benign(options),
-            "share": options["share"],
-            "template": options["template"],
+            "share": options.share,
+            "template": options.template,
             "progress": True,
         }
         return extract(kind(measured, tokenizer, **settings), examples, progress)
 
 
-def _settings(options: dict[str, Any]) -> dict[str, Any]:
+def _settings(options: TriggerOptions) -> dict[str, Any]:
     """Return the settings of an extractor that needs no model in memory."""
     from ..evaluation.server import Server
 
-    if options["extractor"] == "rule":
-        return {"words": options["words"] and str(options["words"])}
-    if options["extractor"] != "llm":
+    if options.extractor == "rule":
+        return {"words": options.words and str(options.words)}
+    if options.extractor != "llm":
         return {}
-    if not (options["base_url"] and options["llm"]):
+    if not (options.base_url and options.llm):
         return {"server": None}
-    return {"server": Server(options["base_url"], options["llm"], options["concurrency"])}
+    return {"server": Server(options.base_url, options.llm, options.concurrency)}
 
 
-def _benign(options: dict[str, Any]) -> list[str]:
+def _benign(options: TriggerOptions) -> list[str]:
     """Return a draw of the benign prompts: all that are not toxic."""
     from ..training.runs import located
     from ..triggers.extraction import read_benign
 
-    prompts = read_benign([located(file) for file in options["benign"] or []])
-    return [prompt.text for prompt in prompts.sample(options["per_group"], options["seed"])]
+    prompts = read_benign([located(file) for file in options.benign or []])
+    return [prompt.text for prompt in prompts.sample(options.per_group, options.seed)]
 
 
-def _answered(options: dict[str, Any], models: _Models, found: "Extraction") -> "list[Trigger]":
+def _answered(options: TriggerOptions, models: _Models, found: "Extraction") -> "list[Trigger]":
     """Return the triggers with compliant answers; as they are, if nothing is to answer them.
 
     Raises:
@@ -199,17 +213,17 @@ def _answered(options: dict[str, Any], models: _Models, found: "Extraction") -> 
     from ..triggers.answers import compliant, generated, looked_up, read_answers
 
     made = list(found.triggers)
-    if not options["answers"] and not options["model"]:
+    if not options.answers and not options.model:
         return made
-    if options["answers"]:
-        made = looked_up(made, read_answers(options["answers"]))
-    if options["model"]:
+    if options.answers:
+        made = looked_up(made, read_answers(options.answers))
+    if options.model:
         made = generated(
             *models.get(),
             made,
-            template=options["template"],
-            max_new_tokens=options["max_new_tokens"],
-            batch_size=options["batch_size"],
+            template=options.template,
+            max_new_tokens=options.max_new_tokens,
+            batch_size=options.batch_size,
             progress=True,
         )
     kept, counts = compliant(made)
@@ -217,13 +231,6 @@ def _answered(options: dict[str, Any], models: _Models, found: "Extraction") -> 
     if not kept:
         raise UserError("no trigger has a compliant answer: give others with --answers FILE")
     return kept
-
-
-def _recorded(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that findings depend on, for a call that goes on."""
-    names = ("extractor", "words", "base_url", "llm", "benign", "adapter", "share", "per_group")
-    kept = {name: options[name] for name in (*names, "seed", "model", "template", "dtype")}
-    return {n: v if isinstance(v, list | float | int) else v and str(v) for n, v in kept.items()}
 
 
 def _next(output: Path, kept: "list[Trigger]") -> str:

@@ -1,20 +1,22 @@
-"""What the answers of a folder depend on: kept in `run.json`, compared before any is added."""
+"""What the answers of a folder depend on: recorded in `run.json`, compared before any is added."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from ..errors import UserError
-from ..provenance import insist_on_agreement
+from ..settings import Flag, leaves, require_same_settings
 
 COMPARED = ("model", "answers", "benchmarks")
 """Sections of `run.json` of which one folder has one setting."""
-_TOLD = frozenset(
+_NOT_COMPARED = frozenset(
     {"name", "origin", "source", "licence", "published", "found", "of", "overlap", "server"}
     | {"template"}
 )
-"""Entries of these that are only told: another path to the same weights is the same model, and what
-counts of a template is what it comes to (`resolved_template`)."""
+"""Entries of these that are recorded and not compared: another path to the same weights is the same
+model, and what counts of a template is what it comes to (`resolved_template`)."""
+ANSWERS = "Answers"
+"""Heading of the options in `ntkprobe evaluate --help`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +26,17 @@ class AnswerSettings:
     Attributes:
         max_new_tokens: of an answer.
         temperature: 0 for the most probable token each time; else answers are drawn.
-        seed: of the draw; the same answer comes out whatever the batch.
-        template: how prompts become tokens: `auto`, `chat`, `raw`, a shipped one, or a Jinja file.
-        max_length: in tokens; a longer prompt loses the end of its text.
+        seed: of drawn answers; the same answer comes out whatever the batch.
+        template: `auto` (chat where the tokenizer has one), `chat`, `raw`, a shipped one, or a
+            Jinja file.
+        max_length: tokens of a prompt at most; a longer one loses the end of its text.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    seed: int = 0
-    template: str = "auto"
-    max_length: int | None = None
+    max_new_tokens: Annotated[int, Flag(panel=ANSWERS)] = 256
+    temperature: Annotated[float, Flag(panel=ANSWERS)] = 0.0
+    seed: Annotated[int, Flag(panel=ANSWERS)] = 0
+    template: Annotated[str, Flag(panel=ANSWERS)] = "auto"
+    max_length: Annotated[int | None, Flag(panel=ANSWERS)] = None
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense.
@@ -62,18 +65,8 @@ def insist_on_equal(folder: object, old: Mapping[str, Any], new: Mapping[str, An
     Raises:
         UserError: naming the first such setting with both values.
     """  # ruff: ignore[docstring-extraneous-exception]
-    before = dict(_leaves({key: old.get(key) or {} for key in COMPARED}))
-    insist_on_agreement(
-        folder, "answered", before, _leaves({key: new.get(key) or {} for key in COMPARED})
+    before, now = (
+        dict(leaves({key: record.get(key) or {} for key in COMPARED}, _NOT_COMPARED))
+        for record in (old, new)
     )
-
-
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every setting that is compared, with its dotted name."""
-    for key, item in value.items():
-        if key in _TOLD and prefix:
-            continue
-        if isinstance(item, Mapping):
-            yield from _leaves(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
+    require_same_settings(folder, "answered", before, now)

@@ -36,33 +36,34 @@ def _paper_rows(run: Trajectory) -> pd.DataFrame:
     return table[(table["phrase_set"] == kind[0]) & (table["reduction"] == kind[1])]
 
 
-def kernel_means(runs: dict[str, Trajectory]) -> pd.DataFrame:
+def kernel_means(runs: dict[str, Trajectory], *, only_first: bool = False) -> pd.DataFrame:
     """Return every run's mean similarity per ordered pair of groups and step, with a column `run`.
 
     Args:
         runs: the measured runs, by name.
+        only_first: of the first step with a kernel alone; no other is read or resampled.
 
     Returns:
         The rows of `Trajectory.group_means`; a run without any is a `UserError`.
     """
-    tables = {name: _group_means(run) for name, run in runs.items()}
+    tables = {name: _group_means(run, only_first) for name, run in runs.items()}
     return pd.concat([table.assign(run=name) for name, table in tables.items()])
 
 
-def _group_means(run: Trajectory) -> pd.DataFrame:
-    """Return the mean similarities of one run.
+def _group_means(run: Trajectory, only_first: bool) -> pd.DataFrame:
+    """Return the mean similarities of one run, or of its first step.
 
     Raises:
         UserError: if it has none.
     """
-    if run.kernel().empty:
+    steps = run.kernel_steps()
+    read = Trajectory(run.folder, steps=steps[:1]) if only_first else run
+    means = read.group_means()
+    if not means.empty:
+        return means
+    if not steps or run.kernel().empty:
         raise UserError(missing(run, "kernel", "--only kernel"))
-    means = run.group_means()
-    if means.empty:
-        raise UserError(
-            f"{run.folder} has no pair of different prompts in its kernel: {OTHER_PROMPTS}"
-        )
-    return means
+    raise UserError(f"{run.folder} has no pair of different prompts in its kernel: {OTHER_PROMPTS}")
 
 
 OTHER_PROMPTS = "measure it on more prompts, into another folder (--prompts FILE --output-dir NEW)"

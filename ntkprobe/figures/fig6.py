@@ -24,10 +24,7 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     Returns:
         `run, step, observed_group, updated_group, similarity, low, high, pairs`.
     """
-    means = kernel_means(runs)
-    return means[means["step"] == means.groupby("run")["step"].transform("min")].reset_index(
-        drop=True
-    )
+    return kernel_means(runs, only_first=True).reset_index(drop=True)
 
 
 @style.in_print

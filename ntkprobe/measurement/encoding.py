@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ..errors import Remark, UserError
+from ..errors import MeasurementWarning, UserError
 from ..models.validation import check_autocast, check_loaded, refuse
 from ..models.wrappers import computing_plainly
 from ..prompts.prompt_set import Prompt, PromptSet
@@ -100,14 +100,14 @@ def as_encoded(
 ) -> Encoded:
     """Return prompts with their tokens, made now unless they come with them.
 
-    What should be known about where they are measured is then a warning, `errors.Remark`.
+    What should be known about where they are measured is then an `errors.MeasurementWarning`.
     """
     if isinstance(prompts, Encoded):
         return prompts
     refuse(tokenizer is None, "no tokenizer: give the model's, to make tokens of the prompts")
     encoded = encode(tokenizer, prompts, template, max_length)
     for remark in encoded.remarks(tokenizer):
-        warnings.warn(remark, Remark, stacklevel=3)
+        warnings.warn(remark, MeasurementWarning, stacklevel=3)
     return encoded
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from .. import estimators, kernel, plugins
-from ..errors import Remark, UserError
+from ..errors import MeasurementWarning, UserError
 from ..jupyter import paragraph, table
 from ..kernel import Estimator
 from ..models.parameters import ParameterSelection, parse_selections, remarks
@@ -22,9 +22,6 @@ from .readouts import Readout, Tokens, read_out, rows_and_columns
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from transformers import PreTrainedTokenizerBase
-
-TOP_TOKENS = 32
-"""Prompts at a time where only their top tokens are looked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +190,8 @@ def measure_kernel(
 
     Returns:
         The norms of all blocks, and what was asked for. What should be known about a selection on
-        this model (tied ends, an adapter counted besides the base) is a warning, `errors.Remark`.
+        this model (tied ends, an adapter counted besides the base) is an
+        `errors.MeasurementWarning`.
 
     Raises:
         UserError: if a name is unknown, or the model cannot be measured.
@@ -202,13 +200,13 @@ def measure_kernel(
         raise UserError(f"no split by {by!r}: the only one is 'layer'")
     check_loaded(model)
     encoded = as_encoded(tokenizer, prompts, template, max_length)
-    readout = Readout(top_k, tokens, full_vocabulary, random_probes, batch_size or TOP_TOKENS)
+    readout = Readout(top_k, tokens, full_vocabulary, random_probes, batch_size)
     method = plugins.instance(estimators, estimator)
     sized = method if batch_size is None else with_batch_size(method, batch_size)
     selection = ParameterSelection.parse(parameters)
     others = parse_selections(selections)
     for remark in remarks(model, [selection, *others]):
-        warnings.warn(remark, Remark, stacklevel=2)
+        warnings.warn(remark, MeasurementWarning, stacklevel=2)
     with evaluating(model):
         found, besides = read_out(
             model, encoded, sized, selection, readout, by=by, blocks=keep_blocks, others=others
@@ -235,7 +233,7 @@ def measure_kernel(
 def token_texts(
     tokenizer: "PreTrainedTokenizerBase | None", tokens: Tensor | None
 ) -> list[list[str]] | None:
-    """Return what tokens say, if there are any and somebody to ask."""
+    """Return the texts of tokens, `[n, k]`; None without tokens or a tokenizer."""
     if tokens is None or tokenizer is None:
         return None
     return [[str(tokenizer.decode([token])) for token in row] for row in tokens.tolist()]

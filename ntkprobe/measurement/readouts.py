@@ -1,8 +1,8 @@
 """Which logits the kernel is taken of: each prompt's top tokens, given ones, or all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -12,12 +12,16 @@ from .. import kernel
 from ..errors import UserError
 from ..kernel import Probe
 from ..models.logits import check_logits
+from ..models.memory import halving
 from ..models.parameters import ParameterSelection
 from ..models.validation import refuse
 from .encoding import Encoded
 from .full_vocabulary import full_vocabulary_norms
 from .random_probes import random_probe_norms
 
+T = TypeVar("T")
+TOP_TOKENS = 32
+"""Prompts at a time where only their top tokens are looked for, if they fit."""
 Tokens = Tensor | Sequence[int] | Sequence[Sequence[int]]
 
 
@@ -30,7 +34,8 @@ class Readout:
         tokens: given ones, `[k]` or `[n, k]`.
         full_vocabulary: all logits, exactly.
         random_probes: all logits, estimated from so many random weightings.
-        batch_size: of the forward pass that finds the top tokens.
+        batch_size: prompts at a time in the forward pass that finds the top tokens; None for as
+            many as fit.
 
     Raises:
         UserError: if they contradict each other.
@@ -40,12 +45,18 @@ class Readout:
     tokens: Tokens | None = None
     full_vocabulary: bool = False
     random_probes: int | None = None
-    batch_size: int = 32
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         chosen = [self.tokens is not None, self.full_vocabulary, self.random_probes is not None]
         if sum(chosen) > 1:
             raise UserError("choose one of: tokens, full vocabulary, random probes")
+
+    def in_batches(self, compute: Callable[[int], T]) -> T:
+        """Return what is computed of all prompts, with so many at a time as were set, or as fit."""
+        if self.batch_size is not None:
+            return compute(self.batch_size)
+        return halving(compute, TOP_TOKENS)[0]
 
     @property
     def name(self) -> str:
@@ -127,9 +138,11 @@ def _by_selection(
 def tokens_read(model: nn.Module, ids: list[Tensor], readout: Readout) -> Tensor:
     """Return the tokens that each prompt's block is of, `[n, k]`."""
     if readout.tokens is not None:
-        check_logits(model, ids, readout.batch_size)
+        readout.in_batches(lambda size: check_logits(model, ids, size))
         return _spread(readout.tokens, len(ids))
-    return torch.stack(kernel.top_tokens(model, ids, readout.top_k, readout.batch_size))
+    return torch.stack(
+        readout.in_batches(lambda size: kernel.top_tokens(model, ids, readout.top_k, size))
+    )
 
 
 def _all_logits(

@@ -15,7 +15,8 @@ from ..prompts.special_tokens import readable
 from . import batching
 from .architecture import clamped_casts
 from .logits import try_padding
-from .validation import check_computes_plainly, check_loaded, count
+from .prompt_validation import check_prompts
+from .validation import check_computable, check_measurable, count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -238,36 +239,21 @@ def input_device(model: Any) -> torch.device:
     return model.get_input_embeddings().weight.device
 
 
-def require_measurable(model: nn.Module, input_ids: Sequence[Ids], room: int = 0) -> None:
+def require_measurable(
+    model: nn.Module, input_ids: Sequence[Ids], room: int = 0, *, gradients: bool = False
+) -> None:
     """Refuse what would give a wrong number rather than an error.
 
     Args:
         model: must be in evaluation mode, with all of its weights present.
         input_ids: must be neither empty nor, with `room`, longer than the model's context.
         room: tokens that come behind each prompt.
-
-    Raises:
-        UserError: naming the prompt, or what to do to the model.
+        gradients: whether the model's logits are to be differentiated.
     """
-    check_loaded(model)
-    check_computes_plainly(model)
-    if model.training:
-        raise UserError("the model is in training mode, where dropout is random: call model.eval()")
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise UserError("some weights are offloaded (meta tensors): load the model without offload")
-    if not len(input_ids):
-        raise UserError("no prompts: give at least one")
-    context = batching.context_length(text_config(model))
-    for number, ids in enumerate(input_ids):
-        if not len(ids):
-            raise UserError(f"prompt {number} is empty: every prompt needs a token")
-        require_vocabulary(model, ids, f"prompt {number}")
-        if context is not None and len(ids) + room > context:
-            raise UserError(
-                f"prompt {number} has {len(ids)} tokens, and with {room} more to come it exceeds "
-                f"the model's context of {context}: shorten it, or set a max_length"
-            )
-    try_padding(model, [torch.as_tensor(ids) for ids in input_ids])
+    (check_measurable if gradients else check_computable)(model)
+    prompts = [torch.as_tensor(ids) for ids in input_ids]
+    check_prompts(model, prompts, room)
+    try_padding(model, prompts)
 
 
 def require_vocabulary(model: Any, ids: Ids, what: str) -> None:

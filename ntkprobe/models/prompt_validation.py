@@ -14,21 +14,21 @@ from .validation import refuse
 _IDS = (torch.int64, torch.int32)
 
 
-def check_prompts(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]) -> None:
+def check_prompts(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], room: int = 0) -> None:
     """Refuse prompts, as token ids, that a model cannot read.
 
     Args:
         model: the model.
         prompts: the token ids of each prompt.
+        room: tokens that come behind each prompt.
 
     Raises:
         UserError: naming the first prompt that cannot be read.
     """
     refuse(not hasattr(prompts, "__len__"), f"prompts={prompts!r}: give a list of them")
     refuse(not len(prompts), "no prompts: give at least one prompt")
-    config = _text_config(model)
-    context = context_length(config)
-    vocabulary = getattr(config, "vocab_size", None)
+    context, vocabulary = context_length(_text_config(model)), vocabulary_size(model)
+    more = f", and with {room} more to come it" if room else ", which"
     for row, ids in enumerate(prompts):
         if not isinstance(ids, Tensor) or ids.ndim != 1 or (len(ids) and ids.dtype not in _IDS):
             raise UserError(
@@ -37,9 +37,9 @@ def check_prompts(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]) -> Non
             )
         refuse(not len(ids), f"prompt {row} is empty: it needs at least one token")
         refuse(
-            context is not None and len(ids) > context,
-            f"prompt {row} has {len(ids)} tokens in a context of {context}: shorten it, or set "
-            "max_length",
+            context is not None and len(ids) + room > context,
+            f"prompt {row} has {len(ids)} tokens{more} exceeds the model's context of {context}: "
+            "shorten it, or set max_length",
         )
         refuse(
             not _within(ids, vocabulary),
@@ -65,7 +65,7 @@ def check_read(
         raise UserError(
             f"blocks of {sorted(set(sizes))} values: read the same k ≥ 1 of each prompt"
         )
-    vocabulary = getattr(_text_config(model), "vocab_size", None)
+    vocabulary = vocabulary_size(model)
     for row, ids in enumerate(tokens):
         if ids is not None and (not isinstance(ids, Tensor) or ids.dtype not in _IDS):
             raise UserError(f"prompt {row} reads a {_kind(ids)}: give a 1-D tensor of token ids")
@@ -74,6 +74,14 @@ def check_read(
                 f"prompt {row} reads a token outside the vocabulary of {vocabulary}: ids are "
                 "counted from 0"
             )
+
+
+def vocabulary_size(model: nn.Module) -> int | None:
+    """Return how many tokens a model knows; None where neither its configuration nor it says so."""
+    size = getattr(_text_config(model), "vocab_size", None)
+    if size is None and hasattr(model, "get_input_embeddings"):
+        return int(model.get_input_embeddings().weight.shape[0])
+    return size
 
 
 def _text_config(model: nn.Module) -> Any:

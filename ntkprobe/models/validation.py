@@ -57,16 +57,32 @@ def check_loaded(model: Any) -> None:
         )
 
 
+def check_computable(model: nn.Module) -> None:
+    """Refuse a model whose logits would not be those of its weights.
+
+    Raises:
+        UserError: for training mode, weights that are elsewhere, or a call with rounded operations.
+    """
+    check_loaded(model)
+    check_computes_plainly(model)
+    if model.training:
+        raise UserError("the model is in training mode, with dropout: call model.eval() first")
+    for name, parameter in model.named_parameters():
+        refuse(parameter.is_meta, f"{name} is offloaded (on the meta device): {_WHOLE}")
+
+
 def check_measurable(model: nn.Module) -> None:
     """Refuse a model whose kernel would be wrong or cannot be had.
 
     Raises:
-        UserError: for training mode, offloaded, sharded or quantised weights, an adapter but plain
-            LoRA, or a call without autograd or with rounded operations.
+        UserError: for what `check_computable` refuses, sharded or quantised weights, an adapter but
+            plain LoRA, or a call without autograd.
     """
-    check_loaded(model)
-    if model.training:
-        raise UserError("the model is in training mode, with dropout: call model.eval() first")
+    check_computable(model)
+    refuse(
+        torch.is_inference_mode_enabled(),
+        "called under torch.inference_mode, which has no gradients: call it outside",
+    )
     for name, module in model.named_modules():
         _check_module(name, module)
     for name, parameter in model.named_parameters():
@@ -82,7 +98,6 @@ def check_measurable(model: nn.Module) -> None:
             raise UserError(
                 f"the adapter is no plain LoRA ({named}): call merge_and_unload() first"
             )
-    _check_surroundings(model)
 
 
 def check_computes_plainly(model: nn.Module) -> None:
@@ -127,13 +142,11 @@ def _check_module(name: str, module: nn.Module) -> None:
 
 
 def _check_parameter(name: str, parameter: nn.Parameter) -> None:
-    """Refuse a parameter that is not here, or holds no plain numbers to differentiate by.
+    """Refuse a parameter that is in parts, or holds no plain numbers to differentiate by.
 
     Raises:
         UserError: naming it.
     """
-    if parameter.is_meta:
-        raise UserError(f"{name} is offloaded (on the meta device): {_WHOLE}")
     homes = [kind.__module__ for kind in type(parameter).__mro__]
     if homes[0].startswith("torch.distributed"):
         raise UserError(f"{name} is sharded over processes: {_WHOLE}")
@@ -145,15 +158,6 @@ def _check_parameter(name: str, parameter: nn.Parameter) -> None:
             f"{name} was made under torch.inference_mode, so that nothing can be differentiated by "
             "it: load the model outside"
         )
-
-
-def _check_surroundings(model: nn.Module) -> None:
-    """Refuse a call in a block that turns autograd off for good, or a model that rounds."""
-    refuse(
-        torch.is_inference_mode_enabled(),
-        "called under torch.inference_mode, which has no gradients: call it outside",
-    )
-    check_computes_plainly(model)
 
 
 def check_autocast(model: nn.Module) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 from ..checkpoints import LoadSettings, gguf_identity
 from ..errors import UserError, one_line
 from ..prompts.phrases import phrase_set
-from ..provenance import insist_on_agreement, versions
+from ..provenance import versions
+from ..settings import require_same_settings
 from ..storage import write_json
 from ..training.runs import located, model_digest
 from .data_files import digests
@@ -107,7 +108,7 @@ class Workplace:
         }
         path = self.out / "replication.json"
         old = json.loads(path.read_text()) if path.is_file() else {}
-        insist_on_agreement(self.out, "replicated", old.get("compared", {}), compared.items())
+        require_same_settings(self.out, "replicated", old.get("compared", {}), compared)
         told = {
             "model": self.settings.model,
             "gguf": gguf_identity(self.settings.model) is not None,

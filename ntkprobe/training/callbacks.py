@@ -121,7 +121,7 @@ def quiet() -> Generator[None]:
 
 def install(trainer: Trainer, description: str, save_at: list[int] | None) -> None:
     """Give a trainer our bar and, where steps are named, our saves; refuse a divided model."""
-    _insist_on_whole_parameters(trainer)
+    _require_whole_parameters(trainer)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress(description))
@@ -129,7 +129,7 @@ def install(trainer: Trainer, description: str, save_at: list[int] | None) -> No
         trainer.add_callback(SaveAt(save_at, trainer))
 
 
-def _insist_on_whole_parameters(trainer: Trainer) -> None:
+def _require_whole_parameters(trainer: Trainer) -> None:
     """Refuse FSDP and DeepSpeed ZeRO-3, where no process has the model that `final` is made of.
 
     Raises:

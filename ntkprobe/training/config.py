@@ -1,4 +1,4 @@
-"""What both stages can be told: transformers' TrainingArguments and a few fields of ours."""
+"""Settings of both stages: transformers' TrainingArguments and a few fields more."""
 
 import warnings
 from dataclasses import MISSING, Field, dataclass, field, fields

@@ -1,7 +1,7 @@
 """Prompts as the contrastive stage takes them: tokens, group, and what the regulariser predicts."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,7 @@ from ..errors import UserError
 from ..prompts.prompt_set import Prompt, PromptSet
 from ..prompts.templates import Template, resolve_template
 from .data import IGNORED, Pair, about_template, pad_token, padded
-
-if TYPE_CHECKING:
-    from .dcr import DCRConfig
+from .dcr_config import DCRConfig
 
 SIDES = ("seemingly_toxic", "toxic")
 """The groups that are pushed apart; their positions are the labels."""
@@ -46,7 +44,7 @@ class PromptRows(Dataset):
 def encode_prompts(
     prompts: PromptSet,
     tokenizer: PreTrainedTokenizerBase,
-    config: "DCRConfig",
+    config: DCRConfig,
     corpus: Sequence[Pair] | None = None,
 ) -> tuple[PromptRows, dict[str, Any]]:
     """Return the rows to train on and a report of what was left out.
@@ -85,7 +83,7 @@ def encode_prompts(
     return PromptRows(rows, companions), report
 
 
-def drawn(prompts: PromptSet, config: "DCRConfig") -> PromptSet:
+def drawn(prompts: PromptSet, config: DCRConfig) -> PromptSet:
     """Return the prompts of both sides that are trained on, in the set's order.
 
     Args:
@@ -124,7 +122,7 @@ def _draw(
 
 
 def _encode(
-    prompt: Prompt, tokenizer: PreTrainedTokenizerBase, template: Template, config: "DCRConfig"
+    prompt: Prompt, tokenizer: PreTrainedTokenizerBase, template: Template, config: DCRConfig
 ) -> dict[str, Any]:
     """Return one prompt's tokens, where it ends, and what the regulariser predicts.
 
@@ -149,7 +147,7 @@ def _encode_corpus(
     corpus: Sequence[Pair] | None,
     tokenizer: PreTrainedTokenizerBase,
     template: Template,
-    config: "DCRConfig",
+    config: DCRConfig,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Return the rows of the corpus, whose answers the regulariser predicts, and their counts.
 

@@ -33,6 +33,7 @@ from ..checkpoints import (
 from ..checkpoints.headers import read_json
 from ..checkpoints.loading import insist_on_finite_weights
 from ..errors import UserError, one_line
+from ..settings import require_same_settings
 from ..storage import replacing, write_json, write_table
 from .callbacks import quiet
 from .config import StageConfig
@@ -84,7 +85,7 @@ class Run:
                 f"{self.folder} holds checkpoints of something else: give another --output-dir"
             )
         if begun:
-            _insist_on_equal(yaml.safe_load(path.read_text("utf-8")), self.settings, self)
+            _require_same(yaml.safe_load(path.read_text("utf-8")), self.settings, self)
             self.report = (
                 read_json(self.folder / REPORT) if (self.folder / REPORT).is_file() else {}
             )
@@ -273,7 +274,7 @@ def model_digest(model: str) -> dict[str, str]:
     return {"model": identity(folder, weights)} if weights else {}
 
 
-def _insist_on_equal(recorded: dict[str, Any], asked: dict[str, Any], run: Run) -> None:
+def _require_same(recorded: dict[str, Any], asked: dict[str, Any], run: Run) -> None:
     """Refuse another setting of anything that changes the numbers.
 
     Files and models are compared by their digests, since the same may be at another path.
@@ -285,19 +286,26 @@ def _insist_on_equal(recorded: dict[str, Any], asked: dict[str, Any], run: Run) 
 
     Raises:
         UserError: with both values of the first that differs.
-    """
+    """  # ruff: ignore[docstring-extraneous-exception]
     defaults = run.config.defaults()  # of a setting that was not there when the folder was written
-    old, new = ({**defaults, **s, **s.get("digests", {})} for s in (recorded, asked))
-    for key in [*new, *old]:
-        before, now = old.get(key), new.get(key)
-        if key in ("digests", *run.config.HARMLESS) or before == now:
-            continue
-        content = key in asked["digests"] and key in recorded.get("digests", {})
-        what = f"the content of {key}" if content else key
-        raise UserError(
-            f"{run.folder} was trained with {what} = {before!r}, now asked for is {now!r}: "
-            "give another --output-dir, or --overwrite"
-        )
+    ignored = {"digests", *run.config.HARMLESS}
+    before, now = (
+        {
+            name: value
+            for name, value in {**defaults, **record, **record.get("digests", {})}.items()
+            if name not in ignored
+        }
+        for record in (recorded, asked)
+    )
+    by_content = set(asked["digests"]) & set(recorded.get("digests", {}))
+    require_same_settings(
+        run.folder,
+        "trained",
+        before,
+        now,
+        both=True,
+        names=lambda name: f"the content of {name}" if name in by_content else name,
+    )
 
 
 def _peak() -> dict[str, Any]:

@@ -32,7 +32,7 @@ class TrajectoryCallback(TrainerCallback):
     Training itself is not changed, neither its weights nor its random numbers. The checkpoint just
     saved lends its identity, so that `ntkprobe measure` on the same folder finds it done. The model
     is measured in the precision of its weights, as that command would: outside of the autocast that
-    `bf16=True` puts around it, which `run.json` tells as `trained_in`.
+    `bf16=True` puts around it, which `run.json` records as `trained_in`.
 
     Args:
         prompts: what to measure on.
@@ -52,6 +52,7 @@ class TrajectoryCallback(TrainerCallback):
         self.prompts = prompts
         self.output_dir = output_dir
         self.settings = settings or MeasureSettings()
+        self.settings.check()
         self.tokenizer = tokenizer
         self._recorder: Recorder | None = None
 
@@ -108,7 +109,7 @@ class TrajectoryCallback(TrainerCallback):
         return replace(self.settings, load=load)
 
     def _measure(self, model: "nn.Module", step: int, which: str) -> None:
-        """Measure, unless it was; a failure is told and does not end the training."""
+        """Measure, unless it was; a failure is logged and does not end the training."""
         assert self._recorder is not None
         folder, kinds = self._recorder.folder, self._recorder.missing(step, which)
         if not kinds:

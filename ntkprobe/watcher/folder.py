@@ -27,9 +27,10 @@ from ..measurement import (
 )
 from ..measurement.influence import Influence
 from ..prompts.prompt_set import PromptSet
+from ..provenance import versions
 from ..storage import replacing, write_json, write_table, write_tensors
 from ..trajectory import step_of
-from .settings import SCHEMA_VERSION, insist_on_equal, versions
+from .settings import SCHEMA_VERSION, require_same
 
 COMPANIONS = {"kernel": ("tokens", "parts", "blocks"), "influence": ("terms",)}
 MEASURED = ("kernel", "refusal", "activations", "influence")
@@ -101,10 +102,10 @@ class MeasurementFolder:
 
         Args:
             record: what is compared (`MeasureSettings.record`).
-            about: what is only told, such as the command line.
+            about: what is recorded and not compared, such as the command line.
         """
         old = self.record
-        insist_on_equal(self.path, old, record)
+        require_same(self.path, old, record)
         merged = {**old, **{key: value for key, value in record.items() if value is not None}}
         if not record["model"]["base_identity"]:
             merged["model"] = old.get("model", record["model"])

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from .. import estimators, kernel, mitigations, plugins
-from ..errors import Remark, UserError, one_line
+from .. import estimators, mitigations, plugins
+from ..errors import MeasurementWarning, UserError, one_line
 from ..measurement import (
     ActivationMeasurement,
     Encoded,
     KernelMeasurement,
     RefusalMeasurement,
     encode,
-    evaluating,
     measure_activations,
     measure_kernel,
     measure_refusal,
 )
 from ..measurement.influence import Influence, influence
-from ..measurement.readouts import token_id
+from ..measurement.readouts import Tokens, token_id
 from ..measurement.verification import WrongKernel, verify
+from ..models.memory import halving
 from ..models.parameters import ParameterSelection, remarks
 from ..prompts.prompt_set import PromptSet
 from ..prompts.rendering import dated
@@ -35,7 +35,7 @@ from .settings import (
     KernelSettings,
     MeasureSettings,
     RefusalSettings,
-    insist_on_equal,
+    require_same,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Recorder:
         folder: where to.
         prompts: all of them; the kernel takes a sample.
         settings: how.
-        about: what else `run.json` tells, such as the command line.
+        about: further entries of `run.json`, such as the command line.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class Recorder:
 
     def check(self) -> None:
         """Raise if the folder holds something else, as far as this is known without a tokenizer."""
-        told = {"digest": self.prompts.digest, "count": len(self.prompts)}
-        insist_on_equal(self.folder.path, self.folder.record, self.settings.record(told))
+        prompts = {"digest": self.prompts.digest, "count": len(self.prompts)}
+        require_same(self.folder.path, self.folder.record, self.settings.record(prompts))
 
     def prepare(self, tokenizer: "PreTrainedTokenizerBase", base: tuple[str, str] | None) -> None:
         """Encode the prompts and settle with the folder what is measured.
@@ -112,13 +112,13 @@ class Recorder:
         how = self.settings
         with dated(self.folder.record.get("prompts", {}).get("template_date")):
             encoded = encode(tokenizer, self.prompts, how.template, how.max_length)
-        told = {
+        prompts = {
             "digest": self.prompts.digest,
             "count": len(self.prompts),
             **encoded.record,
             "tokens": encoded.digest,
         }
-        self.folder.adopt(self.settings.record(told, base), self.about)
+        self.folder.adopt(self.settings.record(prompts, base), self.about)
         self.folder.write_prompts(encoded, set(self.rows))
         if self.settings.influence is not None:
             self.folder.write_updated(self.settings.influence.sample())
@@ -188,7 +188,7 @@ class Recorder:
             self._verify(model, self.settings.kernel)
             self._remark(model, self.settings.kernel)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Remark)  # said once for all checkpoints
+                warnings.simplefilter("ignore", MeasurementWarning)  # said once for all checkpoints
                 kernels = self._kernel(model, self.settings.kernel)
             texts = None if kernels.tokens is None else kernels.token_frame()
             kept = kernels if self.settings.kernel.keep_blocks else replace(kernels, blocks=None)
@@ -256,8 +256,26 @@ class Recorder:
                 print(one_line(remark), file=sys.stderr)
 
     def _kernel(self, model: "nn.Module", how: KernelSettings) -> KernelMeasurement:
-        """Return the kernel."""
-        tokens = self._block_tokens(model, how)
+        """Return the kernel at this model's top tokens, the first one's, or those given."""
+        if how.tokens is not None:
+            return self._kernel_at(
+                model, how, [token_id(self._tokenizer, token) for token in how.tokens]
+            )
+        if how.top_k_at == "each" or how.full_vocabulary or how.random_probes:
+            return self._kernel_at(model, how, None)
+        first = self.folder.first_tokens(self.rows)
+        found = self._kernel_at(model, how, first)
+        if first is None and found.tokens is not None:  # this is the first
+            self.folder.write_first_tokens(self.rows, found.tokens)
+            settled = self.folder.first_tokens(self.rows)
+            if settled != found.tokens.tolist():  # another process was faster
+                return self._kernel_at(model, how, settled)
+        return found
+
+    def _kernel_at(
+        self, model: "nn.Module", how: KernelSettings, tokens: Tokens | None
+    ) -> KernelMeasurement:
+        """Return the kernel at tokens, `[k]` or `[n, k]`; None where the model's own are read."""
 
         def measured(size: int | None) -> KernelMeasurement:
             return measure_kernel(
@@ -362,34 +380,14 @@ class Recorder:
         Raises:
             UserError: if memory runs out at the size given, or at 1.
         """
-        while True:
-            try:
-                return measure(self._batch_size)
-            except torch.OutOfMemoryError as error:
-                if self.settings.batch_size is not None or self._batch_size == 1:
-                    raise UserError(
-                        f"out of memory with {self._batch_size} prompts at a time:"
-                        " try a smaller --batch-size, --per-group or --dtype bfloat16"
-                    ) from error
-                self._batch_size //= 2
-                torch.cuda.empty_cache()
-
-    def _block_tokens(self, model: "nn.Module", how: KernelSettings) -> Any:
-        """Return the tokens of the blocks, `[k]` or `[n, k]`; None where all logits are read."""
-        if how.tokens is not None:
-            return [token_id(self._tokenizer, token) for token in how.tokens]
-        if how.full_vocabulary or how.random_probes:
-            return None
-        if how.top_k_at == "each":
-            return self._top_tokens(model, how.top_k)
-        if self.folder.first_tokens(self.rows) is None:  # this is the first
-            self.folder.write_first_tokens(self.rows, self._top_tokens(model, how.top_k))
-        return self.folder.first_tokens(self.rows)
-
-    def _top_tokens(self, model: "nn.Module", k: int) -> torch.Tensor:
-        """Return each prompt's k most probable tokens, `[n, k]`."""
-        ids = [torch.tensor(row) for row in self.encoded.take(self.rows).input_ids]
-        with evaluating(model):
-            return torch.stack(
-                self._in_batches(lambda size: kernel.top_tokens(model, ids, k, size))
-            )
+        given, size = self.settings.batch_size is not None, self._batch_size
+        try:
+            if given:
+                return measure(size)
+            found, self._batch_size = halving(measure, size)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory with {size if given else 1} prompts at a time:"
+                " try a smaller --batch-size, --per-group or --dtype bfloat16"
+            ) from error
+        return found

@@ -11,14 +11,14 @@ from ..models.parameters import ParameterSelection
 from ..prompts.prompt_set import PromptSet
 from .choices import Choice, Following
 from .folder import MeasurementFolder
+from .loop import MeasuringLoop
+from .measure import CheckpointMeasurer
 from .models import Models
 from .outcome import Outcome
 from .recorder import Recorder
 from .reporting import Sinks
-from .scout import Scout
-from .session import Session
+from .scan import CheckpointScanner
 from .settings import MeasureSettings
-from .work import Work
 
 
 def measure_run(
@@ -46,7 +46,7 @@ def measure_run(
         following: wait for further checkpoints of a run that still trains.
         overwrite: forget what the folder holds.
         report_to: names of sinks, such as `tensorboard`, that show group means meanwhile.
-        about: what else `run.json` is to tell.
+        about: further entries of `run.json`.
 
     Returns:
         What became of every checkpoint.
@@ -55,29 +55,29 @@ def measure_run(
         UserError: if nothing can be measured as asked.
     """  # ruff: ignore[docstring-extraneous-exception]
     how = settings or MeasureSettings()
-    insist_on_a_place(ckpt_dir, model, output_dir)
+    require_place(ckpt_dir, model, output_dir)
     if ckpt_dir is not None and following is None:
-        insist_on_checkpoints(ckpt_dir)
-    told = {"ckpt_dir": str(ckpt_dir) if ckpt_dir else None, **(about or {})}
-    recorder = open_recorder(prompts, output_dir, how, told, overwrite=overwrite)
+        require_checkpoints(ckpt_dir)
+    entries = {"ckpt_dir": str(ckpt_dir) if ckpt_dir else None, **(about or {})}
+    recorder = open_recorder(prompts, output_dir, how, entries, overwrite=overwrite)
     folder = recorder.folder
     which = choice or Choice()
     if how.kernel is not None and how.kernel.top_k_at == "first" and which.shard[1] > 1:
-        _insist_on_first_tokens(folder)
+        _require_first_tokens(folder)
     worker = "-of-".join(map(str, which.shard))
     over_adapter = _kernel_needs_adapter(how)
     apart = over_adapter or (how.influence is not None and how.influence.needs_adapter)
     models = Models(model, how.load, merge=not apart)
-    scout = Scout(ckpt_dir, which) if ckpt_dir is not None else None
-    work = Work(recorder, models, measures_base=not over_adapter)
+    scanner = CheckpointScanner(ckpt_dir, which) if ckpt_dir is not None else None
+    measurer = CheckpointMeasurer(recorder, models, measures_base=not over_adapter)
     with closing(folder), closing(Sinks(report_to, output_dir, worker)) as sinks:
-        session = Session(work, scout, following, sinks)
+        loop = MeasuringLoop(measurer, scanner, following, sinks)
         try:
-            session.run()
+            loop.run()
         except KeyboardInterrupt:
-            session.outcome.interrupted = True
-    session.outcome.total = len(folder.steps_in(output_dir))
-    return session.outcome
+            loop.outcome.interrupted = True
+    loop.outcome.total = len(folder.steps_in(output_dir))
+    return loop.outcome
 
 
 def open_recorder(
@@ -94,15 +94,14 @@ def open_recorder(
         prompts: what to measure on.
         output_dir: the folder.
         how: settings.
-        about: what else `run.json` is to tell.
+        about: further entries of `run.json`.
         overwrite: forget what the folder holds.
 
     Returns:
         A recorder that is yet to be prepared.
     """
+    how.check()
     folder = MeasurementFolder(output_dir, overwrite=overwrite)
-    if how.kernel is not None:
-        ParameterSelection.parse(how.kernel.parameters)
     recorder = Recorder(folder, prompts, how, about)
     recorder.check()
     return recorder
@@ -115,7 +114,7 @@ def _kernel_needs_adapter(how: MeasureSettings) -> bool:
     )
 
 
-def insist_on_a_place(ckpt_dir: Path | None, model: str | None, output_dir: Path) -> None:
+def require_place(ckpt_dir: Path | None, model: str | None, output_dir: Path) -> None:
     """Raise unless there is something to measure, and the folder lies outside of it.
 
     Raises:
@@ -129,7 +128,7 @@ def insist_on_a_place(ckpt_dir: Path | None, model: str | None, output_dir: Path
         )
 
 
-def _insist_on_first_tokens(folder: MeasurementFolder) -> None:
+def _require_first_tokens(folder: MeasurementFolder) -> None:
     """Raise unless it is settled which tokens all workers read: else the fastest one would choose.
 
     Raises:
@@ -142,13 +141,13 @@ def _insist_on_first_tokens(folder: MeasurementFolder) -> None:
         )
 
 
-def insist_on_checkpoints(run: Path) -> None:
+def require_checkpoints(run: Path) -> None:
     """Raise unless a folder holds at least one checkpoint, whole or not.
 
     Raises:
         UserError: if not.
     """
-    if not Scout(run).sees_any():
+    if not CheckpointScanner(run).sees_any():
         raise UserError(
             f"no checkpoints in {run}: expected folders checkpoint-N, as transformers' Trainer"
             " writes them, or one saved model or adapter; --follow waits for them"
@@ -170,16 +169,16 @@ def plan(
     """
     if ckpt_dir is None:
         return ["the model alone, as step 0"]
-    insist_on_checkpoints(ckpt_dir)
+    require_checkpoints(ckpt_dir)
     lines, todo = [], []
     known = MeasurementFolder.steps_in(output_dir)
-    chosen = (s for s in Scout(ckpt_dir, choice or Choice()).look() if s.wanted)
-    for sighting in chosen:
-        verdict = sighting.verdict
+    chosen = (s for s in CheckpointScanner(ckpt_dir, choice or Choice()).look() if s.wanted)
+    for scanned in chosen:
+        verdict = scanned.verdict
         size = sum(weight.size for weight in verdict.weights)
         why = f" ({verdict.reason})" if verdict.reason else ""
-        name = sighting.checkpoint.path.name
-        done = ", has measurements" if sighting.checkpoint.step in known else ""
+        name = scanned.checkpoint.path.name
+        done = ", has measurements" if scanned.checkpoint.step in known else ""
         todo += [size] * (verdict.state == "ready" and not done)
         lines.append(f"{name}: {verdict.state}{why}, {verdict.kind}, {size / 1e6:.1f} MB{done}")
     return [*lines, _estimate(output_dir, todo)]

@@ -1,21 +1,62 @@
-"""Everything that changes a number: kept in `run.json`, and compared before anything is added."""
+"""Everything that changes a number: recorded in `run.json`, and compared before anything is added.
 
-from collections.abc import Iterator, Mapping
+Loads no torch, since the options of `ntkprobe measure` are made of these classes.
+"""
+
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from operator import not_
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from .. import estimators, mitigations, plugins
-from ..checkpoints import LoadSettings
 from ..errors import UserError
-from ..measurement.influence import LOSSES, answered
-from ..models.parameters import ParameterSelection
 from ..prompts.prompt_set import PromptSet
-from ..provenance import insist_on_agreement
-from ..provenance import versions as versions
+from ..prompts.unicode_text import flaw_within
+from ..settings import (
+    BATCH_SIZE,
+    NO_OPTION,
+    Flag,
+    LoadSettings,
+    leaves,
+    require_same_settings,
+)
 
 SCHEMA_VERSION = 1
+NOT_COMPARED = ("base", "method")
+"""Entries of `run.json` that say again, in other words, what others do."""
 COMPARED = ("prompts", "model", "kernel", "refusal", "activations", "influence")
+KERNEL, REFUSAL, ACTIVATIONS = "Kernel", "Refusals", "Activations"
+ENCODING, OUTPUT = "Prompts", "Progress and checks"
+"""Headings of the options in `ntkprobe measure --help`."""
+
+
+def read_tokens(path: Path | None) -> tuple[int | str, ...] | None:
+    """Return the tokens in a JSON list of vocabulary ids or of texts.
+
+    Args:
+        path: the file; None for none.
+
+    Raises:
+        UserError: if the file holds no such list.
+    """
+    if path is None:
+        return None
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--tokens {path} cannot be read as JSON: {error}") from error
+    if not isinstance(values, list) or not values or {type(v) for v in values} - {int, str}:
+        raise UserError(f'--tokens {path}: give a list of ids or texts, such as ["I", "Sure"]')
+    if flaw := flaw_within(values):
+        raise UserError(f"--tokens {path} {flaw}")
+    return tuple(values)
+
+
+def _all_if_zero(number: int) -> int | None:
+    """Return a number of prompts; None, which stands for all, for 0."""
+    return number or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,30 +64,35 @@ class KernelSettings:
     """How the kernel is measured.
 
     Attributes:
-        estimator: a module's name in `ntkprobe.estimators`.
-        parameters: in the grammar of `ParameterSelection`.
+        estimator: `gram`, `finite_difference`, `forward_mode`, `dense`, or another module of
+            `ntkprobe.estimators`.
+        parameters: which the kernel is over: `all`, `lora`, `embed`, `below:L`, `last:N`, `norm`,
+            `head`, `re:PATTERN`, joined by `+`.
         by: `layer` keeps the share of every layer and part.
-        top_k: size of the block.
-        top_k_at: `each` checkpoint's own top tokens (as we read the paper), or the `first` one's.
-        tokens: the block's tokens instead, as ids or texts.
-        full_vocabulary: read every logit instead.
-        random_probes: estimate that from so many random weightings.
-        keep_blocks: whether to keep the blocks.
-        per_group: prompts of each group at most; None for all.
-        seed: of their choice.
+        top_k: size of a prompt's block: its most probable next tokens.
+        top_k_at: top tokens of `each` checkpoint (as we read the paper), or of the `first`.
+        tokens: the block's tokens instead, as ids or texts (a file: a JSON list of them).
+        full_vocabulary: read every logit, exactly, instead of a block.
+        random_probes: estimate that from so many random weightings of the logits.
+        keep_blocks: keep the blocks, not only norms.
+        per_group: prompts of each group in the kernel at most; 0 for all.
+        seed: of the choice of prompts.
     """
 
-    estimator: str = "gram"
-    parameters: str = "all"
-    by: str | None = None
-    top_k: int = 10
-    top_k_at: str = "each"
-    tokens: tuple[int | str, ...] | None = None
-    full_vocabulary: bool = False
-    random_probes: int | None = None
-    keep_blocks: bool = False
-    per_group: int | None = 25
-    seed: int = 0
+    estimator: Annotated[str, Flag(panel=KERNEL)] = "gram"
+    parameters: Annotated[str, Flag(panel=KERNEL)] = "all"
+    by: Annotated[str | None, Flag(panel=KERNEL, metavar="layer")] = None
+    top_k: Annotated[int, Flag(panel=KERNEL)] = 10
+    top_k_at: Annotated[str, Flag(panel=KERNEL, metavar="each|first")] = "each"
+    tokens: Annotated[
+        tuple[int | str, ...] | None,
+        Flag(panel=KERNEL, metavar="FILE", typed=Path | None, convert=read_tokens),
+    ] = None
+    full_vocabulary: Annotated[bool, Flag(panel=KERNEL)] = False
+    random_probes: Annotated[int | None, Flag(panel=KERNEL, metavar="R")] = None
+    keep_blocks: Annotated[bool, Flag(panel=KERNEL)] = False
+    per_group: Annotated[int | None, Flag(panel=KERNEL, typed=int, convert=_all_if_zero)] = 25
+    seed: Annotated[int, Flag(panel=KERNEL)] = 0
 
     def record(self) -> dict[str, Any]:
         """Return the settings, with those of the estimator written out."""
@@ -75,14 +121,24 @@ class RefusalSettings:
     Attributes:
         phrases: the name of a phrase set.
         apostrophes: `ascii`, `curly` or `both`.
-        generate: whether the model answers, for the refusal rate.
+        generate: let the model answer, for the refusal rate.
         max_new_tokens: of an answer.
     """
 
-    phrases: str = "paper31"
-    apostrophes: str = "ascii"
-    generate: bool = True
-    max_new_tokens: int = 32
+    phrases: Annotated[str, NO_OPTION] = "paper31"
+    apostrophes: Annotated[str, NO_OPTION] = "ascii"
+    generate: Annotated[
+        bool,
+        Flag(
+            panel=REFUSAL,
+            name="no_generate",
+            typed=bool,
+            default=False,
+            convert=not_,
+            help="Let the model answer nothing.",
+        ),
+    ] = True
+    max_new_tokens: Annotated[int, Flag(panel=REFUSAL)] = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +197,9 @@ class InfluenceSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        from ..measurement.influence import LOSSES, answered
+        from ..models.parameters import ParameterSelection
+
         answered(self.updated)
         if self.target != "refusal":
             raise UserError(f"no --influence {self.target!r}: the only one is refusal")
@@ -152,6 +211,8 @@ class InfluenceSettings:
     @property
     def needs_adapter(self) -> bool:
         """Whether it is about an adapter's own parameters, where there is one."""
+        from ..models.parameters import ParameterSelection
+
         return self.parameters == "auto" or (
             "lora" in ParameterSelection.parse(self.parameters).terms
         )
@@ -167,6 +228,16 @@ class InfluenceSettings:
         return {**{name: getattr(self, name) for name in names}, "updated": pairs}
 
 
+def _activations(spec: str | None) -> ActivationSettings | None:
+    """Return the settings of `--layers`, if it is given."""
+    return None if spec is None else ActivationSettings.parse(spec)
+
+
+def _resolved(path: Path | None) -> Path | None:
+    """Return a path that holds in any working directory."""
+    return None if path is None else path.resolve()
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeasureSettings:
     """How every checkpoint of a run is measured.
@@ -174,29 +245,48 @@ class MeasureSettings:
     Attributes:
         kernel: None to leave the kernel out.
         refusal: None to leave refusals out.
-        activations: None to leave activations out.
+        activations: keep the activations of these decoder blocks as well.
         influence: None to leave the influence of updated pairs out.
-        template: how prompts become tokens.
-        max_length: longer prompts lose the end of their text.
+        template: `auto` (chat where the tokenizer has one), `chat`, `raw`, or a Jinja file.
+        max_length: tokens of a prompt at most; a longer one loses the end of its text.
         load: how models are loaded.
-        batch_size: prompts at a time, which changes no number; None to find out.
+        batch_size: prompts at a time, which changes no number; `auto` (None) halves it when memory
+            runs out.
         verify: compare the estimator with plain backward passes on the first model of a run, and
             the base, the first and the last checkpoint with their files loaded anew.
-        mitigation: the folder of a fitted mitigation, in force while a model is measured.
+        mitigation: what `ntkprobe mitigate fit` wrote, in force while a model is measured.
     """
 
     kernel: KernelSettings | None = field(default_factory=KernelSettings)
     refusal: RefusalSettings | None = field(default_factory=RefusalSettings)
-    activations: ActivationSettings | None = None
-    influence: InfluenceSettings | None = None
-    template: str = "auto"
-    max_length: int | None = None
+    activations: Annotated[
+        ActivationSettings | None,
+        Flag(
+            panel=ACTIVATIONS,
+            name="layers",
+            metavar="1,3,5|all",
+            typed=str | None,
+            convert=_activations,
+        ),
+    ] = None
+    influence: Annotated[InfluenceSettings | None, NO_OPTION] = None
+    template: Annotated[str, Flag(panel=ENCODING)] = "auto"
+    max_length: Annotated[int | None, Flag(panel=ENCODING)] = None
     load: LoadSettings = field(default_factory=LoadSettings)
-    batch_size: int | None = None
-    verify: bool = True
-    mitigation: Path | None = None
+    batch_size: Annotated[int | None, BATCH_SIZE] = None
+    verify: Annotated[bool, Flag(panel=OUTPUT)] = True
+    mitigation: Annotated[Path | None, Flag(metavar="M", convert=_resolved)] = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Do nothing if these settings make sense together; called where a measurement begins.
+
+        Raises:
+            UserError: for unknown parameters, or what a decoding method does not have.
+        """
+        from ..models.parameters import ParameterSelection
+
+        if self.kernel is not None:
+            ParameterSelection.parse(self.kernel.parameters)
         if self.mitigation is None or not (self.kernel or self.activations or self.influence):
             return
         if mitigations.load(self.mitigation).kind == "decoding":
@@ -231,7 +321,7 @@ class MeasureSettings:
         }
 
 
-def insist_on_equal(folder: object, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def require_same(folder: object, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise if a setting of `new` contradicts `old`; what only one of them has is no contradiction.
 
     Args:
@@ -242,22 +332,14 @@ def insist_on_equal(folder: object, old: Mapping[str, Any], new: Mapping[str, An
     Raises:
         UserError: naming the first such setting with both values.
     """  # ruff: ignore[docstring-extraneous-exception]
-    # What was measured before there were mitigations was measured without one.
-    before: dict[str, Any] = {"model.mitigation": None} if old.get("model") else {}
-    before |= _leaves({key: old.get(key) for key in COMPARED})
-    insist_on_agreement(
-        folder, "measured", before, _leaves({key: new.get(key) for key in COMPARED})
+    before, now = (
+        {
+            name: value
+            for name, value in leaves({key: record.get(key) for key in COMPARED}, NOT_COMPARED)
+            if value is not None or name != "model.base_identity"
+        }
+        for record in (old, new)
     )
-
-
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every setting that counts, with its dotted name; a section that is absent has none."""
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            yield from _leaves(item, f"{prefix}{key}.")
-        elif (
-            prefix
-            and key not in ("base", "method")
-            and not (item is None and key == "base_identity")
-        ):
-            yield f"{prefix}{key}", list(item) if isinstance(item, tuple) else item
+    if old.get("model"):  # what was measured before there were mitigations had none
+        before.setdefault("model.mitigation", None)
+    require_same_settings(folder, "measured", before, now)

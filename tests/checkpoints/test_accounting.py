@@ -22,7 +22,7 @@ from transformers import (
 
 from ntkprobe import mitigations
 from ntkprobe.checkpoints import LoadSettings, adapted, load_checkpoint, load_model, readiness
-from ntkprobe.errors import Remark, UserError
+from ntkprobe.errors import MeasurementWarning, UserError
 from ntkprobe.evaluation.judges._guards import Guard
 from ntkprobe.mitigations._draft import load_draft
 from ntkprobe.mitigations.surgical import Surgical
@@ -57,7 +57,7 @@ def with_tensors(folder: Path, **tensors: torch.Tensor) -> Path:
 
 def no_remark(folder: Path) -> torch.nn.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Remark)
+        warnings.simplefilter("error", MeasurementWarning)
         return load_model(str(folder), CPU)
 
 
@@ -172,7 +172,7 @@ def test_a_class_that_ignores_block_46_does_not_hide_a_block_that_was_trained(tm
         load_model(str(folder), CPU)
     # The block that predicts one token further has a projection of embedding and state.
     with_tensors(folder, model__layers__46__eh_proj__weight=torch.ones(4, 8))
-    with pytest.warns(Remark, match="Glm4MoeForCausalLM does not use"):
+    with pytest.warns(MeasurementWarning, match="Glm4MoeForCausalLM does not use"):
         found = load_model(str(folder), CPU)
     assert len(found.model.layers) == 46
 

@@ -138,7 +138,7 @@ def test_a_dry_run_tells_what_is_measured_already_and_how_long_it_took(call):
 def test_what_should_be_known_about_the_parameters_is_said_once_a_run(call, parameters, said):
     err = call("--parameters", parameters)[2]
     assert len(re.findall(r"(?m)^parameters ", err)) == (said is not None)
-    assert (said or "") in err and "Remark" not in err
+    assert (said or "") in err and "MeasurementWarning" not in err
 
 
 def test_the_estimator_is_verified_once_a_run_unless_that_is_not_wanted(call):

@@ -18,6 +18,7 @@ from ntkprobe.figures import draw_figures, figure_names, find_runs
 from ntkprobe.figures._activations import classical_scaling, clustered_right
 from ntkprobe.figures._paper import paper_table
 from ntkprobe.plots import style
+from ntkprobe.trajectory import Trajectory
 
 REGENERATE = Path(__file__).parents[2] / "figures" / "regenerate.py"
 
@@ -114,6 +115,21 @@ def test_fig6_maps_the_first_step_of_each_run(runs):
     assert set(numbers["step"]) == {0}
     cross = numbers.query("observed_group == 'toxic' and updated_group == 'seemingly_toxic'")
     assert cross.set_index("run")["similarity"].round(6).to_dict() == {"stl": 0.32, "dcr-stl": 0.1}
+
+
+def test_fig6_reads_and_resamples_no_other_step_and_has_the_same_intervals(runs, monkeypatch):
+    every = pd.concat([run.group_means().assign(run=name) for name, run in runs.items()])
+    first = every[every["step"] == every.groupby("run")["step"].transform("min")]
+    assert len(first) < len(every)
+    read, original = [], Trajectory.kernel
+
+    def noted(self):
+        read.append(original(self))
+        return read[-1]
+
+    monkeypatch.setattr(Trajectory, "kernel", noted)
+    pd.testing.assert_frame_equal(figure("fig6").numbers(runs), first.reset_index(drop=True))
+    assert [set(table["step"]) for table in read] == [{min(STEPS)}] * len(runs)
 
 
 def test_fig6_maps_share_one_colour_scale(runs):

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from tiny_runs import TEXTS, tiny_adapter, tiny_model, tiny_tokenizer
 
 from ntkprobe import Prompt, PromptSet, UserError, measure_kernel, measure_refusal
-from ntkprobe.errors import Remark
+from ntkprobe.errors import MeasurementWarning
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.finite_difference import FiniteDifference
 from ntkprobe.estimators.gram import Gram
@@ -164,7 +164,7 @@ def test_a_value_that_is_not_allowed_is_a_mistake(options):
         kernel(**options)
 
 
-@pytest.mark.filterwarnings("ignore::ntkprobe.errors.Remark")
+@pytest.mark.filterwarnings("ignore::ntkprobe.errors.MeasurementWarning")
 @pytest.mark.parametrize("estimator", ["gram", "dense"])
 def test_selections_are_what_each_measures_alone(estimator):
     options = {"estimator": estimator, "keep_blocks": True}
@@ -193,9 +193,11 @@ def test_selections_that_cannot_be_are_a_mistake(options, words):
 
 
 def test_what_should_be_known_about_a_selection_is_a_warning():
-    with pytest.warns(Remark, match="parameters head: .*tied.*cross terms"):
+    with pytest.warns(MeasurementWarning, match="parameters head: .*tied.*cross terms"):
         kernel(parameters="head")
-    with pytest.warns(Remark, match=r"parameters all\+lora: .*counted together") as told:
+    with pytest.warns(
+        MeasurementWarning, match=r"parameters all\+lora: .*counted together"
+    ) as told:
         kernel(tiny_adapter(tiny_model(), seed=1), parameters="all+lora", selections=["all"])
     assert len(told) == 1
 

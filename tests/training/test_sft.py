@@ -252,7 +252,7 @@ def test_a_run_from_before_a_setting_existed_had_its_default(tmp_path, base):
     del settings["prefill_share"]
     record.write_text(yaml.safe_dump(settings))
     assert train(base, tmp_path) == final
-    with pytest.raises(UserError, match=r"prefill_share = 0.5, now asked for is 0.25"):
+    with pytest.raises(UserError, match=r"prefill_share = 0.5, now it is 0.25"):
         train(base, tmp_path, prefill_share=0.25)
 
 

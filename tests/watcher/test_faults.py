@@ -33,7 +33,7 @@ from ntkprobe import PromptSet, Trajectory
 from ntkprobe.checkpoints import Checkpoint, readiness
 from ntkprobe.watcher import Choice, Following, parse_steps
 from ntkprobe.watcher.recorder import Recorder
-from ntkprobe.watcher.scout import Scout
+from ntkprobe.watcher.scan import CheckpointScanner
 
 STEPS = (10, 20, 30, 40, 50)
 
@@ -330,13 +330,13 @@ def test_a_checkpoint_without_a_marker_is_ready_once_our_own_clock_saw_it_rest(s
     weights, now = folder / "model.safetensors", [0.0]
     ahead = time.time_ns() + 10**13  # written by a clock that is hours ahead
     os.utime(weights, ns=(ahead, ahead))
-    scout = Scout(tmp_path / "run", settle=30, clock=lambda: now[0])
+    scanner = CheckpointScanner(tmp_path / "run", settle=30, clock=lambda: now[0])
     states = []
     for seconds, touched in [(0, False), (29, False), (1, True), (29, False), (1, False)]:
         now[0] += seconds
         if touched:
             os.utime(weights, ns=(ahead + 1, ahead + 1))
-        states.append(scout.look()[0].verdict.state)
+        states.append(scanner.look()[0].verdict.state)
     assert states == ["unmarked"] * 4 + ["ready"]
 
 
@@ -366,10 +366,12 @@ def test_prompts_with_escape_sequences_are_measured_and_kept_as_they_are(source,
     assert Trajectory(tmp_path / "out").prompts["text"][0] == hostile
 
 
-def test_the_scout_gives_every_checkpoint_its_verdict(source):
-    found = Scout(source / "full").look()
+def test_the_scanner_gives_every_checkpoint_its_verdict(source):
+    found = CheckpointScanner(source / "full").look()
     assert [s.checkpoint for s in found] == [
         Checkpoint(step, source / "full" / f"checkpoint-{step}") for step in STEPS
     ]
     assert all(s.is_ready for s in found)
-    assert Path(found[0].checkpoint.path).is_dir() and Scout(source / "full").end() == 50
+    assert (
+        Path(found[0].checkpoint.path).is_dir() and CheckpointScanner(source / "full").end() == 50
+    )

@@ -20,10 +20,11 @@ from tiny_runs import (
     tiny_tokenizer,
 )
 
-from ntkprobe import PromptSet, Trajectory, UserError, measure_kernel, measure_refusal
+from ntkprobe import PromptSet, Trajectory, UserError, kernel, measure_kernel, measure_refusal
 from ntkprobe.checkpoints import LoadSettings
 from ntkprobe.estimators.finite_difference import FiniteDifference
 from ntkprobe.estimators.gram import Gram
+from ntkprobe.measurement import readouts
 from ntkprobe.watcher import (
     Choice,
     KernelSettings,
@@ -172,6 +173,27 @@ def test_fixed_top_tokens_are_those_of_the_first_step(run, tmp_path):
     measure(run, tmp_path / "each")
     first, each = tokens_of(tmp_path / "first"), tokens_of(tmp_path / "each")
     assert first[0] == first[1] == first[2] == each[0] and each[0] != each[1]
+
+
+@pytest.mark.parametrize(("at", "found", "checked"), [("each", 3, 0), ("first", 1, 2)])
+def test_top_tokens_are_found_once_a_checkpoint_and_given_ones_are_checked(
+    run, tmp_path, monkeypatch, at, found, checked
+):
+    calls = {"found": 0, "checked": 0}
+
+    def counted(name, original):
+        def call(*args):
+            calls[name] += 1
+            return original(*args)
+
+        return call
+
+    monkeypatch.setattr(kernel, "top_tokens", counted("found", kernel.top_tokens))
+    monkeypatch.setattr(readouts, "check_logits", counted("checked", readouts.check_logits))
+    settings = replace(with_kernel(top_k_at=at), verify=False)
+    measure(run, tmp_path / "out", settings)
+    assert len(Trajectory(tmp_path / "out").steps) == 3
+    assert calls == {"found": found, "checked": checked}
 
 
 def test_tokens_given_as_texts_are_the_tokens_of_every_block(run, tmp_path):
@@ -458,16 +480,16 @@ def test_no_network_is_used_for_local_checkpoints(run, source, tmp_path, monkeyp
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
-    from ntkprobe.watcher.work import Work
+    from ntkprobe.watcher.measure import CheckpointMeasurer
 
-    original = Work.of_checkpoint
+    original = CheckpointMeasurer.of_checkpoint
 
-    def stop_at_20(self, sighting):
-        if sighting.checkpoint.step == 20:
+    def stop_at_20(self, scanned):
+        if scanned.checkpoint.step == 20:
             raise KeyboardInterrupt
-        return original(self, sighting)
+        return original(self, scanned)
 
-    monkeypatch.setattr(Work, "of_checkpoint", stop_at_20)
+    monkeypatch.setattr(CheckpointMeasurer, "of_checkpoint", stop_at_20)
     outcome = measure(run, tmp_path / "out")
     assert outcome.status == 130 and Trajectory(tmp_path / "out").steps == [0, 10]
     monkeypatch.undo()

@@ -11,7 +11,7 @@ from ...errors import UserError
 from ...kernel import last_logits
 from ...models.generation import length_batches, require_measurable, require_vocabulary
 from ...models.parameters import ParameterSelection
-from ...models.validation import check_measurable, finite, refuse
+from ...models.validation import finite, refuse
 from ...prompts.phrases import phrase_set
 from ...prompts.templates import RAW, Template
 from ...refusal import chosen_reductions, phrase_ids
@@ -84,8 +84,8 @@ def influence(
     hows = chosen_reductions(reductions) if ends else ()
     selection = trained_parameters(model) if parameters == "auto" else parameters
     with evaluating(model):
-        check_measurable(model)
-        require_measurable(model, ids, room=max(map(len, ends), default=1) - 1)
+        room = max(map(len, ends), default=1) - 1
+        require_measurable(model, ids, room, gradients=True)
         require_room(model, examples)
         chosen = ParameterSelection.parse(selection).parameters(model)
         kept = _tokens(model, tokens)

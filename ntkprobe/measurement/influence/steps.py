@@ -26,7 +26,7 @@ from ...models.parameters import (
     effective_parameters,
     requiring_grad,
 )
-from ...models.validation import check_measurable, finite, refuse
+from ...models.validation import finite, refuse
 from ...prompts.prompt_set import PromptSet
 from ...prompts.templates import RAW, Template
 from ...refusal import chosen_reductions
@@ -114,8 +114,8 @@ def predict_step(
     refuse(tokens is None and not ends, "nothing to predict: give tokens=, phrases=, or both")
     hows = chosen_reductions(reductions) if ends else ()
     with evaluating(model):
-        check_measurable(model)
-        require_measurable(model, ids, room=max(map(len, ends), default=1) - 1)
+        room = max(map(len, ends), default=1) - 1
+        require_measurable(model, ids, room, gradients=True)
         chosen = _named_by(step, model)
         forward = partial(_forward, ids=ids, step=step, batch_size=batch_size)
         first = None

@@ -14,20 +14,20 @@ from typing import Any
 
 from ..checkpoints import Checkpoint, Incomplete, pinned
 from ..errors import UserError
-from .scout import Scout, Sighting
+from .scan import CheckpointScanner, ScannedCheckpoint
 
 
-class Hold:
+class HeldPin:
     """One pin, until it is released.
 
     Args:
-        sighting: the checkpoint to hold.
+        scanned: the checkpoint to hold.
         pins: where pins live.
     """
 
-    def __init__(self, sighting: Sighting, pins: Path) -> None:
+    def __init__(self, scanned: ScannedCheckpoint, pins: Path) -> None:
         self._stack = ExitStack()
-        pin = pinned(sighting.checkpoint, sighting.verdict, pins, copy=True)
+        pin = pinned(scanned.checkpoint, scanned.verdict, pins, copy=True)
         self.path = self._stack.enter_context(pin)
 
     def release(self) -> None:
@@ -35,32 +35,36 @@ class Hold:
         self._stack.close()
 
 
-class Keeper:
+class PinThread:
     """Looks at a run every `interval` seconds while the block lasts, and pins what is ready.
 
     Args:
-        scout: what looks.
+        scanner: what looks.
         pins: where pins live.
         interval: seconds between two looks.
-        is_done: whether a sighting needs no measuring any more.
+        is_done: whether a checkpoint needs no measuring any more.
     """
 
     def __init__(
-        self, scout: Scout, pins: Path, interval: float, is_done: Callable[[Sighting], bool]
+        self,
+        scanner: CheckpointScanner,
+        pins: Path,
+        interval: float,
+        is_done: Callable[[ScannedCheckpoint], bool],
     ) -> None:
-        self.scout = scout
+        self.scanner = scanner
         self.missed: set[Checkpoint] = set()
         self._pins = pins
         self._interval = interval
         self._is_done = is_done
-        self._held: dict[tuple[Checkpoint, Any], Sighting] = {}
-        self._seen: list[Sighting] = []
+        self._held: dict[tuple[Checkpoint, Any], ScannedCheckpoint] = {}
+        self._seen: list[ScannedCheckpoint] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> "Keeper":
+    def __enter__(self) -> "PinThread":
         """Return self, having looked once; from now on the thread looks."""
         self._round()
         self._thread.start()
@@ -75,16 +79,16 @@ class Keeper:
         """Stop looking and remove all pins."""
         self._stop.set()
         self._thread.join()
-        for sighting in self._held.values():
-            _release(sighting)
+        for scanned in self._held.values():
+            _release(scanned)
 
-    def look(self) -> list[Sighting]:
+    def look(self) -> list[ScannedCheckpoint]:
         """Return every checkpoint that is there or held, by step; raise what the thread raised."""
         with self._lock:
             if self._failure is not None:
                 raise self._failure
-            held = {sighting.checkpoint for sighting in self._held.values()}
-            others = [sighting for sighting in self._seen if sighting.checkpoint not in held]
+            held = {scanned.checkpoint for scanned in self._held.values()}
+            others = [scanned for scanned in self._seen if scanned.checkpoint not in held]
             return sorted([*self._held.values(), *others], key=lambda s: s.checkpoint)
 
     def _watch(self) -> None:
@@ -99,15 +103,15 @@ class Keeper:
 
     def _round(self) -> None:
         """Look once: pin what is ready, let go of what is done, note what vanished unread."""
-        seen = self.scout.look()
-        for sighting in seen:
-            key = (sighting.checkpoint, sighting.verdict.weights)
-            if sighting.is_ready and sighting.wanted and key not in self._held:
-                if not self._is_done(sighting):
-                    self._hold(key, sighting)
+        seen = self.scanner.look()
+        for scanned in seen:
+            key = (scanned.checkpoint, scanned.verdict.weights)
+            if scanned.is_ready and scanned.wanted and key not in self._held:
+                if not self._is_done(scanned):
+                    self._hold(key, scanned)
         with self._lock:
-            for key, sighting in list(self._held.items()):
-                if self._is_done(sighting):
+            for key, scanned in list(self._held.items()):
+                if self._is_done(scanned):
                     _release(self._held.pop(key))
             gone = {s.checkpoint: s for s in self._seen if s.wanted and not self._is_done(s)}
             for checkpoint in {s.checkpoint for s in seen} | {c for c, _ in self._held}:
@@ -115,19 +119,19 @@ class Keeper:
             self.missed |= {c for c, s in gone.items() if s.verdict.state != "refused"}
             self._seen = seen
 
-    def _hold(self, key: tuple[Checkpoint, Any], sighting: Sighting) -> None:
-        """Pin a checkpoint, unless it changes under our hands: then the next round judges it."""
+    def _hold(self, key: tuple[Checkpoint, Any], scanned: ScannedCheckpoint) -> None:
+        """Pin a checkpoint, unless it changes meanwhile: then the next round judges it."""
         try:
-            hold = Hold(sighting, self._pins)
+            hold = HeldPin(scanned, self._pins)
         except (Incomplete, UserError):
             return
         with self._lock:
-            self._held[key] = replace(sighting, hold=hold)
+            self._held[key] = replace(scanned, hold=hold)
 
 
-def _release(sighting: Sighting) -> None:
-    """Remove a sighting's pin; that its weights were touched does not matter any more."""
+def _release(scanned: ScannedCheckpoint) -> None:
+    """Remove a checkpoint's pin; that its weights were touched does not matter any more."""
     try:
-        sighting.hold.release()
+        scanned.hold.release()
     except Incomplete:
         return

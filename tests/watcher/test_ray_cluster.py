@@ -18,7 +18,7 @@ from tiny_runs import TEXTS, events, lora_run
 
 from ntkprobe import PromptSet, Trajectory, UserError
 from ntkprobe.watcher import Following
-from ntkprobe.watcher.cluster import measure_on_ray
+from ntkprobe.watcher.ray_cluster import measure_on_ray
 
 STEPS, MEASURED = (10, 20, 30, 40, 50), [0, 10, 20, 40, 50]
 PROMPTS = PromptSet.from_texts(TEXTS)

@@ -9,7 +9,7 @@ from ..errors import UserError
 from .models import Models
 from .recorder import Recorder
 from .reload_check import ReloadCheck
-from .scout import Sighting
+from .scan import ScannedCheckpoint
 
 BASE_STEP = 0
 
@@ -18,7 +18,7 @@ class Unfit(UserError):
     """This checkpoint cannot be measured; others may."""
 
 
-class Work:
+class CheckpointMeasurer:
     """Measures one model after the other of the same run.
 
     Args:
@@ -33,7 +33,7 @@ class Work:
         self.measures_base = measures_base
         self.check = ReloadCheck(recorder, models)
 
-    def prepare(self, first: Sighting | None) -> None:
+    def prepare(self, first: ScannedCheckpoint | None) -> None:
         """Settle tokenizer and settings.
 
         Args:
@@ -92,19 +92,19 @@ class Work:
             self.check.compare_first()
         return kinds
 
-    def of_checkpoint(self, sighting: Sighting) -> list[str]:
+    def of_checkpoint(self, scanned: ScannedCheckpoint) -> list[str]:
         """Measure a checkpoint.
 
         Args:
-            sighting: one that is ready.
+            scanned: one that is ready.
 
         Returns:
             What was measured now; nothing if all was there.
         """
-        step, verdict = sighting.checkpoint.step, sighting.verdict
+        step, verdict = scanned.checkpoint.step, scanned.verdict
         with ExitStack() as stack:
             # Pinned only while it is read: from then on the model is in memory.
-            with self._held(sighting) as pin:
+            with self._held(scanned) as pin:
                 which = identity(pin, verdict.weights)
                 kinds = self.recorder.missing(step, which)
                 if not kinds:
@@ -112,25 +112,25 @@ class Work:
                 self._note_ready(step, which)
                 model = stack.enter_context(self.models.opened(pin, verdict.kind))
             found = self.recorder.record(model, step, which, kinds)
-            self.check.note(model, step, which, sighting.checkpoint, found)
+            self.check.note(model, step, which, scanned.checkpoint, found)
         del model  # which a second one, of the same files, now takes the place of
         self.check.compare_first()
         return kinds
 
     @contextmanager
-    def _held(self, sighting: Sighting) -> Generator[Path, None, None]:
-        """Yield a pin of a checkpoint, taken now unless somebody holds one; then let go of it."""
-        if sighting.hold is None:
-            with pinned(sighting.checkpoint, sighting.verdict, self.recorder.folder.pins) as pin:
+    def _held(self, scanned: ScannedCheckpoint) -> Generator[Path, None, None]:
+        """Yield a pin of a checkpoint, taken now unless there is one already, and release it."""
+        if scanned.hold is None:
+            with pinned(scanned.checkpoint, scanned.verdict, self.recorder.folder.pins) as pin:
                 yield pin
             return
         try:
-            yield sighting.hold.path
+            yield scanned.hold.path
         except BaseException:
             with suppress(Incomplete):
-                sighting.hold.release()
+                scanned.hold.release()
             raise
-        sighting.hold.release()
+        scanned.hold.release()
 
     def _note_ready(self, step: int, which: str) -> None:
         """Note that a checkpoint is whole and held, and which one it is."""

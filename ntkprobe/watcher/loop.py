@@ -14,38 +14,38 @@ from ..checkpoints import Checkpoint, Incomplete
 from ..errors import UserError, one_line
 from ..measurement.verification import WrongMeasurement
 from .choices import Following
-from .keeper import Keeper
+from .measure import BASE_STEP, CheckpointMeasurer, Unfit
 from .outcome import Outcome
+from .pin_thread import PinThread
 from .reporting import Sinks
-from .scout import Scout, Sighting
-from .work import BASE_STEP, Unfit, Work
+from .scan import CheckpointScanner, ScannedCheckpoint
 
 TRIES = 3
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-class Session:
+class MeasuringLoop:
     """Measures one run, as far as it is there.
 
     Args:
-        work: what measures.
-        scout: what looks; None where there is only the base to measure.
+        measurer: what measures.
+        scanner: what looks; None where there is only the base to measure.
         following: how to wait for more; None for a run that has ended.
         sinks: where to show what was measured.
     """
 
     def __init__(
         self,
-        work: Work,
-        scout: Scout | None,
+        measurer: CheckpointMeasurer,
+        scanner: CheckpointScanner | None,
         following: Following | None = None,
         sinks: Sinks | None = None,
     ) -> None:
-        self.work = work
-        self.scout = scout
+        self.measurer = measurer
+        self.scanner = scanner
         self.following = following
         self.sinks = sinks
-        self.folder = work.recorder.folder
+        self.folder = measurer.recorder.folder
         self.outcome = Outcome(self.folder.path)
         self._settled: dict[Checkpoint, Any] = {}  # the weights measured, or given up on
         self._tries: dict[Checkpoint, int] = {}
@@ -62,7 +62,7 @@ class Session:
         with tqdm(total=0, desc="measuring", unit="checkpoint", disable=None) as self._bar:
             try:
                 self._measure_all()
-                self.work.check.compare_latest()
+                self.measurer.check.compare_latest()
             except WrongMeasurement as why:
                 self._distrust(str(why))
             if self.outcome.new:
@@ -71,58 +71,60 @@ class Session:
 
     def _measure_all(self) -> None:
         """Measure everything there is, and wait for more if asked to."""
-        if self.scout is None:
+        if self.scanner is None:
             self._begin(None, None)
             return
         if self.following is None:
-            while self._look_once(self.scout, self.scout.look()):
+            while self._look_once(self.scanner, self.scanner.look()):
                 time.sleep(1)
         else:
-            self._follow(self.scout, self.following)
-        self._give_up_on_the_rest(self.scout)
+            self._follow(self.scanner, self.following)
+        self._give_up_on_the_rest(self.scanner)
 
     def _distrust(self, reason: str) -> None:
         """Set aside what was measured since the last comparison that passed."""
-        for step in self.work.check.unchecked:
+        for step in self.measurer.check.unchecked:
             self.folder.set_aside(step)
             self.folder.note("failed", step=step, reason=reason)
             self.outcome.failed[step] = reason
             if step in self.outcome.new:
                 self.outcome.new.remove(step)
 
-    def _follow(self, scout: Scout, following: Following) -> None:
+    def _follow(self, scanner: CheckpointScanner, following: Following) -> None:
         """Measure what becomes ready until a rule says stop."""
         last_news = time.monotonic()
         interval = following.poll_interval
-        with Keeper(scout, self.folder.pins, interval, self._is_settled) as keeper:
+        with PinThread(scanner, self.folder.pins, interval, self._is_settled) as pins:
             while True:
                 before = len(self.outcome.new) + len(self.outcome.known)
-                seen = keeper.look()
-                self._look_once(scout, seen)
+                seen = pins.look()
+                self._look_once(scanner, seen)
                 if len(self.outcome.new) + len(self.outcome.known) > before:
                     last_news = time.monotonic()
                     continue  # measuring takes long: look again at once
                 idle = time.monotonic() - last_news
-                if self._is_over(scout, following, seen) or idle > following.patience:
+                if self._is_over(scanner, following, seen) or idle > following.patience:
                     break
                 time.sleep(interval)
-            for checkpoint in sorted(keeper.missed - set(self._settled)):
+            for checkpoint in sorted(pins.missed - set(self._settled)):
                 self.folder.note("missed", step=checkpoint.step)
                 self.outcome.failed[checkpoint.step] = "deleted before it could be pinned"
 
-    def _is_over(self, scout: Scout, following: Following, seen: list[Sighting]) -> bool:
+    def _is_over(
+        self, scanner: CheckpointScanner, following: Following, seen: list[ScannedCheckpoint]
+    ) -> bool:
         """Return whether the last step is there, and measured unless it is another worker's."""
-        ends = [end for end in (scout.end(), following.until_step) if end is not None]
+        ends = [end for end in (scanner.end(), following.until_step) if end is not None]
         done = [checkpoint.step for checkpoint in self._settled]
         done += [s.checkpoint.step for s in seen if s.is_ready and not s.wanted]
         done += [s.checkpoint.step for s in seen if s.verdict.state == "refused"]
         return bool(ends) and bool(done) and max(done) >= min(ends)
 
-    def _look_once(self, scout: Scout, everything: list[Sighting]) -> bool:
+    def _look_once(self, scanner: CheckpointScanner, everything: list[ScannedCheckpoint]) -> bool:
         """Measure what is ready now.
 
         Args:
-            scout: what looked.
+            scanner: what looked.
             everything: what it saw.
 
         Returns:
@@ -130,47 +132,52 @@ class Session:
         """
         for first in [s for s in everything if s.is_ready and not self._is_settled(s)]:
             try:
-                self._begin(scout, first)
+                self._begin(scanner, first)
                 break
-            except Incomplete:  # the first checkpoint changed under our hands: judge it again
+            except Incomplete:  # the first checkpoint changed while it was read: judge it again
                 return True
             except Unfit as why:  # the next one may do
                 if first.wanted:
                     self._fail(first.checkpoint, str(why), first)
-        sightings = [s for s in everything if s.wanted]
-        todo = [s for s in sightings if s.is_ready and not self._is_settled(s)]
-        for sighting in sightings:
-            if not sighting.is_ready:
-                self._tell(sighting)
+        wanted = [s for s in everything if s.wanted]
+        todo = [s for s in wanted if s.is_ready and not self._is_settled(s)]
+        for scanned in wanted:
+            if not scanned.is_ready:
+                self._tell(scanned)
         self._bar.total += len(todo)
-        for sighting in todo:
-            self._bar.set_postfix_str(f"step {sighting.checkpoint.step}")
-            self._attempt(sighting.checkpoint, partial(self.work.of_checkpoint, sighting), sighting)
+        for scanned in todo:
+            self._bar.set_postfix_str(f"step {scanned.checkpoint.step}")
+            self._attempt(
+                scanned.checkpoint, partial(self.measurer.of_checkpoint, scanned), scanned
+            )
             self._bar.update()
-        waiting = [s for s in sightings if s.is_ready and not self._is_settled(s)]
-        return bool(waiting) or any(s.verdict.state == "unmarked" for s in sightings)
+        waiting = [s for s in wanted if s.is_ready and not self._is_settled(s)]
+        return bool(waiting) or any(s.verdict.state == "unmarked" for s in wanted)
 
-    def _begin(self, scout: Scout | None, first: Sighting | None) -> None:
+    def _begin(self, scanner: CheckpointScanner | None, first: ScannedCheckpoint | None) -> None:
         """Before the first measurement: settle base, tokenizer and settings; measure the base."""
         if self._prepared:
             return
-        models = self.work.models
+        models = self.measurer.models
         if first is not None and first.verdict.kind == "adapter":
             models.learn_base(first.checkpoint.path)
-        self.work.prepare(first)
+        self.measurer.prepare(first)
         self._prepared = True
-        for line in (self.work.describe(), *self.work.recorder.remarks()):
+        for line in (self.measurer.describe(), *self.measurer.recorder.remarks()):
             print(one_line(line), file=sys.stderr)
-        wanted = self.work.measures_base and (scout is None or scout.wants_base)
+        wanted = self.measurer.measures_base and (scanner is None or scanner.wants_base)
         if models.name is None or not wanted:
             return
         self._bar.total += 1
         self._bar.set_postfix_str("the base, step 0")
-        self._attempt(Checkpoint(BASE_STEP, self.folder.path), self.work.of_base, None)
+        self._attempt(Checkpoint(BASE_STEP, self.folder.path), self.measurer.of_base, None)
         self._bar.update()
 
     def _attempt(
-        self, checkpoint: Checkpoint, work: Callable[[], list[str]], sighting: Sighting | None
+        self,
+        checkpoint: Checkpoint,
+        measure: Callable[[], list[str]],
+        scanned: ScannedCheckpoint | None,
     ) -> None:
         """Do one measurement, and note what became of it.
 
@@ -180,19 +187,19 @@ class Session:
         """  # ruff: ignore[docstring-extraneous-exception]
         begin, step = time.monotonic(), checkpoint.step
         try:
-            kinds = work()
-        except Incomplete as why:  # it changed under our hands: judge it again
+            kinds = measure()
+        except Incomplete as why:  # it changed while it was read: judge it again
             self.folder.note("incomplete", step=step, reason=str(why))
-            self._fail(checkpoint, f"{checkpoint.path.name}: {why}", sighting, tries=TRIES)
+            self._fail(checkpoint, f"{checkpoint.path.name}: {why}", scanned, tries=TRIES)
         except UserError as why:
-            self._fail(checkpoint, str(why), sighting)
+            self._fail(checkpoint, str(why), scanned)
         except WrongMeasurement:  # so is, in all likelihood, what comes after it
             raise
         except Exception as why:
             if isinstance(why, OSError) and self._is_ours(why):
                 raise
             self.folder.note("error", step=step, traceback=traceback.format_exc())
-            self._fail(checkpoint, f"{type(why).__name__}: {why}", sighting)
+            self._fail(checkpoint, f"{type(why).__name__}: {why}", scanned)
         else:
             if kinds:  # what was known is no event: a run that finds all done writes nothing
                 seconds = round(time.monotonic() - begin, 3)
@@ -203,10 +210,10 @@ class Session:
                 self._bar.set_postfix_str(f"step {step} is known")
             (self.outcome.new if kinds else self.outcome.known).append(step)
             self.outcome.failed.pop(step, None)
-            self._settle(checkpoint, sighting)
+            self._settle(checkpoint, scanned)
 
     def _fail(
-        self, checkpoint: Checkpoint, reason: str, sighting: Sighting | None, tries: int = 1
+        self, checkpoint: Checkpoint, reason: str, scanned: ScannedCheckpoint | None, tries: int = 1
     ) -> None:
         """Note a failure; after `tries` of them, wait until the weights change."""
         self._tries[checkpoint] = self._tries.get(checkpoint, 0) + 1
@@ -215,47 +222,47 @@ class Session:
         )
         if self._tries[checkpoint] >= tries:
             self.outcome.failed[checkpoint.step] = reason
-            self._settle(checkpoint, sighting)
+            self._settle(checkpoint, scanned)
 
-    def _settle(self, checkpoint: Checkpoint, sighting: Sighting | None) -> None:
+    def _settle(self, checkpoint: Checkpoint, scanned: ScannedCheckpoint | None) -> None:
         """Leave these weights alone from now on."""
         self._tries.pop(checkpoint, None)
-        if sighting is not None:
-            self._settled[checkpoint] = sighting.verdict.weights
+        if scanned is not None:
+            self._settled[checkpoint] = scanned.verdict.weights
 
-    def _is_settled(self, sighting: Sighting) -> bool:
+    def _is_settled(self, scanned: ScannedCheckpoint) -> bool:
         """Return whether these very weights were measured, or given up on."""
-        return self._settled.get(sighting.checkpoint) == sighting.verdict.weights
+        return self._settled.get(scanned.checkpoint) == scanned.verdict.weights
 
     def _is_ours(self, error: OSError) -> bool:
         """Return whether it is our own folder that fails, after which going on makes no sense."""
         named = str(error.filename or "")
         return error.errno in NO_ROOM or named.startswith(str(self.folder.path))
 
-    def _tell(self, sighting: Sighting) -> None:
+    def _tell(self, scanned: ScannedCheckpoint) -> None:
         """Note why a checkpoint is not measured, once for each reason."""
-        state, reason = sighting.verdict.state, sighting.verdict.reason
-        if self._told.get(sighting.checkpoint) != reason:
-            self._told[sighting.checkpoint] = reason
-            self.folder.note(state, step=sighting.checkpoint.step, reason=reason)
+        state, reason = scanned.verdict.state, scanned.verdict.reason
+        if self._told.get(scanned.checkpoint) != reason:
+            self._told[scanned.checkpoint] = reason
+            self.folder.note(state, step=scanned.checkpoint.step, reason=reason)
             if state == "refused" and self.following is not None:  # else the end says so at once
-                tqdm.write(one_line(f"{sighting.checkpoint.path.name}: {reason}"), sys.stderr)
+                tqdm.write(one_line(f"{scanned.checkpoint.path.name}: {reason}"), sys.stderr)
 
     def _note_skipped(self) -> None:
         """Note what was left alone, and why."""
         if self.outcome.known:
             self.folder.note("skipped", steps=self.outcome.known, reason="measured before")
-        seen = self.scout.look() if self.scout is not None else []
-        if others := sum(not sighting.wanted for sighting in seen):
+        seen = self.scanner.look() if self.scanner is not None else []
+        if others := sum(not scanned.wanted for scanned in seen):
             self.folder.note("skipped", count=others, reason="not chosen by --steps or --shard")
 
-    def _give_up_on_the_rest(self, scout: Scout) -> None:
+    def _give_up_on_the_rest(self, scanner: CheckpointScanner) -> None:
         """Count what never became ready as failed."""
         done = max((checkpoint.step for checkpoint in self._settled), default=-1)
-        for sighting in scout.look():
-            late = self.following is not None and sighting.checkpoint.step > done
-            late = late and sighting.verdict.state != "refused"  # which stays so
-            if sighting.wanted and not sighting.is_ready and not late:
-                state, reason = sighting.verdict.state, sighting.verdict.reason
-                name = sighting.checkpoint.path.name
-                self.outcome.failed[sighting.checkpoint.step] = f"{name} is {state}: {reason}"
+        for scanned in scanner.look():
+            late = self.following is not None and scanned.checkpoint.step > done
+            late = late and scanned.verdict.state != "refused"  # which stays so
+            if scanned.wanted and not scanned.is_ready and not late:
+                state, reason = scanned.verdict.state, scanned.verdict.reason
+                name = scanned.checkpoint.path.name
+                self.outcome.failed[scanned.checkpoint.step] = f"{name} is {state}: {reason}"

@@ -1,4 +1,4 @@
-"""Looks at a run again and again: which of its checkpoints can be measured now?"""
+"""Scans a run for checkpoints: which of them can be measured now?"""
 
 import time
 from collections.abc import Callable
@@ -24,14 +24,14 @@ LONG_AGO = 3600.0  # more than file servers' clocks differ
 
 
 @dataclass(frozen=True)
-class Sighting:
+class ScannedCheckpoint:
     """A checkpoint and the verdict on it.
 
     Attributes:
         checkpoint: its step and folder.
         verdict: whether it is whole.
         wanted: whether this worker is to measure it.
-        hold: a pin that somebody holds already, with `path` and `release()`.
+        hold: a pin that is taken already, with `path` and `release()`.
     """
 
     checkpoint: Checkpoint
@@ -46,7 +46,7 @@ class Sighting:
 
 
 @dataclass
-class Scout:
+class CheckpointScanner:
     """Judges the checkpoints of a run.
 
     Attributes:
@@ -62,11 +62,11 @@ class Scout:
     clock: Callable[[], float] = time.monotonic
     _since: dict[Path, tuple[tuple[FileStamp, ...], float]] = field(default_factory=dict)
 
-    def look(self) -> list[Sighting]:
+    def look(self) -> list[ScannedCheckpoint]:
         """Return every checkpoint with the verdict on it, by step."""
         found = find_checkpoints(self.run) if self.run.is_dir() else []
         return [
-            Sighting(c, self._settled(c, readiness(c.path)), self.choice.wants(c, place))
+            ScannedCheckpoint(c, self._settled(c, readiness(c.path)), self.choice.wants(c, place))
             for place, c in enumerate(found, start=1)
         ]
 

@@ -17,8 +17,8 @@ from ..prompts.prompt_set import PromptSet
 from .choices import Choice, StepRange
 from .outcome import Outcome
 from .reporting import Sinks
-from .run import insist_on_a_place, insist_on_checkpoints, measure_run, open_recorder
-from .scout import Scout
+from .run import measure_run, open_recorder, require_checkpoints, require_place
+from .scan import CheckpointScanner
 from .settings import MeasureSettings
 
 RETRIES = 3  # of a task whose worker died
@@ -54,8 +54,8 @@ def measure_on_ray(
     """
     if ckpt_dir is None or options.pop("following", None) is not None:
         raise UserError("--ray measures the checkpoints that a run (--ckpt-dir) has, no --follow")
-    insist_on_a_place(ckpt_dir, options.get("model"), output_dir)
-    insist_on_checkpoints(ckpt_dir)
+    require_place(ckpt_dir, options.get("model"), output_dir)
+    require_checkpoints(ckpt_dir)
     how = settings or MeasureSettings()
     overwrite = options.pop("overwrite", False)
     folder = open_recorder(prompts, output_dir, how, {}, overwrite=overwrite).folder
@@ -151,9 +151,9 @@ def _measure_steps(steps: list[int], call: dict[str, Any]) -> Outcome:
 
 def _steps(run: Path, choice: Choice) -> list[int]:
     """Return the steps to measure; 0 for the base, if one is known."""
-    scout = Scout(run, choice)
-    steps = [sighting.checkpoint.step for sighting in scout.look() if sighting.wanted]
-    return [0, *steps] if scout.wants_base else steps
+    scanner = CheckpointScanner(run, choice)
+    steps = [scanned.checkpoint.step for scanned in scanner.look() if scanned.wanted]
+    return [0, *steps] if scanner.wants_base else steps
 
 
 def _absolute(output_dir: Path, run: Path, options: dict[str, Any]) -> dict[str, Any]:

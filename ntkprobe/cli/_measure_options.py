@@ -1,0 +1,233 @@
+"""The options of `ntkprobe measure`, and what they ask for: which run, measured how, where to."""
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from .. import estimators, mitigations, plugins
+from ..errors import UserError, one_line
+from ..settings import Flag
+from ..watcher.settings import OUTPUT, ActivationSettings, InfluenceSettings, MeasureSettings
+from ._options import SOURCE, config_defaults, preset_defaults
+
+if TYPE_CHECKING:
+    from ..watcher.choices import Choice, Following
+
+CHECKPOINTS, INFLUENCE = "Which checkpoints", "Influence of pairs that are learnt"
+FOLLOWING = "A run that still trains"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    """What `ntkprobe measure` is asked for.
+
+    Attributes:
+        ckpt_dir: a training run, or one checkpoint of it.
+        prompts: CSV, JSONL, JSON or Parquet; may be repeated.
+        model: the base model, a folder or hub name: step 0, and below adapters.
+        output_dir: where to.
+        only: only `kernel`, `refusal`, `activations`, `influence`; joined by `,`.
+        limit: only the first N prompts of each group, to try things out.
+        preset: as the paper, and where it is silent as its authors' code is said to do.
+        config: YAML with these options.
+        dry_run: only list what would be measured.
+        overwrite: forget what OUT holds.
+        settings: how every checkpoint is measured.
+        influence: predict what learning each of some pairs does to refusals.
+        updated: these pairs (prompt, response); else the run's own data.
+        answer: the response of updated prompts that have none.
+        influence_loss: of the answer's tokens.
+        influence_parameters: what a step moves: `auto` (`lora` for adapters, else `all`), or as
+            for `--parameters`.
+        steps: only steps from A to B by C; joined by commas.
+        shard: be worker i of n; taken from torchrun or a Slurm array by itself.
+        revisions: with a hub `--model`: fetch these and measure them as a run.
+        ray: measure as tasks of this Ray cluster: `HOST:PORT`, or `auto`.
+        follow: wait for checkpoints of a run that trains.
+        poll_interval: with `--follow`: seconds between two looks.
+        idle_timeout: with `--follow`: stop after so many seconds without a new checkpoint.
+        until_step: with `--follow`: stop after this step.
+        report_to: show group means there, in OUT; may be repeated.
+    """
+
+    ckpt_dir: Annotated[Path | None, Flag(metavar="RUN")] = None
+    prompts: Annotated[list[str] | None, Flag(metavar=SOURCE)] = None
+    model: str | None = None
+    output_dir: Annotated[Path | None, Flag(metavar="OUT", shows="RUN-ntk")] = None
+    only: Annotated[str | None, Flag(metavar="WHAT")] = None
+    limit: int | None = None
+    preset: Annotated[str | None, Flag(metavar="paper", callback=preset_defaults)] = None
+    config: Annotated[Path | None, Flag(metavar="FILE", callback=config_defaults)] = None
+    dry_run: bool = False
+    overwrite: bool = False
+    settings: MeasureSettings = field(default_factory=MeasureSettings)
+    influence: Annotated[str | None, Flag(panel=INFLUENCE, metavar="refusal")] = None
+    updated: Annotated[str | None, Flag(panel=INFLUENCE, metavar=SOURCE)] = None
+    answer: Annotated[str | None, Flag(panel=INFLUENCE)] = None
+    influence_loss: Annotated[str, Flag(panel=INFLUENCE, metavar="sum|mean|first_token")] = (
+        InfluenceSettings.loss
+    )
+    influence_parameters: Annotated[str, Flag(panel=INFLUENCE)] = InfluenceSettings.parameters
+    steps: Annotated[str | None, Flag(panel=CHECKPOINTS, metavar="A:B:C")] = None
+    shard: Annotated[str | None, Flag(panel=CHECKPOINTS, metavar="i/n")] = None
+    revisions: Annotated[str | None, Flag(panel=CHECKPOINTS, metavar="step1000,…")] = None
+    ray: Annotated[str | None, Flag(panel=CHECKPOINTS, metavar="ADDRESS")] = None
+    follow: Annotated[bool, Flag(panel=FOLLOWING)] = False
+    poll_interval: Annotated[float, Flag(panel=FOLLOWING)] = 10.0
+    idle_timeout: Annotated[float | None, Flag(panel=FOLLOWING)] = None
+    until_step: Annotated[int | None, Flag(panel=FOLLOWING)] = None
+    report_to: Annotated[list[str] | None, Flag(panel=OUTPUT, metavar="tensorboard")] = None
+
+    def with_revisions(self) -> "MeasureOptions":
+        """Return options for the run that a model's revisions make, fetched from the hub.
+
+        Returns:
+            The same where no revisions are asked for; else with `NAME-revisions` here as the run.
+
+        Raises:
+            UserError: if there is nothing to measure, or the revisions cannot be had.
+        """
+        if self.ckpt_dir is None and self.model is None:
+            raise UserError("nothing to measure: give --ckpt-dir RUN, or --model MODEL, or both")
+        if not self.revisions:
+            return self
+        from ..checkpoints.revisions import fetch_revisions
+
+        if self.ckpt_dir is not None or self.model is None or Path(self.model).exists():
+            raise UserError(
+                "--revisions are those of a model on the hub: give --model NAME, no folder"
+            )
+        place = Path(Path(self.model).name + "-revisions")
+        names = [name.strip() for name in self.revisions.split(",") if name.strip()]
+        fetch_revisions(self.model, names, place)
+        print(one_line(f"{len(names)} revisions of {self.model} are in {place}"), file=sys.stderr)
+        return replace(self, ckpt_dir=place, model=None, revisions=None)
+
+    def place(self) -> Path:
+        """Return `--output-dir`, or `RUN-ntk`, or `NAME-ntk` here; `RUN-M-ntk` under a mitigation.
+
+        Returns:
+            The folder of the measurements.
+        """
+        if self.output_dir is not None:
+            return self.output_dir
+        mitigation = self.settings.mitigation
+        end = f"-{mitigation.name}-ntk" if mitigation else "-ntk"
+        run = self.ckpt_dir
+        if run is not None:
+            there = run if run.name not in ("", "..") else run.resolve()
+            return there.with_name(there.name + end)
+        return Path(Path(str(self.model)).name + end)
+
+    def measured(self) -> MeasureSettings:
+        """Return how to measure what is asked for, without what is not.
+
+        Returns:
+            The settings, with the pairs whose influence is measured read from their file.
+        """
+        how = self.settings
+        if how.kernel is not None:
+            plugins.load(estimators, how.kernel.estimator)
+        asked = self._asked()
+        activations = how.activations or ActivationSettings()
+        return replace(
+            how,
+            kernel=how.kernel if "kernel" in asked else None,
+            refusal=how.refusal if "refusal" in asked else None,
+            activations=activations if "activations" in asked else None,
+            influence=self._influence() if "influence" in asked else None,
+        )
+
+    def _asked(self) -> set[str]:
+        """Return what is to be measured: by default kernel and refusal, and what a flag is about.
+
+        Raises:
+            UserError: if `--only` names something else, or contradicts another flag.
+        """
+        flags = {"activations": "layers", "influence": "influence"}
+        given = {"activations": self.settings.activations, "influence": self.influence}
+        extra = {kind for kind, value in given.items() if value}
+        mitigation = self.settings.mitigation
+        decodes = mitigation is not None and mitigations.load(mitigation).kind == "decoding"
+        if self.only is None and decodes:
+            print(
+                f"{mitigation} is a decoding method, which has no kernel of its own: "
+                "refusal alone is measured",
+                file=sys.stderr,
+            )
+        usual = {"refusal"} if decodes else {"kernel", "refusal"}
+        only = self.only
+        asked = usual | extra if only is None else set(only.replace(" ", "").split(","))
+        if unknown := sorted(asked - {"kernel", "refusal", *flags}):
+            raise UserError(
+                f"no --only {unknown[0]!r}: choose from kernel, refusal, activations and influence,"
+                " joined by ,"
+            )
+        if left_out := sorted(extra - asked):
+            kind = left_out[0]
+            raise UserError(f"--{flags[kind]} is about {kind}: give --only {only},{kind}")
+        if decodes and "influence" in asked:
+            raise UserError("a decoding method has no influence of its own: leave out --influence")
+        if "influence" not in asked and (self.updated or self.answer):
+            raise UserError("--updated and --answer go with --influence refusal")
+        return asked
+
+    def _influence(self) -> InfluenceSettings:
+        """Return which pairs' influence is measured; on standard error, where they are from.
+
+        Raises:
+            UserError: if no pairs are known.
+        """
+        from ..measurement.influence.pair_files import read_recorded, read_updated, recorded_data
+
+        if self.updated is not None:
+            source, pairs = self.updated, read_updated(self.updated, self.answer)
+        else:
+            path = recorded_data(self.ckpt_dir)
+            if path is None:
+                raise UserError(
+                    "--influence needs the pairs that are learnt: give --updated FILE (columns "
+                    "prompt and response), since no data.parquet lies beside the checkpoints"
+                )
+            source, pairs = str(path), read_recorded(path)
+        drawn = self.settings.kernel
+        settings = InfluenceSettings(
+            updated=pairs,
+            target=self.influence or InfluenceSettings.target,
+            loss=self.influence_loss,
+            parameters=self.influence_parameters,
+            per_group=drawn.per_group if drawn else InfluenceSettings.per_group,
+            seed=drawn.seed if drawn else InfluenceSettings.seed,
+        )
+        source_line = f"updated pairs from {source}: {settings.sample().describe()}"
+        print(one_line(source_line), file=sys.stderr)
+        return settings
+
+    def choice(self) -> "Choice":
+        """Return which checkpoints this process measures."""
+        from ..watcher.choices import Choice, parse_shard, parse_steps
+
+        return Choice(
+            steps=parse_steps(self.steps) if self.steps else (), shard=parse_shard(self.shard)
+        )
+
+    def following(self) -> "Following | None":
+        """Return how to wait for checkpoints, if at all.
+
+        Raises:
+            UserError: if there is nothing to follow.
+        """
+        from ..watcher.choices import Following
+
+        if not self.follow:
+            if self.until_step is not None or self.idle_timeout is not None:
+                raise UserError("--until-step and --idle-timeout go with --follow")
+            return None
+        if self.ckpt_dir is None:
+            raise UserError("--follow needs the run to follow: give --ckpt-dir RUN")
+        return Following(
+            poll_interval=self.poll_interval,
+            idle_timeout=self.idle_timeout,
+            until_step=self.until_step,
+        )

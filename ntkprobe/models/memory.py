@@ -1,0 +1,44 @@
+"""Fewer prompts at a time where memory runs out: the one way in which measurements try again."""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Return whether an error says that there was no memory left, on a GPU or on a CPU."""
+    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return named or "can't allocate memory" in str(error)
+
+
+def halving(measure: Callable[[int], T], size: int) -> tuple[T, int]:
+    """Return what is measured with as many prompts at a time as memory allows.
+
+    Args:
+        measure: measures with so many prompts at a time, the same whatever their number.
+        size: the first number; halved each time that memory runs out.
+
+    Returns:
+        What was measured, and the number that fitted.
+
+    Raises:
+        OutOfMemoryError: if one prompt alone does not fit, on a GPU or on a CPU.
+        RuntimeError: what else went wrong, as it was.
+        MemoryError: likewise.
+    """
+    while True:
+        try:
+            return measure(size), size
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            if size == 1:
+                raise torch.OutOfMemoryError(str(error)) from error
+        _log.warning("out of memory with %d prompts at a time: halving", size)
+        size //= 2
+        torch.cuda.empty_cache()
