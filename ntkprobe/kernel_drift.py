@@ -57,7 +57,7 @@ def turned(first: np.ndarray, now: np.ndarray) -> float:
     return float(np.square(b / lengths[1] - a / lengths[0]).sum() / 2)
 
 
-def insist_on_fixed_tokens(
+def require_fixed_tokens(
     folder: Path, steps: Sequence[int], kept: Collection[int], tokens: pd.DataFrame
 ) -> None:
     """Raise where there is no K of every step over the same tokens.

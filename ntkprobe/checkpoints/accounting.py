@@ -71,7 +71,7 @@ def unfiltered_report() -> Generator[Report]:
         setattr(PreTrainedModel, name, filtering)
 
 
-def insist_on_every_weight(
+def require_every_weight(
     model: "nn.Module", report: Report, files: Iterable[Path], name: str
 ) -> None:
     """Refuse a model that lacks a parameter, or leaves over a tensor that was a part of it.
@@ -102,7 +102,7 @@ def insist_on_every_weight(
             f"{name} holds weights that its config.json has no place for ({some(wrong)}): left "
             f"out, they would make another model; {_advice(model, wrong)}"
         )
-    _insist_on_one_of_each(model, homes, name)
+    _require_one_of_each(model, homes, name)
     if documented:
         kind = type(model).__name__
         told = f"{len(documented)} tensors of {name} that {kind} does not use are left out"
@@ -114,7 +114,7 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _insist_on_one_of_each(model: "nn.Module", stored: Collection[str], name: str) -> None:
+def _require_one_of_each(model: "nn.Module", stored: Collection[str], name: str) -> None:
     """Refuse a tensor stored twice, with and without the prefix of the model below the head.
 
     Raises:

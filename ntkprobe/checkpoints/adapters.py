@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import UserError, one_line
-from ..models.peft_modules import separate_for_merging, tie_again, untie
+from ..models.peft_modules import retie, separate_for_merging, untie
 from .attaching import REFUSALS, attach, plain_lora
 from .base_state import BaseState
 from .gguf_files import gguf_file
 from .headers import read_json
-from .loading import insist_on_finite_weights
+from .loading import require_finite_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -97,7 +97,7 @@ def adapted(
             model = _merged(model, folder).requires_grad_(True)
         else:
             untie(model)
-        insist_on_finite_weights(model, folder.name)
+        require_finite_weights(model, folder.name)
         yield model.eval()
     finally:
         state.restore()
@@ -119,7 +119,7 @@ def _merged(model: Any, folder: Path) -> Any:
             alike = separate_for_merging(model)
             tied = model.config.tie_word_embeddings
             merged = model.merge_and_unload(safe_merge=True)
-            tie_again(alike)
+            retie(alike)
             if alike:  # peft saw the ends apart
                 merged.config.tie_word_embeddings = tied
             after = _probe_logits(merged) if checked else before

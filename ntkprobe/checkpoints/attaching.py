@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import UserError, one_line
 from ..models.peft_modules import adapter_parameters, places
 from .base_state import BaseState
-from .completeness import ADAPTER, insist_on_safetensors
+from .completeness import ADAPTER, require_safetensors
 from .headers import read_json
 from .resizing import Sizes, resize
 
@@ -87,7 +87,7 @@ def attach(base: "PreTrainedModel", folder: Path, state: BaseState) -> Any:
     from peft import PeftModelForCausalLM, set_peft_model_state_dict
     from safetensors.torch import load
 
-    insist_on_safetensors(folder, ADAPTER)
+    require_safetensors(folder, ADAPTER)
     config = read_config(folder)
     # load(bytes), not load_file: a memory-mapped file that shrinks kills the process.
     tensors = load((folder / ADAPTER).read_bytes())
@@ -108,7 +108,7 @@ def attach(base: "PreTrainedModel", folder: Path, state: BaseState) -> Any:
             f"{folder.name}: the adapter does not fit the base: {one_line(error)}{how}"
         ) from error
     report.unexpected_keys[:] = _unknown(report.unexpected_keys, tensors)
-    _insist_complete(model, report, known, sizes, folder)
+    _require_complete(model, report, known, sizes, folder)
     return model
 
 
@@ -183,7 +183,7 @@ def _as_it_was() -> Generator[None]:
         yield
 
 
-def _insist_complete(
+def _require_complete(
     model: nn.Module, report: Any, known: set[int], sizes: Sizes, folder: Path
 ) -> None:
     """Raise unless the file held every tensor that the adapter brings or trains, and no other.

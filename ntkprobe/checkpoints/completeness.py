@@ -101,7 +101,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise UserError(f"{folder} is no model: {error}") from error
 
 
-def insist_on_safetensors(folder: Path, wanted: str) -> None:
+def require_safetensors(folder: Path, wanted: str) -> None:
     """Refuse a folder with pickled weights in place of a file of safetensors.
 
     Args:

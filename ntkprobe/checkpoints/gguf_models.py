@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, one_line
 from .gguf_files import GgufFile, describe
-from .loading import LoadSettings, insist_on_finite_weights
+from .loading import LoadSettings, require_finite_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,9 +68,9 @@ def load_gguf(file: Path, settings: LoadSettings | None = None) -> "PreTrainedMo
     model = _plain(_read(about), how)
     # An adapter trained over it will name this as its base.
     model.name_or_path = model.config.name_or_path = str(file.resolve())
-    _insist_on_all_tensors(about, model)
-    _insist_on_settings(about, model.config)
-    insist_on_finite_weights(model, str(file))
+    _require_all_tensors(about, model)
+    _require_settings(about, model.config)
+    require_finite_weights(model, str(file))
     _tell(about)
     return model.to(how.placement()).eval()  # type: ignore[arg-type]
 
@@ -164,7 +164,7 @@ def _plain(read: "PreTrainedModel", how: LoadSettings) -> "PreTrainedModel":
     return model.to(getattr(torch, how.dtype))
 
 
-def _insist_on_all_tensors(about: GgufFile, model: "PreTrainedModel") -> None:
+def _require_all_tensors(about: GgufFile, model: "PreTrainedModel") -> None:
     """Raise if the file holds more or fewer numbers than the model's parameters.
 
     Raises:
@@ -186,7 +186,7 @@ def _insist_on_all_tensors(about: GgufFile, model: "PreTrainedModel") -> None:
     )
 
 
-def _insist_on_settings(about: GgufFile, config: Any) -> None:
+def _require_settings(about: GgufFile, config: Any) -> None:
     """Raise if a setting that changes the numbers did not reach transformers' configuration.
 
     Raises:

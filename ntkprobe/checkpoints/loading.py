@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, one_line
-from .accounting import insist_on_every_weight, some, unfiltered_report
+from .accounting import require_every_weight, some, unfiltered_report
 from .completeness import FULL, SHARDED, weight_files
 from .gguf_files import gguf_file
 from .headers import Incomplete, read_index, read_json
@@ -112,7 +112,7 @@ def load_model(name: str, settings: LoadSettings | None = None) -> "PreTrainedMo
         if not (Path(name) / "adapter_config.json").exists():
             weight_files(Path(name))
         return load_checkpoint(Path(name), settings)
-    _insist_on_a_name(name)
+    _require_name(name)
     return _load(name, settings or LoadSettings())
 
 
@@ -129,7 +129,7 @@ def load_tokenizer(name: str | Path, *, local: bool = True) -> "PreTrainedTokeni
 
         return gguf_tokenizer(file)
     if not local and not Path(name).is_dir():
-        _insist_on_a_name(str(name))
+        _require_name(str(name))
     # For some architectures (Qwen2 is one) AutoTokenizer builds that family's own tokenizer from
     # the vocabulary, whatever the folder declares: a word-level one becomes a BPE without merges.
     kind: Any = PreTrainedTokenizerFast if _declares_generic(Path(name)) else AutoTokenizer
@@ -192,11 +192,11 @@ def _load(name: str, settings: LoadSettings, config: Any = None) -> "PreTrainedM
         raise UserError(f"cannot load {where}: {_first_line(error)}") from error
     try:
         folder = Path(name) if local else _fetched(name)
-        insist_on_every_weight(model, report, _weights_in(folder) if folder else [], name)
+        require_every_weight(model, report, _weights_in(folder) if folder else [], name)
     except (Incomplete, OSError) as error:
         raise UserError(f"{name} changed while it was loaded: {error}") from error
-    insist_on_finite_weights(model, name)
-    insist_on_weights_in_memory(model, name)
+    require_finite_weights(model, name)
+    require_weights_in_memory(model, name)
     return (model if settings.device_map else model.to(settings.placement())).eval()
 
 
@@ -215,7 +215,7 @@ def _weights_in(folder: Path) -> list[Path]:
     return [folder / name for name in read_index(folder / SHARDED)]
 
 
-def insist_on_finite_weights(model: "nn.Module", name: str) -> None:
+def require_finite_weights(model: "nn.Module", name: str) -> None:
     """Raise if a parameter holds NaN or infinity.
 
     Raises:
@@ -226,7 +226,7 @@ def insist_on_finite_weights(model: "nn.Module", name: str) -> None:
         raise UserError(f"{name} holds NaN or infinity in {some(wrong)}: training diverged?")
 
 
-def insist_on_weights_in_memory(model: "nn.Module", name: str) -> None:
+def require_weights_in_memory(model: "nn.Module", name: str) -> None:
     """Raise if parameters were offloaded: autograd would leave them out without a word.
 
     Raises:
@@ -237,7 +237,7 @@ def insist_on_weights_in_memory(model: "nn.Module", name: str) -> None:
         raise UserError(f"{name} does not fit: {some(wrong)} offloaded; use more or larger GPUs")
 
 
-def _insist_on_a_name(name: str) -> None:
+def _require_name(name: str) -> None:
     """Raise for what can only have been meant as a path.
 
     Raises:

@@ -66,9 +66,9 @@ def pinned(
         for weight in verdict.weights:
             _hold(checkpoint.path / weight.name, pin / weight.name, copy)
         _copy_small_files(checkpoint.path, pin, verdict.kind)
-        _insist_unchanged(checkpoint.path, verdict)
+        _require_unchanged(checkpoint.path, verdict)
         yield pin
-        _insist_untouched(pin, verdict)
+        _require_untouched(pin, verdict)
     except FileNotFoundError as error:
         if str(checkpoint.path) in str(error.filename):
             raise Incomplete("deleted while it was read") from error
@@ -128,7 +128,7 @@ def _write(path: Path, value: object) -> None:
     path.write_text(json.dumps(value))
 
 
-def _insist_unchanged(folder: Path, verdict: Readiness) -> None:
+def _require_unchanged(folder: Path, verdict: Readiness) -> None:
     """Raise unless the weights still are the files that were judged.
 
     Raises:
@@ -138,7 +138,7 @@ def _insist_unchanged(folder: Path, verdict: Readiness) -> None:
         raise Incomplete("written to while it was pinned")
 
 
-def _insist_untouched(pin: Path, verdict: Readiness) -> None:
+def _require_untouched(pin: Path, verdict: Readiness) -> None:
     """Raise if someone wrote into the pinned files (safetensors before 0.8 writes in place).
 
     Raises:

@@ -40,7 +40,7 @@ def resize(base: "PreTrainedModel", written: dict[str, Tensor], config: Any, fol
     if len(wanted) > 1:
         raise UserError(f"{folder.name}: its embeddings have {sorted(wanted)} rows: not one size")
     now = wanted.pop() if wanted else rows
-    _insist_on_rows(now, rows, config, folder)
+    _require_rows(now, rows, config, folder)
     if now != rows:
         try:
             with torch.random.fork_rng(devices=[]):
@@ -72,7 +72,7 @@ def _rows(name: str, written: dict[str, Tensor]) -> set[int]:
     return counts | ({int(table.shape[1])} if table is not None else set())
 
 
-def _insist_on_rows(now: int, rows: int, config: Any, folder: Path) -> None:
+def _require_rows(now: int, rows: int, config: Any, folder: Path) -> None:
     """Raise if tokens have no row.
 
     Raises:

@@ -110,7 +110,7 @@ def find_answer_start(before: str, whole: str, said: str, answer: str, name: str
         bridge = rest.rstrip(" ")  # these may merge with the answer's first word
         lead = rest[len(bridge) :]
     elif shown:
-        _insist_on_reasoning(before, head, said, name)
+        _require_reasoning(before, head, said, name)
     closed = reasoning.closing(said + bridge)
     return AnswerStart(
         said,
@@ -122,7 +122,7 @@ def find_answer_start(before: str, whole: str, said: str, answer: str, name: str
     )
 
 
-def _insist_on_reasoning(before: str, head: str, said: str, name: str) -> None:
+def _require_reasoning(before: str, head: str, said: str, name: str) -> None:
     """Do nothing if a generation prompt has only reasoning, or blanks, more than a pair.
 
     Raises:

@@ -115,7 +115,7 @@ class PromptSelection:
         """
         records = read_rows(self.path)
         for condition in self.conditions:
-            _insist_on_present(condition, records, self.path)
+            _require_present(condition, records, self.path)
         rows = list(enumerate(records, start=1))
         kept = [(n, r) for n, r in rows if all(each.holds(r) for each in self.conditions)]
         if self.conditions and not kept:
@@ -158,7 +158,7 @@ def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value).strip()
 
 
-def _insist_on_present(
+def _require_present(
     condition: Condition, records: Sequence[Mapping[str, Any]], path: Path
 ) -> None:
     """Refuse a column or value that no row has: a misspelt one would select other rows in silence.
