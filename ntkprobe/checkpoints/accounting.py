@@ -36,7 +36,7 @@ _OTHER_HEAD = re.compile(r"(^|\.)(score|classifier|qa_outputs|v_head|value_head|
 
 @dataclass
 class Report:
-    """What transformers found when it loaded a file, before its own lists of what to ignore.
+    """The names that transformers did not match when it loaded a file, before its ignore lists.
 
     Attributes:
         left_over: names that the model has no place for, renamed as far as it renames any.
@@ -49,7 +49,7 @@ class Report:
 
 @contextmanager
 def unfiltered_report() -> Generator[Report]:
-    """Collect what `from_pretrained` leaves over while the block lasts.
+    """Collect the names that `from_pretrained` leaves over inside the `with` block.
 
     Yields:
         The report, empty until a model was loaded.
@@ -110,7 +110,7 @@ def require_every_weight(
 
 
 def some(names: list[str]) -> str:
-    """Return the first three names and how many there are besides."""
+    """Return the first three names, and the number of others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -131,7 +131,7 @@ def _require_one_of_each(model: "nn.Module", stored: Collection[str], name: str)
 def _values(
     model: "nn.Module", left_over: Iterable[str], homes: Mapping[str, Path]
 ) -> "dict[str, Tensor]":
-    """Return what is stored under those left-over names that a model might compute itself."""
+    """Return the tensors stored under left-over names that a model might compute itself."""
     made = {key.rpartition(".")[2] for key, _ in model.named_buffers()} | set(COMPUTED)
     wanted: dict[str, str] = {}
     for key in left_over:
@@ -154,7 +154,7 @@ def _stored_as(key: str, stored: Collection[str]) -> str | None:
 
 
 def _is_computed(model: "nn.Module", key: str, value: "Tensor | None") -> bool:
-    """Return whether the model makes this tensor itself, with these values."""
+    """Return whether the model computes this tensor itself, with these values."""
     if value is None:
         return False
     last = key.rpartition(".")[2]
@@ -252,7 +252,7 @@ def _module(model: "nn.Module", name: str) -> "nn.Module | None":
 
 
 def _advice(model: "nn.Module", wrong: list[str]) -> str:
-    """Return what to do about weights without a place."""
+    """Return advice about weights that the model has no parameter for."""
     if any(_OTHER_HEAD.search(key) for key in wrong):
         return "a reward model or classifier is no language model: name the model it was made from"
     if block := next(filter(None, (_further_block(model, key) for key in wrong)), None):

@@ -1,8 +1,7 @@
-"""Adapters over one base that stays in memory: a checkpoint costs its own bytes, not a model load.
+"""Adapters applied to one base model that stays in memory: only the adapter is loaded.
 
-Merged, W + ΔW, the model is a plain one: the kernel of its base parameters is the same number
-whether the run was saved merged or not. Afterwards the base is back bit for bit: whatever peft
-writes into was a copy.
+The adapter is merged, W + ΔW, so that the kernel of the base parameters is the same whether the run
+was saved merged or not. Afterwards the base is restored exactly: peft writes into copies.
 """
 
 import warnings
@@ -32,7 +31,7 @@ def base_named_by(folder: Path) -> str:
 
 
 def base_and_adapter(model: str, adapter: Path | None) -> tuple[str, Path | None]:
-    """Return what to load where a model is named that may be an adapter: its base, and itself.
+    """Return the base and the adapter to load for a model that may be an adapter.
 
     Args:
         model: a folder or hub name.
@@ -76,7 +75,7 @@ def _is_model(place: Path) -> bool:
 def adapted(
     base: "PreTrainedModel", folder: Path, *, merge: bool = True
 ) -> Generator["nn.Module", None, None]:
-    """Apply an adapter to a base in memory for as long as the block lasts.
+    """Apply an adapter to a base in memory inside the `with` block.
 
     Args:
         base: the model it was trained on; not to be used itself meanwhile.

@@ -1,4 +1,4 @@
-"""From a GGUF file to a model in memory: dequantised, and every tensor of the file accounted for.
+"""Loads models from GGUF files, dequantised, with every tensor of the file accounted for.
 
 transformers reads the file; what it leaves out without a word (further tensors, scaled rotary
 positions) would be another model, and is refused here.
@@ -71,7 +71,7 @@ def load_gguf(file: Path, settings: LoadSettings | None = None) -> "PreTrainedMo
     _require_all_tensors(about, model)
     _require_settings(about, model.config)
     require_finite_weights(model, str(file))
-    _tell(about)
+    _log_loading(about)
     return model.to(how.placement()).eval()  # type: ignore[arg-type]
 
 
@@ -117,7 +117,9 @@ def _split_digits(tokenizer: Any, name: str) -> None:
             ]
         )
     elif name not in (*CHECKED, "None"):
-        _say(f"the file's pre-tokenizer {name!r} is taken as transformers reads it, unchecked here")
+        _log_once(
+            f"the file's pre-tokenizer {name!r} is taken as transformers reads it, unchecked here"
+        )
 
 
 def _read(about: GgufFile) -> "PreTrainedModel":
@@ -145,7 +147,7 @@ def _read(about: GgufFile) -> "PreTrainedModel":
 
 
 def _plain(read: "PreTrainedModel", how: LoadSettings) -> "PreTrainedModel":
-    """Return the model built anew, from a configuration that speaks of no quantisation."""
+    """Return the model rebuilt from a configuration without quantisation."""
     import copy
 
     import torch
@@ -217,7 +219,7 @@ def _numbers(value: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 @contextmanager
 def _alone(file: Path) -> Generator[str]:
-    """Yield a folder with nothing but the file: what lies beside it must not be read with it."""
+    """Yield a folder that holds only the file, so that nothing beside it is read."""
     with TemporaryDirectory(prefix="ntkprobe-gguf-") as folder:
         (Path(folder) / "model.gguf").symlink_to(file.resolve())
         yield folder
@@ -244,7 +246,7 @@ def _failures(about: GgufFile, what: str) -> Generator[None]:
 
 @contextmanager
 def _no_bars() -> Generator[None]:
-    """Keep the loading bars of transformers off the terminal."""
+    """Disable the loading bars of transformers."""
     from transformers import modeling_gguf_pytorch_utils as reading
     from transformers.utils import logging
 
@@ -262,12 +264,12 @@ def _no_bars() -> Generator[None]:
             logging.enable_progress_bar()
 
 
-def _tell(about: GgufFile) -> None:
-    """Say once what is loaded."""
+def _log_loading(about: GgufFile) -> None:
+    """Log once what is loaded."""
     if about.digest not in _told:
         _told.add(about.digest)
-        _say(about.about())
+        _log_once(about.about())
 
 
-def _say(text: str) -> None:
+def _log_once(text: str) -> None:
     print(f"ntkprobe: {one_line(text)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""From a folder to a model: safetensors only, no foreign code, every weight accounted for."""
+"""Loads models: safetensors only, no remote code, every weight accounted for."""
 
 import inspect
 import os
@@ -92,7 +92,7 @@ def load_checkpoint(folder: Path, settings: LoadSettings | None = None) -> "PreT
 
 
 def load_model(name: str, settings: LoadSettings | None = None) -> "PreTrainedModel":
-    """Return the model that the user named: a folder, a GGUF file, or a name on the hub.
+    """Return a model by its name: a folder, a GGUF file, or a name on the hub.
 
     Args:
         name: a path or a hub name; only a name that is no path can cause network access.

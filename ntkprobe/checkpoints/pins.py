@@ -1,4 +1,4 @@
-"""A pin: a folder of ours with hard links to a checkpoint's weights, which no rotation can remove.
+"""Pins: folders of hard links to a checkpoint's weights, which no rotation can remove.
 
 The small files are copied, cleaned of what a checkpoint may not ask for; so what transformers loads
 is our folder, with exactly the files that were judged, and the checkpoint itself is only ever read.
@@ -43,7 +43,7 @@ LARGEST = 512 << 20
 def pinned(
     checkpoint: Checkpoint, verdict: Readiness, pins: Path, *, copy: bool = False
 ) -> Generator[Path, None, None]:
-    """Hold a complete checkpoint still while it is read.
+    """Pin a complete checkpoint while it is read.
 
     Args:
         checkpoint: what to hold.
@@ -78,7 +78,7 @@ def pinned(
 
 
 def remove_stale_pins(pins: Path) -> None:
-    """Remove the pins of this machine's dead processes: each keeps a deleted checkpoint's bytes."""
+    """Remove the pins of this machine's dead processes, which occupy a checkpoint's disk space."""
     host = socket.gethostname()
     for pin in pins.glob(f"{host}-*"):
         number = pin.name.removeprefix(f"{host}-")

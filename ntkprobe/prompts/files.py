@@ -1,4 +1,4 @@
-"""The rows of a file of prompts, whatever its format; what they mean is said in `prompts`."""
+"""Reads the rows of a file of prompts, in any supported format; `prompt_set` interprets them."""
 
 import csv
 import io
