@@ -86,9 +86,11 @@ def require_every_weight(
         UserError: naming the tensors.
     """
     # Resolved: a pin, whose files were judged, may be made of links.
-    homes = {key: file for file in (f.resolve() for f in files) for key in read_header(file).spans}
+    file_of = {
+        key: file for file in (f.resolve() for f in files) for key in read_header(file).spans
+    }
     missing = sorted(report.missing & {key for key, _ in model.named_parameters()})
-    values = _values(model, report.left_over, homes)
+    values = _values(model, report.left_over, file_of)
     rest = {key for key in report.left_over if not _is_computed(model, key, values.get(key))}
     documented = {key for key in rest if _is_documented(model, key, rest)}
     wrong = sorted(rest - documented)
@@ -102,11 +104,11 @@ def require_every_weight(
             f"{name} holds weights that its config.json has no place for ({some(wrong)}): left "
             f"out, they would make another model; {_advice(model, wrong)}"
         )
-    _require_one_of_each(model, homes, name)
+    _require_one_of_each(model, file_of, name)
     if documented:
         kind = type(model).__name__
-        told = f"{len(documented)} tensors of {name} that {kind} does not use are left out"
-        warnings.warn(f"{told}: {some(sorted(documented))}", Remark, stacklevel=4)
+        summary = f"{len(documented)} tensors of {name} that {kind} does not use are left out"
+        warnings.warn(f"{summary}: {some(sorted(documented))}", Remark, stacklevel=4)
 
 
 def some(names: list[str]) -> str:
@@ -129,18 +131,18 @@ def _require_one_of_each(model: "nn.Module", stored: Collection[str], name: str)
 
 
 def _values(
-    model: "nn.Module", left_over: Iterable[str], homes: Mapping[str, Path]
+    model: "nn.Module", left_over: Iterable[str], file_of: Mapping[str, Path]
 ) -> "dict[str, Tensor]":
     """Return the tensors stored under left-over names that a model might compute itself."""
     made = {key.rpartition(".")[2] for key, _ in model.named_buffers()} | set(COMPUTED)
     wanted: dict[str, str] = {}
     for key in left_over:
-        stored = _stored_as(key, homes) if key.rpartition(".")[2] in made else None
+        stored = _stored_as(key, file_of) if key.rpartition(".")[2] in made else None
         if stored is not None:
             wanted[key] = stored
     found: dict[str, Tensor] = {}
-    for file in {homes[stored] for stored in wanted.values()}:
-        names = [stored for stored in wanted.values() if homes[stored] == file]
+    for file in {file_of[stored] for stored in wanted.values()}:
+        names = [stored for stored in wanted.values() if file_of[stored] == file]
         found |= read_some(file, names, LARGEST)
     return {key: found[stored] for key, stored in wanted.items() if stored in found}
 

@@ -137,7 +137,7 @@ def read_config(folder: Path) -> Any:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of options that it does not know: they are told below
+            warnings.simplefilter("ignore")  # about unknown options, which are refused below
             config = PeftConfig.from_pretrained(str(folder), local_files_only=True)
     except REFUSALS as error:
         raise UserError(
@@ -214,8 +214,8 @@ def _require_complete(
             continue
         if id(location.parameter) not in held:
             raise UserError(
-                f"{folder.name} was trained with {location.parameter.shape[0]} rows of embeddings, of "
-                f"which {location.name} has {sizes[location.name][0]} here, and its file lacks the "
-                "others: save it with save_embedding_layers=True, or give the resized base with "
+                f"{folder.name} was trained with {location.parameter.shape[0]} rows of embeddings, "
+                f"of which {location.name} has {sizes[location.name][0]} here, and its file lacks "
+                "the others: save it with save_embedding_layers=True, or give the resized base with "
                 "--model"
             )

@@ -45,12 +45,12 @@ class BaseState:
 
     Attributes:
         model: the model.
-        kept: every module and configuration.
+        states: every module and configuration.
         values: every parameter, with its tensor and whether it required a gradient.
     """
 
     model: nn.Module
-    kept: list[_ObjectState] = field(default_factory=list)
+    states: list[_ObjectState] = field(default_factory=list)
     values: list[tuple[nn.Parameter, Tensor, bool]] = field(default_factory=list)
 
     @classmethod
@@ -84,8 +84,8 @@ class BaseState:
 
     def restore(self) -> None:
         """Restore the model's state."""
-        for kept in self.kept:
-            kept.restore()
+        for state in self.states:
+            state.restore()
         for parameter, data, required in self.values:
             parameter.data = data
             parameter.requires_grad_(required)

@@ -199,8 +199,8 @@ def _shards(folder: Path, names: Sequence[str]) -> list[str]:
     stored = {name: set(read_header(folder / name).spans) for name in listed}
     for name, tensors in stored.items():
         if odd := sorted(tensors ^ listed[name]):
-            told = "does not list" if odd[0] in tensors else "puts there"
-            raise Incomplete(f"{name} and {SHARDED} differ: the index {told} {odd[0]}")
+            difference = "does not list" if odd[0] in tensors else "puts there"
+            raise Incomplete(f"{name} and {SHARDED} differ: the index {difference} {odd[0]}")
     if over := sorted(n for n in names if SHARD.fullmatch(n) and n not in listed):
         raise Incomplete(f"{over[0]} is not listed in {SHARDED}: one of them is left over")
     return list(stored)

@@ -133,13 +133,13 @@ def _plain_implementations(model: PreTrainedModel) -> Generator[None]:
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     before = [(c, c._attn_implementation, c._experts_implementation) for c in configs.values()]
     hooks = model.get_input_embeddings()._forward_hooks
-    kept = hooks.copy()
+    original_hooks = hooks.copy()
     try:
         model.set_attn_implementation("eager")
         if model._can_set_experts_implementation():
             model.set_experts_implementation("batched_mm")
         # By name: of hooks set twice transformers forgets the first, and peft sets its own.
-        for key, hook in kept.items():
+        for key, hook in original_hooks.items():
             if getattr(hook, "__name__", "").startswith("make_inputs_require_grad"):
                 del hooks[key]
         yield
@@ -147,4 +147,4 @@ def _plain_implementations(model: PreTrainedModel) -> Generator[None]:
         for config, attention, experts in before:
             config._attn_implementation = attention
             config._experts_implementation = experts
-        hooks.update(kept)
+        hooks.update(original_hooks)

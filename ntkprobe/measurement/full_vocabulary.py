@@ -252,8 +252,8 @@ def hidden_kernel(
 def remaining_selection(model: nn.Module, chosen: dict[str, nn.Parameter]) -> ParameterSelection:
     """Return the selection of the chosen parameters that the model still has."""
     wanted = {id(parameter) for parameter in chosen.values()}
-    kept = [re.escape(n) for n, p in effective_parameters(model).items() if id(p) in wanted]
-    terms = [f"re:^(?:{'|'.join(kept)})$"] if kept else []
+    names = [re.escape(n) for n, p in effective_parameters(model).items() if id(p) in wanted]
+    terms = [f"re:^(?:{'|'.join(names)})$"] if names else []
     left = adapter_parameters(model).values()
     whole = bool(left) and all(id(p) in wanted for p in left)
     return ParameterSelection((*terms, *(["lora"] if whole else [])))
@@ -275,27 +275,27 @@ def head_state(
     model: nn.Module, head: nn.Module, ids: Int[Tensor, " seq"]
 ) -> tuple[Float64[Tensor, " d"], Float64[Tensor, " vocab"]]:
     """Return the head's input h at a prompt's last position, and the slope D of φ."""
-    kept: list[Tensor] = []
+    captured: list[Tensor] = []
 
     def cut(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        kept.extend((inputs[0].detach(), output.detach().requires_grad_()))
-        return kept[1]
+        captured.extend((inputs[0].detach(), output.detach().requires_grad_()))
+        return captured[1]
 
     with architecture.hooked([(head, cut)]), torch.enable_grad():
         logits = last_logits(model, [ids])
         weights = torch.linspace(1, 2, logits.numel()).to(logits).view_as(logits)
         slope, weighted = (
-            torch.autograd.grad(logits, kept[1], w, retain_graph=True)[0].flatten()
+            torch.autograd.grad(logits, captured[1], w, retain_graph=True)[0].flatten()
             for w in (torch.ones_like(logits), weights)
         )
     alone = torch.allclose(weighted, slope * weights.flatten(), rtol=1e-4)
     refuse(not alone, f"a logit depends on several of the head's outputs: {_ALTERNATIVE}")
-    return kept[0].flatten().double().cpu(), slope.double().cpu()
+    return captured[0].flatten().double().cpu(), slope.double().cpu()
 
 
 def head_input(model: nn.Module, head: nn.Module, ids: Int[Tensor, " seq"]) -> Float[Tensor, " d"]:
     """Return the head's input h at a prompt's last position, differentiably."""
-    kept: list[Tensor] = []
-    with architecture.hooked([(head, lambda module, inputs, output: kept.append(inputs[0]))]):
+    captured: list[Tensor] = []
+    with architecture.hooked([(head, lambda module, inputs, output: captured.append(inputs[0]))]):
         last_logits(model, [ids])
-    return kept[0].flatten()
+    return captured[0].flatten()

@@ -62,15 +62,15 @@ class TruncatedModel(nn.Module):
 
     def forward(self, input_ids: Int[Tensor, "batch seq"], **settings: Any) -> SimpleNamespace:
         """Return `.logits`, `[batch, seq, seq·d]`, all positions alike."""
-        kept: list[Tensor] = []
+        captured: list[Tensor] = []
         last = architecture.decoder_list(self)[-1]  # looked up now: estimators replace blocks
 
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            kept.append(architecture.hidden_state(output))
+        def capture(module: nn.Module, inputs: Any, output: Any) -> None:
+            captured.append(architecture.hidden_state(output))
 
-        with architecture.hooked([(last, keep)]):
+        with architecture.hooked([(last, capture)]):
             self.model(input_ids=input_ids, **settings)
-        flat = kept[0].flatten(1)
+        flat = captured[0].flatten(1)
         return SimpleNamespace(logits=flat[:, None].expand(-1, input_ids.shape[1], -1))
 
 

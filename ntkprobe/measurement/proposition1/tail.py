@@ -48,18 +48,18 @@ def head_input_jacobian(
     model: nn.Module, head: nn.Module, ids: Int[Tensor, " seq"], layer: int
 ) -> tuple[Float64[Tensor, "seq d"], Float64[Tensor, "d inputs"]]:
     """Return h `[seq, d]`, and J_n `[d, seq·d]`: the Jacobian of the head's input by h."""
-    kept: list[Tensor] = []
+    captured: list[Tensor] = []
 
     def cut(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        kept.append(architecture.hidden_state(output).detach().requires_grad_())
-        return kept[0] if isinstance(output, Tensor) else (kept[0], *output[1:])
+        captured.append(architecture.hidden_state(output).detach().requires_grad_())
+        return captured[0] if isinstance(output, Tensor) else (captured[0], *output[1:])
 
     with architecture.hooked([(architecture.layer_output(model, layer), cut)]):
         with requiring_grad(model, {}), torch.enable_grad():
             final = head_input(model, head, ids)
             basis = torch.eye(len(final), dtype=final.dtype, device=final.device)
-            found = [_rows(final, kept[0], some) for some in basis.split(_ROWS_AT_A_TIME)]
-    states = kept[0].detach()[0].double().cpu()
+            found = [_rows(final, captured[0], some) for some in basis.split(_ROWS_AT_A_TIME)]
+    states = captured[0].detach()[0].double().cpu()
     return states, torch.cat(found)
 
 
