@@ -135,6 +135,5 @@ def _merged(model: Any, folder: Path) -> Any:
 
 @torch.no_grad()
 def _probe_logits(model: Any) -> "Tensor":
-    """Return a model's logits for a few tokens."""
     ids = torch.arange(4, device=model.get_input_embeddings().weight.device)[None]
     return model.eval()(input_ids=ids, use_cache=False).logits[:, -1]

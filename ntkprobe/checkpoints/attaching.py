@@ -216,6 +216,6 @@ def _require_complete(
             raise UserError(
                 f"{folder.name} was trained with {location.parameter.shape[0]} rows of embeddings, "
                 f"of which {location.name} has {sizes[location.name][0]} here, and its file lacks "
-                "the others: save it with save_embedding_layers=True, or give the resized base with "
-                "--model"
+                "the others: save it with save_embedding_layers=True, or give the resized base "
+                "with --model"
             )

@@ -246,7 +246,6 @@ def _failures(about: GgufFile, what: str) -> Generator[None]:
 
 @contextmanager
 def _no_bars() -> Generator[None]:
-    """Disable the loading bars of transformers."""
     from transformers import modeling_gguf_pytorch_utils as reading
     from transformers.utils import logging
 

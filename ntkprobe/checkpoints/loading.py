@@ -251,5 +251,4 @@ def _require_name(name: str) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return an exception's message up to its first line break."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -87,7 +87,6 @@ def remove_stale_pins(pins: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
-    """Return whether a process with this id exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -124,7 +123,6 @@ def _copy_small_files(source: Path, pin: Path, kind: str) -> None:
 
 
 def _write(path: Path, value: object) -> None:
-    """Write JSON."""
     path.write_text(json.dumps(value))
 
 

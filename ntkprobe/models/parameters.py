@@ -290,7 +290,6 @@ def _parts_outside_blocks(
 
 
 def _effective_ids(module: nn.Module | None) -> set[int]:
-    """Return the ids of a module's effective parameters."""
     return (
         set()
         if module is None

@@ -141,7 +141,6 @@ def _require_reasoning(before: str, head: str, after_text: str, name: str) -> No
 
 
 def _common_prefix_length(one: str, other: str) -> int:
-    """Return the length of the longest common prefix of two texts."""
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in takewhile(lambda two: two[0] == two[1], pairs))
 

@@ -165,12 +165,10 @@ def _norm(operation: Operation, plain: Callable[..., Tensor], names: tuple[str, 
 
 
 def _layer_norm(operation: Operation) -> list[Use]:
-    """Return the uses in `torch.nn.functional.layer_norm`."""
     return _norm(operation, F.layer_norm, ("weight", "bias", "eps"))
 
 
 def _rms_norm(operation: Operation) -> list[Use]:
-    """Return the use in `torch.nn.functional.rms_norm`."""
     return _norm(operation, F.rms_norm, ("weight", "eps"))
 
 

@@ -187,7 +187,6 @@ def _kind(factor: Factor) -> str:
 
 
 def _tied_names(model: nn.Module, watched: dict[str, nn.Parameter]) -> set[str]:
-    """Return the parameters that several modules hold."""
     holders: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         holders[id(parameter)] = holders.get(id(parameter), 0) + 1

@@ -219,7 +219,6 @@ class _Prediction:
         return list(-torch.stack(rows, 1))
 
     def _batch_size(self, observation: Observation) -> int:
-        """Return the number of prompts in one forward pass."""
         if not isinstance(observation, Refusals):
             return self.batch_size
         nodes = sum(map(len, observation.phrase_ids))

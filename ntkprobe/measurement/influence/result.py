@@ -100,7 +100,6 @@ class Influence:
         return whole.astype({"observed": "Int64", "updated": "Int64"})
 
     def _rows(self, target: str, values: Tensor) -> "pd.DataFrame":
-        """Return the rows of one target."""
         import pandas as pd
 
         updated, observed = torch.meshgrid(*map(torch.arange, values.shape), indexing="ij")

@@ -135,7 +135,6 @@ def feature_products(
 
 
 def _width(model: nn.Module, ids: Int[Tensor, " seq"], layer: int) -> int:
-    """Return d, the width of h."""
     with torch.no_grad(), architecture.capture(model, layer) as found:
         model(input_ids=ids[None].to(next(model.parameters()).device), use_cache=False)
     return found[0].shape[-1]

@@ -205,5 +205,4 @@ def split_at(model: nn.Module, layer: int) -> tuple[ParameterSelection, Paramete
 
 
 def _named(names: list[str]) -> ParameterSelection:
-    """Return the selection of these parameters."""
     return ParameterSelection((f"re:^(?:{'|'.join(map(re.escape, names))})$",))

@@ -66,6 +66,5 @@ def head_input_jacobian(
 def _rows(
     final: Float[Tensor, " d"], states: Float[Tensor, "1 seq d"], basis: Float[Tensor, "some d"]
 ) -> Float64[Tensor, "some inputs"]:
-    """Return some rows of J_n."""
     (found,) = torch.autograd.grad(final, states, basis, retain_graph=True, is_grads_batched=True)
     return found.flatten(1).double().cpu()
