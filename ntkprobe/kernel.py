@@ -5,14 +5,14 @@
 | observed prompt | x′          | whose logits change: rows                                        |
 | updated prompt  | x           | which one step of training is taken on: columns                  |
 | logits          | z(x)        | `[vocab]`, after the prompt's last token                         |
-| values read     | z_S(x)      | k logits (`Probe.tokens`) or k weightings (`Probe.cotangents`)   |
+| values read     | z_S(x)      | k logits (`Probe.tokens`) or k combinations (`Probe.cotangents`) |
 | Jacobian        | ∇_θ z(x)    | `[k, parameters]`, over the selected parameters θ                |
 | kernel block    | K(x′, x)    | J(x′) J(x)ᵀ, `[k, k]`: how a step on x moves the logits of x′    |
 | norm            | ‖K(x′,x)‖_F | divided by ‖K(x′,x′)‖_F in every figure of the paper             |
 
 All blocks of n prompts are one tensor, `K[a, i, b, j] = ⟨∂z_i(x_a)/∂θ, ∂z_j(x_b)/∂θ⟩` (Eq. 2).
-What computes it is an `Estimator`, a file each in `estimators/`: `dense` is this definition
-written out, `gram` gives the same numbers in a small part of the time and memory.
+An `Estimator` computes it; each is a file in `estimators/`. `dense` is this definition written
+out, `gram` computes the same numbers in a small fraction of the time and memory.
 """
 
 from collections.abc import Sequence
@@ -36,9 +36,9 @@ Table = Float64[Tensor, "n n"]
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A prompt, nothing padded, and the k numbers of its last logits that are read (A.6).
+    """A prompt, without padding, and the k values read from its last logits (A.6).
 
-    Either the logits of `tokens`, vocabulary ids, or the weightings `cotangents @ logits`.
+    Either the logits of `tokens`, which are vocabulary ids, or `cotangents @ logits`.
     """
 
     input_ids: Int[Tensor, " seq"]
@@ -46,7 +46,7 @@ class Probe:
     cotangents: Float[Tensor, "k vocab"] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an empty prompt, and nothing or two things to read."""
+        """Refuse an empty prompt, and neither or both of tokens and cotangents."""
         refuse(len(self.input_ids) == 0, "a prompt is empty: it needs at least one token")
         both_or_none = (self.tokens is None) == (self.cotangents is None)
         refuse(both_or_none, "a Probe takes either tokens= or cotangents=, one of the two")
@@ -67,7 +67,7 @@ class Probe:
 
 @runtime_checkable
 class Estimator(Protocol):
-    """One way to compute all blocks: settings, called with all prompts at once."""
+    """A way to compute all blocks: its settings; called with all prompts at once."""
 
     def __call__(
         self, model: nn.Module, probes: Sequence[Probe], parameters: str | ParameterSelection = ...
@@ -79,7 +79,7 @@ class Estimator(Protocol):
 def prepare(
     model: nn.Module, probes: Sequence[Probe], parameters: str | ParameterSelection
 ) -> dict[str, nn.Parameter]:
-    """Return θ by name, refusing what cannot be measured: the first line of every estimator."""
+    """Return θ by name, having refused what cannot be measured. Every estimator calls it first."""
     check_measurable(model)
     check_prompts(model, [probe.input_ids for probe in probes])
     check_read(model, [probe.tokens for probe in probes], [len(probe) for probe in probes])
@@ -94,20 +94,21 @@ def norms(blocks: Blocks) -> Float64[Tensor, "n m"]:
 
 def similarity(norms: Table) -> Table:
     """Return ‖K(x′,x)‖_F / ‖K(x′,x′)‖_F, the paper's: rows over their diagonal, not symmetric."""
-    return norms / _own(norms)[:, None]
+    return norms / _self_norms(norms)[:, None]
 
 
 def symmetric_similarity(norms: Table) -> Table:
     """Return ‖K(x′,x)‖_F / √(‖K(x′,x′)‖_F ‖K(x,x)‖_F)."""
-    own = _own(norms).sqrt()
+    own = _self_norms(norms).sqrt()
     return norms / (own[:, None] * own)
 
 
-def _own(norms: Table) -> Float64[Tensor, " n"]:
-    """Return ‖K(x,x)‖_F, refusing zero: θ would move none of a prompt's logits."""
+def _self_norms(norms: Table) -> Float64[Tensor, " n"]:
+    """Return ‖K(x,x)‖_F; zero is refused, since then no logit of a prompt depends on θ."""
     own = norms.diagonal()
     refuse(
-        not bool((own > 0).all()), "the selected parameters move no logit of a prompt: widen them"
+        not bool((own > 0).all()),
+        "no logit of a prompt depends on the selected parameters: select more of them",
     )
     return own
 
@@ -115,7 +116,7 @@ def _own(norms: Table) -> Float64[Tensor, " n"]:
 def group_means(
     matrix: Table, groups: Sequence[str], self_pairs: bool = False
 ) -> dict[tuple[str, str], float]:
-    """Return the mean over the pairs of two groups, `{(observed, updated): mean}`, if any."""
+    """Return the mean over the pairs of every two groups, `{(observed, updated): mean}`."""
     counted = ~torch.eye(len(groups), dtype=torch.bool) | self_pairs
     members = {group: torch.tensor([g == group for g in groups]) for group in groups}
     pairs = {

@@ -1,4 +1,4 @@
-"""How far a kernel has turned: one minus the cosine with another, whole and by pair of groups."""
+"""The drift of a kernel: one minus its cosine with an earlier one, whole and by pair of groups."""
 
 from collections.abc import Collection, Sequence
 from itertools import product
@@ -28,20 +28,20 @@ def drift_rows(first: np.ndarray, now: np.ndarray, groups: Sequence[str]) -> pd.
         then every ordered pair of groups, in the order of their first prompts.
     """
     rows: list[tuple[str | None, str | None, float, int]] = [
-        (None, None, turned(first, now), len(groups) ** 2)
+        (None, None, cosine_distance(first, now), len(groups) ** 2)
     ]
     members = {name: np.flatnonzero(np.array(groups) == name) for name in dict.fromkeys(groups)}
     for observed, updated in product(members, members):
         a, b = members[observed], members[updated]
-        part = turned(first[a][:, :, b], now[a][:, :, b])
+        part = cosine_distance(first[a][:, :, b], now[a][:, :, b])
         rows.append((observed, updated, part, len(a) * len(b)))
     return pd.DataFrame(rows, columns=["observed_group", "updated_group", "drift", "pairs"])
 
 
-def turned(first: np.ndarray, now: np.ndarray) -> float:
+def cosine_distance(first: np.ndarray, now: np.ndarray) -> float:
     """Return 1 − ⟨K_t, K_0⟩_F / (‖K_t‖_F ‖K_0‖_F); NaN where one of them is 0.
 
-    As ½ ‖K_t / ‖K_t‖ − K_0 / ‖K_0‖‖², which loses no digits where little has turned.
+    As ½ ‖K_t / ‖K_t‖ − K_0 / ‖K_0‖‖², which keeps all digits for a small drift.
 
     Args:
         first: K_0.
@@ -57,7 +57,7 @@ def turned(first: np.ndarray, now: np.ndarray) -> float:
     return float(np.square(b / lengths[1] - a / lengths[0]).sum() / 2)
 
 
-def insist_on_fixed_tokens(
+def require_fixed_tokens(
     folder: Path, steps: Sequence[int], kept: Collection[int], tokens: pd.DataFrame
 ) -> None:
     """Raise where there is no K of every step over the same tokens.

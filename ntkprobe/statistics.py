@@ -68,7 +68,7 @@ def bootstrap_mean(values: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
     Returns:
         The limits.
     """
-    return _percentiles(_drawn(len(values), RESAMPLES, seed) @ values / len(values))
+    return _percentiles(_draw_counts(len(values), RESAMPLES, seed) @ values / len(values))
 
 
 def bootstrap_redrawn(
@@ -122,7 +122,7 @@ def mean_rows(
     members = {name: groups == name for name in dict.fromkeys(groups)}
     resamples, seed = resampling
     drawn = {
-        name: _drawn(int(mask.sum()), resamples, (seed, place))
+        name: _draw_counts(int(mask.sum()), resamples, (seed, place))
         for place, (name, mask) in enumerate(members.items())
     }
     for first, second in product(members, members):
@@ -133,12 +133,12 @@ def mean_rows(
                 "observed_group": first,
                 "updated_group": second,
                 value: kept.sum() / weights.sum(),
-                **_ends(kept, weights, drawn[first], drawn[second]),
+                **_interval(kept, weights, drawn[first], drawn[second]),
                 "pairs": int(weights.sum()),
             }
 
 
-def _ends(
+def _interval(
     kept: np.ndarray, weights: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> dict[str, float]:
     """Return `low` and `high`, from how often each prompt of both groups was drawn."""
@@ -150,7 +150,7 @@ def _ends(
 
 
 @lru_cache(maxsize=4)
-def _drawn(size: int, resamples: int, seed: int | tuple[int, int]) -> np.ndarray:
+def _draw_counts(size: int, resamples: int, seed: int | tuple[int, int]) -> np.ndarray:
     """Return how often each of `size` prompts is drawn, `[resamples, size]`, not to be changed."""
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(size, np.full(size, 1 / size), size=resamples).astype(float)

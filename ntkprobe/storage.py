@@ -1,6 +1,6 @@
-"""Files that are whole or absent: written under a hidden name, fsynced, moved into place.
+"""Atomic file writes: under a hidden name, fsynced, then moved into place.
 
-A killed run therefore leaves whole files only; readers that list a folder never see the hidden
+A killed run therefore leaves complete files only; readers that list a folder never see the hidden
 names (pandas, pyarrow and DuckDB skip names that begin with a dot).
 """
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from .errors import UserError
 from .jupyter import Page, paragraph, table
-from .kernel_drift import drift_rows, insist_on_fixed_tokens
+from .kernel_drift import drift_rows, require_fixed_tokens
 from .statistics import RESAMPLES, mean_rows
 from .storage import read_tensors
 
@@ -208,7 +208,7 @@ class Trajectory:
         """
         steps = [step_of(path) for path in self._files("kernel")]
         kept = {step_of(path) for path in self._files("blocks")}
-        insist_on_fixed_tokens(self.folder, steps, kept, self.tokens())
+        require_fixed_tokens(self.folder, steps, kept, self.tokens())
         about = self.prompts
         groups = about.loc[about["in_kernel"], "group"].tolist()
         first = self.blocks(steps[0])

@@ -126,7 +126,7 @@ def test_top_tokens_are_the_largest_logits_whatever_the_batch():
 
 
 def test_a_kernel_of_zero_has_no_similarity():
-    with pytest.raises(UserError, match="move no logit"):
+    with pytest.raises(UserError, match="no logit of a prompt depends"):
         similarity(torch.zeros(2, 2, dtype=torch.float64))
 
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ntkprobe.errors import UserError
-from ntkprobe.kernel_drift import turned
+from ntkprobe.kernel_drift import cosine_distance
 from ntkprobe.storage import write_json, write_table
 from ntkprobe.trajectory import Trajectory
 
@@ -303,9 +303,11 @@ def test_the_first_kernel_and_any_multiple_of_it_have_not_drifted(kept):
 
 def test_a_small_turn_loses_no_digits_and_the_opposite_is_two():
     first, across = np.eye(2)
-    assert turned(first, first + 1e-9 * across) == pytest.approx(5e-19, rel=1e-6)
-    assert turned(first, -first) == pytest.approx(2) and turned(first, across) == pytest.approx(1)
-    assert np.isnan(turned(first, 0 * first))
+    assert cosine_distance(first, first + 1e-9 * across) == pytest.approx(5e-19, rel=1e-6)
+    assert cosine_distance(first, -first) == pytest.approx(2) and cosine_distance(
+        first, across
+    ) == pytest.approx(1)
+    assert np.isnan(cosine_distance(first, 0 * first))
 
 
 def test_drift_is_from_the_first_of_the_steps_asked_for(kept):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.func import jacrev
 
 from ntkprobe.estimators.finite_difference import FiniteDifference
-from ntkprobe.estimators.forward_mode import ForwardMode, Reader
-from ntkprobe.estimators.gram import Gram, prefixes
+from ntkprobe.estimators.forward_mode import ForwardMode, ProbeValues
+from ntkprobe.estimators.gram import Gram, shared_prefixes
 from ntkprobe.kernel import Estimator, Probe, last_logits
 
 EPS = 1e-3
@@ -54,7 +54,7 @@ def whole(estimator: Estimator, repeats: int = 1) -> Method:
 
 def nothing_shared(model: nn.Module, probes: Sequence[Probe]) -> Outcome:
     """Return what gram gives with every position of every prompt taken for its own."""
-    with patch.object(prefixes, "shared", lambda p, q: 0):
+    with patch.object(shared_prefixes, "shared_length", lambda p, q: 0):
         return whole(Gram(), repeats=3)(model, probes)
 
 
@@ -198,7 +198,7 @@ def jacobian_contraction(model: nn.Module, probes: Sequence[Probe]) -> Outcome:
 
     def contract() -> Tensor:
         with torch.no_grad():
-            rows = [jacrev(Reader(model, [probe]).at)(theta) for probe in probes]
+            rows = [jacrev(ProbeValues(model, [probe]).at)(theta) for probe in probes]
         total = torch.zeros(len(probes) * len(probes[0]), len(probes) * len(probes[0]))
         for name in theta:
             flat = torch.cat([row[name].flatten(2)[0] for row in rows])

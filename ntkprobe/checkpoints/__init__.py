@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: find them, judge them complete, pin them, load them.
+"""Checkpoints of a training run: finding, checking, pinning and loading them.
 
 A checkpoint is a folder that some trainer wrote or is still writing. It is read with suspicion (it
 may be half written, deleted or overwritten at any moment, or come from a stranger) and it is never

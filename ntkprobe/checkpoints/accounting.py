@@ -36,7 +36,7 @@ _OTHER_HEAD = re.compile(r"(^|\.)(score|classifier|qa_outputs|v_head|value_head|
 
 @dataclass
 class Report:
-    """What transformers found when it loaded a file, before its own lists of what to ignore.
+    """The names that transformers did not match when it loaded a file, before its ignore lists.
 
     Attributes:
         left_over: names that the model has no place for, renamed as far as it renames any.
@@ -49,7 +49,7 @@ class Report:
 
 @contextmanager
 def unfiltered_report() -> Generator[Report]:
-    """Collect what `from_pretrained` leaves over while the block lasts.
+    """Collect the names that `from_pretrained` leaves over inside the `with` block.
 
     Yields:
         The report, empty until a model was loaded.
@@ -71,7 +71,7 @@ def unfiltered_report() -> Generator[Report]:
         setattr(PreTrainedModel, name, filtering)
 
 
-def insist_on_every_weight(
+def require_every_weight(
     model: "nn.Module", report: Report, files: Iterable[Path], name: str
 ) -> None:
     """Refuse a model that lacks a parameter, or leaves over a tensor that was a part of it.
@@ -86,9 +86,11 @@ def insist_on_every_weight(
         UserError: naming the tensors.
     """
     # Resolved: a pin, whose files were judged, may be made of links.
-    homes = {key: file for file in (f.resolve() for f in files) for key in read_header(file).spans}
+    file_of = {
+        key: file for file in (f.resolve() for f in files) for key in read_header(file).spans
+    }
     missing = sorted(report.missing & {key for key, _ in model.named_parameters()})
-    values = _values(model, report.left_over, homes)
+    values = _values(model, report.left_over, file_of)
     rest = {key for key in report.left_over if not _is_computed(model, key, values.get(key))}
     documented = {key for key in rest if _is_documented(model, key, rest)}
     wrong = sorted(rest - documented)
@@ -102,19 +104,19 @@ def insist_on_every_weight(
             f"{name} holds weights that its config.json has no place for ({some(wrong)}): left "
             f"out, they would make another model; {_advice(model, wrong)}"
         )
-    _insist_on_one_of_each(model, homes, name)
+    _require_one_of_each(model, file_of, name)
     if documented:
         kind = type(model).__name__
-        told = f"{len(documented)} tensors of {name} that {kind} does not use are left out"
-        warnings.warn(f"{told}: {some(sorted(documented))}", MeasurementWarning, stacklevel=4)
+        summary = f"{len(documented)} tensors of {name} that {kind} does not use are left out"
+        warnings.warn(f"{summary}: {some(sorted(documented))}", MeasurementWarning, stacklevel=4)
 
 
 def some(names: list[str]) -> str:
-    """Return the first three names and how many there are besides."""
+    """Return the first three names, and the number of others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _insist_on_one_of_each(model: "nn.Module", stored: Collection[str], name: str) -> None:
+def _require_one_of_each(model: "nn.Module", stored: Collection[str], name: str) -> None:
     """Refuse a tensor stored twice, with and without the prefix of the model below the head.
 
     Raises:
@@ -129,18 +131,18 @@ def _insist_on_one_of_each(model: "nn.Module", stored: Collection[str], name: st
 
 
 def _values(
-    model: "nn.Module", left_over: Iterable[str], homes: Mapping[str, Path]
+    model: "nn.Module", left_over: Iterable[str], file_of: Mapping[str, Path]
 ) -> "dict[str, Tensor]":
-    """Return what is stored under those left-over names that a model might compute itself."""
+    """Return the tensors stored under left-over names that a model might compute itself."""
     made = {key.rpartition(".")[2] for key, _ in model.named_buffers()} | set(COMPUTED)
     wanted: dict[str, str] = {}
     for key in left_over:
-        stored = _stored_as(key, homes) if key.rpartition(".")[2] in made else None
+        stored = _stored_as(key, file_of) if key.rpartition(".")[2] in made else None
         if stored is not None:
             wanted[key] = stored
     found: dict[str, Tensor] = {}
-    for file in {homes[stored] for stored in wanted.values()}:
-        names = [stored for stored in wanted.values() if homes[stored] == file]
+    for file in {file_of[stored] for stored in wanted.values()}:
+        names = [stored for stored in wanted.values() if file_of[stored] == file]
         found |= read_some(file, names, LARGEST)
     return {key: found[stored] for key, stored in wanted.items() if stored in found}
 
@@ -154,7 +156,7 @@ def _stored_as(key: str, stored: Collection[str]) -> str | None:
 
 
 def _is_computed(model: "nn.Module", key: str, value: "Tensor | None") -> bool:
-    """Return whether the model makes this tensor itself, with these values."""
+    """Return whether the model computes this tensor itself, with these values."""
     if value is None:
         return False
     last = key.rpartition(".")[2]
@@ -252,7 +254,7 @@ def _module(model: "nn.Module", name: str) -> "nn.Module | None":
 
 
 def _advice(model: "nn.Module", wrong: list[str]) -> str:
-    """Return what to do about weights without a place."""
+    """Return advice about weights that the model has no parameter for."""
     if any(_OTHER_HEAD.search(key) for key in wrong):
         return "a reward model or classifier is no language model: name the model it was made from"
     if block := next(filter(None, (_further_block(model, key) for key in wrong)), None):

@@ -1,8 +1,7 @@
-"""Adapters over one base that stays in memory: a checkpoint costs its own bytes, not a model load.
+"""Adapters applied to one base model that stays in memory: only the adapter is loaded.
 
-Merged, W + ΔW, the model is a plain one: the kernel of its base parameters is the same number
-whether the run was saved merged or not. Afterwards the base is back bit for bit: whatever peft
-writes into was a copy.
+The adapter is merged, W + ΔW, so that the kernel of the base parameters is the same whether the run
+was saved merged or not. Afterwards the base is restored exactly: peft writes into copies.
 """
 
 import warnings
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import UserError, one_line
-from ..models.peft_modules import separate_for_merging, tie_again, untie
+from ..models.peft_modules import retie, separate_for_merging, untie
 from .attaching import REFUSALS, attach, plain_lora
 from .base_state import BaseState
 from .gguf_files import gguf_file
 from .headers import read_json
-from .loading import insist_on_finite_weights
+from .loading import require_finite_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,7 +31,7 @@ def base_named_by(folder: Path) -> str:
 
 
 def base_and_adapter(model: str, adapter: Path | None) -> tuple[str, Path | None]:
-    """Return what to load where a model is named that may be an adapter: its base, and itself.
+    """Return the base and the adapter to load for a model that may be an adapter.
 
     Args:
         model: a folder or hub name.
@@ -76,7 +75,7 @@ def _is_model(place: Path) -> bool:
 def adapted(
     base: "PreTrainedModel", folder: Path, *, merge: bool = True
 ) -> Generator["nn.Module", None, None]:
-    """Apply an adapter to a base in memory for as long as the block lasts.
+    """Apply an adapter to a base in memory inside the `with` block.
 
     Args:
         base: the model it was trained on; not to be used itself meanwhile.
@@ -97,7 +96,7 @@ def adapted(
             model = _merged(model, folder).requires_grad_(True)
         else:
             untie(model)
-        insist_on_finite_weights(model, folder.name)
+        require_finite_weights(model, folder.name)
         yield model.eval()
     finally:
         state.restore()
@@ -119,7 +118,7 @@ def _merged(model: Any, folder: Path) -> Any:
             alike = separate_for_merging(model)
             tied = model.config.tie_word_embeddings
             merged = model.merge_and_unload(safe_merge=True)
-            tie_again(alike)
+            retie(alike)
             if alike:  # peft saw the ends apart
                 merged.config.tie_word_embeddings = tied
             after = _probe_logits(merged) if checked else before
@@ -136,6 +135,5 @@ def _merged(model: Any, folder: Path) -> Any:
 
 @torch.no_grad()
 def _probe_logits(model: Any) -> "Tensor":
-    """Return a model's logits for a few tokens."""
     ids = torch.arange(4, device=model.get_input_embeddings().weight.device)[None]
     return model.eval()(input_ids=ids, use_cache=False).logits[:, -1]

@@ -1,4 +1,4 @@
-"""An adapter's folder put around a base in memory: every tensor in its place, and no other."""
+"""Attaches an adapter from its folder to a base in memory, with every tensor accounted for."""
 
 import dataclasses
 import re
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, one_line
-from ..models.peft_modules import adapter_parameters, places
+from ..models.peft_modules import adapter_parameters, parameter_locations
 from .base_state import BaseState
-from .completeness import ADAPTER, insist_on_safetensors
+from .completeness import ADAPTER, require_safetensors
 from .headers import read_json
 from .resizing import Sizes, resize
 
@@ -62,10 +62,11 @@ def _variants(config: Any) -> set[str]:
     return chosen | ({kind} if kind != "LORA" else set())
 
 
-def _leaves_base(config: Any) -> bool:
-    """Return whether peft writes into no tensor of the base that the adapter's file does not name.
+def _leaves_base_unchanged(config: Any) -> bool:
+    """Return whether peft writes only into tensors of the base that the adapter's file names.
 
-    What is not known to leave the base alone counts as writing into it: OLoRA, PiSSA, LoftQ, KaSA.
+    An initialisation not known to leave the base unchanged counts as writing into it: OLoRA,
+    PiSSA, LoftQ, KaSA.
     """
     start = getattr(config, "init_lora_weights", None)
     known = start in (*PLAIN_INITIALISATIONS, "eva", "orthogonal", "mica")
@@ -73,7 +74,7 @@ def _leaves_base(config: Any) -> bool:
 
 
 def attach(base: "PreTrainedModel", folder: Path, state: BaseState) -> Any:
-    """Return a PeftModel over `base` with every tensor of an adapter in its place, and no other.
+    """Return a PeftModel over `base` with exactly the tensors of an adapter's file.
 
     Args:
         base: the model; its embeddings are resized as the adapter's were.
@@ -87,28 +88,28 @@ def attach(base: "PreTrainedModel", folder: Path, state: BaseState) -> Any:
     from peft import PeftModelForCausalLM, set_peft_model_state_dict
     from safetensors.torch import load
 
-    insist_on_safetensors(folder, ADAPTER)
+    require_safetensors(folder, ADAPTER)
     config = read_config(folder)
     # load(bytes), not load_file: a memory-mapped file that shrinks kills the process.
     tensors = load((folder / ADAPTER).read_bytes())
     written = {_WRAPPED.sub("", name.removeprefix(_PREFIX)): t for name, t in tensors.items()}
-    if _leaves_base(config):
+    if _leaves_base_unchanged(config):
         state.guard_named(set(written))  # biases, resized embeddings: peft copies them in place
     else:
         state.guard()
     sizes = resize(base, written, config, folder)
     known = {id(t) for t in base.state_dict(keep_vars=True).values()}
     try:
-        with _as_it_was():
+        with _quiet_and_seeded():
             model = PeftModelForCausalLM(base, config)
             report: Any = set_peft_model_state_dict(model, tensors)
     except REFUSALS as error:
-        how = "" if _leaves_base(config) else f"; {_CONVERT}"
+        how = "" if _leaves_base_unchanged(config) else f"; {_CONVERT}"
         raise UserError(
             f"{folder.name}: the adapter does not fit the base: {one_line(error)}{how}"
         ) from error
     report.unexpected_keys[:] = _unknown(report.unexpected_keys, tensors)
-    _insist_complete(model, report, known, sizes, folder)
+    _require_complete(model, report, known, sizes, folder)
     return model
 
 
@@ -136,7 +137,7 @@ def read_config(folder: Path) -> Any:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of options that it does not know: they are told below
+            warnings.simplefilter("ignore")  # about unknown options, which are refused below
             config = PeftConfig.from_pretrained(str(folder), local_files_only=True)
     except REFUSALS as error:
         raise UserError(
@@ -176,14 +177,14 @@ def _unusable(config: Any) -> str:
 
 
 @contextmanager
-def _as_it_was() -> Generator[None]:
-    """Leave the random state alone, and peft's remarks (on ties, which are cared for) unsaid."""
+def _quiet_and_seeded() -> Generator[None]:
+    """Preserve the random state, and silence peft's warnings about ties, which are handled here."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def _insist_complete(
+def _require_complete(
     model: nn.Module, report: Any, known: set[int], sizes: Sizes, folder: Path
 ) -> None:
     """Raise unless the file held every tensor that the adapter brings or trains, and no other.
@@ -208,13 +209,13 @@ def _insist_complete(
         wrong = (missing or list(report.unexpected_keys))[0]
         what = "its file lacks" if missing else "its file has, and the base has no place for,"
         raise UserError(f"{folder.name}: the adapter does not fit the base: {what} {wrong}")
-    for place in places(model):
-        if sizes.get(place.name, place.parameter.shape) == place.parameter.shape:
+    for location in parameter_locations(model):
+        if sizes.get(location.name, location.parameter.shape) == location.parameter.shape:
             continue
-        if id(place.parameter) not in held:
+        if id(location.parameter) not in held:
             raise UserError(
-                f"{folder.name} was trained with {place.parameter.shape[0]} rows of embeddings, of "
-                f"which {place.name} has {sizes[place.name][0]} here, and its file lacks the "
-                "others: save it with save_embedding_layers=True, or give the resized base with "
-                "--model"
+                f"{folder.name} was trained with {location.parameter.shape[0]} rows of embeddings, "
+                f"of which {location.name} has {sizes[location.name][0]} here, and its file lacks "
+                "the others: save it with save_embedding_layers=True, or give the resized base "
+                "with --model"
             )

@@ -1,4 +1,4 @@
-"""What a base model was before an adapter, to put it back, and a digest to see that it is."""
+"""The state of a base model before an adapter, to restore it, and a digest to check that."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """An object's attributes, and what its dictionaries and sets held."""
+class _ObjectState:
+    """An object's attributes, and the contents of its dictionaries and sets."""
 
     owner: Any
     kind: type
@@ -21,14 +21,14 @@ class _Kept:
     contents: dict[str, Any]
 
     @classmethod
-    def of(cls, owner: Any) -> "_Kept":
-        """Return what an object is now, by reference."""
+    def of(cls, owner: Any) -> "_ObjectState":
+        """Return the current state of an object, by reference."""
         attributes = dict(vars(owner))
         inner = {k: v.copy() for k, v in attributes.items() if isinstance(v, dict | set)}
         return cls(owner, type(owner), attributes, inner)
 
     def restore(self) -> None:
-        """Make the object what it was."""
+        """Restore the object's state."""
         if type(self.owner) is not self.kind:  # torch's parametrisations change it
             self.owner.__class__ = self.kind
         now = vars(self.owner)
@@ -45,23 +45,23 @@ class BaseState:
 
     Attributes:
         model: the model.
-        kept: every module and configuration.
+        states: every module and configuration.
         values: every parameter, with its tensor and whether it required a gradient.
     """
 
     model: nn.Module
-    kept: list[_Kept] = field(default_factory=list)
+    states: list[_ObjectState] = field(default_factory=list)
     values: list[tuple[nn.Parameter, Tensor, bool]] = field(default_factory=list)
 
     @classmethod
     def of(cls, model: nn.Module) -> "BaseState":
-        """Return what a model is now."""
+        """Return the current state of a model."""
         owners = {id(owner): owner for owner in (*model.modules(), *_configurations(model))}
         values = [(p, p.data, p.requires_grad) for p in model.parameters()]
-        return cls(model, [_Kept.of(owner) for owner in owners.values()], values)
+        return cls(model, [_ObjectState.of(owner) for owner in owners.values()], values)
 
     def guard(self) -> None:
-        """Put copies in the place of all tensors: what is written in place goes to these."""
+        """Replace all tensors by copies, which in-place operations then change."""
         for parameter, data, _ in self.values:
             parameter.data = data.clone()
         for module in self.model.modules():
@@ -83,9 +83,9 @@ class BaseState:
                     module._buffers[name] = buffer.clone()
 
     def restore(self) -> None:
-        """Make the model what it was."""
-        for kept in self.kept:
-            kept.restore()
+        """Restore the model's state."""
+        for state in self.states:
+            state.restore()
         for parameter, data, required in self.values:
             parameter.data = data
             parameter.requires_grad_(required)

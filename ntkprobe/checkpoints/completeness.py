@@ -1,4 +1,4 @@
-"""Is this folder a whole checkpoint? A marker, its structure and its times say so: no guessing.
+"""Whether a folder is a complete checkpoint, by its marker, its structure and its time stamps.
 
 `transformers` makes the folder under its final name first, then the weights, `trainer_state.json`
 last, without a single fsync; with large optimisers minutes lie between. A run started again in the
@@ -65,7 +65,7 @@ class Readiness:
 
 
 def readiness(folder: Path) -> Readiness:
-    """Return the verdict on a checkpoint folder, without changing anything in it."""
+    """Return the state of a checkpoint folder, without changing anything in it."""
     try:
         names = sorted(entry.name for entry in folder.iterdir())
         kind = _kind(names)
@@ -78,7 +78,7 @@ def readiness(folder: Path) -> Readiness:
         return Readiness("refused", str(why))
     except OSError as why:
         return Readiness("refused", f"{folder} cannot be read: {why}")
-    doubt = _doubt(folder, names, weights)
+    doubt = _marker_mismatch(folder, names, weights)
     return Readiness("unmarked" if doubt else "ready", doubt, kind, weights)
 
 
@@ -101,7 +101,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise UserError(f"{folder} is no model: {error}") from error
 
 
-def insist_on_safetensors(folder: Path, wanted: str) -> None:
+def require_safetensors(folder: Path, wanted: str) -> None:
     """Refuse a folder with pickled weights in place of a file of safetensors.
 
     Args:
@@ -199,14 +199,14 @@ def _shards(folder: Path, names: Sequence[str]) -> list[str]:
     stored = {name: set(read_header(folder / name).spans) for name in listed}
     for name, tensors in stored.items():
         if odd := sorted(tensors ^ listed[name]):
-            told = "does not list" if odd[0] in tensors else "puts there"
-            raise Incomplete(f"{name} and {SHARDED} differ: the index {told} {odd[0]}")
+            difference = "does not list" if odd[0] in tensors else "puts there"
+            raise Incomplete(f"{name} and {SHARDED} differ: the index {difference} {odd[0]}")
     if over := sorted(n for n in names if SHARD.fullmatch(n) and n not in listed):
         raise Incomplete(f"{over[0]} is not listed in {SHARDED}: one of them is left over")
     return list(stored)
 
 
-def _doubt(folder: Path, names: Sequence[str], weights: Sequence[FileStamp]) -> str:
+def _marker_mismatch(folder: Path, names: Sequence[str], weights: Sequence[FileStamp]) -> str:
     """Return why the marker does not vouch for these weights, or nothing if it does."""
     try:
         marker = read_marker(folder)

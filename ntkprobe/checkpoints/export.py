@@ -54,6 +54,5 @@ def export_model(
 
 
 def _write(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write both."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

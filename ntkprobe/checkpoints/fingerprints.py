@@ -1,4 +1,4 @@
-"""Which weights are these? A digest that changes when a checkpoint is written anew."""
+"""A digest of a checkpoint's weights, which changes when the checkpoint is rewritten."""
 
 import hashlib
 from collections.abc import Iterator

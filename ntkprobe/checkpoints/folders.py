@@ -51,7 +51,6 @@ def _is_lone(folder: Path) -> bool:
 
 
 def _step_of(folder: Path) -> int:
-    """Return the step of a lone checkpoint."""
     named = NAME.fullmatch(folder.resolve().name)
     if named:
         return int(named[1])

@@ -23,7 +23,7 @@ FULL_PRECISION = ("F32", "F64", "F16", "BF16")
 
 @dataclass(frozen=True)
 class GgufFile:
-    """What a GGUF file says about itself.
+    """The metadata of a GGUF file.
 
     Attributes:
         path: where it is.

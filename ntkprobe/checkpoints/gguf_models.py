@@ -1,4 +1,4 @@
-"""From a GGUF file to a model in memory: dequantised, and every tensor of the file accounted for.
+"""Loads models from GGUF files, dequantised, with every tensor of the file accounted for.
 
 transformers reads the file; what it leaves out without a word (further tensors, scaled rotary
 positions) would be another model, and is refused here.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, one_line
 from .gguf_files import GgufFile, describe
-from .loading import LoadSettings, insist_on_finite_weights
+from .loading import LoadSettings, require_finite_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,10 +68,10 @@ def load_gguf(file: Path, settings: LoadSettings | None = None) -> "PreTrainedMo
     model = _plain(_read(about), how)
     # An adapter trained over it will name this as its base.
     model.name_or_path = model.config.name_or_path = str(file.resolve())
-    _insist_on_all_tensors(about, model)
-    _insist_on_settings(about, model.config)
-    insist_on_finite_weights(model, str(file))
-    _tell(about)
+    _require_all_tensors(about, model)
+    _require_settings(about, model.config)
+    require_finite_weights(model, str(file))
+    _log_loading(about)
     return model.to(how.placement()).eval()  # type: ignore[arg-type]
 
 
@@ -117,7 +117,9 @@ def _split_digits(tokenizer: Any, name: str) -> None:
             ]
         )
     elif name not in (*CHECKED, "None"):
-        _say(f"the file's pre-tokenizer {name!r} is taken as transformers reads it, unchecked here")
+        _log_once(
+            f"the file's pre-tokenizer {name!r} is taken as transformers reads it, unchecked here"
+        )
 
 
 def _read(about: GgufFile) -> "PreTrainedModel":
@@ -145,7 +147,7 @@ def _read(about: GgufFile) -> "PreTrainedModel":
 
 
 def _plain(read: "PreTrainedModel", how: LoadSettings) -> "PreTrainedModel":
-    """Return the model built anew, from a configuration that speaks of no quantisation."""
+    """Return the model rebuilt from a configuration without quantisation."""
     import copy
 
     import torch
@@ -164,7 +166,7 @@ def _plain(read: "PreTrainedModel", how: LoadSettings) -> "PreTrainedModel":
     return model.to(getattr(torch, how.dtype))
 
 
-def _insist_on_all_tensors(about: GgufFile, model: "PreTrainedModel") -> None:
+def _require_all_tensors(about: GgufFile, model: "PreTrainedModel") -> None:
     """Raise if the file holds more or fewer numbers than the model's parameters.
 
     Raises:
@@ -186,7 +188,7 @@ def _insist_on_all_tensors(about: GgufFile, model: "PreTrainedModel") -> None:
     )
 
 
-def _insist_on_settings(about: GgufFile, config: Any) -> None:
+def _require_settings(about: GgufFile, config: Any) -> None:
     """Raise if a setting that changes the numbers did not reach transformers' configuration.
 
     Raises:
@@ -217,7 +219,7 @@ def _numbers(value: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 @contextmanager
 def _alone(file: Path) -> Generator[str]:
-    """Yield a folder with nothing but the file: what lies beside it must not be read with it."""
+    """Yield a folder that holds only the file, so that nothing beside it is read."""
     with TemporaryDirectory(prefix="ntkprobe-gguf-") as folder:
         (Path(folder) / "model.gguf").symlink_to(file.resolve())
         yield folder
@@ -244,7 +246,6 @@ def _failures(about: GgufFile, what: str) -> Generator[None]:
 
 @contextmanager
 def _no_bars() -> Generator[None]:
-    """Keep the loading bars of transformers off the terminal."""
     from transformers import modeling_gguf_pytorch_utils as reading
     from transformers.utils import logging
 
@@ -262,12 +263,12 @@ def _no_bars() -> Generator[None]:
             logging.enable_progress_bar()
 
 
-def _tell(about: GgufFile) -> None:
-    """Say once what is loaded."""
+def _log_loading(about: GgufFile) -> None:
+    """Log once what is loaded."""
     if about.digest not in _told:
         _told.add(about.digest)
-        _say(about.about())
+        _log_once(about.about())
 
 
-def _say(text: str) -> None:
+def _log_once(text: str) -> None:
     print(f"ntkprobe: {one_line(text)}", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""Readers for the files of a checkpoint that we parse ourselves: bounded, and total on any bytes.
+"""Readers for files of a checkpoint: bounded in size, and defined for any bytes.
 
-Each reader returns what the file says, or raises `Incomplete` (the file may still be being written)
+Each reader returns the file's content, or raises `Incomplete` (the file may still be being written)
 or `UserError` (it will never be right). Nothing here allocates more than the file's own size.
 """
 
@@ -22,7 +22,7 @@ JSON_LIMIT = 256_000_000
 
 
 class Incomplete(Exception):
-    """The folder is not a whole checkpoint now, but may become one."""
+    """The folder is not a complete checkpoint, but may become one."""
 
 
 @dataclass(frozen=True)

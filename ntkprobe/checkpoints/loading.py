@@ -1,4 +1,4 @@
-"""From a folder to a model: safetensors only, no foreign code, every weight accounted for."""
+"""Loads models: safetensors only, no remote code, every weight accounted for."""
 
 import inspect
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, one_line
 from ..settings import LoadSettings as LoadSettings
-from .accounting import insist_on_every_weight, some, unfiltered_report
+from .accounting import require_every_weight, some, unfiltered_report
 from .completeness import FULL, SHARDED, weight_files
 from .gguf_files import gguf_file
 from .headers import Incomplete, read_index, read_json
@@ -52,7 +52,7 @@ def load_checkpoint(folder: Path, settings: LoadSettings | None = None) -> "PreT
 
 
 def load_model(name: str, settings: LoadSettings | None = None) -> "PreTrainedModel":
-    """Return the model that the user named: a folder, a GGUF file, or a name on the hub.
+    """Return a model by its name: a folder, a GGUF file, or a name on the hub.
 
     Args:
         name: a path or a hub name; only a name that is no path can cause network access.
@@ -72,7 +72,7 @@ def load_model(name: str, settings: LoadSettings | None = None) -> "PreTrainedMo
         if not (Path(name) / "adapter_config.json").exists():
             weight_files(Path(name))
         return load_checkpoint(Path(name), settings)
-    _insist_on_a_name(name)
+    _require_name(name)
     return _load(name, settings or LoadSettings())
 
 
@@ -89,7 +89,7 @@ def load_tokenizer(name: str | Path, *, local: bool = True) -> "PreTrainedTokeni
 
         return gguf_tokenizer(file)
     if not local and not Path(name).is_dir():
-        _insist_on_a_name(str(name))
+        _require_name(str(name))
     # For some architectures (Qwen2 is one) AutoTokenizer builds that family's own tokenizer from
     # the vocabulary, whatever the folder declares: a word-level one becomes a BPE without merges.
     kind: Any = PreTrainedTokenizerFast if _declares_generic(Path(name)) else AutoTokenizer
@@ -152,11 +152,11 @@ def _load(name: str, settings: LoadSettings, config: Any = None) -> "PreTrainedM
         raise UserError(f"cannot load {where}: {_first_line(error)}") from error
     try:
         folder = Path(name) if local else _fetched(name)
-        insist_on_every_weight(model, report, _weights_in(folder) if folder else [], name)
+        require_every_weight(model, report, _weights_in(folder) if folder else [], name)
     except (Incomplete, OSError) as error:
         raise UserError(f"{name} changed while it was loaded: {error}") from error
-    insist_on_finite_weights(model, name)
-    insist_on_weights_in_memory(model, name)
+    require_finite_weights(model, name)
+    require_weights_in_memory(model, name)
     return (model if settings.device_map else model.to(settings.placement())).eval()
 
 
@@ -175,7 +175,7 @@ def _weights_in(folder: Path) -> list[Path]:
     return [folder / name for name in read_index(folder / SHARDED)]
 
 
-def insist_on_finite_weights(model: "nn.Module", name: str) -> None:
+def require_finite_weights(model: "nn.Module", name: str) -> None:
     """Raise if a parameter holds NaN or infinity.
 
     Raises:
@@ -186,7 +186,7 @@ def insist_on_finite_weights(model: "nn.Module", name: str) -> None:
         raise UserError(f"{name} holds NaN or infinity in {some(wrong)}: training diverged?")
 
 
-def insist_on_weights_in_memory(model: "nn.Module", name: str) -> None:
+def require_weights_in_memory(model: "nn.Module", name: str) -> None:
     """Raise if parameters were offloaded: autograd would leave them out without a word.
 
     Raises:
@@ -197,7 +197,7 @@ def insist_on_weights_in_memory(model: "nn.Module", name: str) -> None:
         raise UserError(f"{name} does not fit: {some(wrong)} offloaded; use more or larger GPUs")
 
 
-def _insist_on_a_name(name: str) -> None:
+def _require_name(name: str) -> None:
     """Raise for what can only have been meant as a path.
 
     Raises:
@@ -211,5 +211,4 @@ def _insist_on_a_name(name: str) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return an exception's message up to its first line break."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

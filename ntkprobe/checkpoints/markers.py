@@ -11,12 +11,12 @@ NAME = "trainer_state.json"
 
 @dataclass(frozen=True)
 class Marker:
-    """What the trainer said when it finished writing.
+    """The contents of a checkpoint's `trainer_state.json`.
 
     Attributes:
         step: its `global_step`.
-        max_steps: where training will end; 0 where it does not say.
-        save_steps: steps between two checkpoints; 0 where it does not say.
+        max_steps: the last step of training; 0 if not given.
+        save_steps: steps between two checkpoints; 0 if not given.
         mtime_ns: when the file was written, by the file system's clock.
     """
 

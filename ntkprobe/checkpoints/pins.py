@@ -1,4 +1,4 @@
-"""A pin: a folder of ours with hard links to a checkpoint's weights, which no rotation can remove.
+"""Pins: folders of hard links to a checkpoint's weights, which no rotation can remove.
 
 The small files are copied, cleaned of what a checkpoint may not ask for; so what transformers loads
 is our folder, with exactly the files that were judged, and the checkpoint itself is only ever read.
@@ -43,7 +43,7 @@ LARGEST = 512 << 20
 def pinned(
     checkpoint: Checkpoint, verdict: Readiness, pins: Path, *, copy: bool = False
 ) -> Generator[Path, None, None]:
-    """Hold a complete checkpoint still while it is read.
+    """Pin a complete checkpoint while it is read.
 
     Args:
         checkpoint: what to hold.
@@ -66,9 +66,9 @@ def pinned(
         for weight in verdict.weights:
             _hold(checkpoint.path / weight.name, pin / weight.name, copy)
         _copy_small_files(checkpoint.path, pin, verdict.kind)
-        _insist_unchanged(checkpoint.path, verdict)
+        _require_unchanged(checkpoint.path, verdict)
         yield pin
-        _insist_untouched(pin, verdict)
+        _require_untouched(pin, verdict)
     except FileNotFoundError as error:
         if str(checkpoint.path) in str(error.filename):
             raise Incomplete("deleted while it was read") from error
@@ -78,7 +78,7 @@ def pinned(
 
 
 def remove_stale_pins(pins: Path) -> None:
-    """Remove the pins of this machine's dead processes: each keeps a deleted checkpoint's bytes."""
+    """Remove the pins of this machine's dead processes, which occupy a checkpoint's disk space."""
     host = socket.gethostname()
     for pin in pins.glob(f"{host}-*"):
         number = pin.name.removeprefix(f"{host}-")
@@ -87,7 +87,6 @@ def remove_stale_pins(pins: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
-    """Return whether a process with this id exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -124,11 +123,10 @@ def _copy_small_files(source: Path, pin: Path, kind: str) -> None:
 
 
 def _write(path: Path, value: object) -> None:
-    """Write JSON."""
     path.write_text(json.dumps(value))
 
 
-def _insist_unchanged(folder: Path, verdict: Readiness) -> None:
+def _require_unchanged(folder: Path, verdict: Readiness) -> None:
     """Raise unless the weights still are the files that were judged.
 
     Raises:
@@ -138,7 +136,7 @@ def _insist_unchanged(folder: Path, verdict: Readiness) -> None:
         raise Incomplete("written to while it was pinned")
 
 
-def _insist_untouched(pin: Path, verdict: Readiness) -> None:
+def _require_untouched(pin: Path, verdict: Readiness) -> None:
     """Raise if someone wrote into the pinned files (safetensors before 0.8 writes in place).
 
     Raises:

@@ -1,4 +1,4 @@
-"""A base whose embeddings get as many rows as an adapter was trained with: added tokens, say."""
+"""Resizes a base's embeddings to the number of rows that an adapter was trained with."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import UserError, one_line
 from ..models.architecture import embedding, head
-from ..models.peft_modules import places
+from ..models.peft_modules import parameter_locations
 from .headers import read_json
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def resize(base: "PreTrainedModel", written: dict[str, Tensor], config: Any, fol
     """Give the base as many rows of embeddings as an adapter's tensors have.
 
     Args:
-        base: the model, in place; rows that are new hold nothing of use.
+        base: the model, changed in place; the values of new rows are arbitrary.
         written: the adapter's tensors, by the names that those of the base have in it.
         config: the adapter's configuration.
         folder: the adapter; its tokenizer, if it has one, tells how many tokens there are.
@@ -32,7 +32,7 @@ def resize(base: "PreTrainedModel", written: dict[str, Tensor], config: Any, fol
     Raises:
         UserError: if the rows needed are more than the base has and the adapter holds.
     """
-    sizes = {place.name: place.parameter.shape for place in places(base)}
+    sizes = {location.name: location.parameter.shape for location in parameter_locations(base)}
     ends = _ends(base)
     rows = int(next(iter(ends.values()), torch.empty(0)).shape[0])
     found = {name: _rows(name, written) for name in ends}
@@ -40,7 +40,7 @@ def resize(base: "PreTrainedModel", written: dict[str, Tensor], config: Any, fol
     if len(wanted) > 1:
         raise UserError(f"{folder.name}: its embeddings have {sorted(wanted)} rows: not one size")
     now = wanted.pop() if wanted else rows
-    _insist_on_rows(now, rows, config, folder)
+    _require_rows(now, rows, config, folder)
     if now != rows:
         try:
             with torch.random.fork_rng(devices=[]):
@@ -72,7 +72,7 @@ def _rows(name: str, written: dict[str, Tensor]) -> set[int]:
     return counts | ({int(table.shape[1])} if table is not None else set())
 
 
-def _insist_on_rows(now: int, rows: int, config: Any, folder: Path) -> None:
+def _require_rows(now: int, rows: int, config: Any, folder: Path) -> None:
     """Raise if tokens have no row.
 
     Raises:

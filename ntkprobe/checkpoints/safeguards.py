@@ -1,4 +1,4 @@
-"""What a checkpoint's own JSON files may not ask for: foreign code, kernels from the hub."""
+"""Removes requests for remote code or hub kernels from a checkpoint's JSON files."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The kernel by its definition: a backward pass per row of J, then J Jᵀ. The tests' oracle."""
+"""The kernel by its definition: a backward pass per row of J, then J Jᵀ. The reference of tests."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ..models.validation import finite
 
 @dataclass(frozen=True)
 class Dense:
-    """One prompt and logit at a time, all gradients kept: for small models, to test others by."""
+    """A backward pass per prompt and value, all gradients in memory: for small models and tests."""
 
     def __call__(
         self,
@@ -46,7 +46,7 @@ class Dense:
         probes: Sequence[Probe],
         parameters: str | ParameterSelection = "all",
     ) -> dict[str, Blocks]:
-        """Return every parameter's own share of K, by name."""
+        """Return every parameter's term of K, by name."""
         rows = jacobians(model, probes, parameters)
         return {name: torch.einsum("aip,bjp->aibj", j, j) for name, j in rows.items()}
 
@@ -61,7 +61,7 @@ def jacobians(
     with requiring_grad(model, chosen), torch.enable_grad():
         for row, probe in enumerate(probes):
             values = probe.read(finite(last_logits(model, [probe.input_ids]), [row])[0])
-            rows += [gradients(value, tensors, again=True) for value in values]
+            rows += [gradients(value, tensors, retain_graph=True) for value in values]
     shape = (len(probes), len(probes[0]), -1)
     return {
         name: torch.stack([row[p].double().flatten() for row in rows]).view(shape)
@@ -70,5 +70,5 @@ def jacobians(
 
 
 def sum_over(blocks: dict[str, Blocks]) -> Blocks:
-    """Return the sum of all parameters' shares."""
+    """Return the sum of the terms of all parameters."""
     return torch.stack(list(blocks.values())).sum(0)

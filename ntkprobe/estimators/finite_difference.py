@@ -1,9 +1,9 @@
-"""The paper's approximation (A.6): backpropagation gives w, a step along ±w shows what w does.
+"""The paper's approximation (A.6): central differences along w, the gradient by backpropagation.
 
 | A.6                                                     | here                      |
 |---------------------------------------------------------|---------------------------|
 | step 1: w = ∇_θ z_i(x), by backpropagation              | `gradient`                |
-| step 2: J(x′) w ≈ (z(x′; θ + εw) − z(x′; θ − εw)) / 2ε  | `FiniteDifference._along` |
+| step 2: J(x′) w ≈ (z(x′; θ + εw) − z(x′; θ − εw)) / 2ε  | `_directional_derivative` |
 | step 3: restrict to the observed tokens S_o             | `Probe.read`              |
 """
 
@@ -37,18 +37,19 @@ class FiniteDifference:
     | 512, 8    | 70–98 | float32  | 56 %, 0.5 %   | 0.3 %, 0.1 %   | 0.0002 %        |
     | 512, 8    | 70–98 | bfloat16 | 59 %, 27 %    | noise          | 2 %             |
 
-    The worst are a prompt's blocks with itself, which every similarity is divided by: at d = 512,
-    raw similarities are off by 99 % in the median. In bfloat16, which is refused, no step helps.
-    A mixture of experts adds jumps: a step may send a token to another expert.
+    The worst are a prompt's blocks with itself, by which every similarity is divided: at d = 512,
+    raw similarities have a median error of 99 %. In bfloat16, which is refused, no step is
+    accurate. A mixture of experts is discontinuous: a step may route a token to another expert.
 
     Attributes:
         eps: ε, the paper's 10⁻³ by default.
-        step: `raw` moves θ by ε·w, as printed; `unit` by ε·w/‖w‖, whatever the gradient's size.
-        batch_size: how many observed prompts go through the model at once.
+        step: `raw` changes θ by ε·w, as printed; `unit` by ε·w/‖w‖, independent of the gradient's
+            norm.
+        batch_size: number of observed prompts in one forward pass.
         tolerance: warn where ε and ε/2 differ by more than this (`disagreement`).
     """
 
-    rtol: ClassVar[float] = 0.05  # of `verify`, which raises above it
+    rtol: ClassVar[float] = 0.05  # the error above which `verify` raises
 
     eps: float = 1e-3
     step: str = "raw"
@@ -56,7 +57,7 @@ class FiniteDifference:
     tolerance: float = 0.05
 
     def __post_init__(self) -> None:
-        """Refuse settings without a meaning."""
+        """Refuse invalid settings."""
         long = isinstance(self.eps, float | int) and 0 < self.eps < math.inf
         refuse(not long, f"eps={self.eps!r}: choose a step above 0, such as 1e-3")
         count("batch_size", self.batch_size)
@@ -69,7 +70,7 @@ class FiniteDifference:
         probes: Sequence[Probe],
         parameters: str | ParameterSelection = "all",
     ) -> Blocks:
-        """Return K, and warn where the step visibly does not fit this model."""
+        """Return K, and warn where ε and ε/2 disagree by more than `tolerance`."""
         disagreement = self.disagreement(model, probes, parameters)
         if not disagreement <= self.tolerance:
             warnings.warn(
@@ -92,7 +93,7 @@ class FiniteDifference:
         _refuse_half_precision(chosen)
         for c in range(len(probes) * k) if which is None else which:
             w = gradient(model, probes[c // k], c % k, chosen)
-            yield self._along(w, model, probes, chosen)
+            yield self._directional_derivative(w, model, probes, chosen)
 
     def disagreement(
         self,
@@ -102,8 +103,8 @@ class FiniteDifference:
     ) -> float:
         """Return the worst relative difference of ε and ε/2, over eight columns' observed prompts.
 
-        Too long a step shows first where a prompt observes itself, since its own gradient moves
-        its logits most; too short a one, by rounding, where the updated prompt hardly moves it.
+        Too long a step affects first the blocks of a prompt with itself, whose own gradient changes
+        its logits most; too short a step, by rounding, the smallest blocks.
         """
         prepare(model, probes, parameters)
         size = len(probes) * len(probes[0])
@@ -115,7 +116,7 @@ class FiniteDifference:
             for a, b in zip(whole, half, strict=True)
         )
 
-    def _along(
+    def _directional_derivative(
         self,
         w: list[Tensor],
         model: nn.Module,
@@ -124,14 +125,14 @@ class FiniteDifference:
     ) -> Float64[Tensor, "n k"]:
         """Return J(x′) w for every observed prompt (A.6, steps 2 and 3)."""
         step = self.eps / _norm(w) if self.step == "unit" else self.eps
-        with moved(chosen.values(), w, step):
+        with shifted(chosen.values(), w, step):
             ahead = self._read(model, observed)
-        with moved(chosen.values(), w, -step):
+        with shifted(chosen.values(), w, -step):
             behind = self._read(model, observed)
         return (ahead - behind) / (2 * step)
 
     def _read(self, model: nn.Module, observed: Sequence[Probe]) -> Float64[Tensor, "n k"]:
-        """Return the values that the probes read, at the parameters as they are now."""
+        """Return the probes' values at the current parameters."""
         rows: list[Tensor] = []
         with torch.no_grad():
             for start in range(0, len(observed), self.batch_size):
@@ -152,12 +153,12 @@ def gradient(
 
 
 @contextmanager
-def moved(
+def shifted(
     parameters: Iterable[nn.Parameter], direction: Sequence[Tensor], step: float
 ) -> Generator[None]:
-    """Hold the parameters at θ + step·direction in the `with` block, at θ bit for bit after it.
+    """Set the parameters to θ + step·direction inside the `with` block, and then to θ exactly.
 
-    θ comes back from a copy: subtracting what was added leaves rounding, more with every column.
+    θ is restored from a copy: subtracting the step would accumulate rounding errors.
     """
     tensors = [parameter.detach() for parameter in parameters]
     saved = [tensor.clone() for tensor in tensors]
@@ -171,12 +172,12 @@ def moved(
 
 
 def _norm(w: Sequence[Tensor]) -> float:
-    """Return ‖w‖ over all parameters, 1 for w = 0: a step along nothing may have any length."""
+    """Return ‖w‖ over all parameters; 1 for w = 0, for which any step gives 0."""
     return math.sqrt(sum(float(part.double().square().sum()) for part in w)) or 1.0
 
 
 def _refuse_half_precision(chosen: dict[str, nn.Parameter]) -> None:
-    """Refuse weights whose rounding swallows the step."""
+    """Refuse weights in half precision, where rounding is larger than the step."""
     for name, parameter in chosen.items():
         refuse(
             parameter.dtype in (torch.bfloat16, torch.float16),

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UserError
 from ..kernel import Blocks, Probe, last_logits, prepare
-from ..models.parameters import ParameterSelection, called_with
+from ..models.parameters import ParameterSelection, call_with_parameters
 from ..models.validation import count, finite
 
 Theta = dict[str, Tensor]
@@ -21,18 +21,18 @@ _NO_DERIVATIVE = ("forward AD", "forward-mode", "requires_grad_() inside", "jvp"
 
 @dataclass(frozen=True)
 class ForwardMode:
-    """One updated prompt after another: backward for w, then forward with its own derivative.
+    """One updated prompt after another: a VJP for w, then a JVP along w for all observed prompts.
 
     Attributes:
-        columns_at_once: columns in one vectorised pass, for so many copies of the parameters.
-        batch_size: how many observed prompts go through the model at once.
+        columns_at_once: columns in one vectorised pass, each with a copy of the parameters.
+        batch_size: number of observed prompts in one forward pass.
     """
 
     columns_at_once: int = 1
     batch_size: int = 128
 
     def __post_init__(self) -> None:
-        """Refuse sizes that are none."""
+        """Refuse sizes that are not positive whole numbers."""
         count("columns_at_once", self.columns_at_once)
         count("batch_size", self.batch_size)
 
@@ -42,7 +42,7 @@ class ForwardMode:
         probes: Sequence[Probe],
         parameters: str | ParameterSelection = "all",
     ) -> Blocks:
-        """Return K, exact up to rounding; fused attention gives way to eager while it runs."""
+        """Return K, exact up to rounding; eager replaces fused attention while it runs."""
         prepare(model, probes, parameters)
         updates = range(len(probes))
         return torch.stack([self.columns(model, probes, b, parameters) for b in updates], 2)
@@ -59,25 +59,25 @@ class ForwardMode:
         names = {id(p): f"model.{name}" for name, p in model.named_parameters()}
         theta = {names[id(p)]: p.detach() for p in chosen.values()}
         size = self.batch_size
-        readers = [Reader(model, probes[s : s + size]) for s in range(0, len(probes), size)]
+        batches = [ProbeValues(model, probes[s : s + size]) for s in range(0, len(probes), size)]
         with differentiable_forwards(model), torch.no_grad():
             some = [
-                torch.cat([along(w, reader, theta) for reader in readers])
-                for w in self._gradients(Reader(model, [probes[updated]]), theta)
+                torch.cat([jvp_columns(w, batch, theta) for batch in batches])
+                for w in self._gradients(ProbeValues(model, [probes[updated]]), theta)
             ]
         return torch.cat(some, dim=2)
 
-    def _gradients(self, reader: "Reader", theta: Theta) -> Iterator[Theta]:
-        """Yield w = J(x)ᵀ e_i of a reader's one prompt, some i at once, stacked in front."""
-        finite(last_logits(reader.model, [probe.input_ids for probe in reader.probes]))
-        values, pull = vjp(reader.at, theta)  # type: ignore[misc]
+    def _gradients(self, updated: "ProbeValues", theta: Theta) -> Iterator[Theta]:
+        """Yield w = J(x)ᵀ e_i of one prompt, for some i at once, which are the first dimension."""
+        finite(last_logits(updated.model, [probe.input_ids for probe in updated.probes]))
+        values, pull_back = vjp(updated.at, theta)  # type: ignore[misc]
         basis = torch.eye(values.numel(), dtype=values.dtype, device=values.device)
         for some in basis.split(self.columns_at_once):
-            yield vmap(lambda e: pull(e.view_as(values))[0])(some)
+            yield vmap(lambda e: pull_back(e.view_as(values))[0])(some)
 
 
-class Reader(nn.Module):
-    """What probes read, as a function of θ: a module, so that tied weights change together."""
+class ProbeValues(nn.Module):
+    """The values read by probes as a function of θ: a module, so that tied weights stay tied."""
 
     def __init__(self, model: nn.Module, probes: Sequence[Probe]) -> None:
         super().__init__()
@@ -90,31 +90,31 @@ class Reader(nn.Module):
 
     def at(self, theta: Theta) -> Float[Tensor, "n k"]:
         """Return the values read with `theta` in place of the parameters that it names."""
-        return called_with(self, theta)
+        return call_with_parameters(self, theta)
 
 
-def along(w: Theta, reader: Reader, theta: Theta) -> Float64[Tensor, "n k l"]:
+def jvp_columns(w: Theta, observed: ProbeValues, theta: Theta) -> Float64[Tensor, "n k l"]:
     """Return J(x′) w of every observed prompt, for each of the columns stacked in `w`."""
-    moves = vmap(lambda column: jvp(reader.at, (theta,), (column,))[1])(w)
-    return moves.permute(1, 2, 0).double().cpu()
+    tangents = vmap(lambda column: jvp(observed.at, (theta,), (column,))[1])(w)
+    return tangents.permute(1, 2, 0).double().cpu()
 
 
 @contextmanager
 def differentiable_forwards(model: nn.Module) -> Generator[None]:
-    """Hold the model to what has a forward derivative inside the `with` block.
+    """Restrict the model to operations with a forward derivative inside the `with` block.
 
-    In PyTorch, fused attention (`sdpa`, flash) and `grouped_mm` experts have none; and inside a
-    transform the embedding's output may not be told to require a gradient, which gradient
-    checkpointing does by a hook.
+    In PyTorch, fused attention (`sdpa`, flash) and `grouped_mm` experts have none. Nor may the
+    embedding's output be set to require a gradient inside a transform, as a hook of gradient
+    checkpointing does.
 
     Raises:
-        UserError: for a model with something else that has none.
-        RuntimeError: as it came, where it is about something else.
+        UserError: if another operation of the model has no forward derivative.
+        RuntimeError: any other error, unchanged.
     """
     with ExitStack() as stack:
         # The outermost transformers model: an adapter wraps it, another module may not be one.
         for module in [m for m in model.modules() if isinstance(m, PreTrainedModel)][:1]:
-            stack.enter_context(_switched(module))
+            stack.enter_context(_plain_implementations(module))
         try:
             yield
         except (NotImplementedError, RuntimeError) as error:
@@ -123,23 +123,23 @@ def differentiable_forwards(model: nn.Module) -> Generator[None]:
                 raise
             raise UserError(
                 f"{type(model).__name__} cannot be differentiated forwards ({why}): "
-                "take the gram estimator, which only goes backwards"
+                "take the gram estimator, which uses reverse mode only"
             ) from error
 
 
 @contextmanager
-def _switched(model: PreTrainedModel) -> Generator[None]:
-    """Hold one transformers model to its plain implementations inside the `with` block."""
+def _plain_implementations(model: PreTrainedModel) -> Generator[None]:
+    """Set one transformers model to its plain implementations inside the `with` block."""
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     before = [(c, c._attn_implementation, c._experts_implementation) for c in configs.values()]
     hooks = model.get_input_embeddings()._forward_hooks
-    kept = hooks.copy()
+    original_hooks = hooks.copy()
     try:
         model.set_attn_implementation("eager")
         if model._can_set_experts_implementation():
             model.set_experts_implementation("batched_mm")
         # By name: of hooks set twice transformers forgets the first, and peft sets its own.
-        for key, hook in kept.items():
+        for key, hook in original_hooks.items():
             if getattr(hook, "__name__", "").startswith("make_inputs_require_grad"):
                 del hooks[key]
         yield
@@ -147,4 +147,4 @@ def _switched(model: PreTrainedModel) -> Generator[None]:
         for config, attention, experts in before:
             config._attn_implementation = attention
             config._experts_implementation = experts
-        hooks.update(kept)
+        hooks.update(original_hooks)

@@ -1,18 +1,17 @@
 """‖K(x′,x)‖_F with every logit of the vocabulary read, exactly and without the V² entries.
 
-The logits are z = φ(E h): the head E takes the hidden state h to V numbers, and φ, a soft cap or
-nothing, acts on each alone. With D = φ′ at a prompt, and J_h the Jacobian of h,
+The logits are z = φ(E h): the head E maps the hidden state h to V numbers, and φ, a soft cap or
+the identity, acts on each of them. With D = φ′ at a prompt, and J_h the Jacobian of h,
 
     K(x′,x) = D′ (E K_h Eᵀ + E B + B̃ᵀ Eᵀ + (h′·h) I) D,      K_h = J_h(x′) J_h(x)ᵀ, `[d, d]`.
 
-K_h takes d backward passes a prompt where K takes V. The other terms are there if E is among the
-selected parameters; B and B̃, if it is the embedding too (tied): what the rows that one prompt
-looks up share with the head of the other, so that they have as many columns as it has tokens.
+K_h takes d backward passes a prompt where K takes V. The other terms appear if E is among the
+selected parameters; B and B̃ if it is also the embedding (tied): the products of the rows that one
+prompt looks up with the head of the other, with as many columns as it has tokens.
 """
 
 import re
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import Any
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from .. import estimators, plugins
 from ..kernel import Blocks, Estimator, Probe, Table, last_logits
-from ..models import architecture as hooks
+from ..models import architecture
 from ..models.logits import check_logits
 from ..models.parameters import (
     ParameterSelection,
@@ -31,10 +30,11 @@ from ..models.parameters import (
     effective_parameters,
     requiring_grad,
 )
+from ..models.replacement import replace_attributes, replace_module
 from ..models.validation import refuse
 
-_ROWS_AT_A_TIME = 2**14  # of K_h, which then takes 2 GiB
-_INSTEAD = "take random probes, which read any model"
+_ROWS_AT_A_TIME = 2**14  # of K_h: 2 GiB
+_ALTERNATIVE = "take random probes, which read any model"
 
 
 def full_vocabulary_norms(
@@ -50,25 +50,25 @@ def full_vocabulary_norms(
         model: the model.
         prompts: token ids of each prompt, nothing padded.
         parameters: the selection.
-        estimator: what computes K_h, the kernel of the hidden state that enters the head, by its
+        estimator: what computes K_h, the kernel of the head's input, by its
             name or with its settings.
 
     Returns:
         `[n, n]` float64, rows observed x′, columns updated x. Takes d backward passes a prompt,
-        again for each tile of prompts whose K_h fit into memory, and 4 V·d² multiply-adds a pair.
+        again for each chunk of prompts whose K_h fit into memory, and 4 V·d² multiply-adds a pair.
     """
     method = plugins.instance(estimators, estimator)
     check_logits(model, prompts)
     chosen = ParameterSelection.parse(parameters).parameters(model)
     head = Head.of(model, chosen)
-    ends = [head.end(model, ids) for ids in prompts]
+    terms = [head.prompt_terms(model, ids) for ids in prompts]
     found = torch.zeros(len(prompts), len(prompts), dtype=torch.float64)
-    tiles = torch.arange(len(prompts)).split(max(1, _ROWS_AT_A_TIME // (2 * head.matrix.shape[1])))
-    for tile, other in combinations_with_replacement(tiles, 2):
-        both = torch.cat([tile, other]).unique().tolist()
+    chunks = torch.arange(len(prompts)).split(max(1, _ROWS_AT_A_TIME // (2 * head.matrix.shape[1])))
+    for chunk, other in combinations_with_replacement(chunks, 2):
+        both = torch.cat([chunk, other]).unique().tolist()
         inner = hidden_kernel(model, [prompts[a] for a in both], chosen, method)
         for (i, a), (j, b) in combinations_with_replacement(enumerate(both), 2):
-            found[a, b] = found[b, a] = head.norm(ends[a], ends[b], inner[i, :, j])
+            found[a, b] = found[b, a] = head.norm(terms[a], terms[b], inner[i, :, j])
     return found
 
 
@@ -95,91 +95,97 @@ def full_vocabulary_gradients(
     chosen = ParameterSelection.parse(parameters).parameters(model)
     head = Head.of(model, chosen)
     squares = [
-        head.trace(head.end(model, ids), hidden_kernel(model, [ids], chosen, method)[0, :, 0])
+        head.trace(
+            head.prompt_terms(model, ids), hidden_kernel(model, [ids], chosen, method)[0, :, 0]
+        )
         for ids in prompts
     ]
     return torch.tensor(squares, dtype=torch.float64).clamp(min=0).sqrt()
 
 
 @dataclass(frozen=True)
-class End:
-    """What one prompt contributes at the head.
+class PromptTerms:
+    """The terms of one prompt in the kernel's formula.
 
     Attributes:
-        hidden: h, what the head multiplies.
-        slope: D, the derivative of each logit by what the head gives out; 1 without a soft cap.
-        rows: the rows of E that the prompt looks up, none where E is no selected embedding.
-        moves: ∂h/∂E of those rows.
+        hidden: h, the input of the head.
+        slope: D, the derivative of each logit by the head's output; 1 without a soft cap.
+        rows: the rows of E that the prompt looks up; none if E is not a selected embedding.
+        jacobian: ∂h/∂E of those rows.
     """
 
     hidden: Float64[Tensor, " d"]
     slope: Float64[Tensor, " vocab"]
     rows: Int[Tensor, " rows"]
-    moves: Float64[Tensor, "d rows d"]
+    jacobian: Float64[Tensor, "d rows d"]
 
 
 @dataclass(frozen=True)
 class Head:
-    """A model's output matrix, and which of its uses the selection counts.
+    """A model's output matrix, and which of its uses the selection includes.
 
     Attributes:
         module: the head itself.
         matrix: E, `[vocab, d]`.
-        learned: whether E is selected, 1 or 0.
-        biased: whether it has a bias that is selected, 1 or 0.
-        table: the embedding module, where E is selected and is its matrix too.
+        selected_matrix: whether E is selected, 1 or 0.
+        selected_bias: whether the head's bias is selected, 1 or 0.
+        table: the embedding module, if E is selected and tied to it.
     """
 
     module: nn.Linear
     matrix: Float64[Tensor, "vocab d"]
-    learned: int
-    biased: int
+    selected_matrix: int
+    selected_bias: int
     table: nn.Embedding | None
 
     @classmethod
     def of(cls, model: nn.Module, chosen: dict[str, nn.Parameter]) -> "Head":
         """Return a model's head."""
-        module, table = hooks.head(model), hooks.embedding(model)
+        module, table = architecture.head(model), architecture.embedding(model)
         plain = isinstance(module, nn.Linear) and isinstance(table, nn.Embedding)
-        refuse(not plain, f"the head of {type(model).__name__} is no plain matrix: {_INSTEAD}")
+        refuse(not plain, f"the head of {type(model).__name__} is no plain matrix: {_ALTERNATIVE}")
         assert isinstance(module, nn.Linear) and isinstance(table, nn.Embedding)
-        homes = [m for m in model.modules() for p in m.parameters(False) if p is module.weight]
+        holders = [m for m in model.modules() for p in m.parameters(False) if p is module.weight]
         refuse(
-            not set(homes) <= {module, table},
-            f"the head's matrix is used by {len(homes)} modules: {_INSTEAD}",
+            not set(holders) <= {module, table},
+            f"the head's matrix is used by {len(holders)} modules: {_ALTERNATIVE}",
         )
         selected = {id(parameter) for parameter in chosen.values()}
-        learned, biased = id(module.weight) in selected, id(module.bias) in selected
-        tied = learned and table.weight is module.weight
+        selected_matrix, selected_bias = id(module.weight) in selected, id(module.bias) in selected
+        tied = selected_matrix and table.weight is module.weight
         matrix = module.weight.detach().double().cpu()
-        return cls(module, matrix, int(learned), int(biased), table if tied else None)
+        return cls(
+            module, matrix, int(selected_matrix), int(selected_bias), table if tied else None
+        )
 
-    def end(self, model: nn.Module, ids: Int[Tensor, " seq"]) -> End:
-        """Return what a prompt contributes."""
-        hidden, slope = read(model, self.module, ids)
+    def prompt_terms(self, model: nn.Module, ids: Int[Tensor, " seq"]) -> PromptTerms:
+        """Return the terms of one prompt."""
+        hidden, slope = head_state(model, self.module, ids)
         width = len(hidden)
-        rows, moves = torch.empty(0, dtype=torch.long), hidden.new_empty(width, 0, width)
+        rows, jacobian = torch.empty(0, dtype=torch.long), hidden.new_empty(width, 0, width)
         if self.table is not None:
-            rows, moves = self._looked_up(model, self.table, ids)
-        return End(hidden, slope, rows, moves)
+            rows, jacobian = self._lookup_jacobian(model, self.table, ids)
+        return PromptTerms(hidden, slope, rows, jacobian)
 
-    def _looked_up(
+    def _lookup_jacobian(
         self, model: nn.Module, table: nn.Embedding, ids: Int[Tensor, " seq"]
     ) -> tuple[Int[Tensor, " rows"], Float64[Tensor, "d rows d"]]:
-        """Return the rows that a prompt looks up, and ∂h/∂E of them, by a table of them alone."""
+        """Return the rows of E that a prompt looks up, and ∂h/∂E of those rows."""
         rows, places = ids.cpu().unique(return_inverse=True)
         small = nn.Parameter(table.weight.detach()[rows.to(table.weight.device)])
-        # The row of padding takes no gradient, here as in training.
+        # The padding row has no gradient, as in training.
         padding = [place for place, row in enumerate(rows.tolist()) if row == table.padding_idx]
-        with swapped(table, weight=small, padding_idx=padding[0] if padding else None):
+        with replace_attributes(table, weight=small, padding_idx=padding[0] if padding else None):
             with requiring_grad(model, {"": small}), torch.enable_grad():
-                hidden = entering(model, self.module, places)
+                hidden = head_input(model, self.module, places)
                 basis = torch.eye(len(hidden), dtype=hidden.dtype, device=hidden.device)
-                (moves,) = torch.autograd.grad(hidden, small, basis, is_grads_batched=True)
-        return rows, moves.double().cpu()
+                (jacobian,) = torch.autograd.grad(hidden, small, basis, is_grads_batched=True)
+        return rows, jacobian.double().cpu()
 
-    def norm(self, observed: End, updated: End, inner: Float64[Tensor, "d d"]) -> float:
-        """Return ‖K(x′,x)‖_F from products of d columns.
+    def norm(
+        self, observed: PromptTerms, updated: PromptTerms, inner: Float64[Tensor, "d d"]
+    ) -> float:
+        """Return ‖K(x′,x)‖_F from products of matrices with d columns.
 
         Args:
             observed: x′.
@@ -196,21 +202,25 @@ class Head:
         )
         return float(squared.clamp(min=0).sqrt())
 
-    def trace(self, end: End, inner: Float64[Tensor, "d d"]) -> float:
+    def trace(self, own: PromptTerms, inner: Float64[Tensor, "d d"]) -> float:
         """Return the trace of K(x,x), which is ‖∂z/∂θ‖_F²; `inner` is K_h(x,x)."""
-        left, x, y, right, delta = self._terms(end, end, inner)
+        left, x, y, right, delta = self._terms(own, own, inner)
         return float((left * x).sum() + (right * y).sum() + delta.sum())
 
     def _terms(
-        self, observed: End, updated: End, inner: Float64[Tensor, "d d"]
+        self, observed: PromptTerms, updated: PromptTerms, inner: Float64[Tensor, "d d"]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return L, X, Y, R and δ of K = L Xᵀ + Y Rᵀ + diag(δ)."""
         left = observed.slope[:, None] * self.matrix
         right = updated.slope[:, None] * self.matrix
         x, y = right @ inner.T, torch.zeros_like(left)
-        x[observed.rows] += updated.slope[observed.rows, None] * (observed.moves @ updated.hidden).T
-        y[updated.rows] = observed.slope[updated.rows, None] * (updated.moves @ observed.hidden).T
-        shared = self.learned * float(observed.hidden @ updated.hidden) + self.biased
+        x[observed.rows] += (
+            updated.slope[observed.rows, None] * (observed.jacobian @ updated.hidden).T
+        )
+        y[updated.rows] = (
+            observed.slope[updated.rows, None] * (updated.jacobian @ observed.hidden).T
+        )
+        shared = self.selected_matrix * float(observed.hidden @ updated.hidden) + self.selected_bias
         return left, x, y, right, shared * observed.slope * updated.slope
 
 
@@ -220,37 +230,37 @@ def hidden_kernel(
     chosen: dict[str, nn.Parameter],
     estimator: Estimator,
 ) -> Blocks:
-    """Return K_h, `[n, d, n, d]`: the kernel of what enters the head, over what is not the head's.
+    """Return K_h, `[n, d, n, d]`: the kernel of the head's input, over parameters below the head.
 
-    A stand-in for the head passes it on, scaled to where φ is nearly linear; what slope φ has there
-    is divided out.
+    A scaled identity replaces the head; φ is nearly linear at the scaled values, and its slope
+    there is divided out.
     """
-    head: Any = hooks.head(model)
-    states = [read(model, head, ids)[0] for ids in prompts]
+    head: Any = architecture.head(model)
+    states = [head_state(model, head, ids)[0] for ids in prompts]
     scale = 1 / max(float(state.abs().max()) for state in states)
     basis = torch.eye(len(states[0]), dtype=states[0].dtype)
-    stand_in = Scaled(scale)
-    with standing_in(model, head, stand_in):
-        selection = selecting(model, chosen)
+    scaled = ScaledIdentity(scale)
+    with replace_module(model, head, scaled):
+        selection = remaining_selection(model, chosen)
         if not selection.terms:
             return torch.zeros(len(prompts), len(basis), len(prompts), len(basis)).double()
-        slopes = scale * torch.stack([read(model, stand_in, ids)[1] for ids in prompts])
+        slopes = scale * torch.stack([head_state(model, scaled, ids)[1] for ids in prompts])
         blocks = estimator(model, [Probe(ids, cotangents=basis) for ids in prompts], selection)
     return blocks / (slopes[:, :, None, None] * slopes)
 
 
-def selecting(model: nn.Module, chosen: dict[str, nn.Parameter]) -> ParameterSelection:
-    """Return the selection of those of the chosen parameters that the model still has."""
+def remaining_selection(model: nn.Module, chosen: dict[str, nn.Parameter]) -> ParameterSelection:
+    """Return the selection of the chosen parameters that the model still has."""
     wanted = {id(parameter) for parameter in chosen.values()}
-    kept = [re.escape(n) for n, p in effective_parameters(model).items() if id(p) in wanted]
-    terms = [f"re:^(?:{'|'.join(kept)})$"] if kept else []
+    names = [re.escape(n) for n, p in effective_parameters(model).items() if id(p) in wanted]
+    terms = [f"re:^(?:{'|'.join(names)})$"] if names else []
     left = adapter_parameters(model).values()
     whole = bool(left) and all(id(p) in wanted for p in left)
     return ParameterSelection((*terms, *(["lora"] if whole else [])))
 
 
-class Scaled(nn.Module):
-    """Passes its input on, times a factor."""
+class ScaledIdentity(nn.Module):
+    """Multiplies its input by a factor."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -261,55 +271,31 @@ class Scaled(nn.Module):
         return x * self.factor
 
 
-def read(
+def head_state(
     model: nn.Module, head: nn.Module, ids: Int[Tensor, " seq"]
 ) -> tuple[Float64[Tensor, " d"], Float64[Tensor, " vocab"]]:
-    """Return the h that enters the head after a prompt, and the slope D of φ after it."""
-    kept: list[Tensor] = []
+    """Return the head's input h at a prompt's last position, and the slope D of φ."""
+    captured: list[Tensor] = []
 
     def cut(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        kept.extend((inputs[0].detach(), output.detach().requires_grad_()))
-        return kept[1]
+        captured.extend((inputs[0].detach(), output.detach().requires_grad_()))
+        return captured[1]
 
-    with hooks.hooked([(head, cut)]), torch.enable_grad():
+    with architecture.hooked([(head, cut)]), torch.enable_grad():
         logits = last_logits(model, [ids])
         weights = torch.linspace(1, 2, logits.numel()).to(logits).view_as(logits)
         slope, weighted = (
-            torch.autograd.grad(logits, kept[1], w, retain_graph=True)[0].flatten()
+            torch.autograd.grad(logits, captured[1], w, retain_graph=True)[0].flatten()
             for w in (torch.ones_like(logits), weights)
         )
     alone = torch.allclose(weighted, slope * weights.flatten(), rtol=1e-4)
-    refuse(not alone, f"the logits after the head are not each a function of one: {_INSTEAD}")
-    return kept[0].flatten().double().cpu(), slope.double().cpu()
+    refuse(not alone, f"a logit depends on several of the head's outputs: {_ALTERNATIVE}")
+    return captured[0].flatten().double().cpu(), slope.double().cpu()
 
 
-def entering(model: nn.Module, head: nn.Module, ids: Int[Tensor, " seq"]) -> Float[Tensor, " d"]:
-    """Return the h that enters the head after a prompt, differentiably."""
-    kept: list[Tensor] = []
-    with hooks.hooked([(head, lambda module, inputs, output: kept.append(inputs[0]))]):
+def head_input(model: nn.Module, head: nn.Module, ids: Int[Tensor, " seq"]) -> Float[Tensor, " d"]:
+    """Return the head's input h at a prompt's last position, differentiably."""
+    captured: list[Tensor] = []
+    with architecture.hooked([(head, lambda module, inputs, output: captured.append(inputs[0]))]):
         last_logits(model, [ids])
-    return kept[0].flatten()
-
-
-@contextmanager
-def standing_in(model: nn.Module, module: nn.Module, stand_in: nn.Module) -> Generator[None]:
-    """Put `stand_in` in the place of a module inside the `with` block."""
-    with ExitStack() as stack:
-        for parent in list(model.modules()):
-            for name, child in list(parent.named_children()):
-                if child is module:
-                    stack.enter_context(swapped(parent, **{name: stand_in}))
-        yield
-
-
-@contextmanager
-def swapped(holder: nn.Module, **values: Any) -> Generator[None]:
-    """Hold attributes at other values inside the `with` block."""
-    before = {name: getattr(holder, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(holder, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(holder, name, value)
+    return captured[0].flatten()

@@ -12,7 +12,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from ..checkpoints.attaching import plain_lora
-from ..checkpoints.completeness import ADAPTER, insist_on_safetensors
+from ..checkpoints.completeness import ADAPTER, require_safetensors
 from ..checkpoints.headers import Incomplete, regular_file
 from ..errors import UserError, one_line
 from ..models.architecture import Hook, hooked
@@ -80,7 +80,7 @@ def _plain_lora(place: Path) -> Any:
     """
     from peft import PeftConfig
 
-    insist_on_safetensors(place, ADAPTER)
+    require_safetensors(place, ADAPTER)
     try:
         regular_file(place / ADAPTER)
         config: Any = PeftConfig.from_pretrained(str(place), local_files_only=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import plugins
-from ..checkpoints.completeness import insist_on_safetensors
+from ..checkpoints.completeness import require_safetensors
 from ..checkpoints.headers import Incomplete, read_json, regular_file
 from ..errors import UserError
 from ..storage import write_json, write_tensors
@@ -126,7 +126,7 @@ def _read_tensors(place: Path, names: list[str]) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     path = place / TENSORS_NAME
-    insist_on_safetensors(place, TENSORS_NAME)
+    require_safetensors(place, TENSORS_NAME)
     try:
         regular_file(path)
         tensors = load_file(path)

@@ -1,6 +1,6 @@
-"""Where things sit in a causal language model: its blocks, its two ends, what flows between them.
+"""Locates the parts of a causal language model: decoder blocks, embedding, head, hidden states.
 
-The only place that knows how architectures name their parts. Layer ℓ is the output of decoder
+No other module depends on how architectures name their parts. Layer ℓ is the output of decoder
 block ℓ, counted from 1, taken by a hook: transformers' `hidden_states` shows the last one after
 the final norm.
 """
@@ -26,24 +26,24 @@ _POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 
 @dataclass(frozen=True)
 class Before:
-    """A hook on what goes into a module: `(module, args, kwargs) -> (args, kwargs)`, or None.
+    """A hook on a module's arguments: `(module, args, kwargs) -> (args, kwargs)`, or None.
 
     Attributes:
         function: the hook.
-        whole_pass: what it sees decides what other hooks do: a block alone, run again without it,
-            would give something else.
+        whole_pass: whether its input determines what other hooks do, so that a block run alone,
+            without it, would have another output.
     """
 
     function: Hook
     whole_pass: bool = False
 
     def __call__(self, *arguments: Any) -> Any:
-        """Return what the hook returns."""
+        """Return the hook's result."""
         return self.function(*arguments)
 
 
 def blocks_run_alone(model: nn.Module) -> bool:
-    """Return whether a block alone does what it does within a pass: no hook needs the whole one."""
+    """Return whether a block run alone has its output of a whole pass: no hook needs the whole."""
     return not any(
         isinstance(hook, Before) and hook.whole_pass
         for module in model.modules()
@@ -99,8 +99,8 @@ def decoder(model: nn.Module) -> nn.Module:
 def writers(block: nn.Module) -> list[nn.Module]:
     """Return the modules of a block whose outputs are added to the residual stream.
 
-    Attention (or whatever mixes positions) and the MLP; where each is followed by a norm of its
-    own (Gemma 2 and 3, OLMo 2), those norms. In order; a module without parameters is none.
+    Attention (or another mixer of positions) and the MLP; where each is followed by a norm of its
+    own (Gemma 2 and 3, OLMo 2), those norms. In order, and only modules with parameters.
     """
     children = {name: m for name, m in block.named_children() if any(True for _ in m.parameters())}
     norms = {name: m for name, m in children.items() if "norm" in f"{name}{type(m)}".lower()}
@@ -132,9 +132,9 @@ def hidden_state(output: Any) -> Tensor:
 
 @contextmanager
 def hooked(pairs: Iterable[tuple[nn.Module, Hook | Before]]) -> Generator[None]:
-    """Apply hooks, `[(module, hook)]`: what a hook returns replaces the module's output.
+    """Apply hooks, `[(module, hook)]`: a hook's result replaces the module's output.
 
-    A hook wrapped in `Before` sees, and may replace, the module's arguments instead.
+    A hook wrapped in `Before` receives, and may replace, the module's arguments instead.
     """
     with ExitStack() as stack:
         for module, hook in pairs:
@@ -166,10 +166,10 @@ def capture(model: nn.Module, layer: int) -> Generator[list[Float[Tensor, "batch
 def reading_last_positions(
     model: nn.Module, last: Int[Tensor, " batch"]
 ) -> Generator[Callable[[Tensor], Tensor]]:
-    """Give the output matrix one position of each row, `last`: no other logits are read.
+    """Compute logits at one position of each row only, `last`.
 
     Yields:
-        What takes the model's logits, of all positions or of that one, to its `[batch, vocab]`.
+        A function from the model's logits, of all positions or of that one, to `[batch, vocab]`.
     """
 
     def gather(values: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch 1 width"]:
@@ -188,7 +188,7 @@ def reading_last_positions(
 
 @contextmanager
 def experts_one_by_one(model: nn.Module) -> Generator[None]:
-    """Run a mixture's experts each on its own tokens, in every dtype: transformers' eager loop."""
+    """Run each expert of a mixture on its own tokens, by transformers' eager loop, in any dtype."""
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     before = [(c, getattr(c, "_experts_implementation", None)) for c in configs.values()]
     mixtures = [(config, name) for config, name in before if name is not None]
@@ -202,14 +202,14 @@ def experts_one_by_one(model: nn.Module) -> Generator[None]:
 
 
 class Float64Throughout(TorchFunctionMode):
-    """Computes in float64 where transformers pins float32: norms, softmax, rotary angles.
+    """Computes in float64 where transformers uses float32: norms, softmax, rotary angles.
 
-    `model.double()` alone is not float64: RMSNorm and eager attention cast to float32, and leave
-    errors of 1e-7. Enter it around the forward pass of a model in float64.
+    `model.double()` alone is not enough: RMSNorm and eager attention cast to float32, with errors
+    of 1e-7. Enter it around the forward pass of a model in float64.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Return what `func` gives with float64 wherever it asks for float32."""
+        """Return the result of `func` with float64 in the place of float32."""
         if func is Tensor.float:
             return args[0].double()
         named = {key: _double(value) for key, value in (kwargs or {}).items()}
@@ -217,10 +217,10 @@ class Float64Throughout(TorchFunctionMode):
 
 
 class _ClampedCasts(TorchFunctionMode):
-    """Clamps what is cast from float64 to float32 to the numbers that float32 has."""
+    """Clamps values cast from float64 to float32 to the range of float32."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Return what `func` gives, its first argument clamped where `func` casts it."""
+        """Return the result of `func`, with its first argument clamped if `func` casts it."""
         named = kwargs or {}
         x = args[0] if args else None
         if isinstance(x, Tensor) and x.dtype == torch.float64:
@@ -236,15 +236,15 @@ _CASTING = {"softmax", "to", "type", "type_as"}
 
 
 def clamped_casts(model: nn.Module) -> AbstractContextManager[Any]:
-    """Return the context in which a model in float64 may be given padded prompts.
+    """Return the context in which a model in float64 can run on padded prompts.
 
-    Its masks hold float64's lowest number. Where its softmax is in float32, that is −∞ there, and a
-    row of nothing but −∞, such as padding on the left has, gives NaN.
+    Its masks hold the lowest number of float64. Where its softmax is in float32, that becomes −∞,
+    and a row of only −∞, as of padding on the left, gives NaN.
     """
     wide = any(parameter.dtype == torch.float64 for parameter in model.parameters())
     return _ClampedCasts() if wide else nullcontext()
 
 
 def _double(argument: Any) -> Any:
-    """Return float64 for float32, anything else as it is."""
+    """Return float64 for float32, anything else unchanged."""
     return torch.float64 if argument is torch.float32 else argument

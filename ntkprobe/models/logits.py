@@ -1,4 +1,4 @@
-"""The logits z(x) after each prompt's last token, of prompts of any lengths at once."""
+"""The logits z(x) after each prompt's last token, for prompts of different lengths."""
 
 from collections.abc import Iterator, Sequence
 from numbers import Integral
@@ -16,11 +16,11 @@ from .validation import check_measurable, count, not_finite, refuse, refuse_brok
 def last_logits(
     model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]
 ) -> Float[Tensor, "batch vocab"]:
-    """Return z of prompts of any lengths, each as it is alone, in one pass where that is so.
+    """Return z of prompts of any lengths, equal to that of each prompt alone.
 
-    Padded to the right, whatever the tokenizer does, with no mask: no position of a causal model
-    sees a later one. Where a model's numbers depend on what it is padded with all the same, there
-    are as many passes as it takes (`batching.together`).
+    They are padded on the right, whatever the tokenizer does, without a mask: no position of a
+    causal model depends on a later one. Where a model's logits depend on padding all the same, the
+    prompts are divided over several passes (`batching.together`).
     """
     groups = together(model, prompts)
     with forgetting_lengths(model):
@@ -32,11 +32,11 @@ def last_logits(
 
 
 def try_padding(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]) -> None:
-    """Find out, for each model and length once, whether padding on the right changes its logits.
+    """Determine, once for each model and length, whether padding on the right changes its logits.
 
     Args:
         model: the model, in evaluation mode.
-        prompts: what is to be measured; two of them are run, beside each other and alone.
+        prompts: the prompts to be measured; two of them are run, together and alone.
     """
     inside_transform = torch._C._functorch.peek_interpreter_stack() is not None
     rows = None if inside_transform else pair_to_try(model, prompts)
@@ -45,7 +45,7 @@ def try_padding(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]) -> None:
     pair = [torch.as_tensor(prompts[row]) for row in rows]
     with torch.no_grad(), experts_one_by_one(model), forgetting_lengths(model):
         alone = [_padded(model, [ids]) for ids in pair]
-        if alone[0].shape == alone[1].shape:  # else it reads out all positions of a text
+        if alone[0].shape == alone[1].shape:  # else its logits cover all positions of a text
             keep_verdict(model, "right", _padded(model, pair), torch.cat(alone), len(pair[1]))
 
 
@@ -62,7 +62,7 @@ def _padded(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]) -> Float[Ten
 def batched_logits(
     model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], batch_size: int = 32
 ) -> Iterator[Float[Tensor, "batch vocab"]]:
-    """Yield z of all prompts, some at a time; what cannot be measured is refused by its number."""
+    """Yield z of all prompts in batches; prompts that cannot be measured are refused by number."""
     check_measurable(model)
     check_prompts(model, prompts)
     try_padding(model, prompts)
@@ -79,7 +79,7 @@ def batched_logits(
 def check_logits(
     model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], batch_size: int = 8
 ) -> int:
-    """Return how many logits a model has, refusing what cannot be measured by `batched_logits`."""
+    """Return the number of logits of a model, having checked all prompts by `batched_logits`."""
     return max(logits.shape[-1] for logits in batched_logits(model, prompts, batch_size))
 
 

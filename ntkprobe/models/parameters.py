@@ -1,8 +1,8 @@
-"""Which parameters a kernel is taken over: the grammar of `--parameters`, and the parts of a model.
+"""The parameters that a kernel is over: the grammar of `--parameters`, and the parts of a model.
 
 A selection is `all`, `lora`, `embed`, `below:L`, `last:N`, `norm`, `head` or `re:PATTERN`, or
-several joined by `+`. A parameter has the name that it has in the base model (what an adapter
-adds to it is taken off); a tied one, found by identity, has one name and counts once. `lora` is
+several joined by `+`. A parameter has its name in the base model, without what an adapter
+adds to it; a tied one, identified by its object, has one name and counts once. `lora` is
 everything that the adapter trains, `all` every parameter of the base with the adapter merged.
 """
 
@@ -17,7 +17,14 @@ from torch.func import functional_call
 
 from ..errors import UserError
 from .architecture import MIXER, decoder_layers, embedding, head
-from .peft_modules import Place, active_adapters, divided, in_force, places, rows_of_several
+from .peft_modules import (
+    ParameterLocation,
+    active_adapters,
+    diverging_ties,
+    effective_module,
+    parameter_locations,
+    rows_of_several_matrices,
+)
 from .peft_modules import adapter_parameters as adapter_parameters
 from .peft_modules import effective_parameters as effective_parameters
 
@@ -30,7 +37,7 @@ _JOINT = re.compile(r"\+(?=(?:all|lora|embed|norm|head)(?:\+|$)|below:|last:|re:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of the model: `layer` counts decoder blocks from 1 and is `None` outside them.
+    """A part of the model: `layer` counts decoder blocks from 1 and is `None` outside them.
 
     `kind` is `attention`, `mlp` or `norms` in a block; else `embed`, `norm`, `head`, or
     `embed+head` where these are tied.
@@ -46,7 +53,7 @@ class Part:
 
 @dataclass(frozen=True)
 class ParameterSelection:
-    """A choice of parameters, made of the terms of the grammar."""
+    """A selection of parameters: terms of the grammar."""
 
     terms: tuple[str, ...]
 
@@ -86,7 +93,7 @@ class ParameterSelection:
         base, adapter = effective_parameters(model), adapter_parameters(model)
         parts = part_of(model)
         chosen: set[str] = set()
-        counted: set[str] = set()  # as the base model's
+        counted: set[str] = set()  # as parameters of the base model
         for term in self.terms:
             names = set(adapter) if term == "lora" else _matching(term, parts, model)
             counted |= names if term != "lora" else set()
@@ -97,14 +104,14 @@ class ParameterSelection:
             chosen |= names
         everything = {**base, **adapter}
         _refuse_tied(str(self), model, [base[n] for n in base if n in counted])
-        return _once({name: everything[name] for name in everything if name in chosen})
+        return _deduplicate({name: everything[name] for name in everything if name in chosen})
 
     def names(self, model: nn.Module) -> list[str]:
         """Return the canonical names of the selected parameters, in the model's order."""
         return list(self.parameters(model))
 
-    def remarks(self, model: nn.Module) -> list[str]:
-        """Return what a reader should know about this selection on this model, a sentence each."""
+    def warnings(self, model: nn.Module) -> list[str]:
+        """Return what to know about this selection on this model, a sentence each."""
         parts, terms = part_of(model), set(self.terms)
         kinds = {parts[name].kind for name in self.names(model) if name in parts}
         found = []
@@ -127,7 +134,7 @@ def parse_selections(
     """Return several selections.
 
     Raises:
-        UserError: if they are one text, which would be taken letter by letter.
+        UserError: if they are one string, which would be read letter by letter.
     """
     if isinstance(specs, str):
         raise UserError(
@@ -136,13 +143,13 @@ def parse_selections(
     return [ParameterSelection.parse(spec) for spec in specs]
 
 
-def remarks(model: nn.Module, selections: Sequence[ParameterSelection]) -> list[str]:
-    """Return what a reader should know about each of several selections, a line each."""
-    return [f"parameters {s}: {said}" for s in selections for said in s.remarks(model)]
+def selection_warnings(model: nn.Module, selections: Sequence[ParameterSelection]) -> list[str]:
+    """Return the warnings about several selections on a model, a line each."""
+    return [f"parameters {s}: {text}" for s in selections for text in s.warnings(model)]
 
 
-def _once(named: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """Return each parameter by its first name: one trained whole beside an adapter has two."""
+def _deduplicate(named: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Return each parameter by its first name: a module trained whole has two."""
     first: dict[int, str] = {}
     for name, parameter in named.items():
         first.setdefault(id(parameter), name)
@@ -185,11 +192,11 @@ def _matching(term: str, parts: dict[str, Part], model: nn.Module) -> set[str]:
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return all parameters that can be selected, the base model's and the adapter's, each once."""
-    return _once({**effective_parameters(model), **adapter_parameters(model)})
+    return _deduplicate({**effective_parameters(model), **adapter_parameters(model)})
 
 
 def _refuse_tied(selection: str, model: nn.Module, counted: list[nn.Parameter]) -> None:
-    """Refuse parameters that stand for several, or that peft trains together with others.
+    """Refuse parameters that represent several, or that peft trains together with others.
 
     Args:
         selection: as it is written.
@@ -197,18 +204,18 @@ def _refuse_tied(selection: str, model: nn.Module, counted: list[nn.Parameter]) 
         counted: the parameters that count as the base model's, with the adapter merged.
 
     Raises:
-        UserError: saying which.
+        UserError: naming the parameter.
     """
     ids = {id(parameter) for parameter in counted}
-    for one, other, *_ in divided(model):
+    for one, other, *_ in diverging_ties(model):
         if id(one[0].parameter) in ids:
             raise UserError(
                 f"parameters {selection!r}: the adapter changes {one[0].name} and "
-                f"{other[0].name}, which are tied, not alike: call "
-                "ntkprobe.models.peft_modules.untie(model), which changes nothing that it "
-                "computes, or load it with ntkprobe.checkpoints.adapted"
+                f"{other[0].name}, which are tied, in different ways: call "
+                "ntkprobe.models.peft_modules.untie(model), which does not change its outputs, "
+                "or load it with ntkprobe.checkpoints.adapted"
             )
-    if ids & rows_of_several(model):
+    if ids & rows_of_several_matrices(model):
         raise UserError(
             f"parameters {selection!r}: the adapter's trainable_token_indices are rows of two "
             "matrices at once: load it merged, with ntkprobe.checkpoints.adapted"
@@ -225,18 +232,18 @@ def _refuse_tied(selection: str, model: nn.Module, counted: list[nn.Parameter]) 
 def part_of(model: nn.Module) -> dict[str, Part]:
     """Return the part of the model that each base parameter belongs to, by canonical name."""
     blocks = {id(block): layer for layer, block in enumerate(_blocks(model), start=1)}
-    homes: dict[int, Part] = {}
+    found: dict[int, Part] = {}
     for _, module in model.named_modules():
         if id(module) in blocks:
             for parameter_name, parameter in module.named_parameters():
-                homes.setdefault(
+                found.setdefault(
                     id(parameter), Part(blocks[id(module)], _kind_in(module, parameter_name))
                 )
-    held = places(model)
-    homes = _ends(model, held, homes) | homes
-    for place in held:  # trained rows of an embedding belong where its matrix does
-        homes |= {id(p): homes[id(place.parameter)] for p in place.trained_rows()}
-    return {name: homes[id(p)] for name, p in effective_parameters(model).items()}
+    held = parameter_locations(model)
+    found = _parts_outside_blocks(model, held, found) | found
+    for location in held:  # trained rows of an embedding belong where its matrix does
+        found |= {id(p): found[id(location.parameter)] for p in location.trained_rows()}
+    return {name: found[id(p)] for name, p in effective_parameters(model).items()}
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
@@ -248,20 +255,22 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _kind_in(block: nn.Module, name: str) -> str:
-    """Return whether a parameter is of a block's norms, of what mixes positions, or the rest."""
+    """Return the kind of a block's parameter: `norms`, `attention` (any mixer), or `mlp`."""
     child = name.split(".")[0]
-    module = in_force(getattr(block, child))
+    module = effective_module(getattr(block, child))
     if "norm" in type(module).__name__.lower() or "norm" in child:
         return "norms"
     return "attention" if MIXER.search(child) else "mlp"
 
 
-def _ends(model: nn.Module, held: list[Place], inside: dict[int, Part]) -> dict[int, Part]:
-    """Return the parts of the parameters outside the blocks, by identity."""
-    heads, embeddings = _of(head(model)), _of(embedding(model))
+def _parts_outside_blocks(
+    model: nn.Module, held: list[ParameterLocation], inside: dict[int, Part]
+) -> dict[int, Part]:
+    """Return the parts of the parameters outside the blocks, by id."""
+    heads, embeddings = _effective_ids(head(model)), _effective_ids(embedding(model))
     found: dict[int, Part] = {}
-    for place in held:
-        own, words = id(place.parameter), place.name.lower()
+    for location in held:
+        own, words = id(location.parameter), location.name.lower()
         if own in inside or own in found:
             continue
         if own in heads:
@@ -280,21 +289,24 @@ def _ends(model: nn.Module, held: list[Place], inside: dict[int, Part]) -> dict[
     return found
 
 
-def _of(module: nn.Module | None) -> set[int]:
-    """Return the identities of the parameters that a module has in force."""
-    return set() if module is None else {id(place.parameter) for place in places(module)}
+def _effective_ids(module: nn.Module | None) -> set[int]:
+    return (
+        set()
+        if module is None
+        else {id(location.parameter) for location in parameter_locations(module)}
+    )
 
 
-def called_with(module: nn.Module, theta: dict[str, Tensor], *args: Any) -> Any:
-    """Return what a module gives with other tensors in the place of its parameters.
+def call_with_parameters(module: nn.Module, theta: dict[str, Tensor], *args: Any) -> Any:
+    """Return the output of a module with other tensors in the place of its parameters.
 
-    As `torch.func.functional_call`, which puts a wrong tensor back where one container of
-    parameters is part of two modules: peft's trained rows of a tied embedding.
+    `torch.func.functional_call` alone restores a wrong tensor where two modules share a parameter
+    container, as peft's trained rows of a tied embedding do.
 
     Args:
         module: the module.
-        theta: by the names of `named_parameters()`; what is tied to one of these changes with it.
-        args: what it is called with.
+        theta: by the names of `named_parameters()`; tied parameters change together.
+        args: the module's arguments.
     """
     names: dict[int, list[str]] = {}
     seen: set[tuple[int, str]] = set()
@@ -312,7 +324,7 @@ def called_with(module: nn.Module, theta: dict[str, Tensor], *args: Any) -> Any:
 
 @contextmanager
 def requiring_grad(model: nn.Module, parameters: dict[str, nn.Parameter]) -> Generator[None]:
-    """Let exactly these parameters require a gradient inside the `with` block."""
+    """Make exactly these parameters require a gradient inside the `with` block."""
     before = {p: p.requires_grad for p in model.parameters()}
     wanted = {id(p) for p in parameters.values()}
     try:

@@ -1,8 +1,8 @@
-"""What peft put into a model, told by its modules and whose tensors they hold, not by name.
+"""The modules that peft adds to a model, identified by class and by the tensors they hold.
 
 An adapter wraps modules of the base model, replaces some of them by trained copies, and overwrites
-rows of others. Here is what of the base model is in force below it, what the adapter trains, and
-which tied tensors it changes at one end only.
+rows of others. These functions return the effective parameters of the base model, the parameters
+that the adapter trains, and the tied tensors that it changes at one end only.
 """
 
 import sys
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
-    """One place where the base model in force holds a parameter; a tied parameter has several.
+class ParameterLocation:
+    """A module attribute of the effective base model; a tied parameter has several.
 
     Attributes:
-        name: the name there, as if there were no adapter.
+        name: the parameter's name in the base model without an adapter.
         holder: the module that holds it.
-        attribute: under which name.
+        attribute: its name in that module.
         layers: peft's layers around the holder, the outermost first.
     """
 
@@ -38,21 +38,21 @@ class Place:
         assert found is not None
         return found
 
-    def hold(self, parameter: nn.Parameter) -> None:
-        """Hold another parameter from now on."""
+    def assign(self, parameter: nn.Parameter) -> None:
+        """Replace the parameter held."""
         self.holder._parameters[self.attribute] = parameter
 
     def changes(self) -> list[tuple[Any, str]]:
-        """Return the layers that change what this parameter does, each with an adapter's name."""
+        """Return the layers that change the parameter's effect, each with an adapter's name."""
         return [
             (layer, adapter)
             for layer in self.layers
-            if _touches(layer, self.attribute)
-            for adapter in _acting(layer)
+            if _changes_attribute(layer, self.attribute)
+            for adapter in _active_unmerged(layer)
         ]
 
     def trained_rows(self) -> list[nn.Parameter]:
-        """Return what stands for single rows of it (`trainable_token_indices`)."""
+        """Return the parameters that replace single rows of it (`trainable_token_indices`)."""
         return [
             layer.trainable_tokens_delta[adapter]
             for layer, adapter in self.changes()
@@ -60,33 +60,35 @@ class Place:
         ]
 
 
-def places(model: nn.Module) -> list[Place]:
-    """Return where the base model in force holds its parameters, in the model's order.
+def parameter_locations(model: nn.Module) -> list[ParameterLocation]:
+    """Return the locations of the effective base model's parameters, in the model's order.
 
-    A module that an adapter trains whole (`modules_to_save`) stands where its original was.
+    A module that an adapter trains whole (`modules_to_save`) replaces its original.
     """
-    return list(_places(model, "", ()))
+    return list(_locations(model, "", ()))
 
 
-def _places(module: nn.Module, prefix: str, layers: tuple[nn.Module, ...]) -> Iterator[Place]:
-    """Yield the places of a module and of those below it."""
-    inner = in_force(module)
+def _locations(
+    module: nn.Module, prefix: str, layers: tuple[nn.Module, ...]
+) -> Iterator[ParameterLocation]:
+    """Yield the parameter locations of a module and of its descendants."""
+    inner = effective_module(module)
     if inner is not module:
         own = (module,) if _is_layer(module) else ()
-        yield from _places(inner, prefix, layers + own)
+        yield from _locations(inner, prefix, layers + own)
         return
     for name, parameter in module._parameters.items():
         if parameter is not None:
-            yield Place(prefix + name, module, name, layers)
+            yield ParameterLocation(prefix + name, module, name, layers)
     for name, child in module._modules.items():
         if child is not None:
-            yield from _places(child, f"{prefix}{name}.", ())
+            yield from _locations(child, f"{prefix}{name}.", ())
 
 
-def in_force(module: Any) -> nn.Module:
-    """Return the module that stands for the base model's own in the place of one of peft's."""
+def effective_module(module: Any) -> nn.Module:
+    """Return the base model's effective module inside one of peft's; else the module itself."""
     found = module
-    if "_orig_mod" in module._modules:  # torch.compile's wrapper
+    if "_orig_mod" in module._modules:  # the wrapper of torch.compile
         found = module._orig_mod
     elif "peft" in sys.modules:  # else nothing can be peft's
         from peft import PeftModel
@@ -109,7 +111,7 @@ def in_force(module: Any) -> nn.Module:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Return whether a module is one of peft's around one of the base model's."""
+    """Return whether a module is a layer of peft that wraps one of the base model's."""
     if "peft" not in sys.modules:
         return False
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -117,16 +119,16 @@ def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, BaseTunerLayer) and "base_layer" in module._modules
 
 
-def _acting(layer: Any) -> list[str]:
-    """Return the adapters of a layer that are in force and not merged."""
+def _active_unmerged(layer: Any) -> list[str]:
+    """Return the adapters of a layer that are active and not merged."""
     if layer.disable_adapters or layer.merged:
         return []
     held = [attrgetter(attribute)(layer) for attribute in layer.adapter_layer_names]
     return [name for name in layer.active_adapters if any(name in each for each in held)]
 
 
-def _touches(layer: Any, attribute: str) -> bool:
-    """Return whether a layer changes what this parameter of its module does."""
+def _changes_attribute(layer: Any, attribute: str) -> bool:
+    """Return whether a layer changes the effect of this parameter of its module."""
     if hasattr(layer, "parameter_name"):  # LoRA on a parameter, not on a module
         return bool(attribute == layer.parameter_name)
     if attribute == "bias" and hasattr(layer, "lora_bias"):
@@ -137,14 +139,14 @@ def _touches(layer: Any, attribute: str) -> bool:
 def effective_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters of the base model by canonical name, a tied one once.
 
-    The adapter counts as merged: a module trained whole stands for its original, and trained rows
-    of an embedding stand beside the matrix whose rows they replace.
+    The adapter counts as merged: a module trained whole replaces its original, and trained rows of
+    an embedding are listed beside the matrix whose rows they replace.
     """
-    names, found = _names(model), {}
+    names, found = _base_names(model), {}
     seen: set[int] = set()
-    for place in places(model):
-        rows = {names.get(id(p), place.name): p for p in place.trained_rows()}
-        for name, parameter in {place.name: place.parameter, **rows}.items():
+    for location in parameter_locations(model):
+        rows = {names.get(id(p), location.name): p for p in location.trained_rows()}
+        for name, parameter in {location.name: location.parameter, **rows}.items():
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 found[name] = parameter
@@ -152,8 +154,9 @@ def effective_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return everything that the active adapters train, by name, a tied one once; none without one.
+    """Return all parameters that the active adapters train, by name, a tied one once.
 
+    Empty for a model without an adapter. They are
     LoRA's matrices, modules trained whole, single rows of embeddings, and the biases of the base
     model that `bias="all"` or `"lora_only"` trains, which keep their names.
     """
@@ -192,17 +195,17 @@ def _trained_biases(model: nn.Module, configs: dict[str, Any]) -> dict[str, nn.P
     active = active_adapters(model)
     found: dict[str, nn.Parameter] = {}
     for which in {getattr(configs[name], "bias", "none") for name in configs if name in active}:
-        for place in places(model):
-            adapted = any(hasattr(layer, "lora_bias") for layer in place.layers)
-            if place.attribute == "bias" and (
+        for location in parameter_locations(model):
+            adapted = any(hasattr(layer, "lora_bias") for layer in location.layers)
+            if location.attribute == "bias" and (
                 which == "all" or (str(which).endswith("_only") and adapted)
             ):
-                found.setdefault(place.name, place.parameter)
+                found.setdefault(location.name, location.parameter)
     return found
 
 
 def active_adapters(model: nn.Module) -> set[str]:
-    """Return the names of the adapters that some of peft's modules has switched on."""
+    """Return the names of the adapters that are active in any of peft's modules."""
     if "peft" not in sys.modules:
         return set()
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -213,56 +216,56 @@ def active_adapters(model: nn.Module) -> set[str]:
 
 
 def _root(model: nn.Module) -> nn.Module:
-    """Return the base model without what is wrapped around the whole of it."""
-    inner = in_force(model)
+    """Return the base model without wrappers around the whole of it."""
+    inner = effective_module(model)
     return model if inner is model or _is_layer(model) else _root(inner)
 
 
-def _names(model: nn.Module) -> dict[int, str]:
-    """Return the first name of each parameter, as torch tells it, in the base model."""
+def _base_names(model: nn.Module) -> dict[int, str]:
+    """Return the first name that torch gives each parameter of the base model, by id."""
     return {id(p): n.replace("_orig_mod.", "") for n, p in _root(model).named_parameters()}
 
 
-Groups = list[list[Place]]
+Groups = list[list[ParameterLocation]]
 
 
-def divided(model: nn.Module) -> list[Groups]:
+def diverging_ties(model: nn.Module) -> list[Groups]:
     """Return the tied parameters that adapters change at one end only, or differently at each.
 
     Returns:
-        For each such parameter the places that hold it, in groups of one change. Counted as merged
-        these are several parameters.
+        For each such parameter its locations, grouped by change. With the adapter merged each group
+        is a parameter of its own.
     """
-    held: dict[int, list[Place]] = {}
-    for place in places(model):
-        held.setdefault(id(place.parameter), []).append(place)
+    held: dict[int, list[ParameterLocation]] = {}
+    for location in parameter_locations(model):
+        held.setdefault(id(location.parameter), []).append(location)
     found = []
     for some in held.values():
         once = list({(id(p.holder), p.attribute): p for p in some}.values())
-        if len(once) > 1 and any(place.changes() for place in once):
-            found.append(_grouped(once))
+        if len(once) > 1 and any(location.changes() for location in once):
+            found.append(_group_by_change(once))
     return [groups for groups in found if len(groups) > 1]
 
 
-def _grouped(some: list[Place]) -> Groups:
-    """Return places in groups that adapters change in the same way."""
+def _group_by_change(some: list[ParameterLocation]) -> Groups:
+    """Return locations in groups that adapters change in the same way."""
     groups: Groups = []
-    for place in some:
-        home = next((group for group in groups if _alike(group[0], place)), None)
-        if home is None:
-            groups.append([place])
+    for location in some:
+        match = next((group for group in groups if _have_same_changes(group[0], location)), None)
+        if match is None:
+            groups.append([location])
         else:
-            home.append(place)
+            match.append(location)
     return groups
 
 
-def _alike(one: Place, other: Place) -> bool:
-    """Return whether adapters change a parameter in the same way at two places."""
+def _have_same_changes(one: ParameterLocation, other: ParameterLocation) -> bool:
+    """Return whether adapters change a parameter in the same way at two locations."""
     a, b = one.changes(), other.changes()
-    return len(a) == len(b) and all(_same(*x, *y) for x, y in zip(a, b, strict=True))
+    return len(a) == len(b) and all(_is_same_change(*x, *y) for x, y in zip(a, b, strict=True))
 
 
-def _same(layer: Any, adapter: str, other: Any, others: str) -> bool:
+def _is_same_change(layer: Any, adapter: str, other: Any, others: str) -> bool:
     """Return whether two of peft's layers add the same: the same rows, or tied matrices."""
     if layer is other:
         return adapter == others
@@ -272,26 +275,26 @@ def _same(layer: Any, adapter: str, other: Any, others: str) -> bool:
     plain = not getattr(layer, "lora_variant", {}) and not getattr(other, "lora_variant", {})
     if not (plain and hasattr(layer, "scaling") and hasattr(other, "scaling")):
         return False
-    return _equal(layer.get_delta_weight(adapter), other.get_delta_weight(others))
+    return _nearly_equal(layer.get_delta_weight(adapter), other.get_delta_weight(others))
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def _nearly_equal(one: Tensor, other: Tensor) -> bool:
     """Return whether two changes of a matrix are equal up to rounding."""
     if one.shape != other.shape:
         return False
-    slack = 1e-5 if one.dtype in (torch.float32, torch.float64) else 1e-2
-    return bool((one - other).abs().max() <= slack * one.abs().max())
+    tolerance = 1e-5 if one.dtype in (torch.float32, torch.float64) else 1e-2
+    return bool((one - other).abs().max() <= tolerance * one.abs().max())
 
 
-def rows_of_several(model: nn.Module) -> set[int]:
-    """Return the identities of trained rows that stand for rows of several matrices at once.
+def rows_of_several_matrices(model: nn.Module) -> set[int]:
+    """Return the ids of trained rows that replace rows of several matrices at once.
 
     peft trains them so where the configuration ties the ends of a model whose weights are not tied.
     """
     matrices: dict[int, set[int]] = {}
-    for place in places(model):
-        for rows in place.trained_rows():
-            matrices.setdefault(id(rows), set()).add(id(place.parameter))
+    for location in parameter_locations(model):
+        for rows in location.trained_rows():
+            matrices.setdefault(id(rows), set()).add(id(location.parameter))
     return {rows for rows, several in matrices.items() if len(several) > 1}
 
 
@@ -304,44 +307,44 @@ def untie(model: nn.Module) -> None:
     Args:
         model: the model, in place.
     """
-    for groups in divided(model):
+    for groups in diverging_ties(model):
         for group in groups[1:]:
-            _hold_apart(group)
+            _give_own_parameter(group)
 
 
 def separate_for_merging(model: nn.Module) -> Groups:
-    """Untie whatever an adapter changes, also where it changes both ends alike.
+    """Untie all tied parameters that an adapter changes, even if it changes both ends alike.
 
-    peft merges at every end: into one tensor it would add the same change twice.
+    peft merges at every end: it would add the same change twice to one tensor.
 
     Returns:
-        The places that are to be tied again once merged.
+        The locations to tie again after merging.
     """
     untie(model)
-    held: dict[int, list[Place]] = {}
-    for place in places(model):
-        if place.changes():
-            held.setdefault(id(place.parameter), []).append(place)
+    held: dict[int, list[ParameterLocation]] = {}
+    for location in parameter_locations(model):
+        if location.changes():
+            held.setdefault(id(location.parameter), []).append(location)
     alike = [
         list({(id(p.holder), p.attribute): p for p in some}.values()) for some in held.values()
     ]
     alike = [some for some in alike if len(some) > 1]
     for some in alike:
-        for place in some[1:]:
-            _hold_apart([place])
+        for location in some[1:]:
+            _give_own_parameter([location])
     return alike
 
 
-def tie_again(groups: Groups) -> None:
-    """Let the places of each group hold the first one's parameter."""
+def retie(groups: Groups) -> None:
+    """Assign the first location's parameter to all locations of each group."""
     for group in groups:
-        for place in group[1:]:
-            place.hold(group[0].parameter)
+        for location in group[1:]:
+            location.assign(group[0].parameter)
 
 
-def _hold_apart(group: list[Place]) -> None:
-    """Give places a parameter of their own, of the same values."""
+def _give_own_parameter(group: list[ParameterLocation]) -> None:
+    """Assign a copy of their parameter to locations."""
     shared = group[0].parameter
     own = nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad)
-    for place in group:
-        place.hold(own)
+    for location in group:
+        location.assign(own)

@@ -1,8 +1,8 @@
-"""The model inside what a trainer puts around it: processes, compilation, mixed precision.
+"""The model inside a trainer's wrappers: data parallelism, compilation, mixed precision.
 
-`accelerate` replaces the `forward` of a model that is trained with bf16 or fp16 by one under
-autocast, and leaves it so when training has ended: the same object then computes something else
-than its weights do when they are loaded from the checkpoint.
+`accelerate` replaces the `forward` of a model trained with bf16 or fp16 by one under autocast, and
+does not restore it after training: the same object then has other outputs than its weights have
+when loaded from the checkpoint.
 """
 
 from collections.abc import Generator
@@ -16,12 +16,12 @@ _INSIDE = {
     "DeepSpeedEngine": "module",
     "OptimizedModule": "_orig_mod",
 }
-_PLAIN_FORWARD = "_original_forward"  # where accelerate keeps the forward that it replaced
-_COMPILED = "_compiled_call_impl"  # where torch keeps what `module.compile()` made
+_PLAIN_FORWARD = "_original_forward"  # where accelerate stores the forward that it replaced
+_COMPILED = "_compiled_call_impl"  # where torch stores the result of `module.compile()`
 
 
 def wrapper_of(model: nn.Module) -> str | None:
-    """Return how the model inside a wrapper is reached, such as `module`; None for no wrapper."""
+    """Return the attribute of the model inside a wrapper, such as `module`; None for no wrapper."""
     kinds = (kind.__name__ for kind in type(model).__mro__)
     return next((_INSIDE[kind] for kind in kinds if kind in _INSIDE), None)
 
@@ -35,8 +35,8 @@ def inner_model(model: nn.Module) -> nn.Module:
 
 def is_under_autocast(module: nn.Module) -> bool:
     """Return whether accelerate replaced a module's `forward` by one under autocast."""
-    kept = vars(module).get(_PLAIN_FORWARD)
-    return kept is not None and vars(module).get("forward", kept) is not kept
+    original = vars(module).get(_PLAIN_FORWARD)
+    return original is not None and vars(module).get("forward", original) is not original
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -46,10 +46,7 @@ def is_compiled(module: nn.Module) -> bool:
 
 @contextmanager
 def computing_plainly(model: nn.Module) -> Generator[nn.Module]:
-    """Let a model compute what its weights say for as long as the block lasts.
-
-    Outside of the autocast that a trainer put around `forward`, and uncompiled; afterwards it is as
-    it was.
+    """Run a model without a trainer's autocast and without compilation inside the `with` block.
 
     Args:
         model: without a wrapper around it (`inner_model`).

@@ -1,4 +1,4 @@
-"""Which columns of a file hold the prompt, its group and its answer: one order for all readers."""
+"""The columns of a file that hold the prompt, its group and its answer, for all readers."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -39,7 +39,7 @@ def answer_column(record: Mapping[str, Any]) -> str | None:
 
 
 def prompt_of(record: Mapping[str, Any]) -> Any:
-    """Return a row's prompt as it stands there; an Alpaca `input` joins it on a new line.
+    """Return the prompt of a row; an Alpaca `input` joins it on a new line.
 
     Args:
         record: a row; one without a column of prompts, or with an empty one, gives "".

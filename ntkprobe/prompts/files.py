@@ -1,4 +1,4 @@
-"""The rows of a file of prompts, whatever its format; what they mean is said in `prompts`."""
+"""Reads the rows of a file of prompts, in any supported format; `prompt_set` interprets them."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return a file's rows; bare strings become rows with a `prompt`.
 
     Args:
-        path: a file in one of the four formats, told by its suffix.
+        path: a file in one of the four formats, identified by its suffix.
 
     Returns:
         One dictionary for each row, whose texts are all valid Unicode.

@@ -1,4 +1,4 @@
-"""Prompts in groups: an ordered set with a digest, read from the files the field keeps them in."""
+"""Ordered sets of prompts in groups, with a digest, read from the formats common in the field."""
 
 import json
 import re
@@ -275,7 +275,7 @@ class PromptSet(Sequence[Prompt]):
 
 
 def normalised(text: str) -> str:
-    """Return a text as it is compared: Unicode folded, without case, punctuation or spacing."""
+    """Return a text normalised for comparison: no case, punctuation or spacing, folded Unicode."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.findall(r"\w+", folded))
 

@@ -1,4 +1,4 @@
-"""Reasoning in front of an answer: how models mark it, how it is closed, and what follows it.
+"""Reasoning before an answer: how models mark it, how it is closed, and the answer after it.
 
 The marks are those of DeepSeek-R1, QwQ, Qwen3, SmolLM3, Nemotron, GLM and Granite (`<think>`),
 EXAONE (`<thought>`), Magistral (`[THINK]`), Seed-OSS, Kimi, Cohere, Gemma 4, Apriel and gpt-oss
@@ -92,7 +92,7 @@ def has_marks(text: str) -> bool:
 
 
 def closing(text: str) -> str:
-    """Return what closes the block that a text leaves open; empty where it leaves none open."""
+    """Return the text that closes an open block of reasoning; empty if none is open."""
     places = ((text.rfind(block.opening), len(block.opening), block) for block in BLOCKS)
     at, _, block = max(places, key=lambda place: place[:2])
     inside = text[at:]
@@ -122,7 +122,7 @@ def answered(text: str) -> str | None:
 
 
 def _unwrapped(text: str) -> str:
-    """Return an answer without the marks that stand around it."""
+    """Return an answer without the marks around it."""
     for before, after in _WRAPPERS:
         if text.startswith(before):
             return text.removeprefix(before).partition(after)[0].strip()

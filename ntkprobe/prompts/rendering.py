@@ -1,4 +1,4 @@
-"""A conversation as a tokenizer's chat template writes it: on a given day, its contents shown.
+"""Renders conversations with a tokenizer's chat template, for a given date.
 
 transformers lets a template print today's date (`strftime_now`), so that the same prompt has other
 tokens tomorrow. Here a template prints the day it is given: the first day of a run, which is
@@ -40,7 +40,7 @@ _TWO_DAYS = ("1999-12-31", "2010-06-15")
 
 @contextmanager
 def dated(day: str | None) -> Generator[None]:
-    """Let templates that are resolved in the block print this day instead of today.
+    """Make templates that are resolved in the block print this day instead of today.
 
     Args:
         day: as `2026-03-01`; None changes nothing.
@@ -70,7 +70,7 @@ def render(
     listed: bool = False,
     generation_prompt: bool = False,
 ) -> str:
-    """Return a conversation as a template writes it, thinking modes off.
+    """Return a conversation rendered by a template, with thinking modes off.
 
     Args:
         tokenizer: the model's.
@@ -125,7 +125,7 @@ def prints_the_day(tokenizer: "PreTrainedTokenizerBase", messages: Messages, **h
 def takes_lists(
     tokenizer: "PreTrainedTokenizerBase", messages: Messages, **how: Any
 ) -> bool | None:
-    """Return how a template shows contents: False as texts, True as lists of parts, None neither.
+    """Return the form of contents that a template renders: False texts, True lists, None neither.
 
     Args:
         tokenizer: the model's.

@@ -1,4 +1,4 @@
-r"""A file of prompts as it is named on a command line, and the rows of it that are meant.
+r"""Selections of rows of a prompt file, as written on a command line.
 
     FILE[:COLUMN=VALUE,…][:COLUMN!=VALUE,…][=GROUP]
 
@@ -33,7 +33,7 @@ _VALUES_SHOWN = 20
 
 @dataclass(frozen=True)
 class Condition:
-    """What a row's column has to say, or (`excluded`) must not say.
+    """A condition on the value of a row's column.
 
     Attributes:
         column: its name.
@@ -46,11 +46,11 @@ class Condition:
     excluded: bool = False
 
     def holds(self, record: Mapping[str, Any]) -> bool:
-        """Return whether a row meets it."""
+        """Return whether a row meets the condition."""
         return (_written(record.get(self.column)) in self.values) != self.excluded
 
     def __str__(self) -> str:
-        """Return it as it is typed, for messages."""
+        """Return the condition as written on the command line."""
         return f"{self.column}{'!=' if self.excluded else '='}{','.join(self.values)}"
 
 
@@ -70,7 +70,7 @@ class PromptSelection:
 
     @classmethod
     def parse(cls, word: str | Path) -> "PromptSelection":
-        """Return what a word of the command line means; the file need not exist.
+        """Return the selection that a command-line argument writes; the file need not exist.
 
         Raises:
             UserError: if what stands behind the file cannot be read.
@@ -98,7 +98,7 @@ class PromptSelection:
         return cls(Path(path), tuple(found))
 
     def unmarked(self) -> "PromptSelection":
-        """Return it, if it names no group.
+        """Return the selection if it names no group.
 
         Raises:
             UserError: if it does, where groups mean nothing.
@@ -115,7 +115,7 @@ class PromptSelection:
         """
         records = read_rows(self.path)
         for condition in self.conditions:
-            _insist_on_present(condition, records, self.path)
+            _require_present(condition, records, self.path)
         rows = list(enumerate(records, start=1))
         kept = [(n, r) for n, r in rows if all(each.holds(r) for each in self.conditions)]
         if self.conditions and not kept:
@@ -151,17 +151,17 @@ def _plain(token: str) -> str:
 
 
 def _written(value: Any) -> str:
-    """Return a cell as it is compared."""
+    """Return a cell in the form that is compared."""
     missing = value is None or (isinstance(value, float) and math.isnan(value))
     if missing:
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value).strip()
 
 
-def _insist_on_present(
+def _require_present(
     condition: Condition, records: Sequence[Mapping[str, Any]], path: Path
 ) -> None:
-    """Refuse a column or value that no row has: a misspelt one would select other rows in silence.
+    """Refuse a column or value that no row has: a misspelt one would silently select other rows.
 
     Raises:
         UserError: naming the columns or values that there are.

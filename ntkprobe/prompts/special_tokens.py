@@ -1,4 +1,4 @@
-"""Special tokens by the tokenizer's own flag, named or not: BOS, ends of turns, what is shown."""
+"""Special tokens of a tokenizer: BOS, end-of-turn tokens, and decoding without them."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def added_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, "AddedToken"]:
-    """Return the added tokens by id; none for a tokenizer that does not list them."""
+    """Return the added tokens by id; empty for a tokenizer that does not list them."""
     return dict(getattr(tokenizer, "added_tokens_decoder", None) or {})
 
 
@@ -29,7 +29,7 @@ def special_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
 
 
 def reply_ends(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """Return the special ids at which a reply has ended: all but those that mark its reasoning.
+    """Return the special ids that end a reply: all except those that mark its reasoning.
 
     EOS is among them in any case. `<|end|>` is none beside `<|channel|>`, where it ends a channel.
     """

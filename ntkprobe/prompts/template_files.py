@@ -1,4 +1,4 @@
-"""Chat templates as files: those that come with the package, and one of the user's own."""
+"""Chat templates in files: the package's own, and the user's."""
 
 from hashlib import sha256
 from importlib.resources import files

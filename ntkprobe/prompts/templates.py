@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from ..errors import UserError
-from .answer_start import AnswerStart, behind_text, find_answer_start
+from .answer_start import AnswerStart, find_answer_start, text_after_prompt
 from .prompt_set import Prompt
 from .reasoning import answered
 from .rendering import Messages, current_day, prints_the_day, render, takes_lists
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # What every tokenizer can write, to see what a template adds.
 _PROBE, _REPLY, _NEXT = "Hello", "Fine", "Why?"
 
-_PLACES: "WeakKeyDictionary[Any, dict[Any, tuple[AnswerStart, TurnEnd]]]" = WeakKeyDictionary()
+_USUAL_ENDS: "WeakKeyDictionary[Any, dict[Any, tuple[AnswerStart, TurnEnd]]]" = WeakKeyDictionary()
 """Where the answers of each tokenizer's templates usually begin and how they end, found once."""
 
 
@@ -74,7 +74,7 @@ class Template:
         answer = self._answer_ids(tokenizer, text, response) if response else []
         ids = self._prompt_ids(tokenizer, text)
         if max_length is not None and len(ids) + len(answer) > max_length:
-            ids = self._shortened(tokenizer, text, max_length - len(answer))
+            ids = self._truncated_ids(tokenizer, text, max_length - len(answer))
         return ids + answer
 
     def encode_pair(
@@ -93,8 +93,8 @@ class Template:
 
         Args:
             tokenizer: the model's.
-            prompt_text: what the user says.
-            response_text: what the assistant is to answer.
+            prompt_text: the user's text.
+            response_text: the assistant's answer.
             system: a system message; None leaves the template's own, if any.
 
         Returns:
@@ -116,12 +116,15 @@ class Template:
     def _learnt_ids(
         self, tokenizer: "PreTrainedTokenizerBase", text: str, answer: str, system: str | None
     ) -> list[int]:
-        """Return the ids of an answer as a conversation has it, with what ends it."""
+        """Return the ids of an answer within a conversation, with its end-of-turn token."""
         whole = self._render(tokenizer, text, answer, system)
-        (before, start), end = self._place(tokenizer, text, system), self._places(tokenizer)[1]
-        written = start.written(whole, answer, self.name)
-        closing = start.tail if end.text is None else end.text
-        ids = _continued(tokenizer, before, f"{start.lead}{written}{closing}")
+        (before, start), end = (
+            self._answer_start(tokenizer, text, system),
+            self._usual_ends(tokenizer)[1],
+        )
+        rendered = start.rendered_answer(whole, answer, self.name)
+        closing = start.after_answer if end.text is None else end.text
+        ids = _continuation_ids(tokenizer, before, f"{start.leading_space}{rendered}{closing}")
         return ids if ids[-1] in end.stops else ended(tokenizer, ids)
 
     def encode_phrases(
@@ -145,7 +148,7 @@ class Template:
 
     def stop_ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
         """Return the ids that generation has to stop at: `end_of_turn`, and what begins a turn."""
-        more = () if self.raw else self._places(tokenizer)[1].stops
+        more = () if self.raw else self._usual_ends(tokenizer)[1].stops
         return sorted({self.end_of_turn(tokenizer), *more})
 
     def opening(self, tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> list[int]:
@@ -192,17 +195,17 @@ class Template:
         Args:
             tokenizer: the model's.
             answer: as it is given.
-            prompt_text: what the user says.
+            prompt_text: the user's text.
             system: a system message.
         """
         alone = answered(answer)
         if self.raw or alone is None or alone == answer:
             return False
-        return self._place(tokenizer, prompt_text, system)[1].reasons
+        return self._answer_start(tokenizer, prompt_text, system)[1].has_reasoning
 
     def bridge(self, tokenizer: "PreTrainedTokenizerBase") -> str:
-        """Return what is put behind a usual prompt (`remarks` counts the others) at its end."""
-        return "" if self.raw else self._places(tokenizer)[0].bridge
+        """Return the text appended to a usual prompt; `remarks` counts the other prompts."""
+        return "" if self.raw else self._usual_ends(tokenizer)[0].bridge
 
     def remarks(
         self,
@@ -210,7 +213,7 @@ class Template:
         texts: Iterable[str] = (),
         system: str | None = None,
     ) -> list[str]:
-        """Return what a reader of the numbers should know about the template, a line each.
+        """Return what to know about the template when reading the results, a line each.
 
         Args:
             tokenizer: the model's.
@@ -220,25 +223,25 @@ class Template:
         if self.raw:
             return []
         dated = f"the template {self.name!r} prints a date: {self.day}, throughout this run"
-        said = [dated] if self.day else []
-        usual = self._places(tokenizer)[0].remark
-        own = Counter(self._place(tokenizer, text, system)[1].remark for text in texts)
+        first = [dated] if self.day else []
+        usual = self._usual_ends(tokenizer)[0].change
+        own = Counter(self._answer_start(tokenizer, text, system)[1].change for text in texts)
         switched = [
             f"{count} prompts switch reasoning: {remark or 'nothing is put behind them'}"
             for remark, count in own.items()
             if remark != usual
         ]
-        return [*said, *([usual] if usual else []), *switched]
+        return [*first, *([usual] if usual else []), *switched]
 
     def _prompt_ids(
         self, tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None = None
     ) -> list[int]:
         _require_text(text, "prompt")
         if not self.raw:
-            rendered, _ = self._place(tokenizer, text, system)
+            rendered, _ = self._answer_start(tokenizer, text, system)
             return single_bos(tokenizer, _tokenise(tokenizer, rendered))
         ids = list(tokenizer(text)["input_ids"])
-        # A tokenizer that closes every text with EOS would have us measure what follows its end.
+        # With a tokenizer that appends EOS, the position after the end would be measured.
         eos = tokenizer.eos_token_id
         closed = eos is not None and len(ids) > 1 and ids[-1] == eos
         added = closed and not text.endswith(str(tokenizer.eos_token))
@@ -250,45 +253,47 @@ class Template:
         _require_text(answer, "answer")
         if self.raw:
             return _tokenise(tokenizer, answer)
-        before, start = self._place(tokenizer, text)
-        return _continued(tokenizer, before, start.lead + answer)
+        before, start = self._answer_start(tokenizer, text)
+        return _continuation_ids(tokenizer, before, start.leading_space + answer)
 
-    def _place(
+    def _answer_start(
         self, tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None = None
     ) -> tuple[str, AnswerStart]:
-        """Return a rendered prompt up to where its answer begins, and what is around the answer."""
-        usual = self._places(tokenizer)[0]
+        """Return a rendered prompt up to its answer, and the text around the answer."""
+        usual = self._usual_ends(tokenizer)[0]
         before = self._render(tokenizer, text, system=system)
-        # Without pairs (no tail), there is nothing that a prompt could be compared with.
-        whole = "" if usual.tail is None else self._render(tokenizer, text, _REPLY, system)
-        said = behind_text(before, text, usual.said)
-        start = find_answer_start(before, whole, said, _REPLY, self.name)
+        # A template that renders no answers leaves nothing to compare the prompt with.
+        whole = "" if usual.after_answer is None else self._render(tokenizer, text, _REPLY, system)
+        after_text = text_after_prompt(before, text, usual.after_text)
+        start = find_answer_start(before, whole, after_text, _REPLY, self.name)
         return before + start.bridge, start
 
-    def _places(self, tokenizer: "PreTrainedTokenizerBase") -> tuple[AnswerStart, TurnEnd]:
-        """Return where answers usually begin, and how they end; found once for a template."""
-        known = _PLACES.setdefault(tokenizer, {})
+    def _usual_ends(self, tokenizer: "PreTrainedTokenizerBase") -> tuple[AnswerStart, TurnEnd]:
+        """Return how answers usually begin and end, computed once for a template."""
+        known = _USUAL_ENDS.setdefault(tokenizer, {})
         key = self, str(tokenizer.chat_template)
         if key not in known:
             before = self._render(tokenizer, _PROBE)
-            whole = self._tried(tokenizer, _turns(_PROBE, _REPLY))
+            whole = self._rendered_or_empty(tokenizer, _messages(_PROBE, _REPLY))
             start = find_answer_start(
                 before, whole, before.rpartition(_PROBE)[2], _REPLY, self.name
             )
-            more = self._tried(tokenizer, [*_turns(_PROBE, _REPLY), ("user", _NEXT)])
+            more = self._rendered_or_empty(tokenizer, [*_messages(_PROBE, _REPLY), ("user", _NEXT)])
             between = more.rpartition(_NEXT)[0].rpartition(_REPLY)[2]
-            known[key] = start, turn_end(tokenizer, start.tail or "", between)
+            known[key] = start, turn_end(tokenizer, start.after_answer or "", between)
         return known[key]
 
-    def _tried(self, tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> str:
-        """Return a conversation as the template writes it; empty where it takes none like it."""
+    def _rendered_or_empty(self, tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> str:
+        """Return a rendered conversation; empty if the template cannot render it."""
         how: dict[str, Any] = {"source": self.source, "day": self.day, "listed": self.listed}
         try:
             return render(tokenizer, messages, name=self.name, **how)
-        except UserError:  # where such a conversation is needed, it is refused
+        except UserError:  # callers that need this conversation refuse it
             return ""
 
-    def _shortened(self, tokenizer: "PreTrainedTokenizerBase", text: str, room: int) -> list[int]:
+    def _truncated_ids(
+        self, tokenizer: "PreTrainedTokenizerBase", text: str, room: int
+    ) -> list[int]:
         ids = self._prompt_ids(tokenizer, text)
         if self.raw and room > 0:
             return ids[:room]
@@ -311,7 +316,7 @@ class Template:
     ) -> str:
         return render(
             tokenizer,
-            _turns(text, answer, system),
+            _messages(text, answer, system),
             name=self.name,
             source=self.source,
             day=self.day,
@@ -333,7 +338,7 @@ def resolve_template(tokenizer: "PreTrainedTokenizerBase", spec: str | Path = "a
             `raw`), a shipped template (`qwen2.5`, `llama-3`) or a Jinja file.
 
     Returns:
-        A template that has been rendered once, so that a broken one is told before a model runs.
+        A template that has been rendered once, so that a broken one is refused before a model runs.
 
     Raises:
         UserError: if the tokenizer has no template of its own, or the file is missing or broken.
@@ -351,28 +356,28 @@ def resolve_template(tokenizer: "PreTrainedTokenizerBase", spec: str | Path = "a
         template = Template(name, shipped[name])
     else:
         template = Template(*template_from_file(Path(spec)))
-    return _settled(tokenizer, template)
+    return _with_contents_and_day(tokenizer, template)
 
 
-def _settled(tokenizer: "PreTrainedTokenizerBase", template: Template) -> Template:
-    """Return a template with how it takes contents, and the day that it prints.
+def _with_contents_and_day(tokenizer: "PreTrainedTokenizerBase", template: Template) -> Template:
+    """Return a template with the form of its contents and the day that it prints set.
 
     Raises:
-        UserError: if it fails, or does not render what the user says.
+        UserError: if it fails, or does not render the user's text.
     """
     how: dict[str, Any] = {"name": template.name, "source": template.source}
-    asked, talk = _turns(_PROBE), _turns(_PROBE, _REPLY)
-    listed = takes_lists(tokenizer, talk, **how)
+    prompt, conversation = _messages(_PROBE), _messages(_PROBE, _REPLY)
+    listed = takes_lists(tokenizer, conversation, **how)
     if listed is None:
-        listed = takes_lists(tokenizer, asked, **how, generation_prompt=True)
+        listed = takes_lists(tokenizer, prompt, **how, generation_prompt=True)
     if listed is None:
         template._render(tokenizer, _PROBE)  # says why it fails, if it does
         raise UserError(f"the chat template {template.name!r} does not render the user's message")
-    dated = prints_the_day(tokenizer, asked, **how, listed=listed, generation_prompt=True)
+    dated = prints_the_day(tokenizer, prompt, **how, listed=listed, generation_prompt=True)
     return replace(template, day=current_day() if dated else None, listed=listed)
 
 
-def _turns(text: str, answer: str | None = None, system: str | None = None) -> Messages:
+def _messages(text: str, answer: str | None = None, system: str | None = None) -> Messages:
     roles = {"system": system, "user": text, "assistant": answer}
     return [(role, content) for role, content in roles.items() if content is not None]
 
@@ -385,14 +390,14 @@ def _require_text(text: str, what: str) -> None:
 
 
 def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    # A template's text has its special tokens written out; the tokenizer adds none.
+    # The template rendered the special tokens; the tokenizer adds none.
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _continued(tokenizer: "PreTrainedTokenizerBase", before: str, answer: str) -> list[int]:
-    """Return the ids of an answer in its place behind a rendered prompt."""
+def _continuation_ids(tokenizer: "PreTrainedTokenizerBase", before: str, answer: str) -> list[int]:
+    """Return the ids of an answer that continues a rendered prompt."""
     before_ids = _tokenise(tokenizer, before)
     ids = _tokenise(tokenizer, before + answer)
     if ids[: len(before_ids)] == before_ids:
         return ids[len(before_ids) :]
-    return _tokenise(tokenizer, answer)  # the two would merge at the seam
+    return _tokenise(tokenizer, answer)  # the last token of the prompt would merge with it

@@ -1,4 +1,4 @@
-"""Text as everything behind it takes it: tokenizers, Parquet and terminals want valid Unicode.
+"""Checks and repairs text: tokenizers, Parquet and terminals need valid Unicode.
 
 JSON can write half a surrogate pair (U+D83D alone, as in chats that were cut in mid-emoji), files
 come in other encodings than UTF-8, and a file in UTF-16 read as UTF-8 is full of NUL. Such text of
@@ -15,7 +15,7 @@ _HALF = re.compile(r"[\ud800-\udfff]")
 
 
 def flaw_of(text: str) -> str | None:
-    """Return what is wrong with a text; None for valid Unicode without NUL."""
+    """Return the flaw of a text, in words; None for valid Unicode without NUL."""
     if "\0" in text:
         return "holds a NUL character: is the file UTF-16? Save it as UTF-8"
     if text.isascii():
@@ -30,7 +30,7 @@ def flaw_of(text: str) -> str | None:
 
 
 def flaw_within(value: Any) -> str | None:
-    """Return what is wrong with the first flawed text in a record, at any depth; None for none."""
+    """Return the flaw of the first flawed text in a record, at any depth; None if there is none."""
     return next((flaw for text in _texts(value) if (flaw := flaw_of(text))), None)
 
 
@@ -40,7 +40,7 @@ def repaired(text: str) -> str:
 
 
 def read_utf8(path: Path) -> str:
-    """Return the text of a file in UTF-8, less a byte order mark at its beginning.
+    """Return the text of a file in UTF-8, without a byte order mark.
 
     Raises:
         ValueError: naming the line that is something else.

@@ -31,7 +31,7 @@ from ..checkpoints import (
     readiness,
 )
 from ..checkpoints.headers import read_json
-from ..checkpoints.loading import insist_on_finite_weights
+from ..checkpoints.loading import require_finite_weights
 from ..errors import UserError, one_line
 from ..settings import require_same_settings
 from ..storage import replacing, write_json, write_table
@@ -191,7 +191,7 @@ class Run:
             model: a model or adapter in training's last state.
             tokenizer: its tokenizer.
         """
-        insist_on_finite_weights(model, "the trained model")
+        require_finite_weights(model, "the trained model")
         if not self.writes:
             return
         hidden = self.folder / f".{FINAL}.tmp"

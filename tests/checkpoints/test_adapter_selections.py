@@ -146,7 +146,7 @@ def test_a_base_models_own_names_make_nothing_an_adapters():
 def test_a_tied_matrix_that_an_adapter_changes_at_one_end_is_refused_until_it_is_two():
     model = trained(base_model(True), lora_config(target_modules=["q_proj", "lm_head"]))
     for spec in ("all", "head", "embed"):
-        with pytest.raises(UserError, match="tied, not alike"):
+        with pytest.raises(UserError, match="tied, in different ways"):
             ParameterSelection.parse(spec).parameters(model)
     assert selected(model, "lora") and selected(model, "last:1")
     ids = PROBES[0].input_ids[None]

@@ -16,7 +16,7 @@ from architectures import (
 
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
-from ntkprobe.estimators.finite_difference import FiniteDifference, moved
+from ntkprobe.estimators.finite_difference import FiniteDifference, shifted
 from ntkprobe.kernel import Probe
 from ntkprobe.models.architecture import Float64Throughout
 
@@ -158,7 +158,7 @@ class TestRestoring:
         before, parameters = self.snapshot(model), list(model.parameters())
         with (
             pytest.raises(KeyError),
-            moved(parameters, [torch.ones_like(p) for p in parameters], 1.0),
+            shifted(parameters, [torch.ones_like(p) for p in parameters], 1.0),
         ):
             raise KeyError
         assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

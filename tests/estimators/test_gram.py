@@ -19,7 +19,15 @@ from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 from ntkprobe.errors import UserError
 from ntkprobe.estimators import gram
 from ntkprobe.estimators.dense import Dense, jacobians
-from ntkprobe.estimators.gram import Gram, algorithm, descent, orders, passes, products, rules
+from ntkprobe.estimators.gram import (
+    Gram,
+    algorithm,
+    backward,
+    contractions,
+    gradient_rules,
+    inner_products,
+    microbatches,
+)
 from ntkprobe.kernel import Probe, norms
 from ntkprobe.models.architecture import Float64Throughout, decoder_layers, hooked
 
@@ -38,7 +46,7 @@ def test_every_block_is_exact_in_float64(name):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_block_is_exact_in_float32_whatever_the_tiles(name):
+def test_every_block_is_exact_in_float32_for_several_micro_batches(name):
     agree(build(name), estimator=Gram(batch_size=3))
 
 
@@ -99,18 +107,18 @@ def test_selections_that_share_a_parameter_each_count_it_whole():
     assert worst_block_error(both, found["all"]) > 0.1
 
 
-def test_several_selections_go_down_the_model_once(monkeypatch):
-    descents = []
+def test_several_selections_take_one_backward_pass(monkeypatch):
+    constructed = []
 
-    class Counted(descent.Descent):
+    class Counted(microbatches.MicroBatches):
         def __init__(self, *given):
-            descents.append(given)
+            constructed.append(given)
             super().__init__(*given)
 
-    monkeypatch.setattr(algorithm, "Descent", Counted)
+    monkeypatch.setattr(algorithm, "MicroBatches", Counted)
     model = build("llama")
     Gram().by_selection(model, make_probes(model), ["below:1", "last:1", "all"])
-    assert len(descents) == 1
+    assert len(constructed) == 1
 
 
 @pytest.mark.parametrize("changes", [{}, {"modules_to_save": ["lm_head"]}])
@@ -209,18 +217,20 @@ def test_without_the_cross_terms_a_tied_matrix_would_be_far_off():
     assert worst_block_error(Gram()(untied, probes), Gram()(tied, probes)) > 0.1
 
 
-def test_a_rule_that_drops_the_cross_terms_is_found_out(monkeypatch):
-    right = products._matrix_and_table
-    monkeypatch.setattr(products, "_matrix_and_table", lambda p, q: 0 * right(p, q))
+def test_a_rule_that_drops_the_cross_terms_is_detected(monkeypatch):
+    right = inner_products.matrix_lookup_product
+    monkeypatch.setattr(inner_products, "matrix_lookup_product", lambda p, q: 0 * right(p, q))
     model = build("qwen2-tied")
     assert Gram().coverage(model, make_probes(model))["model.embed_tokens.weight"] == "autograd"
     agree(model)
 
 
-def test_a_rule_that_is_wrong_is_found_out(monkeypatch):
-    wrong = {"mul": lambda call: rules._added(call.find(call.args[0]), call.out)}
-    monkeypatch.setattr(rules, "RULES", rules.RULES | wrong)
-    monkeypatch.setattr(gram.recording, "RULES", rules.RULES)
+def test_a_rule_that_is_wrong_is_detected(monkeypatch):
+    wrong = {
+        "mul": lambda call: gradient_rules.added_vector_uses(call.find(call.args[0]), call.out)
+    }
+    monkeypatch.setattr(gradient_rules, "RULES", gradient_rules.RULES | wrong)
+    monkeypatch.setattr(gram.operation_recorder, "RULES", gradient_rules.RULES)
     model = build("llama")
     handled = Gram().coverage(model, make_probes(model))
     assert {name for name, how in handled.items() if how == "autograd"} == {
@@ -324,7 +334,7 @@ class Late(nn.Module):
 
 
 @pytest.mark.parametrize("size", [1, "auto"])
-def test_an_expert_that_the_two_prompts_of_the_trial_do_not_come_to_is_counted(size):
+def test_an_expert_that_the_two_prompts_of_the_rule_check_do_not_reach_is_counted(size):
     torch.manual_seed(3)
     model = build("llama")
     model.model.layers[0].mlp = Experts(16).eval()
@@ -341,7 +351,7 @@ def test_an_expert_that_the_two_prompts_of_the_trial_do_not_come_to_is_counted(s
 
 
 def test_the_expert_would_be_missing_were_the_plan_never_corrected(monkeypatch):
-    monkeypatch.setattr(descent.Descent, "missed", lambda self: (set(), set()))
+    monkeypatch.setattr(microbatches.MicroBatches, "fallbacks", lambda self: (set(), set()))
     torch.manual_seed(3)
     model = build("llama")
     model.model.layers[0].mlp = Experts(16).eval()
@@ -434,14 +444,14 @@ def test_between_two_models_a_parameter_is_handled_alike_in_both(left_alone, mon
     before, after = build("mixtral"), build("mixtral", seed=1)
     observed, updated = make_probes(after), make_probes(before, lengths=(4, 7))
     expected = Gram().between(after, observed, before, updated)
-    plan = algorithm.plan
+    plan = algorithm.plan_backward
 
-    def partly(route, probes, watched):
-        names = {n for n in watched if left_alone in n and route.model is before}
-        assert names or route.model is after
-        return plan(route, probes, watched).corrected(names)
+    def partly(schedule, probes, watched):
+        names = {n for n in watched if left_alone in n and schedule.model is before}
+        assert names or schedule.model is after
+        return plan(schedule, probes, watched).with_fallbacks(names)
 
-    monkeypatch.setattr(algorithm, "plan", partly)
+    monkeypatch.setattr(algorithm, "plan_backward", partly)
     assert worst_block_error(Gram().between(after, observed, before, updated), expected) < 1e-4
 
 
@@ -479,14 +489,14 @@ def test_the_order_of_prompts_changes_nothing_but_the_order():
     assert worst_block_error(shuffled, Gram()(model, probes)[order][:, :, order]) < 1e-5
 
 
-def test_tiles_that_do_not_fit_are_computed_again(monkeypatch):
-    monkeypatch.setattr(descent, "fits", lambda factors, tiles: False)
+def test_factors_that_do_not_fit_into_memory_are_computed_again(monkeypatch):
+    monkeypatch.setattr(microbatches, "fits_in_memory", lambda factors, batches: False)
     agree(build("qwen2-tied"), estimator=Gram(batch_size=1))
 
 
-def test_little_room_changes_nothing(monkeypatch):
-    monkeypatch.setattr(passes, "VALUES_AT_A_TIME", {"cpu": 1})
-    monkeypatch.setattr(orders, "FLOATS_AT_A_TIME", {"cpu": 1})
+def test_small_intermediate_results_change_nothing(monkeypatch):
+    monkeypatch.setattr(backward, "VALUES_AT_A_TIME", {"cpu": 1})
+    monkeypatch.setattr(contractions, "FLOATS_AT_A_TIME", {"cpu": 1})
     agree(build("qwen2-tied"))
 
 
@@ -502,19 +512,19 @@ def test_little_room_changes_nothing(monkeypatch):
 def test_out_of_memory_halves_the_prompts_at_a_time(error, monkeypatch):
     sizes = []
 
-    class Full(descent.Descent):
+    class Full(microbatches.MicroBatches):
         def __init__(self, plan, probes, watched, size):
             sizes.append(size)
             if size > 1:
                 raise error
             super().__init__(plan, probes, watched, size)
 
-    monkeypatch.setattr(algorithm, "Descent", Full)
+    monkeypatch.setattr(algorithm, "MicroBatches", Full)
     agree(build("llama"))
     assert sizes == [4, 2, 1]
     with pytest.raises(type(error)):
         agree(build("llama"), estimator=Gram(batch_size=2))
-    monkeypatch.setattr(algorithm, "prompts_at_a_time", lambda route, probes: 1)
+    monkeypatch.setattr(algorithm, "microbatch_size", lambda schedule, probes: 1)
     monkeypatch.setattr(Full, "__init__", lambda self, *_: (_ for _ in ()).throw(error))
     with pytest.raises(torch.OutOfMemoryError):  # one kind, for those who ask for less then
         agree(build("llama"))
@@ -524,7 +534,7 @@ def test_another_error_is_not_taken_for_too_little_memory(monkeypatch):
     def fail(plan, probes, watched, size):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(algorithm, "Descent", fail)
+    monkeypatch.setattr(algorithm, "MicroBatches", fail)
     with pytest.raises(RuntimeError, match="something else"):
         Gram()(build("llama"), make_probes(build("llama")))
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from ntkprobe.estimators.gram import orders, threads
+from ntkprobe.estimators.gram import contractions, threads
 from ntkprobe.estimators.gram.factors import Outer
-from ntkprobe.estimators.gram.products import product
+from ntkprobe.estimators.gram.inner_products import inner_product
 from ntkprobe.estimators.gram.threads import multiply, side_by_side
 
 CPU = torch.device("cpu")
@@ -60,30 +60,32 @@ def kernels(request, monkeypatch):
 
 
 @pytest.mark.parametrize("order", ["ghost", "mixed", "explicit"])
-@pytest.mark.parametrize("same", [True, False], ids=["one tile", "two tiles"])
+@pytest.mark.parametrize("same", [True, False], ids=["one micro-batch", "two micro-batches"])
 def test_every_order_gives_the_inner_products_of_the_gradients(order, same, kernels, monkeypatch):
     p = factor([4, 7, 9, 9, 2])
     q = p if same else factor([5, 3, 8], k=2, seed=1)
-    monkeypatch.setattr(orders, "cheapest", lambda p, q: order)
+    monkeypatch.setattr(contractions, "cheapest", lambda p, q: order)
     expected = explicit(p, q)
-    assert (product(p, q) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (inner_product(p, q) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("settings", [(1, 1, 1), (10**3, 30, 7), (10**9, 10**9, 10**9)])
 def test_how_much_is_done_at_a_time_changes_nothing(settings, kernels, monkeypatch):
     p = factor([4, 7, 9, 9, 2])
-    monkeypatch.setattr(orders, "cheapest", lambda p, q: "mixed")
-    for name, value in zip(("_SMALL", "_FLAT", "_SMALL_ENTRIES"), settings, strict=True):
-        monkeypatch.setattr(orders, name, value)
+    monkeypatch.setattr(contractions, "cheapest", lambda p, q: "mixed")
+    for name, value in zip(
+        ("SMALL_MULTIPLY_ADDS", "SMALL_OUTPUT", "SMALL_COLUMNS"), settings, strict=True
+    ):
+        monkeypatch.setattr(contractions, name, value)
     expected = explicit(p, p)
-    assert (product(p, p) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (inner_product(p, p) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_as_many_threads_as_there_are_give_the_same_numbers_bit_for_bit(two_threads):
     p, q = factor([20] * 30, k=10, out=500), factor([25] * 30, k=10, out=500, seed=1)
-    side = product(p, q)
+    side = inner_product(p, q)
     torch.set_num_threads(1)
-    assert torch.equal(side, product(p, q))
+    assert torch.equal(side, inner_product(p, q))
 
 
 def test_the_pieces_have_one_thread_each_and_afterwards_all_is_as_before(two_threads):
@@ -114,8 +116,8 @@ def test_callers_that_overlap_leave_the_threads_as_the_first_one_found_them(two_
 
 def test_a_matrix_that_no_row_came_to_has_no_part_in_the_kernel():
     p, none = factor([4, 7, 9]), Outer(torch.zeros(3, 0, 24), torch.zeros(3, 3, 0, 40), (0, 0, 0))
-    assert product(p, none).shape == (3, 3, 3, 3)
-    assert not product(p, none).any() and not product(none, none).any()
+    assert inner_product(p, none).shape == (3, 3, 3, 3)
+    assert not inner_product(p, none).any() and not inner_product(none, none).any()
 
 
 def test_a_piece_that_fails_is_heard_of_and_leaves_the_threads_as_they_were(two_threads):

@@ -13,7 +13,7 @@ PROMPTS = ntk.PromptSet.from_texts(TEXTS)
 TOKENIZER = tiny_tokenizer()
 
 
-def moved(scale=0.1):
+def shifted(scale=0.1):
     """Return the tiny model a step away from itself."""
     model = tiny_model()
     generator = torch.Generator().manual_seed(1)
@@ -24,7 +24,7 @@ def moved(scale=0.1):
 
 
 def test_it_is_the_product_of_both_models_gradients_at_the_same_tokens():
-    later, earlier = moved(), tiny_model()
+    later, earlier = shifted(), tiny_model()
     found = ntk.measure_between(later, earlier, TOKENIZER, PROMPTS, top_k=2, keep_blocks=True)
     ids = [torch.tensor(row) for row in encode(TOKENIZER, PROMPTS).input_ids]
     probes = [Probe(row, tokens=block) for row, block in zip(ids, found.tokens, strict=True)]
@@ -35,7 +35,7 @@ def test_it_is_the_product_of_both_models_gradients_at_the_same_tokens():
 
 
 def test_the_tokens_are_those_of_the_updated_model_unless_given():
-    later, earlier = moved(), tiny_model()
+    later, earlier = shifted(), tiny_model()
     own = ntk.measure_kernel(earlier, TOKENIZER, PROMPTS, top_k=2).tokens
     found = ntk.measure_between(later, earlier, TOKENIZER, PROMPTS, top_k=2)
     given = ntk.measure_between(later, earlier, TOKENIZER, PROMPTS, tokens=[3, 4])

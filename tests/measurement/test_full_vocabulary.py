@@ -122,7 +122,7 @@ class TestModel:
         model.register_forward_hook(
             lambda module, inputs, output: type(output)(logits=output.logits.softmax(-1))
         )
-        with pytest.raises(UserError, match="not each a function of one"):
+        with pytest.raises(UserError, match="depends on several of the head"):
             full_vocabulary_norms(model, ragged_prompts())
 
     def test_a_third_use_of_the_heads_matrix_is_refused(self):

@@ -15,7 +15,7 @@ from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.finite_difference import FiniteDifference
 from ntkprobe.estimators.forward_mode import ForwardMode
-from ntkprobe.estimators.gram import Gram, descent
+from ntkprobe.estimators.gram import Gram, microbatches
 from ntkprobe.kernel import Probe, last_logits, top_tokens
 from ntkprobe.measurement.activations import _batches, _last_positions
 from ntkprobe.measurement.influence.observations import LogProbabilities, Refusals
@@ -163,7 +163,7 @@ def test_finite_differences_are_of_each_prompt_alone():
 def test_a_gram_tile_of_short_and_long_prompts_would_be_far_off(monkeypatch):
     model = ruled("longrope", torch.float64)
     probes = [Probe(ids, torch.tensor([1, 5])) for ids in prompts((3, 30))]
-    monkeypatch.setattr(descent, "split", lambda *given: [[0, 1]])
+    monkeypatch.setattr(microbatches, "split", lambda *given: [[0, 1]])
     monkeypatch.setattr(logits, "together", lambda *given: [[0, 1]] if len(given[1]) > 1 else [[0]])
     assert worst_block_error(Gram()(model, probes), kernel_alone(model, probes)) > 0.1
 
@@ -242,8 +242,8 @@ def test_influence_observes_each_prompt_alone(name):
     direction = {n: torch.randn(p.shape, generator=generator) for n, p in chosen.items()}
     refusals = Refusals(model, chosen, PHRASES, ("literal",), given[-1])
     for what in (LogProbabilities(model, chosen), refusals):
-        together_ = what.along(given, direction)
-        alone = [what.along([ids], direction) for ids in given]
+        together_ = what.directional_derivative(given, direction)
+        alone = [what.directional_derivative([ids], direction) for ids in given]
         for found, each in zip(together_, zip(*alone, strict=True), strict=True):
             torch.testing.assert_close(found, torch.cat(each), atol=1e-3, rtol=1e-3)
 

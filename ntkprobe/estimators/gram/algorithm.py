@@ -1,20 +1,21 @@
 """The Gram estimator: the kernel as inner products of gradients that are never formed.
 
-1. The model runs forward once; what enters each block is kept.
-2. From the top down, a block at a time, it runs again and the k values' gradients are taken at the
-   outputs of every operation that uses a selected parameter (k backward passes in all).
+1. The model runs forward once; what enters each block is recorded.
+2. From the last block to the first, one at a time, each block runs again, and the k values'
+   gradients are taken at the outputs of every operation that uses a selected parameter (k backward
+   passes in all).
 3. Each operation's inputs and output gradients are the factors of its parameter's per-prompt
-   gradients; their inner products, in the cheapest order, are added up, and the factors dropped.
+   gradients. Their inner products, in the cheapest order, are added to the kernel, and the factors
+   are dropped.
 
 Exact: K is a sum over parameters, and each summand is computed in full.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -25,17 +26,16 @@ from ...kernel import Blocks, Probe, prepare
 from ...models.architecture import decoder_list, experts_one_by_one
 from ...models.parameters import ParameterSelection, Part, parse_selections, part_of
 from ...models.validation import count, refuse
-from .descent import Descent, Groups, kernels
-from .memory import prompts_at_a_time, ran_out
-from .passes import Route
+from .backward import BackwardSchedule
+from .microbatches import Groups, MicroBatches, is_out_of_memory, kernel_sums, microbatch_size
 from .precision import full_float32
-from .trial import Plan, plan
+from .rule_check import Plan, plan_backward
 
 _LOG = logging.getLogger("ntkprobe")
 Selection = str | ParameterSelection
-Side = tuple[nn.Module, Sequence[Probe]]
+ModelProbes = tuple[nn.Module, Sequence[Probe]]
 Planned = tuple[Plan, Sequence[Probe], dict[str, nn.Parameter]]
-WHOLE = "all"
+_ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,15 @@ class Gram:
     """Reverse mode only, for every architecture: the default.
 
     Attributes:
-        batch_size: prompts in one forward and backward pass; `auto` fits them to the memory, and
-            halves them where it runs out.
-        dtype: what to compute in, a block at a time whatever the checkpoint is stored in. Default
-            float32, or float64 for a model in float64. In bfloat16 a block of a Qwen2 drawn as
-            transformers draws it is off by 1 % in the mean, 3 % at worst (widths 64 to 512); one
-            drawn five to ten times as large by 6 and 14 %, deeper ones by more: what it is for is
-            memory (`benchmarks/bfloat16.py`).
-        allow_tf32: whether float32 matrices may be multiplied in less, as the process is set to.
+        batch_size: prompts in one forward and backward pass; `auto` chooses by the free memory, and
+            halves the number where memory runs out.
+        dtype: the dtype of the computation, one block at a time, whatever the checkpoint is stored
+            in. Default float32, or float64 for a model in float64. In bfloat16 the kernel of a
+            Qwen2 with the initial weights of transformers has a mean error of 1 % and at most 3 %
+            (widths 64 to 512); with weights five to ten times as large 6 and 14 %, and more for
+            deeper models. Its purpose is to save memory (`benchmarks/bfloat16.py`).
+        allow_tf32: whether float32 matrices may be multiplied in lower precision, as the process is
+            set to; otherwise in float32.
     """
 
     batch_size: int | Literal["auto"] = "auto"
@@ -58,7 +59,7 @@ class Gram:
     allow_tf32: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse settings that mean nothing."""
+        """Refuse invalid settings."""
         if self.batch_size != "auto":
             count("batch_size", self.batch_size)
         dtype = self.dtype
@@ -69,12 +70,12 @@ class Gram:
         self, model: nn.Module, probes: Sequence[Probe], parameters: Selection = "all"
     ) -> Blocks:
         """Return K, `[n, k, n, k]` in float64."""
-        return self._sums(model, probes, parameters, _whole)[WHOLE]
+        return self._sums(model, probes, parameters, lambda name: [_ALL])[_ALL]
 
     def by_part(
         self, model: nn.Module, probes: Sequence[Probe], parameters: Selection = "all"
     ) -> dict[Part, Blocks]:
-        """Return K as a sum over the parts of the model, in its order, from the same one pass."""
+        """Return K as a sum over the model's parts, in its order, from one backward pass."""
         parts = part_of(model)
         lora = Part(None, "lora")
         return self._sums(model, probes, parameters, lambda name: [parts.get(name, lora)])
@@ -82,10 +83,10 @@ class Gram:
     def by_selection(
         self, model: nn.Module, probes: Sequence[Probe], selections: Sequence[Selection]
     ) -> dict[str, Blocks]:
-        """Return K of each of several selections, as written, from one pass over all of them.
+        """Return K of each of several selections, by its text, from one pass over all of them.
 
-        A parameter counts in every selection that it is in, so that each is exactly what it is
-        alone: `all` and `lora`, too, are kept beside each other and never mixed.
+        A parameter counts in every selection that contains it, so that each kernel is the one that
+        its selection alone gives: so are `all` and `lora` when both are selected.
         """
         refuse(not selections, "no selections: give at least one, such as last:2+head")
         each = parse_selections(selections)
@@ -94,10 +95,10 @@ class Gram:
         named = union.parameters(model)
 
         def groups(name: str) -> list[str]:
-            return [written for written, ids in theirs.items() if id(named[name]) in ids]
+            return [text for text, ids in theirs.items() if id(named[name]) in ids]
 
-        found = self._sums(model, probes, union, groups)
-        return {written: found[written] for written in theirs}
+        sums = self._sums(model, probes, union, groups)
+        return {text: sums[text] for text in theirs}
 
     def between(
         self,
@@ -116,67 +117,7 @@ class Gram:
             updated: its prompts.
             parameters: the selection, the same of both.
         """
-        sides = ((observed_model, observed), (updated_model, updated))
-        return self._between(*sides, parameters=parameters)
-
-    def coverage(
-        self, model: nn.Module, probes: Sequence[Probe], parameters: Selection = "all"
-    ) -> dict[str, str]:
-        """Return how each parameter is handled: `matrix`, `table`, `vector`, or `autograd`.
-
-        `autograd` is the fallback for a parameter that no rule holds for; `unused` says that no
-        logit depends on it.
-        """
-        chosen = prepare(model, probes, parameters)
-        with experts_one_by_one(model), self._precision():
-            return self._plan(model, probes, chosen).handled
-
-    def _precision(self) -> AbstractContextManager[None]:
-        """Return the context in which matrices are multiplied."""
-        return nullcontext() if self.allow_tf32 else full_float32()
-
-    def _plan(
-        self,
-        model: nn.Module,
-        probes: Sequence[Probe],
-        chosen: dict[str, nn.Parameter],
-        beside: Sequence[Side] = (),
-    ) -> Plan:
-        """Return how the model is gone down, and say how its parameters are handled.
-
-        Args:
-            model: the model.
-            probes: its prompts.
-            chosen: the parameters.
-            beside: the models, and prompts, that its gradients are multiplied with, if others.
-        """
-        sides = [(model, probes), *beside]
-        stored = {parameter.dtype for one, _ in sides for parameter in one.parameters()}
-        dtype = self.dtype or (torch.float64 if torch.float64 in stored else torch.float32)
-        tokens = [probe.tokens for _, some in sides for probe in some]
-        read = [ids.cpu() for ids in tokens if ids is not None]
-        columns = torch.cat(read).unique() if len(read) == len(tokens) else None
-        found = plan(Route(model, _listed(model), dtype, columns), probes, chosen)
-        counts = Counter(found.handled.values())
-        told = ", ".join(f"{count} {how}" for how, count in counts.items())
-        _LOG.info("%d parameters handled: %s", len(chosen), told)
-        return found
-
-    def _sums(
-        self,
-        model: nn.Module,
-        probes: Sequence[Probe],
-        parameters: Selection,
-        groups: Groups,
-    ) -> dict[Any, Blocks]:
-        """Return K summed over each group of parameters."""
-        chosen = prepare(model, probes, parameters)
-        with experts_one_by_one(model), self._precision():
-            sides = [(self._plan(model, probes, chosen), probes, chosen)]
-            return self._fitted(partial(_computed, sides, groups), sides)
-
-    def _between(self, *sides: Side, parameters: Selection) -> Blocks:
-        """Return the kernel of two models."""
+        sides = [(observed_model, observed), (updated_model, updated)]
         chosen = [prepare(model, probes, parameters) for model, probes in sides]
         names = list(chosen[0])
         refuse(names != list(chosen[1]), "the two models have not the same parameters")
@@ -185,30 +126,82 @@ class Gram:
             for model, _ in sides:
                 stack.enter_context(experts_one_by_one(model))
             plans = [self._plan(*side, own, sides) for side, own in zip(sides, chosen, strict=True)]
-            unruled = {name for p in plans for name in names if p.handled[name] == "autograd"}
+            no_rule = {name for p in plans for name in names if p.handled[name] == "autograd"}
             planned = [
-                (plan.corrected(unruled), probes, own)
+                (plan.with_fallbacks(no_rule), probes, own)
                 for plan, (_, probes), own in zip(plans, sides, chosen, strict=True)
             ]
-            return self._fitted(partial(_computed, planned, _whole), planned)[WHOLE]
+            return self._compute(planned, lambda name: [_ALL])[_ALL]
 
-    def _fitted(self, computed: Callable[[int], Any], sides: Sequence[Planned]) -> Any:
-        """Return what is computed with as many prompts at a time as were set, or as fit.
+    def coverage(
+        self, model: nn.Module, probes: Sequence[Probe], parameters: Selection = "all"
+    ) -> dict[str, str]:
+        """Return how each parameter is handled: `matrix`, `table`, `vector`, or `autograd`.
+
+        `autograd` is the fallback for a parameter for which no rule holds; `unused` says that no
+        logit depends on it.
+        """
+        chosen = prepare(model, probes, parameters)
+        with experts_one_by_one(model), self._precision():
+            return self._plan(model, probes, chosen, [(model, probes)]).handled
+
+    def _sums(
+        self, model: nn.Module, probes: Sequence[Probe], parameters: Selection, groups: Groups
+    ) -> dict[Any, Blocks]:
+        """Return the kernel of one model, summed over each group of parameters."""
+        chosen = prepare(model, probes, parameters)
+        with experts_one_by_one(model), self._precision():
+            plan = self._plan(model, probes, chosen, [(model, probes)])
+            return self._compute([(plan, probes, chosen)], groups)
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """Return the context that sets the precision of float32 matrix products."""
+        return nullcontext() if self.allow_tf32 else full_float32()
+
+    def _plan(
+        self,
+        model: nn.Module,
+        probes: Sequence[Probe],
+        chosen: dict[str, nn.Parameter],
+        sides: Sequence[ModelProbes],
+    ) -> Plan:
+        """Return the plan of a model's backward pass, and log how its parameters are handled.
+
+        Args:
+            model: the model.
+            probes: its prompts.
+            chosen: its parameters.
+            sides: all models of the kernel, this one included, and their prompts.
+        """
+        stored = {parameter.dtype for one, _ in sides for parameter in one.parameters()}
+        dtype = self.dtype or (torch.float64 if torch.float64 in stored else torch.float32)
+        tokens = [probe.tokens for _, some in sides for probe in some]
+        read = [ids.cpu() for ids in tokens if ids is not None]
+        columns = torch.cat(read).unique() if len(read) == len(tokens) else None
+        schedule = BackwardSchedule(model, _block_list(model), dtype, columns)
+        plan = plan_backward(schedule, probes, chosen)
+        counts = Counter(plan.handled.values())
+        summary = ", ".join(f"{count} {how}" for how, count in counts.items())
+        _LOG.info("%d parameters handled: %s", len(chosen), summary)
+        return plan
+
+    def _compute(self, sides: Sequence[Planned], groups: Groups) -> dict[Any, Blocks]:
+        """Return the sums, with as many prompts at a time as set or as fit into memory.
 
         Raises:
             OutOfMemoryError: if one prompt alone does not fit, on a GPU or on a CPU.
-            RuntimeError: what else went wrong, as it was.
-            MemoryError: likewise.
+            RuntimeError: any other error of the computation.
+            MemoryError: if memory runs out with the `batch_size` that was set.
         """
         if self.batch_size != "auto":
-            return computed(self.batch_size)
+            return _sums_with_fallbacks(sides, groups, self.batch_size)
         every = [probe for _, probes, _ in sides for probe in probes]
-        size = prompts_at_a_time(sides[0][0].route, every)
+        size = microbatch_size(sides[0][0].schedule, every)
         while True:
             try:
-                return computed(size)
+                return _sums_with_fallbacks(sides, groups, size)
             except (RuntimeError, MemoryError) as error:
-                if not ran_out(error):
+                if not is_out_of_memory(error):
                     raise
                 if size == 1:
                     raise torch.OutOfMemoryError(str(error)) from error
@@ -216,35 +209,32 @@ class Gram:
             size //= 2
 
 
-def _computed(sides: Sequence[Planned], groups: Groups, size: int) -> dict[Any, Blocks]:
-    """Return the sums over groups of parameters; again, where prompts show that a plan is wrong.
+def _sums_with_fallbacks(sides: Sequence[Planned], groups: Groups, size: int) -> dict[Any, Blocks]:
+    """Return the sums over groups of parameters, computed again where a plan turns out wrong.
 
-    The two prompts of the trial need not come to every expert, or branch, of a model.
+    The two prompts that a plan was made with need not reach every expert, or branch, of a model.
 
     Args:
         sides: the model of the rows and that of the columns: one, if they are the same.
-        groups: the groups of a parameter.
+        groups: returns the groups of a parameter.
         size: prompts at a time.
     """
-    descents = [Descent(*side, size) for side in sides]
-    sums = kernels(descents[0], descents[-1], list(sides[0][2]), groups)
-    unruled, late = (
-        set().union(*found) for found in zip(*(d.missed() for d in descents), strict=True)
+    batches = [MicroBatches(*side, size) for side in sides]
+    sums = kernel_sums(batches[0], batches[-1], list(sides[0][2]), groups)
+    no_rule, used_later = (
+        set().union(*found) for found in zip(*(b.fallbacks() for b in batches), strict=True)
     )
-    if not unruled | late:
+    if not no_rule | used_later:
         return sums
-    _LOG.warning("computing again with %s handled otherwise", ", ".join(sorted(unruled | late)))
-    better = [(plan.corrected(unruled, late), probes, own) for plan, probes, own in sides]
-    return _computed(better, groups, size)
+    _LOG.warning("computing again: other handling of %s", ", ".join(sorted(no_rule | used_later)))
+    corrected = [
+        (plan.with_fallbacks(no_rule, used_later), probes, own) for plan, probes, own in sides
+    ]
+    return _sums_with_fallbacks(corrected, groups, size)
 
 
-def _whole(name: str) -> list[str]:
-    """Return the one group that all parameters belong to."""
-    return [WHOLE]
-
-
-def _listed(model: nn.Module) -> nn.ModuleList | None:
-    """Return the list of the model's blocks, `None` where it has none."""
+def _block_list(model: nn.Module) -> nn.ModuleList | None:
+    """Return the list of the model's decoder blocks, `None` where it has none."""
     try:
         return decoder_list(model)
     except UserError:

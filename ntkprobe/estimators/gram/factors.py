@@ -1,7 +1,7 @@
-"""A parameter's per-prompt gradients, unformed: the factors of which each is a product.
+"""Per-prompt gradients of a parameter as factors: tensors whose product is the gradient.
 
-`g` is always the gradient with respect to what the operation gave out, for each of n prompts and k
-values; positions past a prompt's own `lengths` are padding, where it is zero.
+In all of them `g` is the gradient with respect to the output of the operation that uses the
+parameter, for n prompts and k values each; it is zero at padding, past a prompt's own `lengths`.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 class Outer:
     """Gradients of a matrix that multiplies activations: ∂z_i/∂W = Σ_t g_it ⊗ a_t.
 
-    `columns` names the entries of the output that `g` holds, where it leaves out some always zero.
+    `columns` are the output entries that `g` holds, where it leaves out some that are always zero.
     """
 
     a: Float[Tensor, "n seq width"]
@@ -27,7 +27,7 @@ class Outer:
 
 @dataclass(frozen=True)
 class Lookup:
-    """Gradients of a table that is looked up: row `ids[t]` of ∂z_i/∂W receives g_it."""
+    """Gradients of an embedding table: g_it is added to row `ids[t]` of ∂z_i/∂W."""
 
     ids: Int[Tensor, "n seq"]
     g: Float[Tensor, "n k seq width"]
@@ -36,7 +36,7 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Direct:
-    """Gradients as they are: of biases and norms, and of what has no rule."""
+    """Gradients themselves, flattened: of biases, of norms, and of parameters without a rule."""
 
     v: Float[Tensor, "n k size"]
 
@@ -44,10 +44,11 @@ class Direct:
 Factor = Outer | Lookup | Direct
 
 
-def summed(factors: Sequence[Factor]) -> list[Factor]:
-    """Return the factors of one parameter's uses as one of each kind, with the same sum.
+def sum_factors(factors: Sequence[Factor]) -> list[Factor]:
+    """Return the factors of all uses of one parameter as at most one of each kind.
 
-    Uses of a matrix become more positions of one use, so that products hold their cross terms.
+    The uses of a matrix are concatenated along positions: inner products then include the cross
+    terms between uses.
     """
     outers = [f for f in factors if isinstance(f, Outer)]
     lookups = [f for f in factors if isinstance(f, Lookup)]
@@ -55,38 +56,40 @@ def summed(factors: Sequence[Factor]) -> list[Factor]:
     found: list[Factor] = [*outers[:1], *lookups[:1]]
     if len(outers) > 1:
         a, g = torch.cat([f.a for f in outers], 1), torch.cat([f.g for f in outers], 2)
-        found[0] = Outer(a, g, _full(g), outers[0].columns)
+        found[0] = Outer(a, g, _full_lengths(g), outers[0].columns)
     if len(lookups) > 1:
         ids, g = torch.cat([f.ids for f in lookups], 1), torch.cat([f.g for f in lookups], 2)
-        found[-1] = Lookup(ids, g, _full(g))
+        found[-1] = Lookup(ids, g, _full_lengths(g))
     return [*found, Direct(torch.stack([f.v for f in directs]).sum(0))] if directs else found
 
 
-def _full(g: Float[Tensor, "n k seq out"]) -> tuple[int, ...]:
-    """Return the lengths of prompts none of which is padded."""
+def _full_lengths(g: Float[Tensor, "n k seq out"]) -> tuple[int, ...]:
     return (g.shape[2],) * g.shape[0]
 
 
-def narrowed(factor: Factor, columns: Int[Tensor, " some"]) -> Factor:
-    """Return a factor with only these entries of the output, if the others are all zero."""
+def restrict_columns(factor: Factor, columns: Int[Tensor, " some"]) -> Factor:
+    """Return a factor with only these output entries; unchanged if any other is not zero."""
     if not isinstance(factor, Outer):
         return factor
-    kept = factor.g[..., columns]
-    if int(kept.count_nonzero()) != int(factor.g.count_nonzero()):
+    selected = factor.g[..., columns]
+    if int(selected.count_nonzero()) != int(factor.g.count_nonzero()):
         return factor
-    return replace(factor, g=kept, columns=columns)
+    return replace(factor, g=selected, columns=columns)
 
 
-def trimmed(factor: Factor) -> Factor:
-    """Return a factor without positions where every gradient is zero: most of the last block's."""
+def drop_zero_positions(factor: Factor) -> Factor:
+    """Return a factor without the positions where every gradient is zero.
+
+    In the last block these are most of them. Unchanged where fewer than half would be dropped.
+    """
     if not isinstance(factor, Outer) or factor.g.shape[2] == 1:
         return factor
-    live = factor.g.ne(0).any(3).any(1)
-    counts = live.sum(1)
+    nonzero = factor.g.ne(0).any(3).any(1)
+    counts = nonzero.sum(1)
     longest = max(int(counts.max()), 1)
-    if 2 * longest > live.shape[1]:
+    if 2 * longest > nonzero.shape[1]:
         return factor
-    order = live.long().argsort(dim=1, descending=True, stable=True)[:, :longest]
+    order = nonzero.long().argsort(dim=1, descending=True, stable=True)[:, :longest]
     rows = torch.arange(len(order), device=order.device)[:, None]
     return replace(
         factor,

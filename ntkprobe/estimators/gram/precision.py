@@ -1,4 +1,4 @@
-"""Parameters in another dtype for the while that they are computed with."""
+"""Precision of the computation: dtype of parameters, and of float32 matrix products."""
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -13,12 +13,12 @@ _LOW = (torch.bfloat16, torch.float16)
 def computing_in(
     dtype: torch.dtype, modules: Iterable[nn.Module], apart: nn.Module | None = None
 ) -> Generator[None]:
-    """Hold the parameters and low-precision buffers of `modules` in `dtype`, and put them back.
+    """Cast parameters and low-precision buffers to `dtype` inside the `with` block.
 
     Args:
         dtype: the dtype to compute in.
-        modules: whose parameters.
-        apart: a module within these whose own are left as they are.
+        modules: the modules.
+        apart: a module within these that is not cast.
     """
     left = {id(x) for x in (*apart.parameters(), *apart.buffers())} if apart is not None else set()
     tensors = {id(x): x for m in modules for x in (*m.parameters(), *m.buffers())}
@@ -43,8 +43,8 @@ def computing_in(
 def full_float32() -> Generator[None]:
     """Multiply float32 matrices in float32: no TF32 on a GPU, no bfloat16 on a CPU.
 
-    By the settings of each backend: the one for all of them (`set_float32_matmul_precision`) may
-    not be read once these have been set.
+    This sets each backend: the common setting (`set_float32_matmul_precision`) cannot be read once
+    a backend has its own.
     """
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]

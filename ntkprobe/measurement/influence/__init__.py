@@ -2,8 +2,8 @@
 
 Δ log π(· | x′) = −η A(x′) K(x′,x) G(x,y), with K = J(x′) J(x)ᵀ, over the whole vocabulary and
 without a matrix of V × V: J(x)ᵀ G is the gradient of the loss on (x, y), one backward pass
-(`updates`), and J(x′) times it one pass in forward mode (`observations`). `prediction` puts the two
-together; it is the place to begin.
+(`updates`), and J(x′) times it one pass in forward mode (`observations`). `prediction` combines
+them; read it first.
 """
 
 from .examples import Example as Example
@@ -11,13 +11,13 @@ from .examples import answered as answered
 from .observations import LogProbabilities as LogProbabilities
 from .observations import Observation as Observation
 from .observations import Refusals as Refusals
+from .optimizer_steps import StepPrediction as StepPrediction
+from .optimizer_steps import apply_step as apply_step
+from .optimizer_steps import predict_step as predict_step
+from .optimizer_steps import read_steps as read_steps
+from .optimizer_steps import record_step as record_step
 from .prediction import influence as influence
 from .result import Influence as Influence
-from .steps import StepPrediction as StepPrediction
-from .steps import apply_step as apply_step
-from .steps import predict_step as predict_step
-from .steps import read_steps as read_steps
-from .steps import record_step as record_step
 from .updates import LOSSES as LOSSES
 from .updates import Direction as Direction
 from .updates import Update as Update

@@ -1,4 +1,4 @@
-"""The pairs that are learnt and the prompts that are observed, as token ids."""
+"""The updated pairs and the observed prompts as token ids."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Example:
 
     Attributes:
         input_ids: the prompt's tokens, then the answer's.
-        start: how many are the prompt's.
+        start: the number of the prompt's tokens.
     """
 
     input_ids: Int[Tensor, " seq"]
@@ -36,7 +36,7 @@ class Example:
 
     @property
     def answer(self) -> Int[Tensor, " answer"]:
-        """The tokens that are learnt."""
+        """The answer's tokens."""
         return self.input_ids[self.start :]
 
 
@@ -73,7 +73,7 @@ def answered(pairs: PromptSet | Iterable[Any]) -> PromptSet:
 def encode_examples(
     tokenizer: "PreTrainedTokenizerBase | None", updated: Any, template: Template | None
 ) -> tuple[PromptSet | None, list[Example]]:
-    """Return what is learnt, as texts where there are any, and as tokens.
+    """Return the updated pairs, as texts if there are any, and as tokens.
 
     Args:
         tokenizer: the model's, or None for token ids.
@@ -96,7 +96,7 @@ def encode_observed(
     template: str | Template,
     max_length: int | None,
 ) -> tuple[Encoded | None, list[Tensor]]:
-    """Return the observed prompts, as texts where there are any, and as tokens.
+    """Return the observed prompts, as texts if there are any, and as tokens.
 
     Args:
         tokenizer: the model's, or None for token ids.
@@ -115,14 +115,14 @@ def encode_observed(
 
 
 def require_room(model: Any, examples: Sequence[Example]) -> None:
-    """Refuse pairs that are no tokens of the model's, or too long for it.
+    """Refuse pairs with ids outside the vocabulary, or longer than the context.
 
     Args:
         model: a causal language model.
         examples: pairs.
 
     Raises:
-        UserError: naming the first.
+        UserError: naming the first such pair.
     """
     refuse(not examples, "no updated examples: give at least one pair (prompt, answer)")
     context = context_length(text_config(model))

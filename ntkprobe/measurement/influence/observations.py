@@ -1,7 +1,7 @@
-"""What is observed at x′, as a function of θ, and how it changes along a direction in θ.
+"""Values observed at x′ as functions of θ, and their derivatives along directions in θ.
 
-Exactly, both ways: forward mode takes one direction and a whole batch of prompts at a time; reverse
-mode one prompt and as many directions as are held, by inner products with its gradient.
+Both modes are exact: forward mode takes one direction and a batch of prompts at a time; reverse
+mode takes one prompt and several directions, by inner products with the prompt's gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from torch.func import jvp
 from ...estimators.forward_mode import differentiable_forwards
 from ...kernel import last_logits
 from ...models.backward import gradients
-from ...models.parameters import called_with, requiring_grad
+from ...models.parameters import call_with_parameters, requiring_grad
 from ...refusal import differentiable_scorer, reduce_phrases
 from .updates import Direction
 
@@ -22,7 +22,7 @@ Prompts = Sequence[Int[Tensor, " _"]]
 
 
 class Observation(nn.Module):
-    """A number or several at each prompt: a module, so that tied weights change together.
+    """One or several numbers for each prompt: a module, so that tied weights change together.
 
     Args:
         model: in evaluation mode.
@@ -36,29 +36,29 @@ class Observation(nn.Module):
         self.names = {name: names[id(parameter)] for name, parameter in chosen.items()}
 
     def forward(self, prompts: Prompts) -> Float[Tensor, "batch values"]:
-        """Return what is observed of a batch of prompts, of any lengths."""
+        """Return the values for a batch of prompts, of any lengths."""
         raise NotImplementedError
 
     def changes(
-        self, values: Float64[Tensor, "batch values"], moved: Float64[Tensor, "batch values"]
+        self, values: Float64[Tensor, "batch values"], tangents: Float64[Tensor, "batch values"]
     ) -> Float64[Tensor, "batch values"]:
-        """Return the change that is reported, from what is observed and how it moves."""
-        return moved
+        """Return the reported change, from the values and their tangents."""
+        return tangents
 
-    def along(
+    def directional_derivative(
         self, prompts: Prompts, direction: Direction
     ) -> tuple[Float64[Tensor, "batch values"], Float64[Tensor, "batch _"]]:
-        """Return what is observed, and its change per unit of `direction`, by forward mode."""
+        """Return the values, and their change per unit of `direction`, by forward mode."""
         theta = {self.names[name]: p.detach() for name, p in self.chosen.items()}
         tangent = {self.names[name]: direction[name].to(p) for name, p in self.chosen.items()}
         with differentiable_forwards(self.model), torch.no_grad():
-            values, moved = jvp(  # type: ignore[misc]
-                lambda t: called_with(self, t, prompts), (theta,), (tangent,)
+            values, tangents = jvp(  # type: ignore[misc]
+                lambda t: call_with_parameters(self, t, prompts), (theta,), (tangent,)
             )
         found = values.double().cpu()
-        return found, self.changes(found, moved.double().cpu())
+        return found, self.changes(found, tangents.double().cpu())
 
-    def products(
+    def vjp_products(
         self, prompt: Int[Tensor, " seq"], directions: dict[str, Float[Tensor, "n _"]]
     ) -> Float64[Tensor, "n values"]:
         """Return the changes of one prompt's values along n directions, by a backward pass each.
@@ -69,17 +69,17 @@ class Observation(nn.Module):
         """
         with requiring_grad(self.model, self.chosen), torch.enable_grad():
             values = self([prompt])[0]
-            each = [gradients(value, self.chosen.values(), again=True) for value in values]
-        return torch.stack([_inner(directions, gradient) for gradient in each], 1)
+            each = [gradients(value, self.chosen.values(), retain_graph=True) for value in values]
+        return torch.stack([_inner_products(directions, gradient) for gradient in each], 1)
 
 
-def _inner(
+def _inner_products(
     directions: dict[str, Float[Tensor, "n _"]], gradient: Sequence[Tensor]
 ) -> Float64[Tensor, " n"]:
     """Return the inner products of n directions with a gradient, summed up in float64."""
     pairs = list(zip(directions.values(), gradient, strict=True))
-    home = pairs[0][0].device  # a model may lie on several
-    shares = [(rows @ part.flatten().to(rows)).to(home) for rows, part in pairs]
+    device = pairs[0][0].device  # a model may be on several
+    shares = [(rows @ part.flatten().to(rows)).to(device) for rows, part in pairs]
     return torch.stack(shares).cpu().double().sum(0)
 
 
@@ -106,10 +106,10 @@ class LogProbabilities(Observation):
         return last_logits(self.model, prompts)
 
     def changes(
-        self, values: Float64[Tensor, "batch vocab"], moved: Float64[Tensor, "batch vocab"]
+        self, values: Float64[Tensor, "batch vocab"], tangents: Float64[Tensor, "batch vocab"]
     ) -> Float64[Tensor, "batch tokens"]:
-        """Return A(x′) times how the logits move: A = I − 1πᵀ takes their mean under π off."""
-        found = moved - (values.softmax(-1) * moved).sum(-1, keepdim=True)
+        """Return A(x′) times the logits' tangents: A = I − 1πᵀ subtracts their mean under π."""
+        found = tangents - (values.softmax(-1) * tangents).sum(-1, keepdim=True)
         return found if self.tokens is None else found[:, self.tokens]
 
 
@@ -121,7 +121,7 @@ class Refusals(Observation):
         chosen: θ by name.
         phrase_ids: the phrases' token ids.
         reductions: such as `literal` and `prefix_free`.
-        longest: the longest prompt, to find out how the model can be asked.
+        longest: the longest prompt, by which the way of scoring is chosen.
     """
 
     def __init__(

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MODES = ("auto", "forward", "reverse")
-HELD = 1 << 30
-"""Bytes of gradients of updated pairs that are held at once for inner products."""
-ANSWERS = 1 << 33
-"""Bytes of predictions at most."""
+GRADIENT_BYTES = 1 << 30
+"""The most memory for gradients of updated pairs, which are multiplied together."""
+_PREDICTION_BYTES = 1 << 33
+"""The most memory for predictions."""
 
 
 def influence(
@@ -57,29 +57,29 @@ def influence(
         tokenizer: its tokenizer; None where everything is given as token ids.
         observed: the prompts x′: a `PromptSet`, texts, or rows of token ids.
         updated: the pairs (x, y): `(prompt, answer)`, prompts with a `response`, or pairs of ids.
-        loss: `sum` over the answer's tokens (what an example adds to a batch's loss), their `mean`,
-            or the `first_token` alone, as the paper has it.
-        tokens: of which log-probability is predicted: `all`, vocabulary ids, or None.
-        phrases: the refusals whose probability is predicted: a set's name, texts, token ids, or
-            None. Names and texts need a tokenizer; without one they are left out.
+        loss: `sum` over the answer's tokens (an example's term in a batch's loss), their `mean`, or
+            the `first_token` only, as in the paper.
+        tokens: the tokens whose log-probabilities are predicted: `all`, vocabulary ids, or None.
+        phrases: the refusal phrases whose probability is predicted: a set's name, texts, token ids,
+            or None. Names and texts need a tokenizer; without one they are left out.
         apostrophes: `ascii`, `curly` or `both`, for a named set.
         reductions: how phrases are summed, `literal`, `prefix_free`, or both.
         parameters: which parameters the step moves; `auto` is `lora` with an adapter, else `all`.
         template: how prompts become tokens.
         max_length: longer observed prompts lose the end of their text.
-        batch_size: observed prompts at a time, which changes no number.
-        mode: how refusals are differentiated: `forward`, a pass over all observed prompts for each
-            pair; `reverse`, a pass for each observed prompt; `auto`, whichever is fewer.
+        batch_size: observed prompts in one forward pass; it changes no result.
+        mode: how log P_refuse is differentiated: `forward`, a pass over all observed prompts for
+            each pair; `reverse`, a pass for each observed prompt; `auto`, the fewer.
         progress: show a bar on stderr.
 
     Returns:
         The predicted changes per unit step.
     """
     refuse(mode not in MODES, f"no mode {mode!r}: choose from {list(MODES)}")
-    weights(1, loss)  # a wrong name is told before anything is computed
+    weights(1, loss)  # refuses a wrong name before anything is computed
     encoded, ids = encode_observed(tokenizer, observed, template, max_length)
     pairs, examples = encode_examples(tokenizer, updated, encoded.template if encoded else None)
-    ends = _phrases(tokenizer, phrases, apostrophes, encoded.template if encoded else RAW)
+    ends = refusal_phrases(tokenizer, phrases, apostrophes, encoded.template if encoded else RAW)
     refuse(tokens is None and not ends, "nothing to predict: give tokens=, phrases=, or both")
     hows = chosen_reductions(reductions) if ends else ()
     selection = trained_parameters(model) if parameters == "auto" else parameters
@@ -88,17 +88,17 @@ def influence(
         require_measurable(model, ids, room, gradients=True)
         require_room(model, examples)
         chosen = ParameterSelection.parse(selection).parameters(model)
-        kept = _tokens(model, tokens)
+        token_ids = vocabulary_ids(model, tokens)
         prediction = _Prediction(model, chosen, ids, batch_size, mode)
         if tokens is not None:
-            prediction.predict_tokens(len(examples), kept)
+            prediction.predict_tokens(len(examples), token_ids)
         if ends:
             prediction.predict_refusals(ends, hows)
         with tqdm(total=len(examples), desc="influence", disable=not progress) as bar:
-            for some in prediction.tiles(examples):
+            for some in prediction.batches(examples):
                 prediction.add([update(model, each, chosen, loss) for each in some])
                 bar.update(len(some))
-        found = prediction.found()
+        found = prediction.fields()
     settings = {
         "loss": loss,
         "parameters": str(selection),
@@ -109,7 +109,7 @@ def influence(
     return Influence(
         observed=encoded.prompts if encoded else None,
         updated=pairs,
-        tokens=kept,
+        tokens=token_ids,
         settings=settings,
         **found,
     )
@@ -121,7 +121,7 @@ def trained_parameters(model: nn.Module) -> str:
 
 
 class _Prediction:
-    """The passes over the observed prompts, and what they have found so far."""
+    """The passes over the observed prompts, and their predictions so far."""
 
     def __init__(
         self,
@@ -140,31 +140,31 @@ class _Prediction:
         self._of_tokens: list[Tensor] = []
         self._of_refusals: list[Tensor] = []
 
-    def predict_tokens(self, pairs: int, kept: Tensor | None) -> None:
-        """Predict log-probabilities, of all tokens or of `kept`."""
-        size = self._vocabulary if kept is None else len(kept)
+    def predict_tokens(self, pairs: int, token_ids: Tensor | None) -> None:
+        """Predict log-probabilities, of all tokens or of `token_ids`."""
+        size = self._vocabulary if token_ids is None else len(token_ids)
         room = 8 * pairs * len(self.ids) * size
         refuse(
-            room > ANSWERS,
+            room > _PREDICTION_BYTES,
             f"{pairs} × {len(self.ids)} × {size} log-probabilities take {room / 2**30:.0f} GiB:"
-            " give tokens= the ids that matter, or None",
+            " give tokens= fewer ids, or None",
         )
-        self._tokens = LogProbabilities(self.model, self.chosen, kept)
+        self._tokens = LogProbabilities(self.model, self.chosen, token_ids)
 
     def predict_refusals(self, ends: list[tuple[int, ...]], reductions: Sequence[str]) -> None:
         """Predict log P_refuse."""
         longest = max(self.ids, key=len)
         self._refusals = Refusals(self.model, self.chosen, ends, reductions, longest)
 
-    def tiles(self, examples: list[Example]) -> Iterator[list[Example]]:
-        """Yield the pairs whose gradients are held at once."""
+    def batches(self, examples: list[Example]) -> Iterator[list[Example]]:
+        """Yield the pairs in groups whose gradients fit into memory together."""
         bytes_each = sum(p.numel() * max(4, p.element_size()) for p in self.chosen.values())
-        size = 1 if self.mode == "forward" else max(1, HELD // bytes_each)
+        size = 1 if self.mode == "forward" else max(1, GRADIENT_BYTES // bytes_each)
         for start in range(0, len(examples), size):
             yield examples[start : start + size]
 
     def add(self, updates: list[Update]) -> None:
-        """Predict what these updates do."""
+        """Predict the changes by some updates, and append them."""
         self._updates += [(each.loss, each.g_norm, each.gradient_norm) for each in updates]
         if self._tokens is not None:
             for each in updates:
@@ -173,13 +173,13 @@ class _Prediction:
                 self._of_tokens.append(changes)
                 self._a_norms = a_norms(logits) if self._a_norms is None else self._a_norms
         if self._refusals is not None:
-            backwards = self.mode == "reverse" or (self.mode == "auto" and len(updates) > 1)
-            if backwards:
+            reverse = self.mode == "reverse" or (self.mode == "auto" and len(updates) > 1)
+            if reverse:
                 self._of_refusals += self._reverse(self._refusals, [u.gradient for u in updates])
             else:
                 self._of_refusals += [self._forward(self._refusals, u.gradient)[1] for u in updates]
 
-    def found(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
         """Return the predictions, as fields of an `Influence`."""
         norms = self._a_norms
         if norms is None:
@@ -198,29 +198,30 @@ class _Prediction:
             "gradient_norm": gradient_norm,
         }
 
-    def _forward(self, what: Observation, gradient: Direction) -> tuple[Tensor, Tensor]:
-        """Return what is observed and −J(x′) times a gradient, a row per prompt: forward mode."""
+    def _forward(self, observation: Observation, gradient: Direction) -> tuple[Tensor, Tensor]:
+        """Return the observed values and −J(x′) times a gradient, by forward mode, by prompt."""
         found: dict[int, tuple[Tensor, Tensor]] = {}
-        for rows in length_batches(self.ids, self._fitting(what)):
-            values, changes = what.along([self.ids[row] for row in rows], gradient)
+        for rows in length_batches(self.ids, self._batch_size(observation)):
+            values, changes = observation.directional_derivative(
+                [self.ids[row] for row in rows], gradient
+            )
             found |= dict(zip(rows, zip(values, -changes, strict=True), strict=True))
         both = [found[row] for row in range(len(self.ids))]
         return torch.stack([z for z, _ in both]), torch.stack([change for _, change in both])
 
-    def _reverse(self, what: Observation, gradients: list[Direction]) -> list[Tensor]:
-        """Return the same for several gradients, by a backward pass per observed prompt."""
+    def _reverse(self, observation: Observation, gradients: list[Direction]) -> list[Tensor]:
+        """Return −J(x′) times several gradients, by a backward pass per observed prompt."""
         held = {
             name: torch.stack([each.pop(name).flatten() for each in gradients])
             for name in self.chosen
         }
-        rows = [what.products(prompt, held) for prompt in self.ids]
+        rows = [observation.vjp_products(prompt, held) for prompt in self.ids]
         return list(-torch.stack(rows, 1))
 
-    def _fitting(self, what: Observation) -> int:
-        """Return how many prompts go through the model at once."""
-        if not isinstance(what, Refusals):
+    def _batch_size(self, observation: Observation) -> int:
+        if not isinstance(observation, Refusals):
             return self.batch_size
-        nodes = sum(map(len, what.phrase_ids))
+        nodes = sum(map(len, observation.phrase_ids))
         return max(1, min(self.batch_size, LARGEST // (nodes * self._vocabulary)))
 
     @property
@@ -229,10 +230,10 @@ class _Prediction:
         return int(model.get_input_embeddings().weight.shape[0])
 
 
-def _phrases(
+def refusal_phrases(
     tokenizer: Any, phrases: str | Sequence[Any] | None, apostrophes: str, template: Template
 ) -> list[tuple[int, ...]]:
-    """Return the ids of the refusal phrases, of which there may be none.
+    """Return the token ids of the refusal phrases, possibly none.
 
     Raises:
         UserError: for texts without a tokenizer.
@@ -247,11 +248,11 @@ def _phrases(
     return phrase_ids(tokenizer, list(texts), template)
 
 
-def _tokens(model: Any, tokens: str | Sequence[int] | Tensor | None) -> Tensor | None:
-    """Return the chosen vocabulary ids; None for all, or none.
+def vocabulary_ids(model: Any, tokens: str | Sequence[int] | Tensor | None) -> Tensor | None:
+    """Return the chosen vocabulary ids; None for all of them, or for no prediction of tokens.
 
     Raises:
-        UserError: if they are no ids of the model's.
+        UserError: if they are not ids of the model's vocabulary.
     """
     if tokens is None or (isinstance(tokens, str) and tokens == "all"):
         return None

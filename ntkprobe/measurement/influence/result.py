@@ -1,4 +1,4 @@
-"""What was predicted, as tensors and as a tidy table."""
+"""The prediction of `influence`, as tensors and as a tidy table."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Influence:
-    """What one step of gradient descent on each updated pair does to each observed prompt.
+    """The effect of one step of gradient descent on each updated pair on each observed prompt.
 
     To first order and per unit step: times η it is the change after θ ← θ − η ∇L(x, y).
 
@@ -30,7 +30,7 @@ class Influence:
         a_norm: ‖A(x′)‖_F, `[observed]`.
         g_norm: ‖G(x, y)‖_F over the answer tokens that count, `[updated]`.
         gradient_norm: ‖J(x)ᵀ G‖, the length of a step of size 1, `[updated]`.
-        settings: everything that the numbers depend on.
+        settings: all settings that the numbers depend on.
     """
 
     observed: PromptSet | None
@@ -100,7 +100,6 @@ class Influence:
         return whole.astype({"observed": "Int64", "updated": "Int64"})
 
     def _rows(self, target: str, values: Tensor) -> "pd.DataFrame":
-        """Return the rows of one target."""
         import pandas as pd
 
         updated, observed = torch.meshgrid(*map(torch.arange, values.shape), indexing="ij")

@@ -27,12 +27,12 @@ Direction = dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What a step of gradient descent on one pair is made of.
+    """The gradient of one pair's loss, and the norms of its factors.
 
     Attributes:
         gradient: J(x)ᵀ G(x,y); a step of size η adds −η of it to θ.
         loss: of the pair.
-        g_norm: ‖G‖_F, over all answer tokens that count.
+        g_norm: ‖G‖_F, over the answer tokens with a weight.
     """
 
     gradient: Direction
@@ -41,7 +41,7 @@ class Update:
 
     @property
     def gradient_norm(self) -> float:
-        """‖J(x)ᵀ G‖, how far a step moves θ per unit of step size."""
+        """‖J(x)ᵀ G‖, the length of a step in θ per unit of step size."""
         return float(sum(g.double().square().sum().cpu() for g in self.gradient.values())) ** 0.5
 
 
@@ -59,7 +59,7 @@ def update(
     with requiring_grad(model, chosen), torch.enable_grad():
         logits = answer_logits(model, example)
         g = residuals(logits.detach(), example, loss)
-        # ⟨z, G⟩ has the loss's gradient: G stands for ∇_z L and is a constant here.
+        # ⟨z, G⟩ has the gradient of the loss: G = ∇_z L, constant here.
         found = gradients((logits.double() * g).sum(), chosen.values())
     gradient = dict(zip(chosen, (_at_least_single(each.detach()) for each in found), strict=True))
     return Update(gradient, loss_of(logits.detach(), example, loss), float(g.norm()))
@@ -84,14 +84,14 @@ def residuals(
 
 
 def loss_of(logits: Float[Tensor, "answer vocab"], example: Example, loss: str) -> float:
-    """Return L(x, y)."""
+    """Return L(x, y), the weighted sum of −log π over the answer."""
     answer = example.answer.to(logits.device)
     terms = -logits.double().log_softmax(-1)[torch.arange(len(answer)), answer]
     return float(terms @ weights(len(answer), loss).to(terms))
 
 
 def weights(length: int, loss: str) -> Float64[Tensor, " answer"]:
-    """Return how much each token of an answer counts.
+    """Return the weight of each token of an answer in the loss.
 
     Raises:
         UserError: if there is no such loss.
@@ -104,5 +104,5 @@ def weights(length: int, loss: str) -> Float64[Tensor, " answer"]:
 
 
 def _at_least_single(values: Tensor) -> Tensor:
-    """Return a gradient in float32 or float64: sums over it lose too much in half precision."""
+    """Return a gradient in float32 or float64: sums in half precision are too inaccurate."""
     return values if values.dtype == torch.float64 else values.float()

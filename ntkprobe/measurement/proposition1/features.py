@@ -1,7 +1,7 @@
 """⟨G_x′, G_x⟩_F for G = ∂h/∂θ: the trace of the kernel of layer ℓ's output (A.7, A2).
 
-Prompts of unequal lengths have h of unequal sizes, and the paper says nothing about how they meet.
-They are aligned at their last positions, and what the longer has more of meets zeros: so
+Prompts of different lengths have h of different sizes, and the paper does not say how to multiply
+them. They are aligned at their last positions, and the shorter is padded with zeros: so
 ⟨G, G⟩ = ‖G‖² and |⟨G′, G⟩| ≤ ‖G′‖ ‖G‖ hold.
 """
 
@@ -17,15 +17,16 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from ...estimators.gram import Gram
-from ...kernel import Blocks, Estimator, Probe, Table
-from ...models import architecture as hooks
-from ..full_vocabulary import selecting, standing_in, swapped
+from ...kernel import Estimator, Probe, Table
+from ...models import architecture
+from ...models.replacement import replace_attributes, replace_module
+from ..full_vocabulary import remaining_selection
 
 _DIRECTIONS_AT_A_TIME = 32
 
 
 @dataclass(frozen=True)
-class Products:
+class FeatureProducts:
     """⟨G_x′, G_x⟩_F of all pairs.
 
     Attributes:
@@ -37,17 +38,17 @@ class Products:
     error: Table
 
 
-class StateProbe(Probe):
-    """Reads weightings of h, `cotangents` `[k, seq·d]`, in place of logits."""
+class HiddenStateProbe(Probe):
+    """Reads `cotangents @ h`, with cotangents `[k, seq·d]`, instead of logits."""
 
-    def read(self, logits: Float[Tensor, " inputs"]) -> Float[Tensor, " k"]:
-        """Return the weightings of the prompt's own positions; what follows them is padding."""
+    def head_state(self, logits: Float[Tensor, " inputs"]) -> Float[Tensor, " k"]:
+        """Return the products with the prompt's own positions; later positions are padding."""
         assert self.cotangents is not None
         return self.cotangents.to(logits) @ logits[: self.cotangents.shape[1]]
 
 
-class UpTo(nn.Module):
-    """A model that ends at layer ℓ: its "logits", at every position, are h at all positions."""
+class TruncatedModel(nn.Module):
+    """A model that terms at layer ℓ: its "logits", at every position, are h at all positions."""
 
     def __init__(self, model: nn.Module, layer: int) -> None:
         super().__init__()
@@ -61,37 +62,37 @@ class UpTo(nn.Module):
 
     def forward(self, input_ids: Int[Tensor, "batch seq"], **settings: Any) -> SimpleNamespace:
         """Return `.logits`, `[batch, seq, seq·d]`, all positions alike."""
-        kept: list[Tensor] = []
-        last = hooks.decoder_list(self)[-1]  # as it stands now: estimators put others in its place
+        captured: list[Tensor] = []
+        last = architecture.decoder_list(self)[-1]  # looked up now: estimators replace blocks
 
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            kept.append(hooks.hidden_state(output))
+        def capture(module: nn.Module, inputs: Any, output: Any) -> None:
+            captured.append(architecture.hidden_state(output))
 
-        with hooks.hooked([(last, keep)]):
+        with architecture.hooked([(last, capture)]):
             self.model(input_ids=input_ids, **settings)
-        flat = kept[0].flatten(1)
+        flat = captured[0].flatten(1)
         return SimpleNamespace(logits=flat[:, None].expand(-1, input_ids.shape[1], -1))
 
 
 @contextmanager
-def up_to(model: nn.Module, layer: int) -> Generator[UpTo]:
-    """Cut a model off after layer ℓ inside the `with` block.
+def truncated_after(model: nn.Module, layer: int) -> Generator[TruncatedModel]:
+    """Truncate a model after layer ℓ inside the `with` block.
 
     Yields:
-        The model that ends there; the given one has lost its later blocks and its output matrix.
+        The model that terms there; the given one has lost its later blocks and its output matrix.
     """
-    blocks = hooks.decoder_list(model)
-    hooks.layer_output(model, layer)
+    blocks = architecture.decoder_list(model)
+    architecture.layer_output(model, layer)
     holder, name = next(
         (holder, name)
         for holder in model.modules()
         for name, child in holder.named_children()
         if child is blocks
     )
-    head: Any = hooks.head(model)
-    with standing_in(model, head, nn.Identity()):
-        with swapped(holder, **{name: blocks[:layer]}):
-            yield UpTo(model, layer).eval()
+    head: Any = architecture.head(model)
+    with replace_module(model, head, nn.Identity()):
+        with replace_attributes(holder, **{name: blocks[:layer]}):
+            yield TruncatedModel(model, layer).eval()
 
 
 def feature_products(
@@ -103,7 +104,7 @@ def feature_products(
     directions: int | None = None,
     seed: int = 0,
     estimator: Estimator | None = None,
-) -> Products:
+) -> FeatureProducts:
     """Return ⟨G_x′, G_x⟩_F of all pairs of prompts.
 
     Args:
@@ -111,36 +112,30 @@ def feature_products(
         prompts: token ids of each prompt, nothing padded.
         layer: ℓ, counted from 1.
         chosen: θ, the parameters of G.
-        directions: estimate from so many random directions of h, ±1, the same for all prompts: the
-            mean of ωᵀ G′ Gᵀ ω is the trace of G′ Gᵀ. None goes through all coordinates: exact, at
-            as many backward passes a prompt as h has numbers.
+        directions: the number of random directions ω of h, ±1, the same for all prompts, to
+            estimate from: the mean of ωᵀ G′ Gᵀ ω is the trace of G′ Gᵀ. None takes all coordinates:
+            exact, with as many backward passes a prompt as h has numbers.
         seed: of the directions drawn.
-        estimator: what computes the kernel of h along directions; `Gram` by default.
+        estimator: computes the kernel of h along directions; `Gram` by default.
     """
     longest, width = max(map(len, prompts)), _width(model, prompts[0], layer)
-    with up_to(model, layer) as lower:
-        selection = selecting(lower, chosen)
+    with truncated_after(model, layer) as lower:
+        selection = remaining_selection(lower, chosen)
         rows: list[Float64[Tensor, "n n k"]] = []
         for some in _directions(longest, width, directions, seed):
             probes = [
-                StateProbe(ids, cotangents=some[:, -len(ids) :].flatten(1)) for ids in prompts
+                HiddenStateProbe(ids, cotangents=some[:, -len(ids) :].flatten(1)) for ids in prompts
             ]
             blocks = (estimator or Gram())(lower, probes, selection)
-            rows.append(_each(blocks))
+            rows.append(blocks.diagonal(dim1=1, dim2=3))  # ω_iᵀ G′ Gᵀ ω_i of every direction
     values = torch.cat(rows, -1)
     if directions is None:
-        return Products(values.sum(-1), torch.zeros(values.shape[:2], dtype=torch.float64))
-    return Products(values.mean(-1), values.std(-1) / directions**0.5)
-
-
-def _each(blocks: Blocks) -> Float64[Tensor, "n m k"]:
-    """Return ω_iᵀ G′ Gᵀ ω_i of every direction."""
-    return blocks.diagonal(dim1=1, dim2=3)
+        return FeatureProducts(values.sum(-1), torch.zeros(values.shape[:2], dtype=torch.float64))
+    return FeatureProducts(values.mean(-1), values.std(-1) / directions**0.5)
 
 
 def _width(model: nn.Module, ids: Int[Tensor, " seq"], layer: int) -> int:
-    """Return d, the width of h."""
-    with torch.no_grad(), hooks.capture(model, layer) as found:
+    with torch.no_grad(), architecture.capture(model, layer) as found:
         model(input_ids=ids[None].to(next(model.parameters()).device), use_cache=False)
     return found[0].shape[-1]
 

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class BoundMeasurement:
-    """What Proposition 1 speaks of, for n prompts and one layer ℓ; all tensors float64.
+    """The quantities of Proposition 1, for n prompts and one layer ℓ; all tensors float64.
 
     Attributes:
-        prompts: what was measured on; the order of rows and columns.
+        prompts: the prompts, in the order of rows and columns.
         layer: ℓ, counted from 1.
         kernel: ‖K(x′,x)‖_F over the parameters up to ℓ (a frozen tail) and all logits, `[n, n]`.
         kernel_all: the same over all parameters.
@@ -38,7 +38,7 @@ class BoundMeasurement:
         tail_spectral: ‖J_g(x)‖₂ `[n]`: local values, not the supremum that A1 takes.
         tail_frobenius: ‖J_g(x)‖_F `[n]`.
         tail_gradient: ‖H0(x)‖_F `[n]`, H0 = ∂z/∂θ over the parameters after ℓ (A4).
-        cosine: of h at the last position, which DCR's loss lowers, `[n, n]`.
+        cosine: of h at the last position, which DCR's loss reduces, `[n, n]`.
         settings: everything that the numbers depend on.
     """
 
@@ -61,7 +61,7 @@ class BoundMeasurement:
             Left sides: `kernel` (tail frozen) and `kernel_all`. Right sides, with c and τ the
             largest over the prompts measured: `printed`, c ⟨G′, G⟩, the proposition with a frozen
             tail; `corrected`, c √(⟨G′,G′⟩ ⟨G,G⟩); `step_2`, Eq. 4, for `kernel_all`; and `local`,
-            ‖J_g(x′)‖ ‖G′‖ ‖G‖ ‖J_g(x)‖, the sharpest that follows from the norms.
+            ‖J_g(x′)‖ ‖G′‖ ‖G‖ ‖J_g(x)‖, the tightest that follows from the norms.
         """
         n, c, tau = len(self.prompts), self.tail_spectral.max() ** 2, self.tail_gradient.max()
         own = self.inner.diagonal().sqrt()
@@ -137,9 +137,9 @@ def measure_bounds(
         tokenizer: its tokenizer.
         prompts: what to measure on.
         layer: ℓ: after which block h is taken, counted from 1.
-        directions: ⟨G′, G⟩ is estimated from so many random directions of h, with standard errors;
-            None computes it exactly, at as many backward passes as h has numbers (tokens times
-            width).
+        directions: the number of random directions of h that ⟨G′, G⟩ is estimated from, with
+            standard errors; None computes it exactly, with as many backward passes as h has
+            numbers (tokens times width).
         seed: of the directions.
         template: how prompts become tokens.
         max_length: longer prompts lose the end of their text.
@@ -205,5 +205,4 @@ def split_at(model: nn.Module, layer: int) -> tuple[ParameterSelection, Paramete
 
 
 def _named(names: list[str]) -> ParameterSelection:
-    """Return the selection of these parameters."""
     return ParameterSelection((f"re:^(?:{'|'.join(map(re.escape, names))})$",))

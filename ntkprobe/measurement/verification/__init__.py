@@ -1,4 +1,4 @@
-"""Whether what was measured is right, by two comparisons that do not depend on each other.
+"""Checks of a measurement by two comparisons that do not depend on each other.
 
 `backward_passes` compares an estimator with plain backward passes on the model in memory.
 `independent_load` compares the model in memory, and what was measured on it, with the checkpoint

@@ -1,8 +1,8 @@
-"""Whether an estimator's kernel is the kernel, on any model, for a few backward passes.
+"""Compares an estimator's kernel with plain backward passes, on any model.
 
-For any u and v, uᵀ K(x′,x) v = ⟨J(x′)ᵀ u, J(x)ᵀ v⟩, and each side of that product is one plain
-backward pass. With random u and v a parameter that was left out, counted once where it acts twice,
-or given another prompt's share makes the two sides differ.
+For any u and v, uᵀ K(x′,x) v = ⟨J(x′)ᵀ u, J(x)ᵀ v⟩, and each factor on the right is one backward
+pass. With random u and v the two sides differ if a parameter was left out, was counted once where
+it is used twice, or has the gradient of another prompt.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ from ..encoding import Texts, as_encoded
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# In bfloat16 and float16 (0.05) the plain backward passes are coarse themselves.
+# In bfloat16 and float16 (0.05) the plain backward passes are inaccurate, too.
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
@@ -37,12 +37,12 @@ class WrongKernel(RuntimeError):
 
 @dataclass(frozen=True)
 class Verification:
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
         relative_error: the largest |uᵀKv − ⟨J′ᵀu, Jᵀv⟩| / (‖J′ᵀu‖ ‖Jᵀv‖) over the pairs.
-        tolerance: what it may be.
-        parameters: how many numbers the kernel is over.
+        tolerance: the largest error allowed.
+        parameters: the number of scalar parameters that the kernel is over.
     """
 
     relative_error: float
@@ -72,16 +72,16 @@ def verify(
     """Compare an estimator with plain backward passes on the shortest and the longest prompt.
 
     Args:
-        model: the model; one in training mode is held in evaluation mode meanwhile, without dropout
-            (an estimator called itself refuses it).
+        model: the model; one in training mode is set to evaluation mode meanwhile, without dropout
+            (an estimator called directly refuses it).
         tokenizer: its tokenizer.
-        prompts: what is to be measured; two of them are looked at.
+        prompts: the prompts to be measured; two of them are compared.
         estimator: `gram`, `finite_difference`, `forward_mode`, `dense`, or one with its settings.
         parameters: the selection.
         template: how prompts become tokens.
         max_length: longer prompts lose the end of their text.
         tolerance: the relative error allowed; by default the estimator's own `rtol`, else by dtype.
-        seed: of the tokens and weightings drawn.
+        seed: of the tokens and combinations drawn.
 
     Returns:
         The error, which is within the tolerance: `WrongKernel` is raised where it is not.
@@ -117,11 +117,11 @@ def verify_pair(
         pair: token ids of two prompts.
         parameters: the selection.
         tolerance: the relative error allowed; by default the estimator's own `rtol`, else by dtype.
-        seed: of the tokens and weightings drawn.
+        seed: of the tokens and combinations drawn.
 
     Returns:
-        The larger error of two comparisons: random weightings of all logits, and a few tokens,
-        which estimators treat apart.
+        The larger error of two comparisons: random combinations of all logits, and a few tokens,
+        which estimators handle differently.
 
     Raises:
         WrongKernel: if they differ by more than the tolerance.
@@ -133,14 +133,14 @@ def verify_pair(
     generator = torch.Generator().manual_seed(seed)
     errors = [
         relative_error(estimator(model, probes, parameters), model, probes, chosen, generator)
-        for probes in _read_outs(pair, vocabulary, generator)
+        for probes in _random_probes(pair, vocabulary, generator)
     ]
     error = float(torch.tensor(errors).max())  # unlike max(), NaN where one is
     if not error <= allowed:
         raise WrongKernel(
             f"{type(estimator).__name__} differs from plain backward passes by {error:.1e}, more "
-            f"than {allowed:.0e}: a parameter is missing or misread, or the estimator too coarse "
-            "for this model; take forward_mode or dense, and report the model's architecture"
+            f"than {allowed:.0e}: a parameter is missing or wrong, or the estimator too "
+            "inaccurate for this model; take forward_mode or dense, and report the architecture"
         )
     return Verification(error, allowed, sum(parameter.numel() for parameter in chosen.values()))
 
@@ -152,10 +152,10 @@ def relative_error(
     chosen: dict[str, nn.Parameter],
     generator: torch.Generator,
 ) -> float:
-    """Return the largest |uᵀKv − ⟨J′ᵀu, Jᵀv⟩| / (‖J′ᵀu‖ ‖Jᵀv‖) over pairs, for random u and v."""
+    """Return the largest |uᵀKv − ⟨J′ᵀu, Jᵀv⟩| / (‖J′ᵀu‖ ‖Jᵀv‖) over pairs, for random u, v."""
     weights = torch.randn(blocks.shape[:2], generator=generator)
-    pulled = [pull(model, p, u, chosen) for p, u in zip(probes, weights, strict=True)]
-    products = [[_inner(left, right) for right in pulled] for left in pulled]
+    vjps = [prompt_vjp(model, p, u, chosen) for p, u in zip(probes, weights, strict=True)]
+    products = [[_inner_product(left, right) for right in vjps] for left in vjps]
     expected = torch.tensor(products, dtype=torch.float64)
     found = torch.einsum("ai,aibj,bj->ab", weights.double(), blocks.cpu(), weights.double())
     lengths = expected.diagonal().sqrt()
@@ -163,7 +163,7 @@ def relative_error(
     return float(((found - expected).abs() / scale).max())
 
 
-def pull(
+def prompt_vjp(
     model: nn.Module, probe: Probe, u: Float[Tensor, " k"], chosen: dict[str, nn.Parameter]
 ) -> list[Tensor]:
     """Return J(x)ᵀ u by one backward pass through one prompt alone."""
@@ -173,21 +173,21 @@ def pull(
         return gradients(scalar, chosen.values())
 
 
-def _read_outs(
+def _random_probes(
     pair: tuple[Tensor, Tensor], vocabulary: int, generator: torch.Generator
 ) -> Iterator[list[Probe]]:
-    """Yield probes of all logits, then of a few tokens, each prompt's first one among them."""
+    """Yield probes of all logits, then of a few tokens, including each prompt's first one."""
     yield [Probe(x, cotangents=torch.randn(1, vocabulary, generator=generator)) for x in pair]
     some = [torch.randperm(vocabulary, generator=generator)[:3] for _ in pair]
     yield [Probe(x, torch.cat([x[:1].cpu(), t])) for x, t in zip(pair, some, strict=True)]
 
 
-def _inner(left: list[Tensor], right: list[Tensor]) -> float:
+def _inner_product(left: list[Tensor], right: list[Tensor]) -> float:
     """Return the inner product over all parameters, in float64."""
     pairs = zip(left, right, strict=True)
     return sum(float(a.double().flatten() @ b.double().flatten()) for a, b in pairs)
 
 
 def _tolerance(chosen: dict[str, nn.Parameter]) -> float:
-    """Return what the coarsest of the parameters' dtypes allows."""
+    """Return the tolerance of the least precise of the parameters' dtypes."""
     return max(_TOLERANCES.get(parameter.dtype, 0.05) for parameter in chosen.values())

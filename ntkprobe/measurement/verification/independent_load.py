@@ -3,8 +3,7 @@
 The model as measured may have been merged with an adapter, may share its base with other adapters,
 and was run in padded batches. Here the files are loaded again by `from_pretrained`, an adapter
 stays unmerged, each prompt runs alone and unpadded, and the kernel is the inner product of two
-autograd gradients. Nothing of the measurement's own loading, batching, estimators or selections is
-used.
+autograd gradients. The measurement's own loading, batching, estimators and selections are not used.
 """
 
 import re
@@ -30,11 +29,11 @@ _HALF = 0.1
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison with the files found.
+    """The result of a comparison with the files.
 
     Attributes:
         errors: the relative error of `logits`, `kernel` and `log P(refuse)`, as far as measured.
-        tolerances: what each may be.
+        tolerances: the largest error allowed for each.
     """
 
     errors: dict[str, float]
@@ -52,7 +51,7 @@ class Comparison:
             what: the checkpoint, for the message.
 
         Raises:
-            WrongMeasurement: naming what differs.
+            WrongMeasurement: naming the quantities that differ.
         """
         wrong = [
             f"{name} by {error:.1e} (at most {self.tolerances[name]:.0e})"
@@ -62,7 +61,7 @@ class Comparison:
         if wrong:
             raise WrongMeasurement(
                 f"the measurement of {what} differs from the files loaded plainly in "
-                f"{', '.join(wrong)}: its numbers are not to be used; report the model's and the "
+                f"{', '.join(wrong)}: do not use its numbers; report the model's and the "
                 "adapter's config.json"
             )
 
@@ -78,11 +77,11 @@ def compare_with_files(
     """Load a checkpoint plainly and compare a measurement with it.
 
     Args:
-        sample: what was measured.
+        sample: the measured values.
         model: the folder or hub name of the model, or of the base below an adapter.
         adapter: the adapter's folder.
         load: precision, device and attention, which are the measurement's.
-        named: what to call the checkpoint in a message.
+        named: the checkpoint's name in messages.
 
     Returns:
         The errors, which are within their tolerances: `WrongMeasurement` is raised where they are
@@ -133,10 +132,10 @@ def _refusal_difference(
     sample: MeasuredSample,
     allowed: float,
 ) -> float:
-    """Return the error at one prompt, each phrase teacher-forced in a pass of its own.
+    """Return the error at one prompt, with each phrase teacher-forced in a pass of its own.
 
-    Where a model's factors depend on the length of the text (longrope), the probability of a token
-    is that after the text before it: if the passes disagree, each token gets one.
+    Where rotary factors depend on the length of the text (longrope), the probability of a token is
+    that after the text before it: if the results disagree, each token has a pass of its own.
     """
     error = float("inf")
     for score in (_phrase_at_once, _phrase_by_token):
@@ -158,7 +157,7 @@ def _phrase_at_once(
 def _phrase_by_token(
     model: nn.Module, ids: Sequence[int], phrase: Sequence[int]
 ) -> Float64[Tensor, ""]:
-    """Return log P(phrase | prompt), by a pass over what stands before each of its tokens."""
+    """Return log P(phrase | prompt), by a pass over the text before each of its tokens."""
     steps = [
         _logits(model, [*ids, *phrase[:place]])[-1].double().log_softmax(-1)[token]
         for place, token in enumerate(phrase)
@@ -177,23 +176,25 @@ def _kernel_error(model: nn.Module, sample: MeasuredSample) -> float:
     for parameter in chosen:
         parameter.requires_grad_(True)
     ids = sample.input_ids[-2:]
-    pulled = [
+    row_gradients = [
         gradients(_logits(model, each)[-1, token], chosen)
         for each, token in zip((ids[0], ids[-1]), sample.tokens, strict=True)
     ]
-    expected = torch.tensor([[_inner(a, b) for b in pulled] for a in pulled], dtype=torch.float64)
+    expected = torch.tensor(
+        [[_inner_product(a, b) for b in row_gradients] for a in row_gradients], dtype=torch.float64
+    )
     lengths = expected.diagonal().sqrt()
     scale = (lengths[:, None] * lengths).clamp(min=torch.finfo(torch.float64).tiny)
     return float(((sample.kernel - expected).abs() / scale).max())
 
 
 def _selected(model: nn.Module, sample: MeasuredSample) -> list[nn.Parameter]:
-    """Return the parameters of the kernel, by what the files hold where the selection allows it.
+    """Return the parameters of the kernel, from the files where the selection allows it.
 
-    `lora` is what peft trains of this adapter. `all` is every tensor but the low-rank factors,
-    which act through the weight that they are added to, whose gradient is the merged weight's.
-    What an adapter trains in the place of a base tensor counts, and the tensor it replaces has no
-    gradient. Other terms select what was measured, by name.
+    `lora` selects the parameters that peft trains. `all` selects every tensor but the low-rank
+    factors: these act through the weight to which they are added, whose gradient is that of the
+    merged weight. A tensor that an adapter trains in the place of one of the base counts, and the
+    tensor it replaces has no gradient. Other terms select the measured parameters by name.
     """
     terms, wanted = set(sample.selection.terms), set(sample.names)
     found: dict[int, nn.Parameter] = {}
@@ -209,12 +210,12 @@ def _selected(model: nn.Module, sample: MeasuredSample) -> list[nn.Parameter]:
 
 
 def _name_in_base(name: str) -> str:
-    """Return what a parameter of a PeftModel is called in its base, or acts for there."""
+    """Return the name in the base model of a PeftModel's parameter, or of the one it replaces."""
     bare = name.removeprefix("base_model.model.")
     bare = re.sub(r"\.token_adapter\.trainable_tokens_delta\.\w+$", ".weight", bare)
     return re.sub(r"\.(base_layer|token_adapter|modules_to_save\.\w+)(?=\.)", "", bare)
 
 
-def _inner(left: list[Tensor], right: list[Tensor]) -> float:
+def _inner_product(left: list[Tensor], right: list[Tensor]) -> float:
     """Return the inner product over all parameters, in float64."""
     return sum(float((a.double() * b.double()).sum()) for a, b in zip(left, right, strict=True))

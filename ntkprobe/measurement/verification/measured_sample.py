@@ -1,4 +1,4 @@
-"""What a measurement found for a few of its prompts: the side of a comparison that was measured."""
+"""The measured values for a few prompts, to be compared with an independent computation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class MeasuredSample:
-    """What was measured on three prompts of a run, or fewer: the shortest and the two longest.
+    """The values measured on up to three prompts of a run: the shortest and the two longest.
 
     Attributes:
         input_ids: their tokens.
@@ -30,9 +30,9 @@ class MeasuredSample:
         phrases: the phrases' tokens.
         kernel: K between the last two prompts at a token each, `[2, 2]` float64; or None.
         tokens: these tokens.
-        selection: what the kernel is over.
-        names: of its parameters, as the measurement found them.
-        numbers: how many numbers they hold.
+        selection: the selection that the kernel is over.
+        names: of its parameters, in the measured model.
+        numbers: the number of scalar parameters.
         dtype: of the model.
     """
 
@@ -60,24 +60,24 @@ def sample_measurement(
     refusal: RefusalMeasurement | None = None,
     phrases: Sequence[str] = (),
 ) -> MeasuredSample:
-    """Return what a measurement found for the shortest and the two longest of its prompts.
+    """Return the measured values for the shortest and the two longest of the prompts.
 
-    The two longest share their batch, where the estimator sorts prompts by length, and differ in
-    length, so that an effect of padding or of the batch's longest prompt shows.
+    The two longest are in one batch, if the estimator sorts prompts by length, and differ in
+    length, so that an effect of padding or of the batch's longest prompt is visible.
 
     Args:
         model: the model that was measured, as it was measured.
         tokenizer: its tokenizer.
         encoded: all prompts of the run, which are those of the refusals.
         rows: which of them the kernel is between; None for all.
-        kernel: what was measured, with its blocks; without blocks the estimator is called again.
-        estimator: what measured the kernel.
-        selection: which parameters the kernel is over.
-        refusal: what was measured.
+        kernel: the kernel's measurement; without its blocks the estimator is called again.
+        estimator: the estimator that measured the kernel.
+        selection: the parameters that the kernel is over.
+        refusal: the measurement of refusals.
         phrases: the texts whose probabilities were summed.
 
     Returns:
-        The numbers, on the CPU.
+        The values, on the CPU.
     """
     among = list(range(len(encoded.input_ids)) if rows is None else rows)
     places = _shortest_and_longest([encoded.input_ids[row] for row in among])
@@ -109,9 +109,9 @@ def sample_measurement(
 
 
 def _shortest_and_longest(input_ids: Sequence[Sequence[int]]) -> list[int]:
-    """Return the places of the shortest, the second longest and the longest prompt, as there are.
+    """Return the positions of the shortest, second longest and longest prompts, without repeats.
 
-    The second longest is shorter than the longest, if any is.
+    The second longest is shorter than the longest, if any prompt is.
     """
     order = sorted(range(len(input_ids)), key=lambda row: len(input_ids[row]))
     longest = order[-1]
@@ -132,8 +132,8 @@ def _kernel_entries(
 ) -> tuple[Tensor, tuple[int, int]]:
     """Return K of two prompts (one twice, where there is one) at a token each, and the tokens.
 
-    They are those of the measurement, where its blocks are at hand. An estimator that approximates
-    (it has an `rtol`) is judged by `verify`: here it stands for the exact kernel of its model.
+    The entries are those of the measurement, if it has its blocks. An estimator that approximates
+    (it has an `rtol`) is checked by `verify`: here the exact kernel takes its place.
     """
     exact = not hasattr(estimator, "rtol")
     if exact and measured.blocks is not None and measured.tokens is not None:

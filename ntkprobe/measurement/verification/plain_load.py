@@ -1,4 +1,4 @@
-"""A model as transformers and peft load it, with nothing of this package's own loading."""
+"""A model loaded by transformers and peft alone, without this package's own loading."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from ...checkpoints import LoadSettings, gguf_file
 from ...checkpoints.safeguards import checked_config
 from ...errors import UserError
 
-# What transformers, peft and torch raise for files that they cannot make a model of.
+# Raised by transformers, peft and torch for files that they cannot load as a model.
 FAILURES = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError)
 
 
 class WrongMeasurement(RuntimeError):
-    """A measurement is not that of the checkpoint it is said to be of."""
+    """A measurement differs from the checkpoint that it names."""
 
 
 def load_plainly(name: str, adapter: Path | None, load: LoadSettings) -> nn.Module:

@@ -8,49 +8,56 @@ from torch import Tensor
 
 
 class NoRule(Exception):
-    """An operation on a parameter is none that the rules know."""
+    """No gradient rule covers an operation on a parameter."""
 
 
-def require(holds: bool, what: str) -> None:
-    """Do nothing where it holds.
+def require(condition: bool, what: str) -> None:
+    """Do nothing if the condition holds.
+
+    Args:
+        condition: whether the operation is covered.
+        what: the operation that is not.
 
     Raises:
-        NoRule: saying `what` no rule knows, where it does not hold.
+        NoRule: naming the operation, if the condition does not hold.
     """
-    if not holds:
+    if not condition:
         raise NoRule(what)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Prompts of a batch, right-padded to `seq` positions."""
+class PaddedBatch:
+    """The rows of n prompts, padded on the right to `seq` positions."""
 
     lengths: tuple[int, ...]
     seq: int
 
-    def lay(self, x: Shaped[Tensor, "*rows width"]) -> Shaped[Tensor, "n seq width"]:
-        """Return the rows by prompt, from any of the shapes that a batch takes on its way."""
+    def by_prompt(self, x: Shaped[Tensor, "*rows width"]) -> Shaped[Tensor, "n seq width"]:
+        """Return the rows by prompt, of a tensor with the prompts first or with rows flattened."""
         n, rows = len(self.lengths), x.shape[0]
         whole = (x.dim() >= 3 and rows == n) or (x.dim() == 2 and rows == n * self.seq)
         require(whole, f"rows {tuple(x.shape)} of {n} prompts of {self.seq} positions")
         return x.reshape(n, -1, x.shape[-1])
 
-    def used(self, x: Shaped[Tensor, "*rows width"]) -> tuple[int, ...]:
+    def row_counts(self, x: Shaped[Tensor, "*rows width"]) -> tuple[int, ...]:
         """Return how many of each prompt's rows are not padding."""
-        rows = self.lay(x).shape[1]
+        rows = self.by_prompt(x).shape[1]
         return self.lengths if rows == self.seq else (rows,) * len(self.lengths)
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """Rows picked out of a batch, an expert's say: of prompt `prompt[r]`, its `slot[r]`-th."""
+class GatheredRows:
+    """Rows selected from a flattened batch, as an expert's are.
+
+    Row r belongs to prompt `prompt[r]` and is its `slot[r]`-th selected row.
+    """
 
     prompt: Int[Tensor, " rows"]
     slot: Int[Tensor, " rows"]
     lengths: tuple[int, ...]
 
     @classmethod
-    def of(cls, batch: Batch, index: Int[Tensor, " rows"]) -> "Gathered":
+    def of(cls, batch: PaddedBatch, index: Int[Tensor, " rows"]) -> "GatheredRows":
         """Return the layout of rows `index` of the flattened batch."""
         prompt = torch.div(index, batch.seq, rounding_mode="floor")
         counts = torch.bincount(prompt, minlength=len(batch.lengths))
@@ -60,17 +67,17 @@ class Gathered:
         slot[order] = torch.arange(len(index), device=index.device) - starts
         return cls(prompt, slot, tuple(counts.tolist()))
 
-    def lay(self, x: Float[Tensor, "rows width"]) -> Shaped[Tensor, "n seq width"]:
-        """Return the rows by prompt, those that it has fewer of zero."""
-        known = x.dim() == 2 and len(x) == len(self.prompt)
-        require(known, f"rows {tuple(x.shape)} where {len(self.prompt)} were gathered")
+    def by_prompt(self, x: Float[Tensor, "rows width"]) -> Shaped[Tensor, "n seq width"]:
+        """Return the rows by prompt, padded with zeros to the largest number of rows."""
+        expected = x.dim() == 2 and len(x) == len(self.prompt)
+        require(expected, f"rows {tuple(x.shape)} where {len(self.prompt)} were gathered")
         out = x.new_zeros(len(self.lengths), max(self.lengths), x.shape[-1])
         out[self.prompt, self.slot] = x
         return out
 
-    def used(self, x: Float[Tensor, "rows width"]) -> tuple[int, ...]:
+    def row_counts(self, x: Float[Tensor, "rows width"]) -> tuple[int, ...]:
         """Return how many rows each prompt has."""
         return self.lengths
 
 
-Layout = Batch | Gathered
+RowLayout = PaddedBatch | GatheredRows

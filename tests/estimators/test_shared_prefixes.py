@@ -7,7 +7,7 @@ import torch
 from architectures import ARCHITECTURES, build, ragged_prompts, with_lora, worst_block_error
 
 from ntkprobe.estimators.dense import Dense, jacobians
-from ntkprobe.estimators.gram import Gram, prefixes
+from ntkprobe.estimators.gram import Gram, shared_prefixes
 from ntkprobe.estimators.gram.factors import Outer
 from ntkprobe.kernel import Probe, top_tokens
 from ntkprobe.models.architecture import Float64Throughout
@@ -27,9 +27,11 @@ def probes_alike(model, head=HEAD):
 @pytest.fixture
 def splits(monkeypatch):
     """Split wherever there is something to split at, and count how often."""
-    seen, split = [], prefixes._splits
-    monkeypatch.setattr(prefixes, "_cheaper", lambda p, q, r: True)
-    monkeypatch.setattr(prefixes, "_splits", lambda p, q, r: seen.append(r) or split(p, q, r))
+    seen, split = [], shared_prefixes.split_activations
+    monkeypatch.setattr(shared_prefixes, "saves_operations", lambda p, q, r: True)
+    monkeypatch.setattr(
+        shared_prefixes, "split_activations", lambda p, q, r: seen.append(r) or split(p, q, r)
+    )
     return seen
 
 
@@ -49,8 +51,8 @@ def by_definition(p, q):
     return torch.einsum("nkow,mhow->nkmh", rows, columns)
 
 
-def finished(p, q):
-    product = prefixes.contracted(p, q, {})
+def evaluated(p, q):
+    product = shared_prefixes.contract(p, q, {})
     for piece in product.pieces:
         piece()
     return product.result()
@@ -95,54 +97,57 @@ def test_between_two_checkpoints_it_changes_nothing(splits):
     assert worst_block_error(found, expected) <= 1e-9
 
 
-@pytest.mark.parametrize("same", [True, False], ids=["one tile", "two tiles"])
+@pytest.mark.parametrize("same", [True, False], ids=["one micro-batch", "two micro-batches"])
 @pytest.mark.parametrize("width", [8, 2], ids=["wider than shared", "narrower"])
 def test_a_split_changes_no_inner_product(same, width, splits):
     p = alike(width=width)
     other = alike(n=3, seq=9, width=width)
     other.a[:, :3] = p.a[0, :3]
     q = p if same else other
-    found, expected = finished(p, q), by_definition(p, q)
+    found, expected = evaluated(p, q), by_definition(p, q)
     assert splits == [3]
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_positions_taken_for_shared_that_are_not_are_noticed(splits, monkeypatch):
-    monkeypatch.setattr(prefixes, "shared", lambda p, q: 4)
+    monkeypatch.setattr(shared_prefixes, "shared_length", lambda p, q: 4)
     p = alike(r=3)
     expected = by_definition(p, p)
-    assert (finished(p, p) - expected).abs().max() > 1e-2 * expected.abs().max()
+    assert (evaluated(p, p) - expected).abs().max() > 1e-2 * expected.abs().max()
 
 
 @pytest.mark.parametrize(("dtype", "noise"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
 def test_rounding_does_not_part_what_is_the_same(dtype, noise):
     p = alike(dtype=dtype)
-    assert prefixes.shared(replace(p, a=p.a * (1 + noise * torch.randn_like(p.a))), p) == 3
+    assert (
+        shared_prefixes.shared_length(replace(p, a=p.a * (1 + noise * torch.randn_like(p.a))), p)
+        == 3
+    )
 
 
 def test_what_differs_by_more_than_rounding_is_not_shared():
     p = alike()
     moved = p.a.clone()
     moved[2, 1, 0] += 1e-3
-    assert prefixes.shared(outer(moved, p.g), p) == 1
-    assert prefixes.shared(p, outer(torch.randn_like(p.a), p.g)) == 0
+    assert shared_prefixes.shared_length(outer(moved, p.g), p) == 1
+    assert shared_prefixes.shared_length(p, outer(torch.randn_like(p.a), p.g)) == 0
 
 
 def test_every_prompt_keeps_a_position_of_its_own():
     p = alike(r=7)
-    assert prefixes.shared(p, p) == 6
-    assert prefixes.shared(replace(p, lengths=(7, 3, 7, 7)), p) == 2
-    assert prefixes.shared(replace(p, lengths=(7, 1, 7, 7)), p) == 0
+    assert shared_prefixes.shared_length(p, p) == 6
+    assert shared_prefixes.shared_length(replace(p, lengths=(7, 3, 7, 7)), p) == 2
+    assert shared_prefixes.shared_length(replace(p, lengths=(7, 1, 7, 7)), p) == 0
 
 
 def test_a_split_is_made_where_it_saves_operations_and_nowhere_else():
     g = torch.randn(12, 10, 24, 64)
     p = outer(torch.randn(12, 24, 256), g)
-    assert prefixes._cheaper(p, p, 20)
+    assert shared_prefixes.saves_operations(p, p, 20)
     small = alike(n=2, r=1, seq=2)
-    assert not prefixes._cheaper(small, small, 1)
+    assert not shared_prefixes.saves_operations(small, small, 1)
 
 
 def test_low_precision_is_never_split():
     p = alike(dtype=torch.bfloat16)
-    assert prefixes.shared(p, p) == 0
+    assert shared_prefixes.shared_length(p, p) == 0

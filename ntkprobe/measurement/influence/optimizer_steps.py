@@ -1,8 +1,8 @@
-"""What a step that an optimiser really took does to the answers, to first order: J(x′) Δθ.
+"""The effect of a recorded optimizer step on the answers, to first order: J(x′) Δθ.
 
 Eq. 2 has Δθ = −η ∇L, a step of gradient descent on one pair. AdamW divides by running moments, adds
 decay, and steps on a batch: its Δθ is recorded (`record_step`, or `ntkprobe.StepCallback` in a
-Trainer) and put in Eq. 2's place. The rest is the same exact derivative.
+Trainer) and takes the place of −η ∇L. The derivative is the same and exact.
 """
 
 import re
@@ -33,7 +33,7 @@ from ...refusal import chosen_reductions
 from ..encoding import evaluating
 from .examples import encode_observed
 from .observations import LogProbabilities, Observation, Refusals
-from .prediction import _phrases, _tokens, trained_parameters
+from .prediction import refusal_phrases, trained_parameters, vocabulary_ids
 from .updates import Direction
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ _FILE = re.compile(r"step-(\d{8})\.safetensors")
 
 @dataclass(frozen=True, eq=False)
 class StepPrediction:
-    """What a step does to first order.
+    """The predicted effect of a step, to first order.
 
     Attributes:
         observed: the prompts x′; None where token ids were given.
@@ -87,22 +87,22 @@ def predict_step(
     batch_size: int = 32,
     mode: str = "forward",
 ) -> StepPrediction:
-    """Predict what a step Δθ does to each observed prompt, to first order (Eq. 2).
+    """Predict the effect of a step Δθ on each observed prompt, to first order (Eq. 2).
 
     Args:
         model: as it was before the step.
         tokenizer: its tokenizer; None where everything is given as token ids.
         observed: the prompts x′: a `PromptSet`, texts, or rows of token ids.
-        step: Δθ by canonical name, as `record_step` and `read_steps` give it; what it does not
-            name stays.
-        tokens: of which log-probability is predicted: `all`, vocabulary ids, or None.
-        phrases: the refusals: a set's name, texts, token ids, or None.
+        step: Δθ by canonical name, as `record_step` and `read_steps` return it; other parameters
+            do not change.
+        tokens: the tokens whose log-probabilities are predicted: `all`, vocabulary ids, or None.
+        phrases: the refusal phrases: a set's name, texts, token ids, or None.
         reductions: how phrases are summed, `literal`, `prefix_free`, or both.
         template: how prompts become tokens.
         max_length: longer prompts lose the end of their text.
-        batch_size: prompts at a time, which changes no number.
-        mode: how refusals are differentiated: `forward`, one pass over all prompts; `reverse`, a
-            backward pass for each and its inner product with Δθ: on small models often faster.
+        batch_size: prompts in one forward pass; it changes no result.
+        mode: how log P_refuse is differentiated: `forward`, one pass over all prompts; `reverse`, a
+            backward pass for each and its inner product with Δθ, often faster on small models.
 
     Returns:
         The predicted changes. A step that names a parameter which the model does not have is a
@@ -110,7 +110,7 @@ def predict_step(
     """
     refuse(mode not in MODES, f"no mode {mode!r}: choose from {list(MODES)}")
     encoded, ids = encode_observed(tokenizer, observed, template, max_length)
-    ends = _phrases(tokenizer, phrases, "ascii", encoded.template if encoded else RAW)
+    ends = refusal_phrases(tokenizer, phrases, "ascii", encoded.template if encoded else RAW)
     refuse(tokens is None and not ends, "nothing to predict: give tokens=, phrases=, or both")
     hows = chosen_reductions(reductions) if ends else ()
     with evaluating(model):
@@ -120,40 +120,46 @@ def predict_step(
         forward = partial(_forward, ids=ids, step=step, batch_size=batch_size)
         first = None
         if tokens is not None:
-            logits, first = forward(LogProbabilities(model, chosen, _tokens(model, tokens)))
+            logits, first = forward(LogProbabilities(model, chosen, vocabulary_ids(model, tokens)))
             finite(logits, range(len(ids)))
         found: Pair = (torch.empty(len(ids), 0), torch.empty(len(ids), 0))
         if ends:
-            what = Refusals(model, chosen, ends, hows, max(ids, key=len))
-            found = forward(what) if mode == "forward" else _reverse(what, ids, step)
+            observation = Refusals(model, chosen, ends, hows, max(ids, key=len))
+            found = forward(observation) if mode == "forward" else _reverse(observation, ids, step)
     named = [dict(zip(hows, values.unbind(-1), strict=True)) for values in found]
     return StepPrediction(encoded.prompts if encoded else None, first, named[1], named[0])
 
 
-def _forward(what: Observation, ids: list[Tensor], step: Direction, batch_size: int) -> Pair:
-    """Return what is observed of every prompt and J(x′) Δθ, each `[observed, values]`."""
+def _forward(observation: Observation, ids: list[Tensor], step: Direction, batch_size: int) -> Pair:
+    """Return the observed values of every prompt and J(x′) Δθ, each `[observed, values]`."""
     found: list[tuple[Tensor, ...]] = [()] * len(ids)
     for rows in length_batches(ids, batch_size):
-        pairs = zip(*what.along([ids[row] for row in rows], step), strict=True)
+        pairs = zip(
+            *observation.directional_derivative([ids[row] for row in rows], step), strict=True
+        )
         for row, pair in zip(rows, pairs, strict=True):
             found[row] = pair
     before, change = (torch.stack(values) for values in zip(*found, strict=True))
     return before, change
 
 
-def _reverse(what: Observation, ids: list[Tensor], step: Direction) -> Pair:
-    """Return the same, by a backward pass for each prompt and value."""
+def _reverse(observation: Observation, ids: list[Tensor], step: Direction) -> Pair:
+    """Return the same by a backward pass for each prompt and value."""
     before, change = [], []
     for prompt in ids:
-        with requiring_grad(what.model, what.chosen), torch.enable_grad():
-            values = what([prompt])[0]
-            found = [gradients(value, what.chosen.values(), again=True) for value in values]
+        with requiring_grad(observation.model, observation.chosen), torch.enable_grad():
+            values = observation([prompt])[0]
+            found = [
+                gradients(value, observation.chosen.values(), retain_graph=True) for value in values
+            ]
         before.append(values.detach().double().cpu())
-        change.append(torch.stack([_inner(step, what.chosen, each) for each in found]))
+        change.append(
+            torch.stack([_inner_product(step, observation.chosen, each) for each in found])
+        )
     return torch.stack(before), torch.stack(change)
 
 
-def _inner(step: Direction, names: Iterable[str], gradient: Sequence[Tensor]) -> Tensor:
+def _inner_product(step: Direction, names: Iterable[str], gradient: Sequence[Tensor]) -> Tensor:
     """Return the inner product of a step and a gradient, in float64."""
     parts = [
         (g.double().cpu() * step[n].double().cpu()).sum()
@@ -166,9 +172,9 @@ def _named_by(step: Direction, model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that a step moves.
 
     Raises:
-        UserError: if the model has one of them not, or in another shape.
+        UserError: if the model lacks one of them, or has it in another shape.
     """
-    refuse(not step, "the step moves nothing: record it around the optimiser's step()")
+    refuse(not step, "the step moves nothing: record it around the optimizer's step()")
     known = {**effective_parameters(model), **adapter_parameters(model)}
     for name, change in step.items():
         if name not in known or known[name].shape != change.shape:
@@ -185,11 +191,11 @@ def _named_by(step: Direction, model: nn.Module) -> dict[str, nn.Parameter]:
 def record_step(
     model: nn.Module, parameters: str | ParameterSelection = "auto"
 ) -> Generator[Direction]:
-    """Record what is done to θ inside the `with` block, `optimizer.step()` say: any optimiser's.
+    """Record the change of θ inside the `with` block, by any optimizer's `step()`.
 
     Args:
         model: the model that is trained.
-        parameters: which; `auto` is `lora` with an adapter, else `all`.
+        parameters: the selection; `auto` is `lora` with an adapter, else `all`.
 
     Yields:
         Δθ by canonical name: empty in the block, filled at its end.
@@ -209,7 +215,7 @@ def read_steps(folder: str | PathLike[str]) -> Iterator[tuple[int, Direction]]:
     """Yield the steps that `ntkprobe.StepCallback` recorded, `(number, Δθ)`, in order from 1.
 
     Args:
-        folder: where they are.
+        folder: the folder of their files.
 
     Raises:
         UserError: if there are none, or one is missing.
@@ -230,7 +236,7 @@ def apply_step(model: nn.Module, step: Direction) -> None:
     """Add Δθ to a model's parameters, in place.
 
     Args:
-        model: as it was before the step; as it was after it, afterwards.
+        model: the model before the step, changed in place.
         step: Δθ by canonical name.
     """
     for name, parameter in _named_by(step, model).items():

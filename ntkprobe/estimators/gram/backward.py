@@ -1,0 +1,289 @@
+"""Backward passes of one micro-batch, one decoder block at a time.
+
+A first forward pass records what enters every block. Then the stages run from the logits down to
+the embeddings: each is run again and differentiated with the cotangents of the stage above it.
+
+A stage is one block, or what follows the last block, or what precedes the first. Only the current
+stage holds activations and gradients, so memory does not grow with depth times prompts.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ...kernel import last_logits
+from ...models.architecture import hidden_state
+from ...models.batching import forgetting_lengths
+from ...models.parameters import requiring_grad
+from ...models.replacement import replace_blocks
+from ...models.validation import finite
+from .factors import Direct, Factor, Outer, drop_zero_positions, restrict_columns
+from .gradient_rules import Key
+from .operation_recorder import OperationRecorder
+from .precision import computing_in
+from .row_layout import PaddedBatch
+
+Factors = dict[Key, list[Factor]]
+
+VALUES_AT_A_TIME = {"cpu": 2**18, "cuda": 2**26}  # entries of a stage's output × cotangents
+
+
+@runtime_checkable
+class ProbeLike(Protocol):
+    """A prompt and the values read from its logits: a `Probe`, or a combination of its values."""
+
+    @property
+    def input_ids(self) -> Tensor:
+        """The prompt's token ids."""
+        ...
+
+    def read(self, logits: Float[Tensor, " vocab"]) -> Float[Tensor, " k"]:
+        """Return the values."""
+        ...
+
+
+@dataclass(frozen=True)
+class BackwardSchedule:
+    """How the backward pass of a model is divided.
+
+    Attributes:
+        model: the model, in evaluation mode.
+        blocks: the list of its decoder blocks, a stage each; `None`: the whole model is one stage.
+        dtype: the dtype of the computation.
+        columns: the vocabulary ids that any prompt reads, sorted; `None` where all may be read.
+    """
+
+    model: nn.Module
+    blocks: nn.ModuleList | None
+    dtype: torch.dtype
+    columns: Int[Tensor, " some"] | None = None
+
+
+class BlockwiseBackward:
+    """The backward pass of one micro-batch, stage by stage.
+
+    Stages have the number of their block, from 0; what follows the last block is stage `depth`, and
+    what precedes the first is stage -1. Without `blocks` there is one stage, 0.
+
+    Attributes:
+        no_rule: the parameters used in an operation that has no gradient rule.
+    """
+
+    def __init__(
+        self,
+        schedule: BackwardSchedule,
+        probes: Sequence[ProbeLike],
+        watched: dict[str, nn.Parameter],
+    ) -> None:
+        self.no_rule: set[str] = set()
+        self._schedule, self._probes, self._watched = schedule, probes, watched
+        self._model, self._blocks, self._dtype = schedule.model, schedule.blocks, schedule.dtype
+        self._prompts = [probe.input_ids for probe in probes]
+        self._vocabulary = 0
+        self._residuals: list[Tensor] = []  # what enters each block, then what leaves the last
+        self._block_calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+        self._cotangents: Tensor | None = None
+        self._next_cotangents: Tensor | None = None
+        if schedule.blocks is not None:
+            self._record_forward(schedule.blocks)
+
+    @property
+    def stages(self) -> list[int]:
+        """The stages in the order of the backward pass."""
+        return list(range(len(self._block_calls), -2, -1)) if self._blocks is not None else [0]
+
+    def run(self, stage: int) -> Factors:
+        """Return the gradient factors of the watched parameters that a stage uses."""
+        lengths = tuple(map(len, self._prompts))
+        recorder = OperationRecorder(self._watched, PaddedBatch(lengths, max(lengths)))
+        with requiring_grad(self._model, {}), torch.enable_grad(), self._in_dtype(stage):
+            with recorder:
+                source, output = self._run_stage(stage)
+            self.no_rule |= recorder.no_rule
+            ends = [edge for edge, _ in recorder.uses]
+            gradients = self._gradients(source, output, ends)
+        found: Factors = {}
+        for (_, use), g in zip(recorder.uses, gradients, strict=True):
+            if g is not None and use.key[0] not in self.no_rule:
+                found.setdefault(use.key, []).append(self._without_zeros(use.factor(g), stage))
+        return found
+
+    def advance(self) -> None:
+        """Make the gradients at the input of the stage last run the cotangents of the next one."""
+        self._cotangents, self._next_cotangents = self._next_cotangents, None
+
+    def _in_dtype(self, stage: int) -> ExitStack:
+        """Return the context in which a stage's parameters are in the dtype of the computation."""
+        stack = ExitStack()
+        stack.enter_context(forgetting_lengths(self._model))
+        if self._blocks is not None and 0 <= stage < len(self._blocks):
+            stack.enter_context(computing_in(self._dtype, [self._blocks[stage]]))
+        else:
+            stack.enter_context(computing_in(self._dtype, [self._model], apart=self._blocks))
+        return stack
+
+    def _record_forward(self, blocks: nn.ModuleList) -> None:
+        """Run the model forward, recording what enters each block and what leaves the last."""
+        originals = list(blocks)
+        with (
+            torch.no_grad(),
+            self._in_dtype(-1),
+            replace_blocks(blocks, lambda index: partial(self._record_block, originals[index])),
+        ):
+            last_logits(self._model, self._prompts)
+
+    def _record_block(self, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Return a block's output, recording its hidden states and its other arguments."""
+        hidden, *rest = args or (kwargs.pop("hidden_states"),)
+        self._residuals[-1:] = [hidden.detach().clone()]
+        with computing_in(self._dtype, [block]):
+            output = block(hidden, *rest, **kwargs)
+        wrapped = output if isinstance(output, tuple) else None
+        self._block_calls.append((tuple(rest), kwargs, wrapped))
+        self._residuals.append(hidden_state(output).detach())
+        return output
+
+    def _run_stage(self, stage: int) -> tuple[Tensor | None, Tensor]:
+        """Return the hidden states that enter a stage (`None` for none), and its output."""
+        if self._blocks is None:
+            return None, self._probe_values()
+        if stage < 0:
+            return None, self._first_block_input(self._blocks)
+        source = self._residuals[stage].detach().requires_grad_()
+        if stage == len(self._blocks):
+            with replace_blocks(self._blocks, lambda i: partial(self._as_block_output, i, source)):
+                return source, self._probe_values()
+        args, kwargs, _ = self._block_calls[stage]
+        return source, hidden_state(self._blocks[stage](source, *args, **kwargs))
+
+    def _as_block_output(self, index: int, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return `hidden` in the form of a block's output, whatever enters the block."""
+        output = self._block_calls[index][2]
+        return hidden if output is None else (hidden, *output[1:])
+
+    def _first_block_input(self, blocks: nn.ModuleList) -> Tensor:
+        found: list[Tensor] = []
+
+        def record_input(index: int, *args: Any, **kwargs: Any) -> Any:
+            found.append(args[0] if args else kwargs["hidden_states"])
+            return self._as_block_output(index, found[0].detach())
+
+        with replace_blocks(blocks, lambda index: partial(record_input, index)):
+            last_logits(self._model, self._prompts)
+        return found[0]
+
+    def _probe_values(self) -> Float[Tensor, "n k"]:
+        logits = finite(last_logits(self._model, self._prompts))
+        self._vocabulary = logits.shape[1]
+        return torch.stack([probe.read(z) for probe, z in zip(self._probes, logits, strict=True)])
+
+    def _gradients(
+        self, source: Tensor | None, output: Tensor, ends: Sequence[Any]
+    ) -> Sequence[Sequence[Tensor] | None]:
+        """Return the k values' gradients at each of `ends`, and store those at `source`."""
+        cotangents = self._cotangents
+        if cotangents is None:  # the first stage, whose output is the values themselves
+            n, k = output.shape
+            eye = torch.eye(k, dtype=output.dtype, device=output.device)
+            cotangents = eye[:, None].expand(k, n, k)
+        inputs = list(ends) if source is None else [source, *ends]
+        if not inputs or not output.requires_grad:
+            return [None] * len(ends)
+        found = vjps(output, inputs, cotangents)
+        if source is None:
+            return found
+        self._next_cotangents = torch.stack(tuple(found[0])) if found[0] is not None else None
+        return found[1:]
+
+    def _without_zeros(self, factor: Factor, stage: int) -> Factor:
+        """Return a factor without entries that are zero because only the last position is read."""
+        depth = len(self._blocks) if self._blocks is not None else 0
+        if stage < depth - 1:
+            return factor
+        columns = self._schedule.columns
+        if stage == depth and columns is not None and isinstance(factor, Outer):
+            if factor.g.shape[3] == self._vocabulary:
+                factor = restrict_columns(factor, columns.to(factor.g.device))
+        return drop_zero_positions(factor)
+
+
+class SinglePromptBackward(BlockwiseBackward):
+    """The backward pass of one prompt, with its parameters' gradients formed by autograd."""
+
+    def run(self, stage: int) -> Factors:
+        """Return the gradients of the watched parameters that a stage uses."""
+        with requiring_grad(self._model, self._watched), torch.enable_grad(), self._in_dtype(stage):
+            gradients = self._gradients(*self._run_stage(stage), list(self._watched.values()))
+        return {
+            (name, None): [Direct(torch.stack([g.flatten() for g in gs])[None])]
+            for name, gs in zip(self._watched, gradients, strict=True)
+            if gs is not None
+        }
+
+
+class PerSampleGradients:
+    """The backward passes of a micro-batch, prompt by prompt, with gradients formed by autograd.
+
+    For parameters used in an operation without a gradient rule, and to check every rule.
+    """
+
+    def __init__(
+        self,
+        schedule: BackwardSchedule,
+        probes: Sequence[ProbeLike],
+        watched: dict[str, nn.Parameter],
+    ) -> None:
+        self.no_rule: set[str] = set()
+        self._prompts = [SinglePromptBackward(schedule, [probe], watched) for probe in probes]
+
+    def run(self, stage: int) -> Factors:
+        """Return the gradients of all prompts, zero for a prompt that does not use a parameter."""
+        found = [prompt.run(stage) for prompt in self._prompts]
+        some = {key: factors[key][0] for factors in found for key in factors}
+        return {
+            key: [Direct(torch.cat([f[key][0].v if key in f else 0 * one.v for f in found]))]  # type: ignore[union-attr]
+            for key, one in some.items()
+        }
+
+    def advance(self) -> None:
+        """Make the gradients at the input of the stage last run the cotangents of the next one."""
+        for prompt in self._prompts:
+            prompt.advance()
+
+
+def vjps(
+    output: Float[Tensor, "..."], inputs: Sequence[Any], cotangents: Float[Tensor, "k ..."]
+) -> list[Sequence[Tensor] | None]:
+    """Return k vector-Jacobian products at each input, `None` where the output does not use it.
+
+    They are batched where the output is small, and taken one by one where it is large: there the
+    memory traffic of a batched pass costs more than the batch saves.
+
+    Args:
+        output: what is differentiated.
+        inputs: tensors or edges of the autograd graph.
+        cotangents: one per product, each of the output's shape.
+    """
+    most = VALUES_AT_A_TIME.get(output.device.type, VALUES_AT_A_TIME["cpu"])
+    step = max(1, most // output.numel())
+    found: list[list[Tensor | None]] = [[] for _ in inputs]
+    for i in range(0, len(cotangents), step):
+        some = cotangents[i : i + step]
+        batched = len(some) > 1
+        gradients = torch.autograd.grad(
+            output,
+            inputs,
+            some if batched else some[0],
+            retain_graph=i + step < len(cotangents),
+            is_grads_batched=batched,
+            allow_unused=True,
+        )
+        for products, g in zip(found, gradients, strict=True):
+            products.extend(g.unbind() if batched and g is not None else [g])
+    return [None if f[0] is None else f for f in found]  # type: ignore[misc]
