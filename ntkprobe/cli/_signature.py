@@ -10,7 +10,7 @@ rest. A field that is itself a dataclass contributes its own fields, and is made
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from types import UnionType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -51,24 +51,27 @@ def command_of(
     return decorate
 
 
-def built(kind: type[Options], typed: dict[str, Any]) -> Options:
+def built(kind: type[Options], typed: dict[str, Any], base: Any = None) -> Options:
     """Return settings made of the values of options.
 
     Args:
         kind: the dataclass.
         typed: the values by option; what its nested settings need among them.
+        base: settings from which fields without an option are taken; else these have the class's
+            defaults.
 
     Returns:
         The settings; a value that is not allowed is a `UserError`.
     """
     values = {}
-    for name, annotation, flag, _ in _fields(kind):
+    for name, annotation, flag, default in _fields(kind):
         if flag is None:
-            values[name] = built(annotation, typed)
+            nested = default if is_dataclass(default) else None
+            values[name] = built(annotation, typed, nested)
         else:
             value = typed[flag.name or name]
             values[name] = flag.convert(value) if flag.convert else value
-    return kind(**values)
+    return kind(**values) if base is None else replace(base, **values)
 
 
 def _fields(kind: Any, instance: Any = None) -> list[tuple[str, Any, Flag | None, Any]]:

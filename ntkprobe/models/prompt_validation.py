@@ -76,7 +76,7 @@ def check_read(
             )
 
 
-def vocabulary_size(model: nn.Module) -> int | None:
+def vocabulary_size(model: Any) -> int | None:
     """Return how many tokens a model knows; None where neither its configuration nor it says so."""
     size = getattr(_text_config(model), "vocab_size", None)
     if size is None and hasattr(model, "get_input_embeddings"):

@@ -57,7 +57,7 @@ class Outer:
     quiet: Annotated[
         bool, Flag(name="no_sound", typed=bool, default=False, convert=lambda value: not value)
     ] = True
-    inner: Inner = field(default_factory=lambda: Inner(depth=3))
+    inner: Inner = field(default_factory=lambda: Inner(depth=3, secret=9))
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def call():
 def test_options_become_the_settings_nested_ones_included(call):
     assert call("--name", "a")[0] == Outer(name="a")
     found, _ = call("--name", "b", "--loud", "--no-sound", "--depth", "7")
-    assert found == Outer(name="b", loud=True, quiet=False, inner=Inner(depth=7))
+    assert found == Outer(name="b", loud=True, quiet=False, inner=Inner(depth=7, secret=9))
 
 
 def test_the_default_of_nested_settings_is_that_of_the_outer_ones(call):
@@ -93,7 +93,7 @@ def test_the_default_of_nested_settings_is_that_of_the_outer_ones(call):
 def test_a_field_without_an_option_is_refused_and_keeps_its_default(call):
     found, said = call("--name", "a", "--secret", "1")
     assert found is None and "--secret" in said
-    assert call("--name", "a")[0].inner.secret == 5
+    assert call("--name", "a")[0].inner.secret == 9 != Inner().secret
 
 
 def test_the_help_of_an_option_is_the_documentation_of_its_field(call):
