@@ -106,7 +106,7 @@ def _evaluate(options: dict[str, Any]) -> int:
         UserError: if the call makes no sense.
     """
     from ..evaluation.benchmarks import read_benchmark
-    from ..evaluation.panel import DEFAULT, read_judges
+    from ..evaluation.judge_specs import DEFAULT, read_judges
     from ..evaluation.settings import AnswerSettings
 
     if not options["benchmark"]:

@@ -11,11 +11,11 @@ from ..prompts.rendering import dated
 from .answers import Asked, RemoteModel, Respondent
 from .benchmarks import Questions
 from .folder import EvaluationFolder
+from .judge_specs import check
 from .judging import judge_answers
 from .models import Subject
 from .outcome import Outcome
 from .overlap import overlap, training_prompts
-from .panel import check
 from .server import Server
 from .settings import AnswerSettings
 from .verdicts import FAILED, Judge

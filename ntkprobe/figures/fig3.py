@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.lines import pair_lines
 from ..trajectory import Trajectory
-from ._means import kernel_means
+from .measured_tables import kernel_means
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:

@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.paths import shaded_path
 from ..trajectory import Trajectory
-from ._means import insist_on_groups, refusal_rates, refusal_rows
-from ._paper import MODEL, method_of, paper_table
+from .measured_tables import insist_on_groups, refusal_rates, refusal_rows
+from .paper_numbers import MODEL, method_of, paper_table
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.lines import group_lines
 from ..trajectory import Trajectory
-from ._means import refusal_probabilities, refusal_rows
+from .measured_tables import refusal_probabilities, refusal_rows
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.heatmap import group_map
 from ..trajectory import Trajectory
-from ._means import kernel_means
-from ._paper import paper_table
+from .measured_tables import kernel_means
+from .paper_numbers import paper_table
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:

@@ -13,8 +13,8 @@ from ..plots.lines import label_ends
 from ..plots.profiles import profile
 from ..statistics import wilson
 from ..trajectory import Trajectory
-from ._activations import GROUPS, clustered_right, first_and_last, toxic_looking
-from ._paper import paper_value
+from .activation_geometry import GROUPS, clustered_right, first_and_last, toxic_looking
+from .paper_numbers import paper_value
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.points import group_points
 from ..trajectory import Trajectory
-from ._activations import GROUPS, classical_scaling, first_and_last, toxic_looking
+from .activation_geometry import GROUPS, classical_scaling, first_and_last, toxic_looking
 
 PANELS = 4
 

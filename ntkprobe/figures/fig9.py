@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.lines import group_lines
 from ..trajectory import Trajectory
-from ._examples import example_rows, note_on_examples
-from ._means import refusal_rows
+from .example_prompts import example_rows, note_on_examples
+from .measured_tables import refusal_rows
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:

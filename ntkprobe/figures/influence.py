@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.heatmap import group_map
 from ..trajectory import Trajectory
-from ._influences import influence_rows
+from .measured_tables import influence_rows
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:

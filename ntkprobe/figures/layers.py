@@ -8,7 +8,7 @@ from ..errors import UserError
 from ..plots import style
 from ..plots.bars import stacked_bars
 from ..trajectory import Trajectory
-from ._means import insist_on_groups, missing
+from .measured_tables import insist_on_groups, missing
 
 DIRECTIONS = (("seemingly_toxic", "toxic"), ("toxic", "seemingly_toxic"))
 """Observed and updated group."""

@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..plots import style
 from ..plots.dots import labelled_dots
 from ..trajectory import Trajectory
-from ._means import insist_on_groups, missing
+from .measured_tables import insist_on_groups, missing
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:

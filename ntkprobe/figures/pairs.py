@@ -7,7 +7,7 @@ from ..errors import UserError
 from ..plots import style
 from ..plots.distributions import spreads
 from ..trajectory import Trajectory
-from ._means import OTHER_PROMPTS, missing
+from .measured_tables import OTHER_PROMPTS, missing
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:

@@ -9,8 +9,7 @@ from ..errors import UserError
 from ..plots import style
 from ..plots.ranked import ranked_bars
 from ..trajectory import Trajectory
-from ._influences import influence_rows
-from ._means import OTHER_PROMPTS
+from .measured_tables import OTHER_PROMPTS, influence_rows
 
 PROMPTS, PAIRS = 4, 3
 

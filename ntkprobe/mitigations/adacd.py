@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..models.validation import refuse
-from ._interface import Decoding
-from ._prompted import prompted_processor
+from .base import Decoding
+from .contrastive import prompted_processor
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, PreTrainedTokenizerBase

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ..models.validation import refuse
 from ..prompts.prompt_set import PromptSet
-from ._branch import Branch
-from ._candidates import mixed_scores, shared_candidates
-from ._expert import Expert
-from ._interface import Decoding
-from ._processor import BranchProcessor, stateless
+from .base import Decoding
+from .branches import Branch
+from .contrastive import BranchProcessor, stateless
+from .lora_expert import Expert
+from .token_candidates import mixed_scores, shared_candidates
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, PreTrainedTokenizerBase

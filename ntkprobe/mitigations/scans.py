@@ -18,10 +18,9 @@ from ..models.architecture import Before, Hook, decoder, decoder_layers, embeddi
 from ..models.generation import length_batches, require_measurable
 from ..prompts.prompt_set import PromptSet
 from ..prompts.templates import Template, resolve_template
-from ._interface import Steering, identity, learned
-from ._positions import instruction_end
-from ._sequences import Sequences
-from ._states import last_states, mean_states, rewrapped
+from .activations import instruction_end, last_states, mean_states, rewrapped
+from .base import Steering, identity, learned
+from .sequences import Sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

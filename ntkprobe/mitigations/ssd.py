@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ..models.validation import refuse
 from ..prompts.prompt_set import PromptSet
-from ._branch import Branch
-from ._candidates import either_candidates, mixed_scores, shared_candidates
-from ._draft import load_draft
-from ._interface import Decoding
-from ._processor import BranchProcessor
+from .base import Decoding
+from .branches import Branch
+from .contrastive import BranchProcessor
+from .draft_model import load_draft
+from .token_candidates import either_candidates, mixed_scores, shared_candidates
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from time import perf_counter
 
 from ..errors import UserError
 from .plan import Stage
-from .workplace import Workplace, shape_of
+from .workspace import Workplace, shape_of
 
 PROMPT, OWN, ANSWER = 45, 20, 100
 """Tokens of a prompt in its template, of those its own, and of a pair, about."""

@@ -9,12 +9,12 @@ from ..checkpoints import adapted, base_and_adapter, load_model, load_tokenizer
 from ..errors import UserError
 from ..evaluation import Evaluation
 from ..evaluation.benchmarks.own_files import read_own
+from ..evaluation.judge_specs import DEFAULT, read_judges
 from ..evaluation.models import Subject
-from ..evaluation.panel import DEFAULT, read_judges
 from ..evaluation.run import evaluate as ask
 from ..evaluation.settings import AnswerSettings
 from ..mitigations import Mitigation, save
-from ..mitigations._storage import mitigation_class
+from ..mitigations.storage import mitigation_class
 from ..prompts.phrases import is_refusal
 from ..prompts.prompt_set import Prompt, PromptSet
 from ..prompts.selections import PromptSelection
@@ -22,7 +22,7 @@ from ..storage import write_json, write_table
 from .answer_loss import answer_losses
 from .data_files import OVER_REFUSAL_SETS, SAFETY_SETS
 from .plan import STEERED, Stage
-from .workplace import Workplace
+from .workspace import Workplace
 
 SETS = (*OVER_REFUSAL_SETS, *SAFETY_SETS, "normal")
 UNFIT = ".unfit.json"

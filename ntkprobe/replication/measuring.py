@@ -17,7 +17,7 @@ from ..watcher import (
     parse_steps,
 )
 from .plan import Stage
-from .workplace import PHRASES, Workplace
+from .workspace import PHRASES, Workplace
 
 
 def measure(place: Workplace, stage: Stage) -> None:

@@ -16,7 +16,7 @@ from .labels import agreement_lines, write_sample
 from .plan import FURTHER, MAIN, STEERED, Stage, needed
 from .results import HELD_OUT, Results
 from .verdicts import Draw, Finding, of_seeds, overall
-from .workplace import Workplace
+from .workspace import Workplace
 
 FIGURES = {
     "ntk": ("fig1", "fig3", "fig4", "fig5", "fig6", "layers", "neighbours"),

@@ -13,7 +13,7 @@ from .report import write_report
 from .settings import ReplicationSettings
 from .splits import make_splits
 from .training_runs import choose, train
-from .workplace import Workplace
+from .workspace import Workplace
 
 DOING: dict[str, Callable[[Workplace, Stage], None]] = {
     "prepare": lambda place, _: _prepare(place),

@@ -14,7 +14,7 @@ from ..training.sft import SFTConfig, train_sft
 from .plan import Stage
 from .settings import DEVELOPMENT_SEED
 from .splits import begins_with_refusal
-from .workplace import Workplace
+from .workspace import Workplace
 
 TOXIC_AT_LEAST, NORMAL_AT_MOST = 0.8, 0.05
 """What STL has to do on the development split."""

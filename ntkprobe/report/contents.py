@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..figures._means import missing
+from ..figures.measured_tables import missing
 from ..plots.style import in_order, look, run_label
 from ..trajectory import Trajectory
 from .evaluated import answers_to, refused_safe_prompts, tables_of

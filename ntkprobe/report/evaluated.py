@@ -8,7 +8,7 @@ from ..evaluation import Evaluation
 from ..evaluation.scores import REFUSED
 from ..evaluation.verdicts import SAFE
 from ..tables import Table, agreement, pairs, table1, table5
-from ..tables._columns import Judges
+from ..tables.columns import Judges
 from .measured import records
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError
-from ..figures._means import refusal_probabilities, refusal_rates, refusal_rows
+from ..figures.measured_tables import refusal_probabilities, refusal_rates, refusal_rows
 from ..trajectory import Trajectory
 
 NOT_ANSWERED = 255

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError
-from ..figures._influences import influence_rows
+from ..figures.measured_tables import influence_rows
 from ..trajectory import Trajectory
 
 SHOWN = 8

@@ -5,8 +5,8 @@ same, `paper(cell, model)`, with `BY_MODEL` where it does so for several models.
 registry: a new table is a new file.
 """
 
-from ._making import find_evaluations as find_evaluations
-from ._making import make_table as make_table
-from ._making import table_names as table_names
-from ._rendering import FORMATS as FORMATS
-from ._rendering import Table as Table
+from .making import find_evaluations as find_evaluations
+from .making import make_table as make_table
+from .making import table_names as table_names
+from .rendering import FORMATS as FORMATS
+from .rendering import Table as Table

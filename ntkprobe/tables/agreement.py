@@ -3,8 +3,8 @@
 import pandas as pd
 
 from ..evaluation import Evaluation
-from ._columns import Judges
-from ._rendering import Table
+from .columns import Judges
+from .rendering import Table
 
 MISSING = "let two judges that ask the same look at one benchmark: `ntkprobe evaluate --judge …`"
 

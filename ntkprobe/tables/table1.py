@@ -3,10 +3,10 @@
 from typing import Any
 
 from ..evaluation import Evaluation
-from ._beside import looked_up, paper_method, paper_table
-from ._columns import Judges
-from ._methods import methods_table
-from ._rendering import Table
+from .columns import Judges
+from .methods import methods_table
+from .paper_reference import looked_up, paper_method, paper_table
+from .rendering import Table
 
 MISSING = "judge some answers with `ntkprobe evaluate`, or measure abilities"
 BY_MODEL = True

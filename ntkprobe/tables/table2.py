@@ -10,9 +10,9 @@ import pandas as pd
 import yaml
 
 from ..errors import UserError
-from ._beside import looked_up, paper_table
-from ._columns import Judges
-from ._rendering import Table
+from .columns import Judges
+from .paper_reference import looked_up, paper_table
+from .rendering import Table
 
 MISSING = "give folders of `ntkprobe train`, which hold training.json"
 BY_MODEL = True

@@ -4,10 +4,10 @@ import re
 from typing import Any
 
 from ..evaluation import Evaluation
-from ._beside import looked_up, paper_table
-from ._columns import Judges
-from ._methods import methods_table
-from ._rendering import Table
+from .columns import Judges
+from .methods import methods_table
+from .paper_reference import looked_up, paper_table
+from .rendering import Table
 
 MISSING = "evaluate a model for each ratio, and give them as 1:1=E1 2:1=E2 3:1=E3"
 PRINTED = (

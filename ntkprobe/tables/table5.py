@@ -5,10 +5,10 @@ from typing import Any
 import pandas as pd
 
 from ..evaluation import Evaluation
-from ._beside import looked_up, paper_method, paper_table
-from ._caveats import in_distribution, not_whole
-from ._columns import Judges, all_verdicts, of_column, present, score
-from ._rendering import Table
+from .columns import Judges, all_verdicts, of_column, present, score
+from .notes import in_distribution, not_whole
+from .paper_reference import looked_up, paper_method, paper_table
+from .rendering import Table
 
 MISSING = "judge some answers: `ntkprobe evaluate … --judge NAME`"
 PRINTED = "paper: as printed by Lu et al. (2026), table 5; the model is not stated there."

@@ -5,10 +5,10 @@ from typing import Any
 import pandas as pd
 
 from ..evaluation import Evaluation, scores
-from ._beside import looked_up, paper_table
-from ._caveats import in_distribution, not_whole
-from ._columns import Column, Judges, all_verdicts, cell
-from ._rendering import Table
+from .columns import Column, Judges, all_verdicts, cell
+from .notes import in_distribution, not_whole
+from .paper_reference import looked_up, paper_table
+from .rendering import Table
 
 MISSING = "judge some answers: `ntkprobe evaluate … --judge NAME`"
 PRINTED = (

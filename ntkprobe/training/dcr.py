@@ -26,10 +26,10 @@ from .accumulation import Window
 from .adapters import linear_names, with_lora
 from .callbacks import install, quiet
 from .config import StageConfig
+from .contamination import check_overlaps
 from .contrast_data import PromptRows, collate, drawn, encode_prompts
 from .data import IGNORED, Pair, digest
 from .features import freeze_above, gathered, pool, without_blocks_above
-from .guards import check_overlaps
 from .losses import circle_loss, circle_loss_floor, cosine_similarities, pairs
 from .runs import Run, located, model_digest
 from .sampler import EpochSampler

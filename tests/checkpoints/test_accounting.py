@@ -23,8 +23,8 @@ from transformers import (
 from ntkprobe import mitigations
 from ntkprobe.checkpoints import LoadSettings, adapted, load_checkpoint, load_model, readiness
 from ntkprobe.errors import Remark, UserError
-from ntkprobe.evaluation.judges._guards import Guard
-from ntkprobe.mitigations._draft import load_draft
+from ntkprobe.evaluation.judges.guard_models import Guard
+from ntkprobe.mitigations.draft_model import load_draft
 from ntkprobe.mitigations.surgical import Surgical
 
 IDS = torch.arange(6)[None]

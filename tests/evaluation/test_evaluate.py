@@ -291,7 +291,7 @@ def test_a_mitigation_is_in_place_while_the_model_answers(call, answers, tmp_pat
     import torch
 
     from ntkprobe.mitigations import save
-    from ntkprobe.mitigations._interface import identity
+    from ntkprobe.mitigations.base import identity
     from ntkprobe.mitigations.surgical import Surgical
 
     path = world.saved(tmp_path / "base")

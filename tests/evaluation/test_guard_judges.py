@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation import Item
-from ntkprobe.evaluation.judges._wildguard import said
 from ntkprobe.evaluation.judges.llama_guard import LlamaGuard, parsed
 from ntkprobe.evaluation.judges.wildguard import Wildguard
+from ntkprobe.evaluation.judges.wildguard_format import said
 from ntkprobe.evaluation.judges.wildguard_harm import WildguardHarm
 
 LAST_TURN = "{% for m in messages %}{{ m['content'] }} {% endfor %}"

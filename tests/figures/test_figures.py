@@ -15,8 +15,8 @@ from measured_runs import PAPER_TEXTS, STEPS, write_run
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
 from ntkprobe.figures import draw_figures, figure_names, find_runs
-from ntkprobe.figures._activations import classical_scaling, clustered_right
-from ntkprobe.figures._paper import paper_table
+from ntkprobe.figures.activation_geometry import classical_scaling, clustered_right
+from ntkprobe.figures.paper_numbers import paper_table
 from ntkprobe.plots import style
 
 REGENERATE = Path(__file__).parents[2] / "figures" / "regenerate.py"

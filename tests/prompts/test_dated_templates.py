@@ -12,8 +12,8 @@ from ntkprobe.errors import UserError
 from ntkprobe.evaluation.run import _insist_on_the_same_prompts
 from ntkprobe.measurement import encode
 from ntkprobe.mitigations import load, save
-from ntkprobe.mitigations._prompts import SystemMessage
 from ntkprobe.mitigations.prompt import Prompt as PromptMethod
+from ntkprobe.mitigations.system_messages import SystemMessage
 from ntkprobe.models import generation
 from ntkprobe.prompts import rendering
 from ntkprobe.prompts.prompt_set import Prompt, PromptSet

@@ -103,7 +103,7 @@ def test_control_is_trained_with_as_many_labels_of_each_kind_on_the_same_prompts
 ):
     from ntkprobe.replication import training_runs
     from ntkprobe.replication.plan import Stage
-    from ntkprobe.replication.workplace import Workplace
+    from ntkprobe.replication.workspace import Workplace
 
     seen = {}
     monkeypatch.setattr(

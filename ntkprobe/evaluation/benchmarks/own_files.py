@@ -13,8 +13,8 @@ from ...prompts.columns import (
     text_column,
 )
 from ...prompts.selections import PromptSelection
+from .benchmark_prompts import Questions
 from .catalogue import BENCHMARKS
-from .questions import Questions
 from .schema import tabulated
 
 _KIND_COLUMNS = ("kind", *GROUP_COLUMNS)

@@ -10,9 +10,9 @@ from typing import Any
 
 from ...errors import UserError, one_line
 from ...prompts.selections import PromptSelection
+from .benchmark_prompts import Questions
 from .catalogue import BENCHMARKS
 from .own_files import read_own
-from .questions import Questions
 from .schema import KINDS, Benchmark
 
 EMBEDDED = "tiny"

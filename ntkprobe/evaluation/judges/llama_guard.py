@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ...checkpoints import LoadSettings
 from ..verdicts import SAFE, UNSAFE, Item, Verdict
-from ._guards import Guard, guarded
+from .guard_models import Guard, guarded
 
 _CATEGORIES = re.compile(r"S\d{1,2}(\s*,\s*S\d{1,2})*")
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from ...errors import UserError
 from ..verdicts import Item, Verdict
-from ._keywords import verdicts
+from .keyword_filters import verdicts
 
 _GPT4_ACCEPTS = ("Certainly", "Sure", "Absolutely", "The", "Yes")
 _OPEN = ("I cannot", "Sorry")

@@ -6,7 +6,7 @@ from itertools import chain
 from typing import ClassVar
 
 from ..verdicts import Item, Verdict
-from ._keywords import verdicts
+from .keyword_filters import verdicts
 
 # Words that make "I cannot …" a remark on what an assistant is, rather than a refusal.
 _LIMITS = (

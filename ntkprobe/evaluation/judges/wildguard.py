@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..verdicts import COMPLIANCE, REFUSAL, Item, Verdict
-from ._wildguard import WildguardModel
+from .wildguard_format import WildguardModel
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from ...prompts.phrases import REFUSAL_PREFIXES
 from ..verdicts import Item, Verdict
-from ._keywords import verdicts
+from .keyword_filters import verdicts
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..extraction import Example, Found, kept_share, words_of
-from ._words import OPEN, HarmfulWords
+from .word_lists import OPEN, HarmfulWords
 
 _PURPOSE = re.compile(
     r"\s+(?:in order to|on how to|for|to|that|which|who|so|by|against|without|about|on|from|into"

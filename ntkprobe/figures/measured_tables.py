@@ -150,3 +150,23 @@ def refusal_probabilities(rows: pd.DataFrame) -> pd.DataFrame:
     ends = [bootstrap_mean(values.to_numpy(float)) for _, values in grouped]
     table[["low", "high"]] = pd.DataFrame(ends, index=table.index, dtype=float)
     return table[[*_KEYS, "value", "low", "high", "prompts"]]
+
+
+def influence_rows(run: Trajectory) -> pd.DataFrame:
+    """Return a run's influence on log P_refuse: one reduction, the paper's where it was measured.
+
+    Args:
+        run: a measured run.
+
+    Returns:
+        The rows of `Trajectory.influence`.
+
+    Raises:
+        UserError: if it has none.
+    """
+    table = run.influence()
+    if table.empty:
+        raise UserError(missing(run, "influence", "--influence refusal", run.folder))
+    targets = list(table["target"].unique())
+    target = "refusal_literal" if "refusal_literal" in targets else targets[0]
+    return table[table["target"] == target]

@@ -24,7 +24,7 @@ from ..models.generation import (
     text_config,
     try_left_padding,
 )
-from ._together import Joined, both_rows, joinable, upper_rows
+from .joint_pass import Joined, both_rows, joinable, upper_rows
 
 
 class Branch:

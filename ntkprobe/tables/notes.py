@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from ..evaluation import Evaluation
-from ._columns import Column
+from .columns import Column
 
 
 def in_distribution(

@@ -4,7 +4,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..trajectory import Trajectory
-from ._means import insist_on_groups, missing
+from .measured_tables import insist_on_groups, missing
 
 GROUPS = ("seemingly_toxic", "toxic")
 

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..errors import UserError
-from ._interface import Mitigation, settings_of
+from .base import Mitigation, settings_of
 
 
 def defaults_of(kind: type[Mitigation]) -> dict[str, Any]:

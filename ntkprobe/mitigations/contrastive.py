@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,9 +12,12 @@ from transformers import LogitsProcessor
 from ..errors import UserError
 from ..models.architecture import Before, head
 from ..models.generation import try_left_padding
-from ._branch import Branch
-from ._prompts import Rows, real_rows
-from ._together import RowByRow
+from .branches import Branch
+from .joint_pass import RowByRow
+from .system_messages import Rows, SystemMessage, real_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 """(plain scores, the branch's logits) → new scores, all `[batch, vocab]`."""
@@ -164,3 +167,31 @@ def refuse_beams(scores: Float[Tensor, "batch vocab"]) -> None:
             "a decoding method cannot follow beam search, which reorders its rows: generate "
             "greedily or by sampling, with num_beams=1"
         )
+
+
+def prompted_processor(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    system: str,
+    template: str,
+    combine: Combine,
+    steps: int | None = None,
+    place: str = "system",
+) -> BranchProcessor:
+    """Return a processor that combines each token's scores with those under a system message.
+
+    Args:
+        model: of both branches, with its adapter if it has one.
+        tokenizer: its tokenizer.
+        system: the message.
+        template: what the prompts are written with.
+        combine: the method's formula.
+        steps: how many tokens it changes; None for all.
+        place: of the message, one of `_prompts.PLACES`.
+    """
+    message = SystemMessage.of(tokenizer, system, template, place)
+
+    def open_branch(rows: Rows) -> Branch:
+        return Branch(model, message.put_into(rows))
+
+    return BranchProcessor(tokenizer, open_branch, stateless(combine), steps)

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from ...checkpoints import LoadSettings
 from ..verdicts import Item, Verdict
-from ._guards import Guard, guarded
+from .guard_models import Guard, guarded
 
 # The input that the guard was trained on, word for word (model card of allenai/wildguard,
 # Apache-2.0); in other words it would be another guard.

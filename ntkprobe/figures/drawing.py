@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from .. import plugins
 from ..errors import UserError
 from ..storage import replacing
 from ..trajectory import Trajectory
@@ -42,8 +42,8 @@ class Drawn:
 
 
 def figure_names() -> list[str]:
-    """Return the names of all figures: the public modules of this folder."""
-    return sorted(m.name for m in iter_modules([str(Path(__file__).parent)]) if m.name[0] != "_")
+    """Return the names of all figures: the modules of this folder with `numbers` and `draw`."""
+    return plugins.modules_defining(import_module(__package__), "numbers", "draw")
 
 
 def draw_figures(

@@ -12,8 +12,8 @@ from ..checkpoints.completeness import insist_on_safetensors
 from ..checkpoints.headers import Incomplete, read_json, regular_file
 from ..errors import UserError
 from ..storage import write_json, write_tensors
-from ._interface import Mitigation, learned_by, require_same_model, settings_of
-from ._settings import checked_settings
+from .base import Mitigation, learned_by, require_same_model, settings_of
+from .settings import checked_settings
 
 JSON_NAME = "mitigation.json"
 TENSORS_NAME = "mitigation.safetensors"

@@ -22,7 +22,7 @@ METHODS = {
 @cache
 def paper_table(name: str) -> pd.DataFrame:
     """Return one of the files in `figures/paper`."""
-    from ..figures._paper import paper_table
+    from ..figures.paper_numbers import paper_table
 
     return paper_table(name)
 

@@ -5,24 +5,24 @@ from dataclasses import replace
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
 import pandas as pd
 
+from .. import plugins
 from ..errors import UserError
 from ..evaluation import Evaluation
-from ._beside import paper_models
-from ._columns import Judges
-from ._rendering import Table
+from .columns import Judges
+from .paper_reference import paper_models
+from .rendering import Table
 
 _NUMBERED = "table"
 
 
 def table_names() -> list[str]:
-    """Return the names of all tables: `1` … `5`, and the others of this folder."""
-    modules = (m.name for m in iter_modules([str(Path(__file__).parent)]) if m.name[0] != "_")
+    """Return the names of all tables, those of the modules of this folder with `table`."""
+    modules = plugins.modules_defining(import_module(__package__), "table")
     return sorted(name.removeprefix(_NUMBERED).replace("_", "-") for name in modules)
 
 

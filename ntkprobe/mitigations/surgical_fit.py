@@ -1,35 +1,74 @@
 """Surgical's two vectors: candidates at every block and position, chosen on held-out prompts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..errors import UserError
+from ..kernel import last_logits
 from ..models.architecture import decoder_layers, hooked
-from ..models.generation import require_measurable
+from ..models.generation import length_batches, require_measurable
+from ..models.validation import finite
 from ..prompts.prompt_set import GROUPS, PromptSet
 from ..prompts.templates import Template
-from ._positions import instruction_end
-from ._refusal_scores import divergence, first_logits, first_tokens, refusal_scores
-from ._states import mean_states
+from .activations import ablating, adding, instruction_end, mean_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from .surgical import Surgical
 
 NORMAL, SEEMINGLY, TOXIC = GROUPS
 REFUSED = {NORMAL: False, SEEMINGLY: True, TOXIC: True}
 """What the method takes a model to do with each group: over-refusal is what it is to mend."""
 
+EPSILON = 1e-8
 _NOTHING = 1e-6  # of the stream's own length: below it a difference of means is rounding
 
 Groups = dict[str, list[Tensor]]
+
+
+class _FitSettings(Protocol):
+    """The settings of `Surgical`, documented there, that the choice of vectors depends on."""
+
+    @property
+    def projection(self) -> float: ...
+
+    @property
+    def refusal_words(self) -> tuple[str, ...]: ...
+
+    @property
+    def per_group(self) -> int: ...
+
+    @property
+    def held_out(self) -> float: ...
+
+    @property
+    def filtered(self) -> bool: ...
+
+    @property
+    def fit_coefficient(self) -> float: ...
+
+    @property
+    def kl_ablation(self) -> float: ...
+
+    @property
+    def kl_addition(self) -> float: ...
+
+    @property
+    def kl_epsilon(self) -> float: ...
+
+    @property
+    def depth(self) -> float: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +87,7 @@ class Candidate:
 
 
 def choose(
-    how: "Surgical",
+    settings: _FitSettings,
     model: nn.Module,
     tokenizer: "PreTrainedTokenizerBase",
     template: Template,
@@ -56,15 +95,15 @@ def choose(
 ) -> dict[str, Any]:
     """Return what Surgical learns, by the names of its fields."""
     count = len(instruction_end(tokenizer, template))
-    tokens = first_tokens(tokenizer, how.refusal_words, template)
-    train, held_out = _split(how, tokenizer, template, prompts)
+    tokens = first_tokens(tokenizer, settings.refusal_words, template)
+    train, held_out = _split(settings, tokenizer, template, prompts)
     require_measurable(
         model, [ids for part in (train, held_out) for g in part.values() for ids in g]
     )
-    if how.filtered:
-        train, held_out = (_filtered(how, model, tokens, part) for part in (train, held_out))
-    false, true = candidates(how, model, train, count)
-    trial = _Trial(how, model, tokens, held_out)
+    if settings.filtered:
+        train, held_out = (_filtered(settings, model, tokens, part) for part in (train, held_out))
+    false, true = candidates(settings, model, train, count)
+    trial = _Trial(settings, model, tokens, held_out)
     chosen_false, said_false = trial.best_ablation(false)
     chosen_true, said_true = trial.best_addition(true)
     return {
@@ -76,12 +115,12 @@ def choose(
 
 
 def candidates(
-    how: "Surgical", model: nn.Module, train: Groups, count: int
+    settings: _FitSettings, model: nn.Module, train: Groups, count: int
 ) -> tuple[list[Candidate], list[Candidate]]:
     """Return the false-refusal vectors ŵ and the true-refusal vectors r of all places.
 
     Args:
-        how: the settings.
+        settings: the settings.
         model: the model.
         train: token ids by group.
         count: of positions behind the instruction.
@@ -93,15 +132,15 @@ def candidates(
         UserError: if they differ nowhere.
     """
     means = {
-        group: mean_states(model, ids, count, before=True, batch_size=how.batch_size)
+        group: mean_states(model, ids, count, before=True, batch_size=settings.batch_size)
         for group, ids in train.items()
     }
     false, true = [], []
-    for layer in range(max(1, int(how.depth * len(decoder_layers(model))))):
+    for layer in range(max(1, int(settings.depth * len(decoder_layers(model))))):
         for position in range(count):
             mean = {group: states[layer, position] for group, states in means.items()}
             r, w = mean[TOXIC] - mean[NORMAL], mean[SEEMINGLY] - mean[NORMAL]
-            rest = orthogonalised(w, r, how.projection)
+            rest = orthogonalised(w, r, settings.projection)
             place = (layer + 1, position - count)
             length = _NOTHING * float(mean[NORMAL].norm())
             if float(rest.norm()) > length:
@@ -110,7 +149,7 @@ def candidates(
                 true.append(Candidate(r, *place))
     if not false or not true:
         raise UserError(
-            f"the groups do not differ in the first {how.depth:.0%} of the blocks: raise depth"
+            f"the groups do not differ in the first {settings.depth:.0%} of the blocks: raise depth"
         )
     return false, true
 
@@ -124,33 +163,32 @@ class _Trial:
     """Candidates on held-out prompts, against the model as it is."""
 
     def __init__(
-        self, how: "Surgical", model: nn.Module, tokens: list[int], held_out: Groups
+        self, settings: _FitSettings, model: nn.Module, tokens: list[int], held_out: Groups
     ) -> None:
-        self._how, self._model, self._tokens, self._prompts = how, model, tokens, held_out
+        self._settings, self._model, self._tokens, self._prompts = settings, model, tokens, held_out
         self._plain = self._logits(NORMAL)
 
     def best_ablation(self, found: list[Candidate]) -> tuple[Candidate, dict[str, Any]]:
         """Return the vector without which seemingly toxic prompts are refused least."""
-        from .surgical import ablating
 
         def without(each: Candidate) -> AbstractContextManager[None]:
             return hooked(ablating(self._model, each.vector, 1.0))
 
         best, said = self._best(
-            found, without, SEEMINGLY, -1.0, self._how.kl_ablation, "kl_ablation"
+            found, without, SEEMINGLY, -1.0, self._settings.kl_ablation, "kl_ablation"
         )
         return best, {**said, "coefficient": 1.0}
 
     def best_addition(self, found: list[Candidate]) -> tuple[Candidate, dict[str, Any]]:
         """Return the vector with which normal prompts are refused most."""
-        from .surgical import adding
-
-        blocks, weight = decoder_layers(self._model), self._how.tried_at
+        blocks, weight = decoder_layers(self._model), self._settings.fit_coefficient
 
         def added(each: Candidate) -> AbstractContextManager[None]:
             return hooked([(blocks[each.block - 1], adding(each.vector, weight))])
 
-        best, said = self._best(found, added, NORMAL, 1.0, self._how.kl_addition, "kl_addition")
+        best, said = self._best(
+            found, added, NORMAL, 1.0, self._settings.kl_addition, "kl_addition"
+        )
         return best, {**said, "coefficient": weight}
 
     def _best(
@@ -171,7 +209,7 @@ class _Trial:
         for each in tqdm(found, desc="candidates", leave=False, disable=None):
             with changed(each):
                 score = float(refusal_scores(self._logits(group), self._tokens).mean())
-                distance = divergence(self._plain, self._logits(NORMAL), self._how.kl_epsilon)
+                distance = divergence(self._plain, self._logits(NORMAL), self._settings.kl_epsilon)
             rows.append((sign * score, distance, each))
         fitting = [row for row in rows if row[1] <= limit]
         unchanged = float(refusal_scores(self._logits(group), self._tokens).mean())
@@ -187,11 +225,11 @@ class _Trial:
         return best, {**said, **scores, "kl": distance}
 
     def _logits(self, group: str) -> Tensor:
-        return first_logits(self._model, self._prompts[group], self._how.batch_size)
+        return first_logits(self._model, self._prompts[group], self._settings.batch_size)
 
 
 def _split(
-    how: "Surgical",
+    settings: _FitSettings,
     tokenizer: "PreTrainedTokenizerBase",
     template: Template,
     prompts: PromptSet,
@@ -204,41 +242,100 @@ def _split(
     train: Groups = {}
     held_out: Groups = {}
     for group in GROUPS:
-        own = prompts.in_group(group).sample(how.per_group, how.seed)
+        own = prompts.in_group(group).sample(settings.per_group, settings.seed)
         if len(own) < 2:
             raise UserError(f"one prompt in group {group!r}: give two or more of each group")
-        apart = min(max(1, round(how.held_out * len(own))), len(own) - 1)
-        some = set(own.sampled_rows(apart, how.seed + 1))
+        apart = min(max(1, round(settings.held_out * len(own))), len(own) - 1)
+        some = set(own.sampled_rows(apart, settings.seed + 1))
         ids = [torch.tensor(template.encode(tokenizer, prompt.text)) for prompt in own]
         train[group] = [row for number, row in enumerate(ids) if number not in some]
         held_out[group] = [row for number, row in enumerate(ids) if number in some]
     return train, held_out
 
 
-def _filtered(how: "Surgical", model: nn.Module, tokens: list[int], given: Groups) -> Groups:
+def _filtered(settings: _FitSettings, model: nn.Module, tokens: list[int], given: Groups) -> Groups:
     """Return the prompts that the model treats as the method takes their group to be treated.
 
     Raises:
         UserError: if none of a group are left.
     """
     kept = {
-        group: list(_as_expected(how, model, tokens, group, ids)) for group, ids in given.items()
+        group: list(_as_expected(settings, model, tokens, group, ids))
+        for group, ids in given.items()
     }
     for group, ids in kept.items():
         if not ids:
             done = "refuses" if REFUSED[group] else "answers"
             raise UserError(
                 f"the model {done} none of {len(given[group])} {group} prompts, going by the first "
-                f"token (refusal_words {list(how.refusal_words)}): name the words that its "
+                f"token (refusal_words {list(settings.refusal_words)}): name the words that its "
                 "refusals begin with, give more prompts, or --set filtered=false"
             )
     return kept
 
 
 def _as_expected(
-    how: "Surgical", model: nn.Module, tokens: list[int], group: str, ids: list[Tensor]
+    settings: _FitSettings, model: nn.Module, tokens: list[int], group: str, ids: list[Tensor]
 ) -> Iterator[Tensor]:
-    scores = refusal_scores(first_logits(model, ids, how.batch_size), tokens)
+    scores = refusal_scores(first_logits(model, ids, settings.batch_size), tokens)
     for row, score in zip(ids, scores.tolist(), strict=True):
         if (score > 0) == REFUSED[group]:
             yield row
+
+
+def first_tokens(
+    tokenizer: "PreTrainedTokenizerBase", words: Sequence[str], template: Template
+) -> list[int]:
+    """Return the ids that answers beginning with these words begin with.
+
+    Args:
+        tokenizer: the model's.
+        words: such as "I"; one that the vocabulary cannot write is left out.
+        template: decides how an answer begins.
+
+    Returns:
+        Distinct ids.
+
+    Raises:
+        UserError: if none can be written.
+    """
+    firsts = [ids[0] for ids in template.encode_phrases(tokenizer, words)]
+    known = sorted({first for first in firsts if first != tokenizer.unk_token_id})
+    if not known:
+        raise UserError(
+            f"no refusal begins with one of {list(words)} in this vocabulary: name words that "
+            "do, as in --set refusal_words=I,No"
+        )
+    return known
+
+
+@torch.no_grad()
+def first_logits(model: nn.Module, prompts: Sequence[Tensor], batch_size: int = 16) -> Tensor:
+    """Return the logits of each prompt's next token, [n, vocab] float64 on the CPU."""
+    found = [torch.empty(0)] * len(prompts)
+    for rows in length_batches(prompts, batch_size):
+        logits = finite(last_logits(model, [prompts[row] for row in rows])).double().cpu()
+        for row, values in zip(rows, logits, strict=True):
+            found[row] = values
+    return torch.stack(found)
+
+
+def refusal_scores(logits: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Return log p_R − log(1 − p_R), [n], p_R the probability that one of `tokens` comes next."""
+    refusing = logits.softmax(-1)[:, list(tokens)].sum(-1)
+    return (refusing + EPSILON).log() - (1 - refusing + EPSILON).log()
+
+
+def divergence(logits: Tensor, others: Tensor, epsilon: float) -> float:
+    """Return Σ p (log(p + ε) − log(q + ε)) of the next token, the mean over prompts.
+
+    Args:
+        logits: of p.
+        others: of q.
+        epsilon: ε; 0 gives KL(p ‖ q). A larger one counts less what q all but rules out.
+    """
+    if not epsilon:
+        ours, theirs = logits.log_softmax(-1), others.log_softmax(-1)
+        return float((ours.exp() * (ours - theirs)).sum(-1).mean())
+    p, q = logits.softmax(-1), others.softmax(-1)
+    return float((p * ((p + epsilon).log() - (q + epsilon).log())).sum(-1).mean())

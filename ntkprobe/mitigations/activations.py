@@ -1,15 +1,27 @@
 """Means of the residual stream over prompts, at their last positions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models.architecture import Before, Hook, decoder, decoder_layers, hidden_state, hooked
+from ..models.architecture import (
+    Before,
+    Hook,
+    decoder,
+    decoder_layers,
+    hidden_state,
+    hooked,
+    writers,
+)
 from ..models.batching import forgetting_lengths, together
 from ..models.generation import input_device, length_batches, require_measurable
+from ..prompts.templates import Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -133,3 +145,65 @@ def _tap(layer: int, keep: Callable[[int, Tensor], None], before: bool) -> Hook 
     if before:
         return Before(lambda module, args, kwargs: keep(layer, entering(args, kwargs)))
     return lambda module, args, output: keep(layer, hidden_state(output))
+
+
+def ablating(
+    model: nn.Module, unit: Tensor, coefficient: float
+) -> list[tuple[nn.Module, Hook | Before]]:
+    """Return hooks that take `coefficient` times the part along a unit vector out of the stream."""
+
+    def without(state: Tensor) -> Tensor:
+        along = unit.to(state)
+        return state - coefficient * (state @ along)[..., None] * along
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return replaced(args, kwargs, without(entering(args, kwargs)))
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return rewrapped(output, without(hidden_state(output)))
+
+    blocks = decoder_layers(model)
+    inputs: list[tuple[nn.Module, Hook | Before]] = [(block, Before(before)) for block in blocks]
+    return inputs + [(writer, after) for block in blocks for writer in writers(block)]
+
+
+def adding(vector: Tensor, weight: float) -> Before:
+    """Return a hook that adds a vector to what enters a block, at every position."""
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        state = entering(args, kwargs)
+        return replaced(args, kwargs, state + weight * vector.to(state))
+
+    return Before(before)
+
+
+# Texts that end differently, so that what all of their prompts end with is the template's.
+_PROBES = ("Hello", "Why?", "I do not know.", "do it, then", "(I)")
+
+
+def instruction_end(tokenizer: "PreTrainedTokenizerBase", template: Template) -> list[int]:
+    r"""Return the ids that a template puts behind the user's text, up to where the answer begins.
+
+    In ChatML those of `<|im_end|>\n<|im_start|>assistant\n`. The last of them is the end of the
+    instruction, e in SCANS; all of them are the positions that Surgical chooses from.
+
+    Args:
+        tokenizer: the model's.
+        template: what prompts are encoded with.
+
+    Returns:
+        One id or more.
+
+    Raises:
+        UserError: for raw prompts, or a template that puts nothing there.
+    """
+    texts = [template.encode(tokenizer, text) for text in _PROBES]
+    shared = 0
+    while shared < min(map(len, texts)) and len({ids[-1 - shared] for ids in texts}) == 1:
+        shared += 1
+    if template.raw or not shared:
+        raise UserError(
+            f"the template {template.name!r} puts nothing behind an instruction: give one that "
+            "does (--set template=chat, qwen2.5, llama-3 or a Jinja file)"
+        )
+    return texts[0][-shared:]

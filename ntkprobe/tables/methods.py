@@ -8,9 +8,9 @@ import pandas as pd
 from ..evaluation import Evaluation
 from ..evaluation.scores import Score
 from ..statistics import LEVEL, RESAMPLES, wilson
-from ._caveats import in_distribution, not_whole
-from ._columns import Judges, all_verdicts, cell, of_column, present, score
-from ._rendering import Table
+from .columns import Judges, all_verdicts, cell, of_column, present, score
+from .notes import in_distribution, not_whole
+from .rendering import Table
 
 TASKS = {
     "mmlu": ("MMLU", "acc"),

@@ -30,19 +30,20 @@ order of a generation; the probability of a token is the softmax of the scores r
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import nn
 
 from ..errors import UserError
-from ..models.architecture import Before, Hook
+from ..models.architecture import Before, Hook, hooked
 from ..models.generation import text_config
 from ..prompts.prompt_set import PromptSet
 
 if TYPE_CHECKING:
-    from transformers import LogitsProcessor, PreTrainedTokenizerBase
+    from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 Identity = dict[str, Any]
 """What a vector fits: a model's type, layers, hidden size and vocabulary."""
@@ -146,3 +147,38 @@ def require_same_model(mitigation: Mitigation, model: nn.Module) -> None:
             f"{type(mitigation).__name__} was fitted on another model ({'; '.join(differs)}): "
             "fit it on this one with ntkprobe mitigate fit"
         )
+
+
+@contextmanager
+def applied(
+    mitigation: Mitigation | None, model: nn.Module, tokenizer: "PreTrainedTokenizerBase"
+) -> Generator["LogitsProcessorList"]:
+    """Apply a method to a model; afterwards no trace of it is left.
+
+    Args:
+        mitigation: a fitted method; None changes nothing.
+        model: the model it was fitted on, with or without an adapter.
+        tokenizer: its tokenizer.
+
+    Yields:
+        Logits processors for `model.generate`, `generate_answers` and `measure_refusal`; none for
+        steering, whose hooks are live inside.
+
+    Raises:
+        UserError: if the method was fitted on another model.
+    """
+    from transformers import LogitsProcessorList
+
+    if mitigation is None:
+        yield LogitsProcessorList()
+        return
+    require_same_model(mitigation, model)
+    if isinstance(mitigation, Steering):
+        with hooked(mitigation.hooks(model)):
+            yield LogitsProcessorList()
+    elif isinstance(mitigation, Decoding):
+        processor = mitigation.logits_processor(model, tokenizer)
+        with hooked(processor.hooks(model) if hasattr(processor, "hooks") else []):
+            yield LogitsProcessorList([processor])
+    else:
+        raise UserError(f"{type(mitigation).__name__} is neither Steering nor Decoding")
