@@ -153,7 +153,7 @@ def _subject(options: dict[str, Any]) -> Any:
         UserError: if options contradict each other.
     """
     from ..checkpoints import LoadSettings
-    from ..evaluation.models import Subject
+    from ..evaluation.models import EvaluatedModel
     from ..evaluation.server import Server
 
     if options["base_url"] is None:
@@ -163,7 +163,9 @@ def _subject(options: dict[str, Any]) -> Any:
             device_map=options["device_map"],
             attn_implementation=options["attn_implementation"],
         )
-        return Subject.named(options["model"], options["adapter"], options["mitigation"], load)
+        return EvaluatedModel.named(
+            options["model"], options["adapter"], options["mitigation"], load
+        )
     for name in ("adapter", "mitigation"):
         if options[name] is not None:
             raise UserError(f"--{name} goes with a model in memory, not with --base-url")

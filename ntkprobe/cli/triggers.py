@@ -92,14 +92,14 @@ def _triggers(options: dict[str, Any]) -> None:
     examples = read_examples(harmful)[: options["limit"]]
     progress = Progress(output, _recorded(options))
     if options["overwrite"]:
-        progress.forget()
+        progress.clear()
     models = _Models(options)
     with dated(progress.day):
         found = _extraction(options, models, examples, progress)
         _tell(f"{options['extractor']}: {describe(found.counts, found.reasons)}")
         kept = _answered(options, models, found)
     write_triggers(output, kept, options["extractor"])
-    progress.forget()
+    progress.clear()
     typer.echo(
         f"{len(kept)} triggers of {len(examples)} harmful prompts: {output}; {_next(output, kept)}"
     )

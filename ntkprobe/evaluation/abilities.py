@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import UserError, one_line
 from ..statistics import RESAMPLES
 from ..storage import write_json
-from .models import Subject
+from .models import EvaluatedModel
 from .settings import AnswerSettings, insist_on_equal
 
 TASKS = ("mmlu", "arc_easy", "arc_challenge", "openbookqa", "piqa")
@@ -37,7 +37,7 @@ class AbilitySettings:
 
 
 def measure_abilities(
-    subject: Subject,
+    subject: EvaluatedModel,
     folder: Path,
     tasks: Sequence[str] = TASKS,
     *,

@@ -17,8 +17,8 @@ import pandas as pd
 from ..errors import UserError
 from ..provenance import versions
 from ..storage import replacing, write_json, write_table
-from .answers import Given
-from .benchmarks import Questions
+from .answers import Completion
+from .benchmarks import BenchmarkPrompts
 from .settings import insist_on_equal
 
 SCHEMA_VERSION = 1
@@ -88,7 +88,7 @@ class EvaluationFolder:
         if merged != old:
             write_json(self.path / "run.json", merged)
 
-    def write_questions(self, questions: Questions) -> None:
+    def write_questions(self, questions: BenchmarkPrompts) -> None:
         """Write the prompts of a benchmark."""
         write_table(self.path / "prompts" / f"{questions.name}.parquet", questions.table)
 
@@ -97,7 +97,7 @@ class EvaluationFolder:
         shards = self._shards(name)
         return {str(i) for shard in shards for i in pd.read_parquet(shard, columns=["id"])["id"]}
 
-    def write_batch(self, name: str, answers: Sequence[Given]) -> None:
+    def write_batch(self, name: str, answers: Sequence[Completion]) -> None:
         """Write some answers as one new shard.
 
         Args:
@@ -113,7 +113,7 @@ class EvaluationFolder:
         """Return the shards of a benchmark, in order."""
         return sorted((self.path / "answers" / name).glob("batch-*.parquet"))
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Remove what we wrote, and nothing else."""
         for name in ("prompts", "answers", "verdicts", "preferences"):
             shutil.rmtree(self.path / name, ignore_errors=True)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .verdict_files import digest, kept_rows, read_items, write_rows
+from .verdict_files import digest, read_items, valid_rows, write_rows
 from .verdicts import ENDLESS, Item, Judge, Verdict
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def judge_answers(
     path = folder / "verdicts" / benchmark / f"{label}.parquet"
     identity = {"asks": judge.asks, **getattr(judge, "identity", {})}
     digests = {item.id: _digest(item) for item in items}
-    rows = kept_rows(path, digests, identity)
+    rows = valid_rows(path, digests, identity)
     missing = [item for item in items if item.id not in rows]
     with tqdm(total=len(missing), desc=f"{benchmark}, {label}", leave=False) as progress:
         for start in range(0, len(missing), chunk):

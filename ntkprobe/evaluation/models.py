@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """The model that is evaluated.
 
     Attributes:
@@ -52,7 +52,7 @@ class Subject:
         adapter: Path | None,
         mitigation: Path | None,
         load: LoadSettings,
-    ) -> "Subject":
+    ) -> "EvaluatedModel":
         """Return what the user named; an adapter's own base where no model is named.
 
         Args:

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..prompts.columns import TEXT_COLUMNS, prompt_of, text_column
 from ..prompts.prompt_set import PromptSet, normalised
 from ..prompts.selections import PromptSelection
-from .benchmarks import Questions
+from .benchmarks import BenchmarkPrompts
 
 SETTINGS, DATA = "training.yaml", "data.parquet"
 
@@ -49,7 +49,7 @@ def origin(models: Iterable[Path]) -> str | None:
     return _began_with(runs[-1]) if runs else None
 
 
-def overlap(questions: Questions, trained: Mapping[str, set[str]]) -> dict[str, Any] | None:
+def overlap(questions: BenchmarkPrompts, trained: Mapping[str, set[str]]) -> dict[str, Any] | None:
     """Return how many prompts of a benchmark were trained on.
 
     Args:

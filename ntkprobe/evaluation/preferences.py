@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..errors import UserError, one_line
 from ..prompts.reasoning import answered
 from .server import Failure, Reply, Server
-from .verdict_files import digest, kept_rows, read_items, write_rows
+from .verdict_files import digest, read_items, valid_rows, write_rows
 from .verdicts import ENDLESS, FAILED, UNDETERMINED
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def compare_answers(
     path = folder / "preferences" / benchmark / f"{label}.parquet"
     identity = {"annotator": annotator.server.model, "instructions": digest(INSTRUCTIONS)}
     digests = {pair.id: _digest(pair) for pair in pairs}
-    rows = kept_rows(path, digests, identity)
+    rows = valid_rows(path, digests, identity)
     missing = [pair for pair in pairs if pair.id not in rows]
     with tqdm(total=len(missing), desc=f"{benchmark}, against {label}", leave=False) as progress:
         for start in range(0, len(missing), chunk):

@@ -8,12 +8,12 @@ from typing import Any
 
 from ..errors import UserError, one_line
 from ..prompts.rendering import dated
-from .answers import Asked, RemoteModel, Respondent
-from .benchmarks import Questions
+from .answers import ModelBackend, Question, RemoteModel
+from .benchmarks import BenchmarkPrompts
 from .folder import EvaluationFolder
 from .judge_specs import check
 from .judging import judge_answers
-from .models import Subject
+from .models import EvaluatedModel
 from .outcome import Outcome
 from .overlap import overlap, training_prompts
 from .server import Server
@@ -22,8 +22,8 @@ from .verdicts import FAILED, Judge
 
 
 def evaluate(
-    subject: Subject | Server,
-    benchmarks: Sequence[Questions],
+    subject: EvaluatedModel | Server,
+    benchmarks: Sequence[BenchmarkPrompts],
     output_dir: Path,
     *,
     judges: Mapping[str, Judge],
@@ -68,7 +68,7 @@ def evaluate(
     check(judges)
     if overwrite:  # only now, when no mistake in the call is paid with answers
         _check_server(subject)
-        folder.forget()
+        folder.clear()
     folder.adopt(
         {
             "model": model,
@@ -88,7 +88,7 @@ def evaluate(
 
 
 def _template(
-    subject: Subject | Server, settings: AnswerSettings, day: str | None
+    subject: EvaluatedModel | Server, settings: AnswerSettings, day: str | None
 ) -> tuple[dict[str, str | None], list[str]]:
     """Return what is recorded of the template, and what is to be said of it.
 
@@ -127,26 +127,26 @@ def _insist_on_the_same_prompts(
             )
 
 
-def _check_server(subject: Subject | Server) -> None:
+def _check_server(subject: EvaluatedModel | Server) -> None:
     """Do nothing for a model in memory, or a server that is there; else raise UserError."""
     if isinstance(subject, Server):
         subject.check()
 
 
-def label_of(subject: Subject | Server) -> str:
+def label_of(subject: EvaluatedModel | Server) -> str:
     """Return what a model is called where nobody says."""
     return subject.model.rpartition("/")[2] if isinstance(subject, Server) else subject.label
 
 
-def _trained(subject: Subject | Server, files: Sequence[str | Path]) -> dict[str, set[str]]:
+def _trained(subject: EvaluatedModel | Server, files: Sequence[str | Path]) -> dict[str, set[str]]:
     """Return the prompts that a model is known to have been trained on, by their source."""
     return training_prompts([] if isinstance(subject, Server) else subject.folders, files)
 
 
 def _answer_all(
     folder: EvaluationFolder,
-    subject: Subject | Server,
-    benchmarks: Sequence[Questions],
+    subject: EvaluatedModel | Server,
+    benchmarks: Sequence[BenchmarkPrompts],
     settings: AnswerSettings,
     batch_size: int | None,
 ) -> tuple[int, list[str]]:
@@ -185,8 +185,8 @@ def _judge_all(
 
 @contextmanager
 def _answering(
-    subject: Subject | Server, settings: AnswerSettings, batch_size: int | None
-) -> Generator[Respondent]:
+    subject: EvaluatedModel | Server, settings: AnswerSettings, batch_size: int | None
+) -> Generator[ModelBackend]:
     """Hold the one who answers.
 
     Yields:
@@ -200,14 +200,14 @@ def _answering(
             yield model
 
 
-def _missing(folder: EvaluationFolder, questions: Questions) -> list[Asked]:
+def _missing(folder: EvaluationFolder, questions: BenchmarkPrompts) -> list[Question]:
     """Return the prompts of a benchmark that have no answer yet."""
     done = folder.answered(questions.name)
     rows = questions.table[["id", "prompt"]].itertuples(index=False)
-    return [Asked(str(row.id), str(row.prompt)) for row in rows if str(row.id) not in done]
+    return [Question(str(row.id), str(row.prompt)) for row in rows if str(row.id) not in done]
 
 
-def _model(subject: Subject | Server) -> dict[str, Any]:
+def _model(subject: EvaluatedModel | Server) -> dict[str, Any]:
     """Return what `run.json` keeps about the model."""
     if isinstance(subject, Server):
         return {"server": subject.base_url, "model": subject.model}
@@ -215,7 +215,9 @@ def _model(subject: Subject | Server) -> dict[str, Any]:
 
 
 def _asked(
-    benchmarks: Sequence[Questions], trained: Mapping[str, set[str]], folder: EvaluationFolder
+    benchmarks: Sequence[BenchmarkPrompts],
+    trained: Mapping[str, set[str]],
+    folder: EvaluationFolder,
 ) -> dict[str, Any]:
     """Return what `run.json` keeps about benchmarks; an overlap found before is not forgotten."""
     before = folder.record.get("benchmarks", {})

@@ -232,7 +232,11 @@ class Server:
         return min(max(asked, doubled), _LONGEST_PAUSE)
 
     def _post(self, client: "OpenAI", body: dict[str, Any]) -> Reply | Failure:
-        """Return the reply to one request; raises `_Transient` if it is to be repeated."""
+        """Return the reply to one request.
+
+        Raises:
+            _Transient: if the request is to be repeated.
+        """
         create: Callable[..., Any] = client.chat.completions.with_raw_response.create
         headers = self._headers()
         status, text, pause = self._sent(

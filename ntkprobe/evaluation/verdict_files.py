@@ -51,7 +51,7 @@ def digest(*texts: str) -> str:
     return sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def kept_rows(
+def valid_rows(
     path: Path, digests: Mapping[str, str], identity: Mapping[str, Any]
 ) -> dict[str, dict[str, str]]:
     """Return the rows on disk that still hold, by id: the same answer, and not failed.

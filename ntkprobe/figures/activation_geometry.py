@@ -4,7 +4,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..trajectory import Trajectory
-from .measured_tables import insist_on_groups, missing
+from .measured_tables import missing, require_groups
 
 GROUPS = ("seemingly_toxic", "toxic")
 
@@ -36,12 +36,12 @@ def toxic_looking(run: Trajectory) -> dict[str, np.ndarray]:
     Returns:
         An array for each of both groups; a group without prompts is a `UserError`.
     """
-    insist_on_groups(run, GROUPS)
+    require_groups(run, GROUPS)
     prompts = run.prompts
     return {g: prompts.loc[prompts["group"] == g, "prompt"].to_numpy() for g in GROUPS}
 
 
-def clustered_right(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def correctly_clustered(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return which points two k-means clusters put into the right group (A.9).
 
     Which cluster stands for which group is settled by the Hungarian algorithm.

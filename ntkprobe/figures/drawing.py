@@ -81,8 +81,8 @@ def draw_figures(
         module = import_module(f"{__package__}.{name}")
         try:
             numbers = module.numbers(runs)
-            if compare is not None and hasattr(module, "beside_paper"):
-                numbers = module.beside_paper(numbers)
+            if compare is not None and hasattr(module, "with_paper_values"):
+                numbers = module.with_paper_values(numbers)
                 printed = [column for column in numbers if column.startswith("paper")]
                 compared[name] = numbers.dropna(subset=printed)
             drawing = module.draw(numbers)

@@ -30,7 +30,7 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     )
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a map per run on one colour scale, values printed."""
     firsts = numbers.groupby("run", sort=False)["step"].first()
@@ -50,7 +50,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     return figure
 
 
-def beside_paper(numbers: pd.DataFrame) -> pd.DataFrame:
+def with_paper_values(numbers: pd.DataFrame) -> pd.DataFrame:
     """Return `numbers` with a column `paper`: figure 6a, for models without DCR.
 
     Its rows are taken for observed prompts. Panel (b) has no numbers in the paper's text, and the

@@ -13,7 +13,7 @@ from ..plots.lines import label_ends
 from ..plots.profiles import profile
 from ..statistics import wilson
 from ..trajectory import Trajectory
-from .activation_geometry import GROUPS, clustered_right, first_and_last, toxic_looking
+from .activation_geometry import GROUPS, correctly_clustered, first_and_last, toxic_looking
 from .paper_numbers import paper_value
 
 
@@ -41,7 +41,7 @@ def _rows(name: str, run: Trajectory) -> Iterator[dict[str, Any]]:
     chance = max(labels.mean(), 1 - labels.mean())
     for step in steps:
         for layer, values in run.activations(step).items():
-            right = clustered_right(values[chosen], labels)
+            right = correctly_clustered(values[chosen], labels)
             low, high = wilson(right.sum(), len(right))
             yield {
                 "run": name,
@@ -55,7 +55,7 @@ def _rows(name: str, run: Trajectory) -> Iterator[dict[str, Any]]:
             }
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a line per run, dashed for its first step."""
     figure, (ax,) = style.row(["Seemingly toxic or toxic? Two clusters"], width=4.6, height=2.6)
@@ -106,7 +106,7 @@ def _footnote(numbers: pd.DataFrame) -> str:
     )
 
 
-def beside_paper(numbers: pd.DataFrame) -> pd.DataFrame:
+def with_paper_values(numbers: pd.DataFrame) -> pd.DataFrame:
     """Return `numbers` with what A.9 says of the best layer of its safety-aligned models.
 
     Args:

@@ -47,7 +47,7 @@ def _tables(name: str, run: Trajectory) -> Iterator[pd.DataFrame]:
         yield pd.DataFrame({"run": name, "step": step, "layer": layer, **columns})
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a row per run, a panel per layer."""
     names = list(numbers["run"].unique())

@@ -33,7 +33,7 @@ def _means(run: Trajectory) -> pd.DataFrame:
     )
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a map per run and step, red where refusals rise, blue where they fall.
 

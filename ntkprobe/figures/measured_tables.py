@@ -68,7 +68,7 @@ def _group_means(run: Trajectory) -> pd.DataFrame:
 OTHER_PROMPTS = "measure it on more prompts, into another folder (--prompts FILE --output-dir NEW)"
 
 
-def insist_on_groups(run: Trajectory, groups: Iterable[str]) -> None:
+def require_groups(run: Trajectory, groups: Iterable[str]) -> None:
     """Refuse a run that was measured on no prompt of a group that a figure is about.
 
     Args:

@@ -53,7 +53,7 @@ def _first_step(run: Trajectory) -> pd.DataFrame:
     return table[(table["step"] == table["step"].min()) & different]
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per run, a violin per ordered pair of groups."""
     firsts = numbers.groupby("run", sort=False)["step"].first()
@@ -63,7 +63,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     labels = {f"{a} {b}": f"{_short(a)} ← {_short(b)}" for a in groups for b in groups}
     pairs = (numbers["observed_group"] + " " + numbers["updated_group"]).map(labels)
     table = numbers.assign(pair=pairs)
-    colours = [style.look(a).colour for a in groups for _ in groups]
+    colours = [style.group_style(a).colour for a in groups for _ in groups]
     for name, ax in zip(firsts.index, axes, strict=True):
         of_run, order = table[table["run"] == name], list(labels.values())
         spreads(of_run, ax, value="similarity", by="pair", order=order, colours=colours)
@@ -78,4 +78,4 @@ def draw(numbers: pd.DataFrame) -> Figure:
 
 
 def _short(group: str) -> str:
-    return style.look(group).short
+    return style.group_style(group).short

@@ -87,7 +87,7 @@ def _moments(run: Trajectory, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"step": rises.idxmax()[most.index], "refusal": most})
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per run, the pairs under the prompt that they push.
 
@@ -108,8 +108,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
                 heading=rows["prompt"].map(headings), label=rows["updated_text"].map(_short)
             ),
             ax,
-            colours=(style.look("toxic").colour, style.look("normal").colour),
-            texts=(style.look("seemingly_toxic").text, style.look("toxic").text),
+            colours=(style.group_style("toxic").colour, style.group_style("normal").colour),
+            texts=(style.group_style("seemingly_toxic").text, style.group_style("toxic").text),
         )
         ax.set_title(style.run_label(name))
         ax.set_xlabel("change of log P(refuse) per unit step on the pair")
@@ -130,4 +130,4 @@ def _heading(rows: pd.DataFrame) -> str:
 
 
 def _short(text: str) -> str:
-    return style.safe(shorten(text, 60, placeholder=" …"))
+    return style.escaped(shorten(text, 60, placeholder=" …"))

@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def input_state(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Return the hidden state among a decoder block's arguments."""
     return args[0] if args else kwargs["hidden_states"]
 
 
-def replaced(
+def with_input_state(
     args: tuple[Any, ...], kwargs: dict[str, Any], state: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return a decoder block's arguments with another hidden state."""
     return ((state, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": state})
 
 
-def rewrapped(output: Any, state: Tensor) -> Any:
+def with_output_state(output: Any, state: Tensor) -> Any:
     """Return a module's output with another hidden state."""
     return state if isinstance(output, Tensor) else (state, *output[1:])
 
@@ -143,11 +143,11 @@ def _in_one_pass(
 def _tap(layer: int, keep: Callable[[int, Tensor], None], before: bool) -> Hook | Before:
     """Return a hook that keeps what enters, or leaves, a block."""
     if before:
-        return Before(lambda module, args, kwargs: keep(layer, entering(args, kwargs)))
+        return Before(lambda module, args, kwargs: keep(layer, input_state(args, kwargs)))
     return lambda module, args, output: keep(layer, hidden_state(output))
 
 
-def ablating(
+def ablation_hooks(
     model: nn.Module, unit: Tensor, coefficient: float
 ) -> list[tuple[nn.Module, Hook | Before]]:
     """Return hooks that take `coefficient` times the part along a unit vector out of the stream."""
@@ -157,22 +157,22 @@ def ablating(
         return state - coefficient * (state @ along)[..., None] * along
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return replaced(args, kwargs, without(entering(args, kwargs)))
+        return with_input_state(args, kwargs, without(input_state(args, kwargs)))
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return rewrapped(output, without(hidden_state(output)))
+        return with_output_state(output, without(hidden_state(output)))
 
     blocks = decoder_layers(model)
     inputs: list[tuple[nn.Module, Hook | Before]] = [(block, Before(before)) for block in blocks]
     return inputs + [(writer, after) for block in blocks for writer in writers(block)]
 
 
-def adding(vector: Tensor, weight: float) -> Before:
+def addition_hook(vector: Tensor, weight: float) -> Before:
     """Return a hook that adds a vector to what enters a block, at every position."""
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        state = entering(args, kwargs)
-        return replaced(args, kwargs, state + weight * vector.to(state))
+        state = input_state(args, kwargs)
+        return with_input_state(args, kwargs, state + weight * vector.to(state))
 
     return Before(before)
 

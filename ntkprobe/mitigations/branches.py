@@ -24,7 +24,7 @@ from ..models.generation import (
     text_config,
     try_left_padding,
 )
-from .joint_pass import Joined, both_rows, joinable, upper_rows
+from .joint_pass import JointCache, can_join, joint_inputs, plain_output
 
 
 class Branch:
@@ -57,7 +57,7 @@ class Branch:
         self.ids, self.mask = left_padded(prompts, device=input_device(model))
         self.cache: Any = None
         self.cached = 0  # columns that need no pass any more
-        self.joined: Joined | None = None
+        self.joined: JointCache | None = None
         self.ahead: Tensor | None = None  # logits that came with the plain branch's
 
     @torch.no_grad()
@@ -96,15 +96,15 @@ class Branch:
             return None
         if self.rule or padding_known(self.model, "left") is False:
             return None
-        if not joinable(kwargs, self.cache, rows, width):
+        if not can_join(kwargs, self.cache, rows, width):
             return None
         if self.joined is None:
-            self.joined = Joined.of(cache, self.cache, rows)
+            self.joined = JointCache.of(cache, self.cache, rows)
         elif not self.joined.fits(cache):
             self._start_again()
             return None
         self._append(kwargs["input_ids"])
-        return both_rows(kwargs, self.joined.both, self.mask, width)
+        return joint_inputs(kwargs, self.joined.both, self.mask, width)
 
     def part(self, output: Any) -> Any:
         """Return the plain branch's part of a joint pass, and keep the other."""
@@ -112,7 +112,7 @@ class Branch:
         self.joined.grow()
         self.cached = self.ids.shape[1]
         self.ahead = output.logits[self.joined.rows :, -1]
-        return upper_rows(output, self.joined.rows, self.joined.plain)
+        return plain_output(output, self.joined.rows, self.joined.plain)
 
     def _append(self, chosen: Int[Tensor, "batch new"]) -> None:
         self.ids = torch.cat([self.ids, chosen.to(self.ids.device)], 1)

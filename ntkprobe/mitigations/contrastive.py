@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..models.architecture import Before, head
 from ..models.generation import try_left_padding
 from .branches import Branch
-from .joint_pass import RowByRow
+from .joint_pass import RowwiseHead
 from .system_messages import Rows, SystemMessage, real_rows
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def stateless(combine: Combine) -> Callable[[], Mix]:
     return lambda: lambda plain, other, chosen: combine(plain, other)
 
 
-class BranchProcessor(LogitsProcessor):
+class ContrastiveProcessor(LogitsProcessor):
     """Gives each step's scores, and those of a second branch, to a method's formula.
 
     Args:
@@ -90,7 +90,7 @@ class BranchProcessor(LogitsProcessor):
             (owner, self._behind),
         ]
         if (matrix := head(owner)) is not None:
-            rows = RowByRow()
+            rows = RowwiseHead()
             found += [(matrix, Before(self._if_joint(rows.before))), (matrix, rows.behind)]
         return found
 
@@ -177,7 +177,7 @@ def prompted_processor(
     combine: Combine,
     steps: int | None = None,
     place: str = "system",
-) -> BranchProcessor:
+) -> ContrastiveProcessor:
     """Return a processor that combines each token's scores with those under a system message.
 
     Args:
@@ -194,4 +194,4 @@ def prompted_processor(
     def open_branch(rows: Rows) -> Branch:
         return Branch(model, message.put_into(rows))
 
-    return BranchProcessor(tokenizer, open_branch, stateless(combine), steps)
+    return ContrastiveProcessor(tokenizer, open_branch, stateless(combine), steps)

@@ -19,7 +19,7 @@ _KNOWN = {"input_ids", "attention_mask", "position_ids", "cache_position"}
 
 
 @dataclass
-class Joined:
+class JointCache:
     """Both branches' keys and values in one cache, of which each has its part.
 
     Attributes:
@@ -35,7 +35,7 @@ class Joined:
     widths: tuple[int, int]
 
     @classmethod
-    def of(cls, plain: Any, own: Any, rows: int) -> "Joined":
+    def of(cls, plain: Any, own: Any, rows: int) -> "JointCache":
         """Return both caches as one; `own` is used up for it."""
         widths = (plain.get_seq_length(), own.get_seq_length())
         for above, below in zip(plain.layers, own.layers, strict=True):
@@ -64,7 +64,7 @@ class Joined:
         return cache is self.plain and same and mine.shape[:1] == (self.rows,)
 
 
-class RowByRow:
+class RowwiseHead:
     """The output matrix applied to each of two rows alone, on a CPU.
 
     It is read once for one row, at the speed of the memory; a product with two rows costs more than
@@ -89,7 +89,7 @@ class RowByRow:
         return torch.cat([output, module.forward(below)])
 
 
-def joinable(kwargs: dict[str, Any], own: Any, rows: int, width: int) -> bool:
+def can_join(kwargs: dict[str, Any], own: Any, rows: int, width: int) -> bool:
     """Return whether a pass is the next token of a plain generation, which others can be added to.
 
     Args:
@@ -113,7 +113,7 @@ def joinable(kwargs: dict[str, Any], own: Any, rows: int, width: int) -> bool:
     )
 
 
-def both_rows(
+def joint_inputs(
     kwargs: dict[str, Any], cache: Any, mask: Int[Tensor, "batch seq"], width: int
 ) -> dict[str, Any]:
     """Return what the model is called with for the rows of both branches.
@@ -136,7 +136,7 @@ def both_rows(
     return {k: v for k, v in (kwargs | changed).items() if k != "cache_position"}
 
 
-def upper_rows(output: Any, rows: int, cache: Any) -> Any:
+def plain_output(output: Any, rows: int, cache: Any) -> Any:
     """Return a model's output as if it had been run for the rows on top alone."""
     alone = copy.copy(output)
     alone.logits = output.logits[:rows]

@@ -13,7 +13,7 @@ from ..models.validation import refuse
 from ..prompts.prompt_set import PromptSet
 from .base import Decoding
 from .branches import Branch
-from .contrastive import BranchProcessor, stateless
+from .contrastive import ContrastiveProcessor, stateless
 from .lora_expert import Expert
 from .token_candidates import mixed_scores, shared_candidates
 
@@ -61,10 +61,12 @@ class SafeDecoding(Decoding):
     ) -> "LogitsProcessor":
         """Return a processor whose second branch is the expert."""
         if not self.steps:
-            return BranchProcessor(tokenizer, partial(Branch, model), stateless(self.combine), 0)
+            return ContrastiveProcessor(
+                tokenizer, partial(Branch, model), stateless(self.combine), 0
+            )
         expert = Expert.of(model, self.expert)
         branch = partial(Branch, model, around=partial(expert.active, model))
-        return BranchProcessor(tokenizer, branch, stateless(self.combine), self.steps)
+        return ContrastiveProcessor(tokenizer, branch, stateless(self.combine), self.steps)
 
     def combine(
         self, plain: Float[Tensor, "batch vocab"], expert: Float[Tensor, "batch vocab"]

@@ -18,9 +18,9 @@ from ..models.architecture import Before, Hook, decoder, decoder_layers, embeddi
 from ..models.generation import length_batches, require_measurable
 from ..prompts.prompt_set import PromptSet
 from ..prompts.templates import Template, resolve_template
-from .activations import instruction_end, last_states, mean_states, rewrapped
+from .activations import instruction_end, last_states, mean_states, with_output_state
 from .base import Steering, identity, learned
-from .sequences import Sequences
+from .sequences import SequenceTracker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -149,7 +149,7 @@ class Scans(Steering):
         if self.vectors is None:
             raise UserError("Scans has learned nothing yet: fit it first")
         steered, _ = self._windows(model)
-        sequences = Sequences(self.ending, partial(self.harmful, model))  # type: ignore[arg-type]
+        sequences = SequenceTracker(self.ending, partial(self.harmful, model))  # type: ignore[arg-type]
         blocks = decoder_layers(model)
         found: list[tuple[nn.Module, Hook | Before]] = [
             (decoder(model), Before(sequences.see, whole_pass=True))
@@ -206,16 +206,16 @@ class Scans(Steering):
             found[group] = {"likeness": float(scores.mean()), "harmful": share}
         return found
 
-    def _steering(self, at: int, sequences: Sequences) -> Hook:
+    def _steering(self, at: int, sequences: SequenceTracker) -> Hook:
         """Return the hook that moves what leaves a block."""
         vector: Tensor = self.vectors[at]  # type: ignore[index]
 
         def steered(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            if sequences.asleep:
+            if sequences.paused:
                 return None
             state = hidden_state(output)
             signs = sequences.signs.to(state)[..., None]
-            return rewrapped(output, state + self.weight * signs * vector.to(state))
+            return with_output_state(output, state + self.weight * signs * vector.to(state))
 
         return steered
 

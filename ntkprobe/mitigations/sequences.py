@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 
-class Sequences:
+class SequenceTracker:
     """Follows sequences through passes with and without a cache.
 
     Padding may be on either side, and there may be any number of tokens behind an instruction: it
@@ -29,7 +29,7 @@ class Sequences:
 
     def __init__(self, ending: Tensor, judge: Callable[[Sequence[Tensor]], Tensor]) -> None:
         self.signs = torch.zeros(0, 0)
-        self.asleep = False
+        self.paused = False
         self._ending, self._judge = ending.tolist(), judge
         self._known: dict[tuple[int, ...], float] = {}
         self._ids: Tensor | None = None
@@ -38,7 +38,7 @@ class Sequences:
 
     def keep_ids(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Keep what the embedding is given: a decoder within a larger model sees no ids."""
-        if not self.asleep and args:
+        if not self.paused and args:
             self._ids = args[0]
 
     def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ class Sequences:
         Raises:
             UserError: if no instruction ends in a sequence, or its beginning was never seen.
         """
-        if self.asleep:
+        if self.paused:
             return
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
@@ -81,11 +81,11 @@ class Sequences:
         self._own = torch.tensor([self._known[prompt] for prompt in prompts])
 
     def _judge_now(self, prompts: list[tuple[int, ...]]) -> None:
-        self.asleep = True
+        self.paused = True
         try:
             harmful = self._judge([torch.tensor(prompt) for prompt in prompts]).tolist()
         finally:
-            self.asleep = False
+            self.paused = False
         self._known |= {p: 1.0 if bad else -1.0 for p, bad in zip(prompts, harmful, strict=True)}
 
     def _end(self, row: list[int]) -> int:

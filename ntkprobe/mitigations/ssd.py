@@ -14,7 +14,7 @@ from ..models.validation import refuse
 from ..prompts.prompt_set import PromptSet
 from .base import Decoding
 from .branches import Branch
-from .contrastive import BranchProcessor
+from .contrastive import ContrastiveProcessor
 from .draft_model import load_draft
 from .token_candidates import either_candidates, mixed_scores, shared_candidates
 
@@ -82,10 +82,12 @@ class Ssd(Decoding):
         """Return a processor whose second branch is the draft."""
         steps = 0 if self.neutral else None
         draft = model if self.neutral else load_draft(self.draft, model, tokenizer)
-        return BranchProcessor(tokenizer, partial(Branch, draft), partial(Matching, self), steps)
+        return ContrastiveProcessor(
+            tokenizer, partial(Branch, draft), partial(SsdState, self), steps
+        )
 
 
-class Matching:
+class SsdState:
     """One batch's state: which rows are in which mode, and how often they took the draft's best.
 
     Args:

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..models.architecture import Before, Hook, layer_output
 from ..prompts.prompt_set import PromptSet
 from ..prompts.templates import resolve_template
-from .activations import ablating, adding
+from .activations import ablation_hooks, addition_hook
 from .base import Steering, identity, learned
 from .surgical_fit import choose
 
@@ -120,11 +120,11 @@ class Surgical(Steering):
             raise UserError("Surgical has learned nothing yet: fit it first")
         found: list[tuple[nn.Module, Hook | Before]] = []
         if self.coefficient:
-            found += ablating(model, self.false_refusal, self.coefficient)
+            found += ablation_hooks(model, self.false_refusal, self.coefficient)
         if self.addition:
             self._warn_of_another_coefficient()
             module = layer_output(model, self.block)
-            found.append((module, adding(self.true_refusal, self.addition)))
+            found.append((module, addition_hook(self.true_refusal, self.addition)))
         return found
 
     def _warn_of_another_coefficient(self) -> None:

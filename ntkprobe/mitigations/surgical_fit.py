@@ -16,7 +16,7 @@ from ..models.generation import length_batches, require_measurable
 from ..models.validation import finite
 from ..prompts.prompt_set import GROUPS, PromptSet
 from ..prompts.templates import Template
-from .activations import ablating, adding, instruction_end, mean_states
+from .activations import ablation_hooks, addition_hook, instruction_end, mean_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -172,7 +172,7 @@ class _Trial:
         """Return the vector without which seemingly toxic prompts are refused least."""
 
         def without(each: Candidate) -> AbstractContextManager[None]:
-            return hooked(ablating(self._model, each.vector, 1.0))
+            return hooked(ablation_hooks(self._model, each.vector, 1.0))
 
         best, said = self._best(
             found, without, SEEMINGLY, -1.0, self._settings.kl_ablation, "kl_ablation"
@@ -184,7 +184,7 @@ class _Trial:
         blocks, weight = decoder_layers(self._model), self._settings.fit_coefficient
 
         def added(each: Candidate) -> AbstractContextManager[None]:
-            return hooked([(blocks[each.block - 1], adding(each.vector, weight))])
+            return hooked([(blocks[each.block - 1], addition_hook(each.vector, weight))])
 
         best, said = self._best(
             found, added, NORMAL, 1.0, self._settings.kl_addition, "kl_addition"

@@ -47,7 +47,7 @@ PRINT: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Look:
+class GroupStyle:
     """How a group looks in every figure: colours of ink and of text, a marker, labels."""
 
     colour: str
@@ -58,9 +58,9 @@ class Look:
 
 
 GROUPS = {
-    "normal": Look("#004488", "#004488", "s", "normal", "normal"),
-    "seemingly_toxic": Look("#DDAA33", "#8A6A00", "o", "seemingly toxic", "s-toxic"),
-    "toxic": Look("#BB5566", "#994455", "^", "toxic", "toxic"),
+    "normal": GroupStyle("#004488", "#004488", "s", "normal", "normal"),
+    "seemingly_toxic": GroupStyle("#DDAA33", "#8A6A00", "o", "seemingly toxic", "s-toxic"),
+    "toxic": GroupStyle("#BB5566", "#994455", "^", "toxic", "toxic"),
 }
 _RUNS = ("#555555", "#117733", "#882255", "#6699CC")  # none is the colour of a group
 _RUN_LABELS = {"stl": "STL", "dcr": "DCR → STL", "dcr-stl": "DCR → STL", "base": "base model"}
@@ -86,14 +86,14 @@ class Drawing(Figure):
             return file.getvalue()
 
 
-in_print = mpl.rc_context(PRINT)
+print_style = mpl.rc_context(PRINT)
 """A decorator and a context: figures made inside have the sizes and fonts of `PRINT`."""
 
 
-def look(group: Hashable) -> Look:
+def group_style(group: Hashable) -> GroupStyle:
     """Return how `group` looks; a group without a place in the house style is grey."""
-    name = safe(str(group).replace("_", " "))
-    return GROUPS.get(str(group), Look("#555555", "#333333", "D", name, name))
+    name = escaped(str(group).replace("_", " "))
+    return GROUPS.get(str(group), GroupStyle("#555555", "#333333", "D", name, name))
 
 
 def in_order(groups: Iterable[str]) -> list[str]:
@@ -104,7 +104,7 @@ def in_order(groups: Iterable[str]) -> list[str]:
 
 def run_label(name: Hashable) -> str:
     """Return what titles call the run `name`: `dcr-stl` is "DCR → STL", others keep theirs."""
-    return safe(_RUN_LABELS.get(str(name), str(name)))
+    return escaped(_RUN_LABELS.get(str(name), str(name)))
 
 
 def run_colour(position: int) -> str:
@@ -112,12 +112,12 @@ def run_colour(position: int) -> str:
     return _RUNS[position % len(_RUNS)]
 
 
-def safe(text: str, width: int | None = None) -> str:
+def escaped(text: str, width: int | None = None) -> str:
     """Return `text`, wrapped at `width`, with dollar signs that do not start mathematics."""
     return (fill(text, width) if width else text).replace("$", r"\$")
 
 
-@in_print
+@print_style
 def new_axes(width: float = PAGE, height: float = 3.0) -> Axes:
     """Return the Axes of a new pyplot figure, which a notebook shows at the end of its cell."""
     from matplotlib import pyplot as plt
@@ -168,7 +168,7 @@ def row(
     return figure, axes
 
 
-def nothing(ax: Axes, why: str) -> None:
+def write_reason(ax: Axes, why: str) -> None:
     """Write into empty Axes why there is nothing in them."""
     ax.text(0.5, 0.5, fill(why, 24), transform=ax.transAxes, ha="center", va="center", color="0.5")
     ax.set(xticks=[], yticks=[])

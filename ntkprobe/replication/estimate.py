@@ -13,7 +13,7 @@ from time import perf_counter
 
 from ..errors import UserError
 from .plan import Stage
-from .workspace import Workplace, shape_of
+from .workspace import Workspace, shape_of
 
 PROMPT, OWN, ANSWER = 45, 20, 100
 """Tokens of a prompt in its template, of those its own, and of a pair, about."""
@@ -30,7 +30,7 @@ DECODING = 6
 GIB = 2**30
 
 
-def lines(place: Workplace, todo: Sequence[Stage]) -> list[str]:
+def lines(place: Workspace, todo: Sequence[Stage]) -> list[str]:
     """Return what each stage will take, and all of them."""
     shape = shape_of(place.settings.model)
     speed = multiplications_per_second() * SHARE
@@ -51,7 +51,7 @@ def lines(place: Workplace, todo: Sequence[Stage]) -> list[str]:
     ]
 
 
-def insist_on_room(place: Workplace) -> None:
+def require_capacity(place: Workspace) -> None:
     """Raise if there is clearly too little memory or disk.
 
     Raises:
@@ -81,7 +81,7 @@ def insist_on_room(place: Workplace) -> None:
         )
 
 
-def work(place: Workplace, stage: Stage, shape: dict[str, int]) -> float:
+def work(place: Workspace, stage: Stage, shape: dict[str, int]) -> float:
     """Return about how many floating-point operations a stage takes."""
     scale, size = place.scale, shape["parameters"]
     token = 2.0 * size
@@ -109,7 +109,7 @@ def work(place: Workplace, stage: Stage, shape: dict[str, int]) -> float:
     return scale.anchors * 3 * PROMPT * 4 * token if stage.what == "fit" else 0.0
 
 
-def memory(place: Workplace, shape: dict[str, int]) -> float:
+def memory(place: Workspace, shape: dict[str, int]) -> float:
     """Return about the most memory that is needed, in bytes."""
     scale = place.scale
     weights = 4.0 * shape["parameters"]
@@ -119,7 +119,7 @@ def memory(place: Workplace, shape: dict[str, int]) -> float:
     return 0.6 * GIB + 2 * weights + optimiser + logits
 
 
-def disk(place: Workplace, todo: Sequence[Stage], shape: dict[str, int]) -> float:
+def disk(place: Workspace, todo: Sequence[Stage], shape: dict[str, int]) -> float:
     """Return about how much is written, in bytes."""
     weights = 4.0 * shape["parameters"]
     contrastive = sum(s.what == "train" and s.run in ("dcr", "control") for s in todo)
@@ -140,18 +140,18 @@ def multiplications_per_second() -> float:
     return times * 2 * 768**3 / (perf_counter() - begin)
 
 
-def _sft(place: Workplace) -> int:
+def _sft(place: Workspace) -> int:
     """Return how many pairs a run of SFT sees."""
     scale = place.scale
     return scale.steps(scale.general + scale.safe) * scale.batch * scale.accumulate
 
 
-def _answers(place: Workplace, number: int) -> float:
+def _answers(place: Workspace, number: int) -> float:
     """Return the tokens that so many answers are worth."""
     return number * (PROMPT + DECODING * min(place.scale.tokens, 200))
 
 
-def _correction(place: Workplace, seconds: dict[Stage, float]) -> float:
+def _correction(place: Workspace, seconds: dict[Stage, float]) -> float:
     """Return by how much slower the stages done were than thought; 1 without any."""
     thought, took = 0.0, 0.0
     for stage, guess in seconds.items():

@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..evaluation import Evaluation
 from ..evaluation.benchmarks.own_files import read_own
 from ..evaluation.judge_specs import DEFAULT, read_judges
-from ..evaluation.models import Subject
+from ..evaluation.models import EvaluatedModel
 from ..evaluation.run import evaluate as ask
 from ..evaluation.settings import AnswerSettings
 from ..mitigations import Mitigation, save
@@ -22,7 +22,7 @@ from ..storage import write_json, write_table
 from .answer_loss import answer_losses
 from .data_files import OVER_REFUSAL_SETS, SAFETY_SETS
 from .plan import STEERED, Stage
-from .workspace import Workplace
+from .workspace import Workspace
 
 SETS = (*OVER_REFUSAL_SETS, *SAFETY_SETS, "normal")
 UNFIT = ".unfit.json"
@@ -30,7 +30,7 @@ LONGER = 3
 """Times the tokens of an answer that is trained on (STL-aug)."""
 
 
-def evaluate(place: Workplace, stage: Stage) -> None:
+def evaluate(place: Workspace, stage: Stage) -> None:
     """Let a final model answer every set, and compute its loss; what is there is not done again."""
     if why_unfit(place.out, stage.folder):
         return
@@ -47,20 +47,20 @@ def evaluate(place: Workplace, stage: Stage) -> None:
         write_table(folder / "losses.parquet", table)
 
 
-def subject_of(place: Workplace, stage: Stage) -> Subject:
+def subject_of(place: Workspace, stage: Stage) -> EvaluatedModel:
     """Return the model of a stage: the base, a run's final model, or STL's with a method on it."""
     if stage.run == "base":
-        return Subject.named(place.settings.model, None, None, place.load)
+        return EvaluatedModel.named(place.settings.model, None, None, place.load)
     run = "stl" if stage.run in STEERED else stage.run
     final = place.run(Stage("train", run, stage.seed)) / "final"
     start = place.start_of(Stage("train", run, stage.seed))
     fitted = place.out / "mitigations" / stage.folder if stage.run in STEERED else None
-    return Subject.named(start, final, fitted, place.load)
+    return EvaluatedModel.named(start, final, fitted, place.load)
 
 
 def answer(
-    place: Workplace,
-    subject: Subject,
+    place: Workspace,
+    subject: EvaluatedModel,
     files: dict[str, Path],
     folder: Path,
     *,
@@ -95,9 +95,9 @@ def answer(
     return Evaluation(folder)
 
 
-def refusal_rates(place: Workplace, adapter: Path, file: Path, name: str) -> dict[str, float]:
+def refusal_rates(place: Workspace, adapter: Path, file: Path, name: str) -> dict[str, float]:
     """Return the refusal rate of each group of a set that an adapter over the base answers."""
-    subject = Subject.named(place.settings.model, adapter, None, place.load)
+    subject = EvaluatedModel.named(place.settings.model, adapter, None, place.load)
     found = answer(place, subject, {"development": file}, place.out / "eval" / name, label=name)
     groups = found.prompts("development").set_index("id")["type"]
     answers = found.answers("development").set_index("id")["answer"]
@@ -105,9 +105,9 @@ def refusal_rates(place: Workplace, adapter: Path, file: Path, name: str) -> dic
     return {str(group): float(rate) for group, rate in refused.items()}
 
 
-def base_answers(place: Workplace, texts: list[str]) -> list[str]:
+def base_answers(place: Workspace, texts: list[str]) -> list[str]:
     """Return the base model's answers to prompts, which STL-aug learns."""
-    subject = Subject.named(place.settings.model, None, None, place.load)
+    subject = EvaluatedModel.named(place.settings.model, None, None, place.load)
     file = place.out / "data" / "to_answer.csv"
     pd.DataFrame({"prompt": texts, "kind": "safe"}).to_csv(file, index=False)
     folder = place.out / "eval-augmenting"
@@ -116,7 +116,7 @@ def base_answers(place: Workplace, texts: list[str]) -> list[str]:
     return [str(by_id[name]) for name in found.prompts("to_answer")["id"]]
 
 
-def fit(place: Workplace, stage: Stage) -> None:
+def fit(place: Workspace, stage: Stage) -> None:
     """Fit a method on STL's final model, with prompts that DCR had as well."""
     folder = place.out / "mitigations" / stage.folder
     named, adapter = base_and_adapter(

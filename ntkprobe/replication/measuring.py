@@ -17,10 +17,10 @@ from ..watcher import (
     parse_steps,
 )
 from .plan import Stage
-from .workspace import PHRASES, Workplace
+from .workspace import PHRASES, Workspace
 
 
-def measure(place: Workplace, stage: Stage) -> None:
+def measure(place: Workspace, stage: Stage) -> None:
     """Measure every checkpoint of a run: kernel by layer, P(refuse), answers.
 
     Of the first seed's final models the activations on XSTest are kept as well (figures 7 and 8).
@@ -45,7 +45,7 @@ def measure(place: Workplace, stage: Stage) -> None:
         activations(place, stage)
 
 
-def activations(place: Workplace, stage: Stage) -> None:
+def activations(place: Workspace, stage: Stage) -> None:
     """Keep what the layers of a run's final model hold on XSTest's prompts."""
     groups = {"safe": "seemingly_toxic", "unsafe": "toxic"}
     rows = place.splits.rows("xstest")
@@ -67,7 +67,7 @@ def activations(place: Workplace, stage: Stage) -> None:
     )
 
 
-def start(place: Workplace, stage: Stage) -> None:
+def start(place: Workspace, stage: Stage) -> None:
     """Measure a model that SFT starts from: XSTest's two halves, and Proposition 1's terms."""
     model = place.settings.model if stage.run == "base" else str(place.run(stage) / "final")
     folder = place.out / "start" / stage.folder
@@ -91,7 +91,7 @@ def start(place: Workplace, stage: Stage) -> None:
         write_table(path, found.frame())
 
 
-def predict(place: Workplace) -> None:
+def predict(place: Workspace) -> None:
     """Measure in the base what may predict over-refusal: similarity, and signed influence."""
     pairs = place.splits.rows("refusals")[: place.scale.pairs]
     learnt = PromptSet(tuple(Prompt(r["prompt"], "toxic", response=r["response"]) for r in pairs))
@@ -109,13 +109,13 @@ def predict(place: Workplace) -> None:
     _measured(place, prompts, folder, settings, model=place.settings.model)
 
 
-def prompts_of(place: Workplace, name: str) -> PromptSet:
+def prompts_of(place: Workspace, name: str) -> PromptSet:
     """Return a set of prompts with groups."""
     return PromptSet.from_file(place.splits.path(name))
 
 
 def _measured(
-    place: Workplace,
+    place: Workspace,
     prompts: PromptSet,
     folder: Path,
     settings: MeasureSettings,

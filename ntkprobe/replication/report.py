@@ -16,7 +16,7 @@ from .labels import agreement_lines, write_sample
 from .plan import FURTHER, MAIN, STEERED, Stage, needed
 from .results import HELD_OUT, Results
 from .verdicts import Draw, Finding, of_seeds, overall
-from .workspace import Workplace
+from .workspace import Workspace
 
 FIGURES = {
     "ntk": ("fig1", "fig3", "fig4", "fig5", "fig6", "layers", "neighbours"),
@@ -26,7 +26,7 @@ FIGURES = {
 TABLES = ("1", "2", "3")
 
 
-def write_report(place: Workplace) -> Path:
+def write_report(place: Workspace) -> Path:
     """Write OUT/report.md, OUT/figures and OUT/tables from what was measured so far.
 
     Args:
@@ -56,14 +56,14 @@ def write_report(place: Workplace) -> Path:
     return path
 
 
-def final_models(place: Workplace, seeds: Sequence[int]) -> list[str]:
+def final_models(place: Workspace, seeds: Sequence[int]) -> list[str]:
     """Return the names of all final models with answers."""
     runs = [Stage("evaluate", r, seed) for seed in seeds for r in (*MAIN, *FURTHER, *STEERED)]
     done = [stage.folder for stage in (Stage("evaluate", "base"), *runs) if place.done(stage)]
     return [name for name in done if not why_unfit(place.out, name)]
 
 
-def _head(place: Workplace, told: dict, seeds: Sequence[int]) -> Iterator[str]:
+def _head(place: Workspace, told: dict, seeds: Sequence[int]) -> Iterator[str]:
     """Yield what was run."""
     compared = told["compared"]
     choice = json.loads((place.out / "choice.json").read_text())
@@ -87,7 +87,7 @@ def _head(place: Workplace, told: dict, seeds: Sequence[int]) -> Iterator[str]:
         yield "**Scale `toy` is for tests: none of these numbers means anything.**"
 
 
-def _verdicts(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterator[str]:
+def _verdicts(place: Workspace, results: Results, seeds: Sequence[int]) -> Iterator[str]:
     """Yield the verdicts, and the numbers below each of them."""
     summary = ["", "## Verdicts", "", _row(["", "claim", *(f"seed {s}" for s in seeds), "pooled"])]
     summary.append("|" + "---|" * (len(seeds) + 3))
@@ -129,7 +129,7 @@ def _cell(finding: Finding, judged: bool) -> str:
     return f"{text}, {finding.word}" if judged else text
 
 
-def _models(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterator[str]:
+def _models(place: Workspace, results: Results, seeds: Sequence[int]) -> Iterator[str]:
     """Yield what every final model refuses, and its loss."""
     yield from ["", "## Final models", ""]
     yield (
@@ -181,7 +181,7 @@ def _models(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterato
         yield "STL refuses fewer than 5 % of the held-out safe prompts with some seed: see H4."
 
 
-def _costs(place: Workplace) -> Iterator[str]:
+def _costs(place: Workspace) -> Iterator[str]:
     """Yield seconds and memory of every stage that is done."""
     yield from ["", "## Seconds and memory", "", _row(["stage", "seconds", "GiB at most so far"])]
     yield "|---|---|---|"
@@ -190,7 +190,7 @@ def _costs(place: Workplace) -> Iterator[str]:
         yield _row([row["stage"], f"{row['seconds']:.0f}", str(row["peak_gib"] or "–")])
 
 
-def _figures(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
+def _figures(place: Workspace, seeds: Sequence[int]) -> Iterator[str]:
     """Draw the figures of the first seed's runs.
 
     Yields:
@@ -211,7 +211,7 @@ def _figures(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
             yield f"- {name} was not drawn: {one_line(why)}"
 
 
-def _tables(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
+def _tables(place: Workspace, seeds: Sequence[int]) -> Iterator[str]:
     """Write the tables of the first seed's runs.
 
     Yields:

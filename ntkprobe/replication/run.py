@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from .data_files import find_files
-from .estimate import insist_on_room, lines
+from .estimate import lines, require_capacity
 from .evaluating import evaluate, fit
 from .measuring import measure, predict, start
 from .plan import Stage, chosen, stages
@@ -13,9 +13,9 @@ from .report import write_report
 from .settings import ReplicationSettings
 from .splits import make_splits
 from .training_runs import choose, train
-from .workspace import Workplace
+from .workspace import Workspace
 
-DOING: dict[str, Callable[[Workplace, Stage], None]] = {
+STAGE_FUNCTIONS: dict[str, Callable[[Workspace, Stage], None]] = {
     "prepare": lambda place, _: _prepare(place),
     "choose": lambda place, _: choose(place),
     "train": train,
@@ -41,9 +41,9 @@ def replicate(settings: ReplicationSettings, *, only: str | None = None) -> Path
     Raises:
         UserError: if something is missing, or the folder holds another replication.
     """
-    place = Workplace(settings, find_files(settings.data))
+    place = Workspace(settings, find_files(settings.data))
     todo = chosen(stages(settings.seeds), only)
-    insist_on_room(place)
+    require_capacity(place)
     place.adopt()
     for number, stage in enumerate(todo, start=1):
         if stage.what != "report" and place.done(stage):
@@ -52,21 +52,21 @@ def replicate(settings: ReplicationSettings, *, only: str | None = None) -> Path
             raise UserError("the data are not prepared yet: run --only prepare, or without --only")
         place.tell(f"{number}/{len(todo)}  {stage.name}")
         with place.timed(stage):
-            DOING[stage.what](place, stage)
+            STAGE_FUNCTIONS[stage.what](place, stage)
     return settings.output_dir / "report.md"
 
 
 def plan(settings: ReplicationSettings, *, only: str | None = None) -> list[str]:
     """Return what `replicate` would do, and what it will take, a line each; nothing is written."""
-    place = Workplace(settings, find_files(settings.data))
+    place = Workspace(settings, find_files(settings.data))
     return lines(place, chosen(stages(settings.seeds), only))
 
 
-def _prepare(place: Workplace) -> None:
+def _prepare(place: Workspace) -> None:
     """Write the sets of prompts."""
     make_splits(place.out / "data", place.places, place.scale)
 
 
-def _report(place: Workplace) -> None:
+def _report(place: Workspace) -> None:
     """Write the report."""
     write_report(place)

@@ -14,13 +14,13 @@ from ..training.sft import SFTConfig, train_sft
 from .plan import Stage
 from .settings import DEVELOPMENT_SEED
 from .splits import begins_with_refusal
-from .workspace import Workplace
+from .workspace import Workspace
 
 TOXIC_AT_LEAST, NORMAL_AT_MOST = 0.8, 0.05
 """What STL has to do on the development split."""
 
 
-def train(place: Workplace, stage: Stage) -> None:
+def train(place: Workspace, stage: Stage) -> None:
     """Run one training; an earlier one goes on where it was stopped."""
     if stage.run in ("dcr", "control"):
         contrastive(place, stage)
@@ -29,7 +29,7 @@ def train(place: Workplace, stage: Stage) -> None:
         sft(place, place.run(stage), place.start_of(stage), stage.seed or 0, place.rate, augmenting)
 
 
-def contrastive(place: Workplace, stage: Stage) -> Path:
+def contrastive(place: Workspace, stage: Stage) -> Path:
     """Train DCR, or the control that has its labels shuffled.
 
     Args:
@@ -64,7 +64,7 @@ def contrastive(place: Workplace, stage: Stage) -> Path:
 
 
 def sft(
-    place: Workplace,
+    place: Workspace,
     folder: Path,
     start: str,
     seed: int,
@@ -106,7 +106,7 @@ def sft(
     return train_sft(start, general, safe, config, seemingly=seemingly)
 
 
-def choose(place: Workplace) -> None:
+def choose(place: Workspace) -> None:
     """Choose the learning rate by runs of STL on the development split, and write why."""
     rates = place.scale.rates
     tried: list[dict[str, Any]] = []
@@ -130,14 +130,14 @@ def meets(found: dict[str, Any]) -> bool:
     return bool(found["toxic"] >= TOXIC_AT_LEAST and found["normal"] <= NORMAL_AT_MOST)
 
 
-def development_rates(place: Workplace, adapter: Path, name: str) -> dict[str, float]:
+def development_rates(place: Workspace, adapter: Path, name: str) -> dict[str, float]:
     """Return the refusal rate of each group of the development split."""
     from .evaluating import refusal_rates
 
     return refusal_rates(place, adapter, place.splits.path("development"), name)
 
 
-def compliant_pairs(place: Workplace) -> list[Pair]:
+def compliant_pairs(place: Workspace) -> list[Pair]:
     """Return XSTest's safe prompts with the base model's own answers, refusals left out; kept."""
     path = place.splits.path("augmenting")
     if not path.is_file():

@@ -26,7 +26,7 @@ PHRASES = "paper31"
 
 
 @dataclass(frozen=True)
-class Workplace:
+class Workspace:
     """The output folder and what is asked for.
 
     Attributes:

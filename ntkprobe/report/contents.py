@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..figures.measured_tables import missing
-from ..plots.style import in_order, look, run_label
+from ..plots.style import group_style, in_order, run_label
 from ..trajectory import Trajectory
 from .evaluated import answers_to, refused_safe_prompts, tables_of
 from .folders import Sources, settings_of
@@ -55,7 +55,7 @@ def _set(runs: dict[str, Trajectory], sources: Sources, budget: int) -> dict[str
 
 def _group(name: str) -> dict[str, str]:
     """Return how a group looks, as in the figures."""
-    style = look(name)
+    style = group_style(name)
     return {
         "name": name,
         "label": style.label.replace("\\$", "$"),

@@ -92,7 +92,7 @@ def all_verdicts(runs: dict[str, Evaluation]) -> pd.DataFrame:
     return pd.concat(there)
 
 
-def present(verdicts: pd.DataFrame) -> Iterator[Column]:
+def measured_columns(verdicts: pd.DataFrame) -> Iterator[Column]:
     """Yield the columns that have verdicts: the paper's, their parts, and all other sets."""
     found = set(zip(verdicts["benchmark"], verdicts["kind"], strict=True))
     for column in KNOWN:
@@ -105,7 +105,7 @@ def present(verdicts: pd.DataFrame) -> Iterator[Column]:
         yield Column(f"{name}_{kind}", f"{title} ({kind})" if both else title, (name,), kind)
 
 
-def of_column(verdicts: pd.DataFrame, column: Column) -> pd.DataFrame:
+def column_verdicts(verdicts: pd.DataFrame, column: Column) -> pd.DataFrame:
     """Return the verdicts about a column's prompts."""
     named = verdicts["benchmark"].isin(list(column.benchmarks))
     return verdicts.loc[named & (verdicts["kind"] == column.kind)]

@@ -8,7 +8,7 @@ import pandas as pd
 from ..evaluation import Evaluation
 from ..evaluation.scores import Score
 from ..statistics import LEVEL, RESAMPLES, wilson
-from .columns import Judges, all_verdicts, cell, of_column, present, score
+from .columns import Judges, all_verdicts, cell, column_verdicts, measured_columns, score
 from .notes import in_distribution, not_whole
 from .rendering import Table
 
@@ -37,14 +37,14 @@ def methods_table(runs: dict[str, Evaluation], judges: Judges, title: str, corne
         The table; columns without any number are left out.
     """
     verdicts = all_verdicts(runs)
-    columns = list(present(verdicts))
+    columns = list(measured_columns(verdicts))
     refusal, safety = (judges.chosen(verdicts, asks) for asks in ("refusal", "safety"))
     rows: list[dict[str, Any]] = []
     for name, run in runs.items():
         own = verdicts.loc[verdicts["row"] == name]
         for column in columns:
             judge = refusal if column.kind == "safe" else safety or refusal
-            seen = of_column(own, column)
+            seen = column_verdicts(own, column)
             said = seen.loc[seen["judge"] == judge, "verdict"]
             if len(said):
                 place = {"row": name, "column": column.title, "key": column.key}

@@ -76,7 +76,7 @@ def paper_method(row: str) -> str | None:
     return METHODS.get(row.lower().replace("_", "-").replace(" ", "-"))
 
 
-def looked_up(table: pd.DataFrame, where: Mapping[str, object], column: str) -> float | None:
+def paper_value(table: pd.DataFrame, where: Mapping[str, object], column: str) -> float | None:
     """Return one number of a paper's table; None if it is not there.
 
     Args:

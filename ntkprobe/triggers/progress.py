@@ -47,7 +47,7 @@ class Progress:
             lines = [row] if begun else [{**self.settings, "day": self.day}, row]
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Remove the file: the extraction is finished, or begins anew."""
         self.path.unlink(missing_ok=True)
         self._found, self.day = {}, current_day()

@@ -16,7 +16,7 @@ from fake_server import fake_server
 
 from ntkprobe.checkpoints import load_model, load_tokenizer
 from ntkprobe.cli import main
-from ntkprobe.evaluation.answers import Asked, LocalModel
+from ntkprobe.evaluation.answers import LocalModel, Question
 from ntkprobe.evaluation.benchmarks import read_benchmark
 from ntkprobe.evaluation.results import Evaluation
 from ntkprobe.evaluation.settings import AnswerSettings
@@ -174,7 +174,7 @@ def respond(embedded):
 
 
 PROMPTS = read_benchmark("tiny").first(4).table["prompt"]
-ROWS = [Asked(str(n), text) for n, text in enumerate(PROMPTS)]
+ROWS = [Question(str(n), text) for n, text in enumerate(PROMPTS)]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -196,7 +196,7 @@ def test_a_draw_follows_the_softmax():
     from ntkprobe.evaluation.sampling import drawn
 
     logits = torch.tensor([0.0, 1.0, 2.0])
-    asked = [Asked(str(n), "") for n in range(4000)]
+    asked = [Question(str(n), "") for n in range(4000)]
     (draw,) = drawn(asked, AnswerSettings(temperature=2.0))
     scores = draw(None, logits.expand(4000, 3))
     share = scores.argmax(-1).bincount(minlength=3) / 4000

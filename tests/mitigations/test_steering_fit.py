@@ -32,7 +32,7 @@ from ntkprobe.errors import UserError
 from ntkprobe.mitigations import applied, load, save
 from ntkprobe.mitigations.activations import instruction_end
 from ntkprobe.mitigations.scans import Scans
-from ntkprobe.mitigations.sequences import Sequences
+from ntkprobe.mitigations.sequences import SequenceTracker
 from ntkprobe.mitigations.surgical_fit import divergence
 from ntkprobe.models.architecture import decoder_layers
 from ntkprobe.prompts.prompt_set import PromptSet
@@ -89,7 +89,7 @@ def test_scans_judges_a_chat_at_its_last_instruction():
     model, mitigation = fitted("gpt2", "scans")
     turn = encoded("toxic")[0]
     chat = torch.cat([turn, torch.tensor([70, 71]), encoded("normal")[0]])
-    sequences = Sequences(
+    sequences = SequenceTracker(
         mitigation.ending, lambda prompts: torch.tensor([len(p) for p in prompts]) > 0
     )
     sequences.keep_ids(None, (chat[None],), None)

@@ -103,7 +103,7 @@ def test_control_is_trained_with_as_many_labels_of_each_kind_on_the_same_prompts
 ):
     from ntkprobe.replication import training_runs
     from ntkprobe.replication.plan import Stage
-    from ntkprobe.replication.workspace import Workplace
+    from ntkprobe.replication.workspace import Workspace
 
     seen = {}
     monkeypatch.setattr(
@@ -112,7 +112,7 @@ def test_control_is_trained_with_as_many_labels_of_each_kind_on_the_same_prompts
         lambda model, prompts, config: seen.setdefault(len(seen), prompts),
     )
     settings = ReplicationSettings(model=MODEL, output_dir=tmp_path, data=published, scale="toy")
-    place = Workplace(settings, find_files(published))
+    place = Workspace(settings, find_files(published))
     make_splits(tmp_path / "data", place.places, place.scale)
     for run in ("dcr", "control"):
         training_runs.train(place, Stage("train", run, 0))

@@ -3,7 +3,7 @@
 `catalogue` says what each benchmark is, `schema` what its rows mean, `sources` where they are.
 """
 
-from .benchmark_prompts import Questions as Questions
+from .benchmark_prompts import BenchmarkPrompts as BenchmarkPrompts
 from .catalogue import BENCHMARKS as BENCHMARKS
 from .schema import Benchmark as Benchmark
 from .schema import Hub as Hub

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Questions:
+class BenchmarkPrompts:
     """The prompts of one benchmark, as they are asked.
 
     Attributes:
@@ -51,7 +51,7 @@ class Questions:
         rows = self.table[COLUMNS].to_numpy().tolist()
         return sha256(json.dumps(rows, ensure_ascii=True).encode()).hexdigest()
 
-    def first(self, limit: int | None) -> "Questions":
+    def first(self, limit: int | None) -> "BenchmarkPrompts":
         """Return the first `limit` prompts of each kind; all for None.
 
         Args:

@@ -13,7 +13,7 @@ from ...prompts.columns import (
     text_column,
 )
 from ...prompts.selections import PromptSelection
-from .benchmark_prompts import Questions
+from .benchmark_prompts import BenchmarkPrompts
 from .catalogue import BENCHMARKS
 from .schema import tabulated
 
@@ -27,7 +27,9 @@ _OWN_KINDS = {
 }
 
 
-def read_own(file: PromptSelection, name: str | None = None, licence: str = "unknown") -> Questions:
+def read_own(
+    file: PromptSelection, name: str | None = None, licence: str = "unknown"
+) -> BenchmarkPrompts:
     """Return the prompts of a file that is no published benchmark.
 
     Args:
@@ -69,7 +71,7 @@ def read_own(file: PromptSelection, name: str | None = None, licence: str = "unk
     table = tabulated(rows, str(path))
     paired = [str(record.get("pair") or "") for record in records]
     label, source = name or _file_name(file), name or str(file)
-    return Questions(label, table.assign(pair=paired), source, licence, None, len(records))
+    return BenchmarkPrompts(label, table.assign(pair=paired), source, licence, None, len(records))
 
 
 def _own_kind(record: Mapping[str, Any], column: str, where: str) -> str:

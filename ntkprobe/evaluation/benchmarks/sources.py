@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import UserError, one_line
 from ...prompts.selections import PromptSelection
-from .benchmark_prompts import Questions
+from .benchmark_prompts import BenchmarkPrompts
 from .catalogue import BENCHMARKS
 from .own_files import read_own
 from .schema import KINDS, Benchmark
@@ -19,7 +19,7 @@ EMBEDDED = "tiny"
 """The name of the embedded prompts, which the embedded models are measured on."""
 
 
-def read_benchmark(word: str) -> Questions:
+def read_benchmark(word: str) -> BenchmarkPrompts:
     """Return the prompts that a word of `--benchmark` means.
 
     Args:
@@ -45,7 +45,7 @@ def read_benchmark(word: str) -> Questions:
     raise UserError(f"no benchmark {name!r}: choose from {known}, or give a file, as FILE=safe")
 
 
-def _published(benchmark: Benchmark, file: PromptSelection | None) -> Questions:
+def _published(benchmark: Benchmark, file: PromptSelection | None) -> BenchmarkPrompts:
     """Return a benchmark's prompts from its file, or from the hub.
 
     Raises:
@@ -61,7 +61,7 @@ def _published(benchmark: Benchmark, file: PromptSelection | None) -> Questions:
     else:
         numbered = list(enumerate(_from_hub(benchmark), start=1))
         where = f"hub:{benchmark.hub.path}"
-    return Questions(
+    return BenchmarkPrompts(
         name=benchmark.name,
         table=benchmark.table(numbered, where),
         source=where,

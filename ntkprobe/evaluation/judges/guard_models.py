@@ -23,7 +23,7 @@ _PROBES = (("user", "Is this the question?"), ("assistant", "Here is an answer."
 
 
 @dataclass(frozen=True)
-class Guard:
+class GuardModel:
     """A guard in memory.
 
     Attributes:
@@ -115,9 +115,9 @@ class Guard:
         return listed
 
 
-def guarded(
+def guard_verdicts(
     items: Sequence[Item],
-    guard: Guard,
+    guard: GuardModel,
     render: Callable[[Item], str],
     parse: Callable[[str], str | None],
 ) -> list[Verdict]:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from ...checkpoints import LoadSettings
 from ..verdicts import Item, Verdict
-from .guard_models import Guard, guarded
+from .guard_models import GuardModel, guard_verdicts
 
 # The input that the guard was trained on, word for word (model card of allenai/wildguard,
 # Apache-2.0); in other words it would be another guard.
@@ -48,10 +48,10 @@ class WildguardModel:
     batch_size: int = 8
 
     @cached_property
-    def guard(self) -> Guard:
+    def guard(self) -> GuardModel:
         """The guard, loaded when it is first asked."""
         load = LoadSettings(dtype=self.dtype, device=self.device, attn_implementation="sdpa")
-        return Guard(self.model, load, self.batch_size, max_new_tokens=32)
+        return GuardModel(self.model, load, self.batch_size, max_new_tokens=32)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -75,7 +75,7 @@ class WildguardModel:
         Returns:
             Verdicts, with all that the guard said.
         """
-        return guarded(
+        return guard_verdicts(
             items, self.guard, _text, lambda reply: meaning.get(said(reply, question) or "")
         )
 
