@@ -1,4 +1,4 @@
-"""Activations of toxic-looking prompts: are the two groups apart, and what do they look like?"""
+"""Clusters and projections of the activations of seemingly toxic and toxic prompts (A.9)."""
 
 import numpy as np
 
@@ -65,18 +65,22 @@ def correctly_clustered(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def classical_scaling(values: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the plane that keeps Euclidean distances best (classical MDS, Torgerson 1952).
 
-    The Gram matrix of the centred points is what double centring makes of squared distances; its
-    two leading eigenvectors come from the singular value decomposition.
+    Classical MDS of Euclidean distances is PCA of the points.
 
     Args:
         values: `[n, hidden]`.
 
     Returns:
-        Coordinates `[n, 2]`, and the share of the variance that they show.
+        Coordinates `[n, 2]`, and the share of the variance in this plane; 1 where all points are
+        the same.
     """
-    wide = values.astype(float) - values.mean(axis=0, dtype=float)
-    left, singular, _ = np.linalg.svd(wide, full_matrices=False)
-    total = float((singular**2).sum())
-    plane = np.zeros((len(values), 2))
-    plane[:, : len(singular[:2])] = left[:, :2] * singular[:2]
-    return plane, float((singular[:2] ** 2).sum()) / total if total else 1.0
+    from sklearn.decomposition import PCA
+
+    points = values.astype(float)
+    plane = np.zeros((len(points), 2))
+    if (points == points[0]).all():
+        return plane, 1.0
+    pca = PCA(n_components=min(2, *points.shape), svd_solver="full")
+    coordinates = pca.fit_transform(points)
+    plane[:, : coordinates.shape[1]] = coordinates
+    return plane, float(pca.explained_variance_ratio_.sum())

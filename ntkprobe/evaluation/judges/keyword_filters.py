@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from ..verdicts import COMPLIANCE, REFUSAL, Item, Verdict
 
 
-def verdicts(items: Sequence[Item], found: Callable[[str], str | None]) -> list[Verdict]:
+def filter_verdicts(items: Sequence[Item], found: Callable[[str], str | None]) -> list[Verdict]:
     """Return what a filter says.
 
     Args:
