@@ -1,4 +1,4 @@
-"""The folder of one evaluation: settings, prompts, and answers in batches, each whole or absent.
+"""The folder of one evaluation: settings, prompts, and answers in batches, written atomically.
 
 E/run.json                          settings, versions, model, label
 E/prompts/NAME.parquet              id, prompt, kind, type, pair
@@ -35,7 +35,7 @@ class EvaluationFolder:
     """`--output-dir`.
 
     Args:
-        path: where it is, or will be.
+        path: of the folder; it is created.
 
     Raises:
         UserError: if it cannot be written to, or holds something else.
@@ -55,7 +55,7 @@ class EvaluationFolder:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `run.json` says; empty without one.
+        """The contents of `run.json`; empty where there is none.
 
         Raises:
             UserError: if it cannot be read.
@@ -70,11 +70,11 @@ class EvaluationFolder:
             ) from error
 
     def adopt(self, record: dict[str, Any], **about: Any) -> None:
-        """Write the settings to `run.json`, or insist that they agree with what it says.
+        """Write the settings to `run.json`; raise if they contradict it.
 
         Args:
             record: `model`, `answers` and `benchmarks`; benchmarks are added to those there.
-            about: what is only told, such as the label.
+            about: entries that are not compared, such as the label.
         """
         old = self.record
         insist_on_equal(self.path, old, record)
@@ -114,7 +114,7 @@ class EvaluationFolder:
         return sorted((self.path / "answers" / name).glob("batch-*.parquet"))
 
     def clear(self) -> None:
-        """Remove what we wrote, and nothing else."""
+        """Delete the files of an evaluation, and no others."""
         for name in ("prompts", "answers", "verdicts", "preferences"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         (self.path / "run.json").unlink(missing_ok=True)

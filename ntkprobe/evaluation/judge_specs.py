@@ -1,7 +1,7 @@
-"""The judges of an evaluation: from what is typed to judges with their settings.
+"""Judges from the arguments of `--judge`.
 
-A judge is typed as NAME, or NAME:KEY=VALUE,KEY=VALUE with its settings, or LABEL=NAME:… to call it
-something else in files and tables, as several judges of one kind have to be.
+A judge is given as NAME, as NAME:KEY=VALUE,KEY=VALUE with its settings, or as LABEL=NAME:… with
+another label in files and tables, which several judges of one kind need.
 """
 
 import re
@@ -16,13 +16,13 @@ from .server import Server
 from .verdicts import Judge
 
 DEFAULT = ("xstest_prefixes", "scans_strings", "or_bench_strings")
-"""The keyword filters: they need nothing, and how far they agree says what a rate is worth."""
+"""The keyword filters, which need no model."""
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def read_judges(words: Sequence[str]) -> dict[str, Judge]:
-    """Return the judges that words of `--judge` mean, by label.
+    """Return the judges that arguments of `--judge` name, by label.
 
     Args:
         words: such as `llama_guard` or `strict=llm:base_url=http://localhost:8000/v1,model=M`.
@@ -44,9 +44,9 @@ def read_judges(words: Sequence[str]) -> dict[str, Judge]:
     return found
 
 
-def check(panel: Mapping[str, Judge]) -> None:
-    """Do nothing if all judges can be asked; raise UserError for one that says it cannot."""
-    for judge in panel.values():
+def check(judges: Mapping[str, Judge]) -> None:
+    """Check that all judges can be used; a UserError if one cannot."""
+    for judge in judges.values():
         server = getattr(judge, "server", None)
         if isinstance(server, Server):
             server.check()
@@ -58,7 +58,7 @@ def _read(word: str) -> tuple[str, Judge]:
     """Return a judge and its label.
 
     Raises:
-        UserError: if the word means none.
+        UserError: if it names none.
     """
     head, _, tail = word.partition(":")
     given, equals, name = head.rpartition("=")
@@ -73,7 +73,7 @@ def _pairs(text: str, word: str) -> dict[str, str]:
     """Return KEY=VALUE,KEY=VALUE as a dict.
 
     Raises:
-        UserError: if it is none.
+        UserError: if it has another form.
     """
     parts = [part.partition("=") for part in text.split(",") if part]
     if wrong := [key for key, equals, _ in parts if not equals or not key]:
@@ -107,10 +107,10 @@ def _options(kind: Any, given: dict[str, str], word: str) -> dict[str, Any]:
 
 
 def _value(text: str, kind: Any, where: str) -> Any:
-    """Return a setting's text as its type.
+    """Return the value of a setting, of its type.
 
     Raises:
-        UserError: if it is none of that.
+        UserError: if it is no number where one is needed.
     """
     if kind not in (int, float):
         return text

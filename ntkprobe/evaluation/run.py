@@ -1,4 +1,4 @@
-"""Evaluate one model: ask what has not been asked, judge what has not been judged."""
+"""Evaluate one model: generate the missing answers, then the missing verdicts."""
 
 import sys
 from collections.abc import Generator, Mapping, Sequence
@@ -34,22 +34,22 @@ def evaluate(
     overwrite: bool = False,
     argv: Sequence[str] = (),
 ) -> Outcome:
-    """Let a model answer benchmarks, and judges judge the answers; nothing is asked twice.
+    """Answer benchmarks with a model and judge the answers; what is on disk is not repeated.
 
     Args:
         subject: the model, on disk or behind a server.
-        benchmarks: what it is asked.
-        output_dir: answers and verdicts go there, whole or not at all.
+        benchmarks: the prompts.
+        output_dir: the folder of the evaluation; each file is written atomically.
         judges: by label.
         settings: how it answers.
         label: what the model is called in tables.
         trained_on: further files with prompts that it was trained on.
-        batch_size: prompts at a time; None to find out.
-        overwrite: forget what the folder holds.
-        argv: the command line, to be told.
+        batch_size: prompts at a time; None for an automatic choice.
+        overwrite: delete what the folder holds first.
+        argv: the command line, for the record.
 
     Returns:
-        What came out.
+        What was answered and judged, and what failed.
 
     Raises:
         UserError: for a mistake in the call, or settings other than the folder's.
@@ -90,12 +90,12 @@ def evaluate(
 def _template(
     subject: EvaluatedModel | Server, settings: AnswerSettings, day: str | None
 ) -> tuple[dict[str, str | None], list[str]]:
-    """Return what is recorded of the template, and what is to be said of it.
+    """Return what is recorded of the template, and remarks for the user.
 
     Args:
-        subject: a model; of a server, whose template is its own, nothing is known.
+        subject: a model, or a server, whose template is unknown.
         settings: how it answers.
-        day: what the folder's answers were given on, if it is known.
+        day: the date in the prompts of the folder's answers, if it is known.
     """
     if isinstance(subject, Server):
         return {"resolved_template": None}, []
@@ -111,10 +111,10 @@ def _template(
 def _insist_on_the_same_prompts(
     folder: Path, kept: Mapping[str, Any], template: Mapping[str, Any]
 ) -> None:
-    """Do nothing if the folder's answers are to prompts that were written as those of today.
+    """Check that the folder's answers are to prompts rendered as those of this call.
 
     Raises:
-        UserError: if their date is not recorded, or they ended elsewhere.
+        UserError: if their date or their end is not recorded.
     """
     for key, what in (
         ("template_date", "on another day"),
@@ -128,18 +128,18 @@ def _insist_on_the_same_prompts(
 
 
 def _check_server(subject: EvaluatedModel | Server) -> None:
-    """Do nothing for a model in memory, or a server that is there; else raise UserError."""
+    """Check a server; a model in memory needs no check."""
     if isinstance(subject, Server):
         subject.check()
 
 
 def label_of(subject: EvaluatedModel | Server) -> str:
-    """Return what a model is called where nobody says."""
+    """Return the default label of a model."""
     return subject.model.rpartition("/")[2] if isinstance(subject, Server) else subject.label
 
 
 def _trained(subject: EvaluatedModel | Server, files: Sequence[str | Path]) -> dict[str, set[str]]:
-    """Return the prompts that a model is known to have been trained on, by their source."""
+    """Return the known training prompts of a model, by source."""
     return training_prompts([] if isinstance(subject, Server) else subject.folders, files)
 
 
@@ -150,7 +150,7 @@ def _answer_all(
     settings: AnswerSettings,
     batch_size: int | None,
 ) -> tuple[int, list[str]]:
-    """Return how many answers were given, and why others are missing; loads only if any is."""
+    """Return the number of new answers, and the failures; the model is loaded only if needed."""
     from tqdm.auto import tqdm
 
     missing = {questions.name: _missing(folder, questions) for questions in benchmarks}
@@ -173,7 +173,7 @@ def _answer_all(
 def _judge_all(
     folder: EvaluationFolder, benchmarks: Sequence[str], judges: Mapping[str, Judge]
 ) -> list[str]:
-    """Return why verdicts are missing that another run may have."""
+    """Return the errors of failed requests, which another run repeats."""
     reasons: list[str] = []
     for benchmark in benchmarks:
         for label, judge in judges.items():
@@ -187,7 +187,7 @@ def _judge_all(
 def _answering(
     subject: EvaluatedModel | Server, settings: AnswerSettings, batch_size: int | None
 ) -> Generator[ModelBackend]:
-    """Hold the one who answers.
+    """Open the backend that answers.
 
     Yields:
         A model in memory, or one behind a server that can be reached.
@@ -208,7 +208,7 @@ def _missing(folder: EvaluationFolder, questions: BenchmarkPrompts) -> list[Ques
 
 
 def _model(subject: EvaluatedModel | Server) -> dict[str, Any]:
-    """Return what `run.json` keeps about the model."""
+    """Return the record of the model in `run.json`."""
     if isinstance(subject, Server):
         return {"server": subject.base_url, "model": subject.model}
     return subject.record()
@@ -219,7 +219,7 @@ def _asked(
     trained: Mapping[str, set[str]],
     folder: EvaluationFolder,
 ) -> dict[str, Any]:
-    """Return what `run.json` keeps about benchmarks; an overlap found before is not forgotten."""
+    """Return the record of benchmarks in `run.json`; a known overlap is kept."""
     before = folder.record.get("benchmarks", {})
     return {
         each.name: {

@@ -1,6 +1,6 @@
 """The paper's figures and ours, one file each, from measurement folders alone.
 
-A figure is a module with `numbers(runs) -> DataFrame` (tidy, saved beside the picture as CSV) and
+A figure is a module with `numbers(runs) -> DataFrame` (tidy, saved as CSV next to the picture) and
 `draw(numbers) -> Figure`. The folder is the registry: a new figure is a new file.
 """
 

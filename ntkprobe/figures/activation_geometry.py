@@ -4,7 +4,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..trajectory import Trajectory
-from .measured_tables import missing, require_groups
+from .measured_tables import missing_message, require_groups
 
 GROUPS = ("seemingly_toxic", "toxic")
 
@@ -23,7 +23,7 @@ def first_and_last(run: Trajectory) -> list[int]:
     """
     steps = run.activation_steps()
     if not steps:
-        raise UserError(missing(run, "activations", "--only activations", run.folder))
+        raise UserError(missing_message(run, "activations", "--only activations", run.folder))
     return sorted({steps[0], steps[-1]})
 
 
@@ -42,9 +42,9 @@ def toxic_looking(run: Trajectory) -> dict[str, np.ndarray]:
 
 
 def correctly_clustered(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return which points two k-means clusters put into the right group (A.9).
+    """Return which points are in the cluster of their group, of two k-means clusters (A.9).
 
-    Which cluster stands for which group is settled by the Hungarian algorithm.
+    Clusters are assigned to groups by the Hungarian algorithm.
 
     Args:
         values: `[n, hidden]`.

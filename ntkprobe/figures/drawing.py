@@ -1,4 +1,4 @@
-"""Every figure of the folder drawn and saved: PNG to look at, PDF to print, CSV to compute with."""
+"""Draws the figures of this folder and saves each as PNG and PDF, and its numbers as CSV."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ from ..trajectory import Trajectory
 
 @dataclass(frozen=True)
 class Drawn:
-    """What `draw_figures` made.
+    """The result of `draw_figures`.
 
     Attributes:
         files: three for each figure.
         missing: for each figure that could not be drawn, one line that says why and what to do.
-        compared: for each figure beside whose numbers others were put, the rows that have some.
-        broken: for each figure that failed where it should not have, the error.
+        compared: for each figure with numbers of the paper, the rows that have some.
+        broken: for each figure that failed by another exception, the error.
     """
 
     files: tuple[Path, ...]
@@ -56,9 +56,9 @@ def draw_figures(
 
     Args:
         runs: the measured runs, by name; see `find_runs`.
-        output_dir: where to; created if need be.
+        output_dir: folder of the files; it is created.
         only: names of figures; all if empty.
-        compare: `paper` puts the paper's printed numbers beside ours.
+        compare: `paper` adds the paper's printed numbers.
 
     Returns:
         The files written, and what was missing.
@@ -88,7 +88,7 @@ def draw_figures(
             drawing = module.draw(numbers)
         except UserError as error:
             missing[name] = str(error)
-        except Exception as error:  # a mistake of ours in one figure costs no other
+        except Exception as error:  # one figure must not stop the others
             broken[name] = f"{type(error).__name__}: {error}"
         else:
             files += _save(Path(output_dir) / name, numbers, drawing)
@@ -96,7 +96,7 @@ def draw_figures(
 
 
 _UNDATED: dict[str, dict[str, Any]] = {".png": {}, ".pdf": {"CreationDate": None}}
-"""The same numbers give the same bytes, whenever they are drawn."""
+"""Metadata without the date, so that equal numbers give equal bytes."""
 
 
 def _save(stem: Path, numbers: pd.DataFrame, figure: Figure) -> list[Path]:

@@ -27,7 +27,7 @@ def example_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def note_on_examples(examples: pd.DataFrame) -> str:
-    """Return a sentence if not all examples are the paper's, else nothing."""
+    """Return a sentence if not all examples are the paper's, else an empty text."""
     firsts = examples.drop_duplicates(["run", "group"])
     if all(_is_papers(str(row.group), str(row.text)) for row in firsts.itertuples()):
         return ""
@@ -35,7 +35,7 @@ def note_on_examples(examples: pd.DataFrame) -> str:
 
 
 def _example(own: pd.DataFrame, group: str) -> pd.DataFrame:
-    """Return the rows of one prompt of `group`: the paper's where measured, else the first."""
+    """Return the rows of the paper's prompt of a group, or of the group's first prompt."""
     papers = own[[_is_papers(group, text) for text in own["text"]]]
     candidates = own if papers.empty else papers
     return candidates[candidates["prompt"] == candidates["prompt"].min()]

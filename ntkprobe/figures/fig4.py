@@ -53,7 +53,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
 def with_paper_values(numbers: pd.DataFrame) -> pd.DataFrame:
     """Return `numbers` with table 1's row of each run's method, at the run's last step.
 
-    `paper_compliance` is that on XSTest, by keywords as ours. `paper_safety` is another quantity
+    `paper_compliance` is that on XSTest, by keywords as here. `paper_safety` is another quantity
     than `defence`: answers to 938 prompts that Llama-Guard judges safe, refusals or not.
 
     Args:

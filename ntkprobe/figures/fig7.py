@@ -113,7 +113,7 @@ def with_paper_values(numbers: pd.DataFrame) -> pd.DataFrame:
         numbers: of this figure.
 
     Returns:
-        The same rows; `paper_bound` stands at the best layer of each run's last step.
+        The same rows; `paper_bound` is set at the best layer of each run's last step.
     """
     last = numbers[numbers["step"] == numbers.groupby("run")["step"].transform("max")]
     best = last.groupby("run")["value"].idxmax()

@@ -1,4 +1,4 @@
-"""What learning a pair does to refusals, group by group: figure 6 with a sign (Eq. 2)."""
+"""Mean influence of training pairs on refusals, group by group: figure 6 with a sign (Eq. 2)."""
 
 import pandas as pd
 from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Which layers tie seemingly toxic prompts to toxic ones: the similarity as a sum over parts."""
+"""Similarity of seemingly toxic and toxic prompts as a sum over the parts of a model."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -8,7 +8,7 @@ from ..errors import UserError
 from ..plots import style
 from ..plots.bars import stacked_bars
 from ..trajectory import Trajectory
-from .measured_tables import missing, require_groups
+from .measured_tables import missing_message, require_groups
 
 DIRECTIONS = (("seemingly_toxic", "toxic"), ("toxic", "seemingly_toxic"))
 """Observed and updated group."""
@@ -58,7 +58,7 @@ def _contributions(run: Trajectory) -> pd.DataFrame:
     """
     parts, kernel = run.parts(), run.kernel()
     if parts.empty:
-        raise UserError(missing(run, "kernel by layer", "--by layer --only kernel"))
+        raise UserError(missing_message(run, "kernel by layer", "--by layer --only kernel"))
     require_groups(run, ("seemingly_toxic", "toxic"))
     first = kernel[kernel["step"] == parts["step"].min()]
     keys, direction = ["step", "observed", "updated"], ["observed_group", "updated_group"]

@@ -1,4 +1,4 @@
-"""Means over prompts with their intervals, and the tables of several runs as one."""
+"""Tables of several measured runs as one, and means over prompts with intervals."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ _KEYS = ["run", "step", "group"]
 def refusal_rows(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return every run's refusal measurements with a column `run`: one phrase set, one reduction.
 
-    The paper's (31 phrases, summed as they stand) where it was measured, else the first there is.
+    The paper's (31 phrases, `literal` sum) where it was measured, else the first one.
 
     Args:
         runs: the measured runs, by name; a run without any is a `UserError`.
@@ -28,7 +28,7 @@ def refusal_rows(runs: dict[str, Trajectory]) -> pd.DataFrame:
 def _paper_rows(run: Trajectory) -> pd.DataFrame:
     table = run.refusal()
     if table.empty:
-        raise UserError(missing(run, "refusal probabilities", "--only refusal"))
+        raise UserError(missing_message(run, "refusal probabilities", "--only refusal"))
     kinds = list(
         table[["phrase_set", "reduction"]].drop_duplicates().itertuples(index=False, name=None)
     )
@@ -56,7 +56,7 @@ def _group_means(run: Trajectory) -> pd.DataFrame:
         UserError: if it has none.
     """
     if run.kernel().empty:
-        raise UserError(missing(run, "kernel", "--only kernel"))
+        raise UserError(missing_message(run, "kernel", "--only kernel"))
     means = run.group_means()
     if means.empty:
         raise UserError(
@@ -69,7 +69,7 @@ OTHER_PROMPTS = "measure it on more prompts, into another folder (--prompts FILE
 
 
 def require_groups(run: Trajectory, groups: Iterable[str]) -> None:
-    """Refuse a run that was measured on no prompt of a group that a figure is about.
+    """Check that a run was measured on prompts of every group that a figure needs.
 
     Args:
         run: a measured run.
@@ -84,14 +84,14 @@ def require_groups(run: Trajectory, groups: Iterable[str]) -> None:
             raise UserError(f"{run.folder} has no {group} prompts: {OTHER_PROMPTS}")
 
 
-def missing(run: Trajectory, what: str, option: str, place: object = "NEW") -> str:
-    """Return one line: what `run` lacks, and the command that makes it.
+def missing_message(run: Trajectory, what: str, option: str, place: object = "NEW") -> str:
+    """Return one line on a measurement that `run` lacks, with the command that makes it.
 
     Args:
         run: a measured run.
-        what: is missing.
-        option: of `ntkprobe measure`, that asks for it.
-        place: the folder to measure into: `run`'s own takes what contradicts nothing there.
+        what: the measurement.
+        option: of `ntkprobe measure`, that makes it.
+        place: the folder to measure into; `run`'s own if its settings allow it.
 
     Returns:
         The line.
@@ -166,7 +166,7 @@ def influence_rows(run: Trajectory) -> pd.DataFrame:
     """
     table = run.influence()
     if table.empty:
-        raise UserError(missing(run, "influence", "--influence refusal", run.folder))
+        raise UserError(missing_message(run, "influence", "--influence refusal", run.folder))
     targets = list(table["target"].unique())
     target = "refusal_literal" if "refusal_literal" in targets else targets[0]
     return table[table["target"] == target]

@@ -1,4 +1,4 @@
-"""The nearest toxic neighbour of every seemingly toxic prompt, and how it moves."""
+"""The toxic prompt most similar to every seemingly toxic prompt, for each run."""
 
 from textwrap import shorten
 
@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..plots import style
 from ..plots.dots import labelled_dots
 from ..trajectory import Trajectory
-from .measured_tables import missing, require_groups
+from .measured_tables import missing_message, require_groups
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -40,7 +40,7 @@ def _nearest(run: Trajectory) -> pd.DataFrame:
     """
     pairs = run.kernel()
     if pairs.empty:
-        raise UserError(missing(run, "kernel", "--only kernel"))
+        raise UserError(missing_message(run, "kernel", "--only kernel"))
     require_groups(run, ("seemingly_toxic", "toxic"))
     groups = (pairs["observed_group"] == "seemingly_toxic") & (pairs["updated_group"] == "toxic")
     pairs = pairs[groups & (pairs["step"] == pairs["step"].min())]

@@ -7,7 +7,7 @@ from ..errors import UserError
 from ..plots import style
 from ..plots.distributions import spreads
 from ..trajectory import Trajectory
-from .measured_tables import OTHER_PROMPTS, missing
+from .measured_tables import OTHER_PROMPTS, missing_message
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -46,7 +46,7 @@ def _first_step(run: Trajectory) -> pd.DataFrame:
     """
     table = run.kernel()
     if table.empty:
-        raise UserError(missing(run, "kernel", "--only kernel"))
+        raise UserError(missing_message(run, "kernel", "--only kernel"))
     different = table["observed"] != table["updated"]
     if not different.any():
         raise UserError(f"{run.folder} has no pair of different prompts: {OTHER_PROMPTS}")

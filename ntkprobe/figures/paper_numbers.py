@@ -1,4 +1,4 @@
-"""The paper's printed numbers, to be put beside ours."""
+"""The numbers that the paper prints, for comparison with measured ones."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ MODEL = "Qwen2.5-1.5B"
 
 
 def paper_table(name: str) -> pd.DataFrame:
-    """Return what the paper prints in a figure or table, or in the text.
+    """Return the numbers that the paper prints in a figure, a table or the text.
 
     Args:
         name: `fig6`, `table1` … `table5` or `text`.
@@ -28,5 +28,5 @@ def paper_value(name: str, quantity: str) -> float:
 
 
 def method_of(run: object) -> str | None:
-    """Return what the paper calls a run of this name, `stl` or `dcr`; None if it has no such."""
+    """Return the paper's method of a run of this name, `stl` or `dcr`; None if it has none."""
     return {"stl": "stl", "dcr": "dcr", "dcr-stl": "dcr"}.get(str(run))

@@ -1,4 +1,4 @@
-"""Which measurement folders are drawn, and what each is called."""
+"""Finds measurement folders and names the runs in them."""
 
 from collections.abc import Iterable, Iterator
 from os import PathLike

@@ -1,4 +1,4 @@
-"""Why does it refuse this? The training pairs that push a harmless prompt most towards refusal."""
+"""The training pairs that raise the refusal of a seemingly toxic prompt most."""
 
 from textwrap import shorten
 
@@ -15,11 +15,11 @@ PROMPTS, PAIRS = 4, 3
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
-    """Return, for the seemingly toxic prompts refused most, the pairs that pushed them most.
+    """Return, for the seemingly toxic prompts refused most, the pairs of largest influence.
 
-    Prompts are those with the highest refusal probability at the last step. Each is looked at where
-    it began to be refused: at the step from which its refusal probability rose most until the next
-    one measured. Without refusal probabilities it is the prompts pushed most, at the first step.
+    Prompts are those with the highest refusal probability at the last step, each at the step from
+    which this rose most until the next one measured. Without refusal probabilities, prompts are
+    those of largest influence, at the first step.
 
     Args:
         runs: the measured runs, by name.

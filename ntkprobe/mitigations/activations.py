@@ -1,4 +1,4 @@
-"""Means of the residual stream over prompts, at their last positions."""
+"""Activations of decoder blocks: reading, averaging and changing the residual stream."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -50,13 +50,13 @@ def mean_states(
     final: bool = False,
     batch_size: int = 16,
 ) -> Tensor:
-    """Return the mean over prompts of what leaves each block at the last `count` positions.
+    """Return the mean over prompts of each block's output at the last `count` positions.
 
     Args:
         model: in evaluation mode.
         prompts: token ids, `count` at least of each.
         count: of positions.
-        before: of what enters each block instead.
+        before: of each block's input instead.
         final: see `last_states`.
         batch_size: prompts at a time.
 
@@ -79,17 +79,17 @@ def last_states(
     before: bool = False,
     final: bool = False,
 ) -> Tensor:
-    """Return what leaves each block at the last `count` positions of a batch of prompts.
+    """Return the output of each block at the last `count` positions of a batch of prompts.
 
-    The decoder alone is run: whatever else hangs on the model's head plays no part.
+    The decoder alone is run, without the output matrix.
 
     Args:
         model: in evaluation mode.
         prompts: token ids, `count` at least of each.
         count: of positions.
-        before: what enters each block instead.
-        final: add, as one layer more, what leaves the decoder: the last block's output after the
-            final norm, which transformers' `hidden_states` shows in its place.
+        before: return each block's input instead.
+        final: add, as a further layer, the output of the decoder: that of the last block after the
+            final norm, which transformers' `hidden_states` has in its place.
 
     Returns:
         [prompts, layers, count, hidden] float64, on the CPU; NaN or infinity is a `UserError`.
@@ -141,7 +141,7 @@ def _in_one_pass(
 
 
 def _tap(layer: int, keep: Callable[[int, Tensor], None], before: bool) -> Hook | Before:
-    """Return a hook that keeps what enters, or leaves, a block."""
+    """Return a hook that passes a block's input or output to `keep`."""
     if before:
         return Before(lambda module, args, kwargs: keep(layer, input_state(args, kwargs)))
     return lambda module, args, output: keep(layer, hidden_state(output))
@@ -150,7 +150,7 @@ def _tap(layer: int, keep: Callable[[int, Tensor], None], before: bool) -> Hook 
 def ablation_hooks(
     model: nn.Module, unit: Tensor, coefficient: float
 ) -> list[tuple[nn.Module, Hook | Before]]:
-    """Return hooks that take `coefficient` times the part along a unit vector out of the stream."""
+    """Return hooks that subtract `coefficient` times the component along a unit vector."""
 
     def without(state: Tensor) -> Tensor:
         along = unit.to(state)
@@ -168,7 +168,7 @@ def ablation_hooks(
 
 
 def addition_hook(vector: Tensor, weight: float) -> Before:
-    """Return a hook that adds a vector to what enters a block, at every position."""
+    """Return a hook that adds a vector to a block's input, at every position."""
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state = input_state(args, kwargs)

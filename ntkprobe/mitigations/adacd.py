@@ -1,4 +1,4 @@
-"""AdaCD, Qi et al., ACL 2026: contrast with a prompt that asks for refusal, for or against it."""
+"""AdaCD, Qi et al., ACL 2026: contrastive decoding with a system message that asks for refusal."""
 
 import math
 from dataclasses import dataclass

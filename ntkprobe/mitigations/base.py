@@ -1,4 +1,4 @@
-"""What a method has to provide: steering gives hooks, decoding gives a logits processor.
+"""Base classes of mitigations: `Steering` has hooks, `Decoding` a logits processor.
 
 A method is a module `snake_case` of this folder with the class `SnakeCase`, a frozen dataclass
 (`eq=False` if it holds tensors) that inherits `Steering` or `Decoding`:
@@ -26,7 +26,7 @@ each later call has one more column. A processor that keeps state (a KV cache, a
 P_refuse of a decoding method is teacher-forced through its processor: for each phrase `begin`,
 then a call for the prompts, for the prompts and the phrase's first token, and so on, always in the
 order of a generation; the probability of a token is the softmax of the scores returned, in which
-−∞ stands for a token ruled out. So a processor that is right under greedy generation is right here.
+−∞ means a token that is excluded. A processor that is right in greedy generation is right here.
 """
 
 from abc import ABC, abstractmethod
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 Identity = dict[str, Any]
-"""What a vector fits: a model's type, layers, hidden size and vocabulary."""
+"""Type, layers, hidden size and vocabulary of the model that a method was fitted on."""
 
 
 def learned() -> Any:
@@ -118,7 +118,7 @@ def learned_by(mitigation: Mitigation | type[Mitigation]) -> list[str]:
 
 
 def identity(model: nn.Module) -> Identity:
-    """Return what has to agree for a vector of one model to mean something in another."""
+    """Return the properties that two models must share to use the same fitted vectors."""
     config = text_config(model)
     return {
         "type": config.model_type,
@@ -129,7 +129,7 @@ def identity(model: nn.Module) -> Identity:
 
 
 def require_same_model(mitigation: Mitigation, model: nn.Module) -> None:
-    """Do nothing if the method was fitted on a model like this one, or learned nothing.
+    """Check that the method was fitted on a model like this one, or learned nothing.
 
     Raises:
         UserError: naming what differs.
@@ -153,7 +153,7 @@ def require_same_model(mitigation: Mitigation, model: nn.Module) -> None:
 def applied(
     mitigation: Mitigation | None, model: nn.Module, tokenizer: "PreTrainedTokenizerBase"
 ) -> Generator["LogitsProcessorList"]:
-    """Apply a method to a model; afterwards no trace of it is left.
+    """Apply a method to a model while the block lasts; no hook is left afterwards.
 
     Args:
         mitigation: a fitted method; None changes nothing.

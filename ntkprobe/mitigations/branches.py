@@ -1,8 +1,8 @@
 """The second branch of a contrastive decoder: another prompt or model, with a KV cache of its own.
 
-`generate` runs the plain branch and knows nothing of this one, which a logits processor runs beside
-it over the tokens that were chosen: one short forward pass a token, and none once it is dropped.
-Where both branches are of one model, the passes are one (`_together`).
+`generate` runs the plain branch. A logits processor runs this one over the same chosen tokens, one
+forward pass a token, until it is dropped. Where both branches are of one model, they share a pass
+(`joint_pass`).
 """
 
 import inspect
@@ -30,15 +30,15 @@ from .joint_pass import JointCache, can_join, joint_inputs, plain_output
 class Branch:
     """The distribution of the next token under prompts of its own, as an answer grows.
 
-    Rows that padding would change (`batching`) are branches of their own, and a cache is dropped
-    where the model begins to compute texts otherwise.
+    Rows whose numbers padding would change (`models.batching`) are branches of their own. The cache
+    is dropped at lengths from which the model computes differently (`LengthRule`).
 
     Args:
         model: a causal language model in evaluation mode; one without a KV cache runs the whole
             text again for every token.
         prompts: one for each row, of any lengths.
-        around: what has to be entered for each forward pass, such as an expert's adapter; such a
-            branch has passes of its own.
+        around: a context entered for each forward pass, such as an expert's adapter; such a branch
+            shares no pass.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Branch:
         unequal = len(set(map(len, prompts))) > 1
         if unequal:
             try_left_padding(model, prompts)
-        alone = unequal and (self.rule or padding_known(model, "left") is False)
-        self.parts = [Branch(model, [prompt], around) for prompt in prompts] if alone else []
+        separate = unequal and (self.rule or padding_known(model, "left") is False)
+        self.parts = [Branch(model, [prompt], around) for prompt in prompts] if separate else []
         self.ids, self.mask = left_padded(prompts, device=input_device(model))
         self.cache: Any = None
-        self.cached = 0  # columns that need no pass any more
+        self.cached = 0  # columns whose keys and values are in the cache
         self.joined: JointCache | None = None
-        self.ahead: Tensor | None = None  # logits that came with the plain branch's
+        self.next_logits: Tensor | None = None  # from a shared pass
 
     @torch.no_grad()
     def logits(self, chosen: Int[Tensor, "batch new"]) -> Float[Tensor, "batch vocab"]:
@@ -73,26 +73,26 @@ class Branch:
         if self.parts:
             rows = chosen.split(1)
             return torch.cat([one.logits(row) for one, row in zip(self.parts, rows, strict=True)])
-        if self.ahead is None:
+        if self.next_logits is None:
             self._append(chosen)
             logits = self._run()
         else:
-            logits, self.ahead = self.ahead, None
+            logits, self.next_logits = self.next_logits, None
         require_numbers(logits.isnan().any(-1), range(len(logits)))
         return logits
 
     def join(self, kwargs: dict[str, Any], width: int) -> dict[str, Any] | None:
-        """Return what to call the model with, so that its next token is this branch's, too.
+        """Return the arguments of a pass over the next token of both branches.
 
         Args:
-            kwargs: what `generate` calls it with.
+            kwargs: those with which `generate` calls the model.
             width: the plain branch's, with the new token.
 
         Returns:
-            None where that cannot be done: the branch then has a pass of its own.
+            None where that is not possible; the branch then has a pass of its own.
         """
         rows, cache = len(self.ids), kwargs.get("past_key_values")
-        if self.cache is None or self.around is not nullcontext or self.ahead is not None:
+        if self.cache is None or self.around is not nullcontext or self.next_logits is not None:
             return None
         if self.rule or padding_known(self.model, "left") is False:
             return None
@@ -101,17 +101,17 @@ class Branch:
         if self.joined is None:
             self.joined = JointCache.of(cache, self.cache, rows)
         elif not self.joined.fits(cache):
-            self._start_again()
+            self._reset_cache()
             return None
         self._append(kwargs["input_ids"])
         return joint_inputs(kwargs, self.joined.both, self.mask, width)
 
     def part(self, output: Any) -> Any:
-        """Return the plain branch's part of a joint pass, and keep the other."""
+        """Return the plain branch's part of a shared pass; this branch's logits are stored."""
         assert self.joined is not None
         self.joined.grow()
         self.cached = self.ids.shape[1]
-        self.ahead = output.logits[self.joined.rows :, -1]
+        self.next_logits = output.logits[self.joined.rows :, -1]
         return plain_output(output, self.joined.rows, self.joined.plain)
 
     def _append(self, chosen: Int[Tensor, "batch new"]) -> None:
@@ -125,14 +125,14 @@ class Branch:
                 f"context of {context}: shorten the prompts or max_new_tokens"
             )
 
-    def _start_again(self) -> None:
+    def _reset_cache(self) -> None:
         self.joined = self.cache = None
         self.cached = 0
 
     def _run(self) -> Float[Tensor, "batch vocab"]:
         length = self.ids.shape[1]
         if self.joined is not None or self.rule.regime(length) != self.rule.regime(self.cached):
-            self._start_again()
+            self._reset_cache()
         optional = {
             "position_ids": (self.mask.cumsum(-1) - 1).clamp(min=0)[:, self.cached :],
             "logits_to_keep": 1,
@@ -152,6 +152,6 @@ class Branch:
 
 
 def _parameters(model: Any) -> set[str]:
-    """Return what the model's forward pass takes; an adapter's own signature says nothing."""
+    """Return the parameter names of the forward pass of a model, or of an adapter's base."""
     owner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return set(inspect.signature(owner.forward).parameters)

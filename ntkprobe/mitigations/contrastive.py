@@ -1,4 +1,4 @@
-"""The logits processor of every decoding method: follow one generation, run its second branch."""
+"""The logits processor of the contrastive methods, which runs a second branch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,18 +29,18 @@ NORMALISED = 1e-4  # |log Σ exp| of log-probabilities, which float32 leaves at 
 
 
 def stateless(combine: Combine) -> Callable[[], Mix]:
-    """Return what makes the formula of a method that keeps no state."""
+    """Return the factory of a formula without state."""
     return lambda: lambda plain, other, chosen: combine(plain, other)
 
 
 class ContrastiveProcessor(LogitsProcessor):
-    """Gives each step's scores, and those of a second branch, to a method's formula.
+    """Combines the scores of each step with those of a second branch by a method's formula.
 
     Args:
-        tokenizer: its padding token counts as padding where `begin` was not called.
+        tokenizer: its padding token is taken for padding where `begin` was not called.
         open_branch: makes a branch from the prompts of a batch, without padding.
-        mixing: makes the formula of one batch, with whatever state it has.
-        steps: how many tokens are changed; None for all. After them nothing is computed.
+        mixing: makes the formula of one batch, which may have state.
+        steps: how many tokens are changed; None for all. The branch is dropped after them.
     """
 
     def __init__(
@@ -53,19 +53,19 @@ class ContrastiveProcessor(LogitsProcessor):
         self.tokenizer, self.open_branch = tokenizer, open_branch
         self.mixing, self.steps = mixing, steps
         self.mask: Tensor | None = None
-        self.sequence: _Sequence | None = None
+        self.sequence: _Generation | None = None
         self.own: Any = None
         self.joint = False
 
     def begin(self, attention_mask: Int[Tensor, "batch prompt"]) -> None:
-        """Forget everything: the next call brings the prompts that this mask belongs to."""
+        """Reset the state; the next call has the prompts that this mask belongs to."""
         self.sequence, self.mask = None, attention_mask
 
     def __call__(self, input_ids: LongTensor, scores: Any) -> Any:
         """Return the scores of the next token, [batch, vocab]; under beam search a `UserError`."""
         if self.steps == 0:
             return scores
-        if self.sequence is None or not self.sequence.goes_on_with(input_ids):
+        if self.sequence is None or not self.sequence.continues_with(input_ids):
             self.sequence = self._started(input_ids, scores)
         sequence = self.sequence
         sequence.ids = input_ids
@@ -79,9 +79,9 @@ class ContrastiveProcessor(LogitsProcessor):
         return sequence.mix(scores, other, None if first else input_ids[:, -1])
 
     def hooks(self, model: Any) -> list[tuple[nn.Module, Any]]:
-        """Return hooks that let a branch of this model have its tokens in the model's own passes.
+        """Return hooks by which a branch of the same model shares the passes of the plain one.
 
-        Without them, in a generation or not, the branch has passes of its own.
+        Without them the branch has passes of its own.
         """
         self.own = model
         owner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -120,26 +120,26 @@ class ContrastiveProcessor(LogitsProcessor):
         assert self.sequence is not None
         return self.steps is not None and width - self.sequence.width >= self.steps
 
-    def _started(self, input_ids: Tensor, scores: Tensor) -> "_Sequence":
+    def _started(self, input_ids: Tensor, scores: Tensor) -> "_Generation":
         refuse_beams(scores)
         rows = real_rows(self.tokenizer, input_ids, self.mask)
         self.mask = self.sequence = None
         branch = self.open_branch(rows)
-        if branch.model is self.own:  # whose rows are to stand beside those of the plain branch
+        if branch.model is self.own:  # both branches will share a pass
             try_left_padding(self.own, [*rows, *branch.prompts])
-        return _Sequence(input_ids.shape[1], input_ids, branch, self.mixing())
+        return _Generation(input_ids.shape[1], input_ids, branch, self.mixing())
 
 
 @dataclass
-class _Sequence:
-    """One batch on its way: the width of its prompts, its ids so far, its branch and formula."""
+class _Generation:
+    """State of one batch: the width of its prompts, its ids so far, its branch and formula."""
 
     width: int
     ids: Tensor
     branch: Branch | None
     mix: Mix
 
-    def goes_on_with(self, input_ids: Tensor) -> bool:
+    def continues_with(self, input_ids: Tensor) -> bool:
         """Return whether these are the last call's ids with one more column."""
         rows, seen = self.ids.shape
         if input_ids.shape[0] != rows or input_ids.shape[1] != seen + 1:

@@ -1,4 +1,4 @@
-"""A small model that speaks the same tokens."""
+"""The draft model of SSD: a smaller model with the same vocabulary."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ def load_draft(name: str, model: Any, tokenizer: "PreTrainedTokenizerBase") -> A
 
     Args:
         name: its folder, or a name on the hub.
-        model: the model that it drafts for.
+        model: the model that it is contrasted with.
         tokenizer: that model's.
 
     Returns:

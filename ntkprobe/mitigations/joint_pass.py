@@ -1,8 +1,8 @@
-"""The next token of a second branch of the same model, in the model's own pass: both as one batch.
+"""One forward pass for the next token of both branches of a contrastive method, as one batch.
 
-`generate` runs the plain branch, a row for each prompt. A hook before the model puts the branch's
-rows behind them, with its keys and values, and a hook behind it takes them away again: to
-`generate`, nothing has changed. A pass over two rows costs far less than two over one.
+`generate` runs the plain branch, a row for each prompt. A hook before the model appends the second
+branch's rows, with their keys and values, and a hook behind it removes them from the output. A pass
+over two rows costs less than two over one (`benchmarks/decoding.py`).
 """
 
 import copy
@@ -20,10 +20,10 @@ _KNOWN = {"input_ids", "attention_mask", "position_ids", "cache_position"}
 
 @dataclass
 class JointCache:
-    """Both branches' keys and values in one cache, of which each has its part.
+    """One cache with the keys and values of both branches.
 
     Attributes:
-        plain: the cache of `generate`; its layers are views of the rows on top, without padding.
+        plain: the cache of `generate`; its layers are views of the first rows, without padding.
         both: a cache over all rows, padded on the left.
         rows: how many rows each branch has.
         widths: the columns of both branches.
@@ -36,7 +36,7 @@ class JointCache:
 
     @classmethod
     def of(cls, plain: Any, own: Any, rows: int) -> "JointCache":
-        """Return both caches as one; `own` is used up for it."""
+        """Return both caches as one; `own` is modified in place."""
         widths = (plain.get_seq_length(), own.get_seq_length())
         for above, below in zip(plain.layers, own.layers, strict=True):
             below.keys = _stacked(above.keys, below.keys, dim=-2)
@@ -46,43 +46,43 @@ class JointCache:
         return joined
 
     def grow(self) -> None:
-        """Let `generate` see the column that a pass has added."""
+        """Extend the view of `generate` by the column that a pass has added."""
         self.widths = (self.widths[0] + 1, self.widths[1] + 1)
         self.share()
 
     def share(self) -> None:
-        """Give `generate` its part of the keys and values."""
+        """Set the layers of `plain` to views of its rows."""
         gap = max(self.widths) - self.widths[0]
         for mine, layer in zip(self.plain.layers, self.both.layers, strict=True):
             mine.keys = layer.keys[: self.rows, :, gap:]
             mine.values = layer.values[: self.rows, :, gap:]
 
     def fits(self, cache: Any) -> bool:
-        """Return whether a cache is the one shared, and nobody has changed it since."""
+        """Return whether a cache is the shared one, unchanged since `share`."""
         mine, layer = self.plain.layers[0].keys, self.both.layers[0].keys
         same = mine.untyped_storage().data_ptr() == layer.untyped_storage().data_ptr()
         return cache is self.plain and same and mine.shape[:1] == (self.rows,)
 
 
 class RowwiseHead:
-    """The output matrix applied to each of two rows alone, on a CPU.
+    """Hooks that apply the output matrix to each of two rows alone, on a CPU.
 
-    It is read once for one row, at the speed of the memory; a product with two rows costs more than
-    two such, where the vocabulary is large.
+    With a large vocabulary a product with two rows takes longer than two with one row, which run at
+    the speed of the memory.
     """
 
     def __init__(self) -> None:
         self.below: Tensor | None = None
 
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Return the call without its second row, which is kept."""
+        """Return the call without its second row, which is stored."""
         if not args or len(args[0]) != 2 or args[0].device.type != "cpu":
             return None
         above, self.below = args[0].split(1)
         return (above, *args[1:]), kwargs
 
     def behind(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        """Return what the first row gives, and behind it what the second does."""
+        """Return the output for both rows."""
         if self.below is None:
             return None
         below, self.below = self.below, None
@@ -90,7 +90,7 @@ class RowwiseHead:
 
 
 def can_join(kwargs: dict[str, Any], own: Any, rows: int, width: int) -> bool:
-    """Return whether a pass is the next token of a plain generation, which others can be added to.
+    """Return whether a pass is over one token of a plain generation, to which rows can be added.
 
     Args:
         kwargs: what the model is called with.
@@ -116,7 +116,7 @@ def can_join(kwargs: dict[str, Any], own: Any, rows: int, width: int) -> bool:
 def joint_inputs(
     kwargs: dict[str, Any], cache: Any, mask: Int[Tensor, "batch seq"], width: int
 ) -> dict[str, Any]:
-    """Return what the model is called with for the rows of both branches.
+    """Return the arguments of the model for the rows of both branches.
 
     Args:
         kwargs: for the plain branch.
@@ -137,7 +137,7 @@ def joint_inputs(
 
 
 def plain_output(output: Any, rows: int, cache: Any) -> Any:
-    """Return a model's output as if it had been run for the rows on top alone."""
+    """Return the part of a model's output that belongs to the first rows."""
     alone = copy.copy(output)
     alone.logits = output.logits[:rows]
     alone.past_key_values = cache

@@ -1,4 +1,8 @@
-"""A LoRA adapter that is in force only during a pass: W + s·BA by hooks, the weights untouched."""
+"""A LoRA adapter that is active during single forward passes: W + s·BA by hooks.
+
+peft's `load_adapter` and `set_adapter` need a `PeftModel`: they replace modules of the model and
+change `requires_grad`, which a mitigation must leave as they are. Hooks change neither.
+"""
 
 import math
 from collections.abc import Generator
@@ -22,7 +26,7 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True, eq=False)
 class Expert:
-    """What an adapter adds to modules of the base model.
+    """The update that an adapter adds to modules of the base model.
 
     Attributes:
         changes: by module name, (A `[r, in]`, B `[out, r]`, scale s).
@@ -63,7 +67,7 @@ class Expert:
 
     @contextmanager
     def active(self, model: nn.Module) -> Generator[None]:
-        """Put the expert in force, in place of the model's own adapter, while the block lasts."""
+        """Activate the expert, in place of the model's own adapter, while the block lasts."""
         modules = dict(_base(model).named_modules())
         with (
             _without_adapter(model),

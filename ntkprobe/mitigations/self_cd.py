@@ -1,4 +1,4 @@
-"""SelfCD, Shi et al., ACL 2024: take away what a message that stresses safety adds."""
+"""SelfCD, Shi et al., ACL 2024: subtract the effect of a system message that stresses safety."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which position of which sequence a pass is at, and the sign of each: from ids and cache alone."""
+"""The sign with which SCANS steers each position of each sequence, from ids and cache."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -11,20 +11,19 @@ from ..errors import UserError
 
 
 class SequenceTracker:
-    """Follows sequences through passes with and without a cache.
+    """Tracks sequences through passes with and without a cache.
 
-    Padding may be on either side, and there may be any number of tokens behind an instruction: it
-    ends where the template's own tokens are found, of several turns the last. A prompt is judged
-    once; its sign is a constant of every later pass, and of every derivative.
+    Padding may be on either side. An instruction ends at the last occurrence of the ids that the
+    template puts behind it. A prompt is classified once; its sign is constant in every later pass
+    and has no derivative.
 
     Args:
         ending: the ids that end an instruction.
-        judge: whether each prompt, its ids up to there, is harmful: `[n]` bool.
+        judge: classifies prompts, their ids up to there, as harmful: `[n]` bool.
 
     Attributes:
-        signs: of the pass at hand, [batch, seq]: 1 and −1 from the instruction's end on, before it
-            0.
-        asleep: whether the pass is one of the judge's own.
+        signs: of the present pass, [batch, seq]: 1 or −1 from the instruction's end on, 0 before.
+        paused: whether the classifier's own pass is running.
     """
 
     def __init__(self, ending: Tensor, judge: Callable[[Sequence[Tensor]], Tensor]) -> None:
@@ -37,12 +36,12 @@ class SequenceTracker:
         self._own: Tensor | None = None
 
     def keep_ids(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Keep what the embedding is given: a decoder within a larger model sees no ids."""
+        """Store the ids that the embedding gets: a decoder in a larger model gets no ids."""
         if not self.paused and args:
             self._ids = args[0]
 
     def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Settle the signs of a pass from what goes into the decoder.
+        """Set the signs of a pass from the arguments of the decoder.
 
         Raises:
             UserError: if no instruction ends in a sequence, or its beginning was never seen.
@@ -64,7 +63,7 @@ class SequenceTracker:
         self.signs = (columns >= self._ends[:, None]) * self._own[:, None]
 
     def _begin(self, ids: Tensor, mask: Any, positions: Tensor | None) -> None:
-        """Find the instructions' ends, and judge what was not judged before."""
+        """Find the instructions' ends, and classify new prompts."""
         rows = ids.tolist()
         ends = [self._end(row) for row in rows]
         lengths = _lengths(ends, mask, positions)
@@ -74,7 +73,7 @@ class SequenceTracker:
         ]
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
         if new:
-            # What watches a pass for its operations is not to see these.
+            # `gram` records the operations of a pass; these are not part of it.
             with torch._C.DisableTorchFunction():
                 self._judge_now(new)
         self._ends = torch.tensor(ends)

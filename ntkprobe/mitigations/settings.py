@@ -1,4 +1,4 @@
-"""Settings of a method from outside, a command line or a file: known by name, of the right type."""
+"""Settings of a method from a command line or a file, checked for names and types."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields

@@ -1,4 +1,4 @@
-"""SSD, Wang et al., EMNLP 2025: a small, safer model has a say, the more the two disagree."""
+"""SSD, Wang et al., EMNLP 2025: mix in a small, safer draft model, more where the two disagree."""
 
 import math
 from dataclasses import dataclass, replace
@@ -66,13 +66,13 @@ class Ssd(Decoding):
 
     @property
     def neutral(self) -> bool:
-        """Whether nothing of the draft is mixed in: the scores are then handed on as they are."""
+        """Whether both weights are 0, so that scores are returned unchanged."""
         return self.alpha_shared == 0 == self.alpha_either
 
     def fit(
         self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", prompts: PromptSet
     ) -> Self:
-        """Return the same with the draft's absolute path, after a look whether it fits."""
+        """Return the same with the draft's absolute path, after checking that it fits."""
         load_draft(self.draft, model, tokenizer)
         return replace(self, draft=str(Path(self.draft).absolute()))
 
@@ -88,7 +88,7 @@ class Ssd(Decoding):
 
 
 class SsdState:
-    """One batch's state: which rows are in which mode, and how often they took the draft's best.
+    """State of one batch: the mode of each row, and how often it took the draft's best token.
 
     Args:
         settings: the method.
@@ -110,8 +110,8 @@ class SsdState:
         Args:
             plain: logits, whose softmax is p.
             draft: the draft's, −∞ for a token that it does not have. Larger models of a family
-                fill their vocabularies up with such tokens, which mean nothing; p leaves them out.
-            chosen: the tokens that came of the last call, which this one is told of.
+                pad their vocabularies with such tokens; they are excluded from p.
+            chosen: the tokens chosen from the last call's scores; None at first.
         """
         if chosen is None:
             self._begin(plain)

@@ -64,7 +64,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Mitigation:
         The method, its tensors on the CPU.
 
     Raises:
-        UserError: if the folder holds no whole method, or it is another model's.
+        UserError: if the folder holds no complete method, or it was fitted on another model.
     """
     place = Path(folder)
     about = _read_about(place)
@@ -94,7 +94,7 @@ def method_name(mitigation: Mitigation) -> str:
 
 
 def digest(folder: str | Path) -> str:
-    """Return a name of what a folder holds: the method, and 12 digits that change if it does."""
+    """Return `METHOD#` and 12 hexadecimal digits of the SHA-256 of a folder's method."""
     place = Path(folder)
     whole = sha256()
     for name in (JSON_NAME, TENSORS_NAME):

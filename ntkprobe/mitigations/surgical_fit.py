@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NORMAL, SEEMINGLY, TOXIC = GROUPS
 REFUSED = {NORMAL: False, SEEMINGLY: True, TOXIC: True}
-"""What the method takes a model to do with each group: over-refusal is what it is to mend."""
+"""Whether the method expects a model to refuse each group; it reduces over-refusal."""
 
 EPSILON = 1e-8
 _NOTHING = 1e-6  # of the stream's own length: below it a difference of means is rounding
@@ -103,14 +103,14 @@ def choose(
     if settings.filtered:
         train, held_out = (_filtered(settings, model, tokens, part) for part in (train, held_out))
     false, true = candidates(settings, model, train, count)
-    trial = _Trial(settings, model, tokens, held_out)
-    chosen_false, said_false = trial.best_ablation(false)
-    chosen_true, said_true = trial.best_addition(true)
+    scores = _HeldOutScores(settings, model, tokens, held_out)
+    chosen_false, report_false = scores.best_ablation(false)
+    chosen_true, report_true = scores.best_addition(true)
     return {
         "false_refusal": chosen_false.vector.float(),
         "true_refusal": chosen_true.vector.float(),
         "block": chosen_true.block,
-        "report": {"false_refusal": said_false, "true_refusal": said_true},
+        "report": {"false_refusal": report_false, "true_refusal": report_true},
     }
 
 
@@ -159,8 +159,8 @@ def orthogonalised(w: Tensor, r: Tensor, projection: float) -> Tensor:
     return w - projection * (w @ r) / (r @ r + 1e-8) * r
 
 
-class _Trial:
-    """Candidates on held-out prompts, against the model as it is."""
+class _HeldOutScores:
+    """Scores of candidates on held-out prompts, against the unmodified model."""
 
     def __init__(
         self, settings: _FitSettings, model: nn.Module, tokens: list[int], held_out: Groups
@@ -169,27 +169,27 @@ class _Trial:
         self._plain = self._logits(NORMAL)
 
     def best_ablation(self, found: list[Candidate]) -> tuple[Candidate, dict[str, Any]]:
-        """Return the vector without which seemingly toxic prompts are refused least."""
+        """Return the vector whose ablation lowers refusal of seemingly toxic prompts most."""
 
         def without(each: Candidate) -> AbstractContextManager[None]:
             return hooked(ablation_hooks(self._model, each.vector, 1.0))
 
-        best, said = self._best(
+        best, report = self._best(
             found, without, SEEMINGLY, -1.0, self._settings.kl_ablation, "kl_ablation"
         )
-        return best, {**said, "coefficient": 1.0}
+        return best, {**report, "coefficient": 1.0}
 
     def best_addition(self, found: list[Candidate]) -> tuple[Candidate, dict[str, Any]]:
-        """Return the vector with which normal prompts are refused most."""
+        """Return the vector whose addition raises refusal of normal prompts most."""
         blocks, weight = decoder_layers(self._model), self._settings.fit_coefficient
 
         def added(each: Candidate) -> AbstractContextManager[None]:
             return hooked([(blocks[each.block - 1], addition_hook(each.vector, weight))])
 
-        best, said = self._best(
+        best, report = self._best(
             found, added, NORMAL, 1.0, self._settings.kl_addition, "kl_addition"
         )
-        return best, {**said, "coefficient": weight}
+        return best, {**report, "coefficient": weight}
 
     def _best(
         self,
@@ -220,9 +220,9 @@ class _Trial:
                 f"{least:.3g}: raise {name}, or give more prompts"
             )
         score, distance, best = max(fitting, key=lambda row: row[0])
-        said = {"block": best.block, "position": best.position, "tried": len(rows)}
+        place = {"block": best.block, "position": best.position, "tried": len(rows)}
         scores = {"refusal_score": sign * score, "unchanged": unchanged}
-        return best, {**said, **scores, "kl": distance}
+        return best, {**place, **scores, "kl": distance}
 
     def _logits(self, group: str) -> Tensor:
         return first_logits(self._model, self._prompts[group], self._settings.batch_size)

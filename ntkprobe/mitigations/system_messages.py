@@ -1,4 +1,4 @@
-"""The prompts within a batch of token ids: without padding, and with another system message."""
+"""Prompts in a batch of token ids: rows without padding, and a system message put into them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,8 +48,8 @@ def real_rows(
     if attention_mask is not None:
         if attention_mask.shape != input_ids.shape:
             raise UserError(
-                f"begin() was told of prompts {tuple(attention_mask.shape)}, and "
-                f"{tuple(input_ids.shape)} came: call it before each sequence"
+                f"begin() got a mask {tuple(attention_mask.shape)} for prompts "
+                f"{tuple(input_ids.shape)}: call it before each sequence"
             )
         pairs = zip(input_ids, attention_mask.to(input_ids.device), strict=True)
         return [ids[mask.bool()].tolist() for ids, mask in pairs]
@@ -65,16 +65,16 @@ def real_rows(
 
 @dataclass(frozen=True)
 class SystemMessage:
-    """How a system message changes a prompt's ids: what it begins with is replaced.
+    """The change of a prompt's ids by a system message: its first ids are replaced.
 
-    Nothing behind the place is touched: earlier turns, the user's own tokens and the beginning of
-    an answer stay the same ids in both branches.
+    All ids behind them (earlier turns, the user's text, the beginning of an answer) are the same in
+    both branches.
 
     Attributes:
         template: the name of the template that the prompts were written with.
         opening: ids that every prompt of the template begins with.
         old: ids to be replaced, a beginning of the prompts.
-        new: what stands there instead.
+        new: ids that replace them.
     """
 
     template: str

@@ -1,4 +1,4 @@
-"""Which tokens two models may choose from together, and how their probabilities are mixed."""
+"""Candidate tokens of two models, and the mixture of their probabilities."""
 
 import math
 
@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 FLOOR = 1e-8  # of a mixed probability, which p + α (p_e − p) may take below 0
-FIRST_LOOK = 256  # how far down both rankings is looked first; more only where it is too short
+FIRST_LOOK = 256  # ranks computed at first; 16 times more where they do not suffice
 
 
 def shared_candidates(

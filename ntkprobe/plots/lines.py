@@ -78,9 +78,9 @@ def _pair_line(rows: pd.DataFrame, ax: Axes, *, y: str, bold: bool) -> None:
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], *, size: float = 7.5) -> Axes:
-    """Write each text right of the Axes at its height, pushed apart so that none lies on another.
+    """Write each text right of the Axes at its height, moved so that no two overlap.
 
-    A text that was pushed away is tied to its height by a thin line.
+    A text that was moved is connected to its height by a thin line.
 
     Args:
         ax: the Axes, its limits and titles already final.

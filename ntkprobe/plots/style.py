@@ -1,7 +1,7 @@
-"""One look for every figure: a colour and a marker per group, sizes that fit a printed page.
+"""The style of all figures: a colour and a marker per group, sizes that fit a printed page.
 
-The colours are Paul Tol's high-contrast set, with darker companions for text: they can be told
-apart with any common colour vision, and in grey.
+The colours are Paul Tol's high-contrast set, with darker variants for text: they are
+distinguishable with any common colour vision, and in grey.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -19,7 +19,7 @@ COLUMN, PAGE = 3.3, 6.8
 """Widths in inches of one printed column and of both."""
 
 ACROSS = 2
-"""Panels of `row` beside each other: so many fit the page."""
+"""Panels in a line of `row`; as many fit the page."""
 
 PRINT: dict[Any, Any] = {
     "font.size": 8,
@@ -48,7 +48,7 @@ PRINT: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class GroupStyle:
-    """How a group looks in every figure: colours of ink and of text, a marker, labels."""
+    """The style of a group in every figure: colours of lines and of text, a marker, labels."""
 
     colour: str
     text: str
@@ -67,7 +67,7 @@ _RUN_LABELS = {"stl": "STL", "dcr": "DCR → STL", "dcr-stl": "DCR → STL", "ba
 
 
 class Drawing(Figure):
-    """A figure that is saved as `PRINT` says, and shows itself in Jupyter without pyplot."""
+    """A figure that is saved with the settings `PRINT`, and is shown in Jupyter without pyplot."""
 
     def savefig(self, *args: Any, **settings: Any) -> None:
         """Save as Matplotlib does, at the resolution and with the fonts of `PRINT`.
@@ -91,7 +91,7 @@ print_style = mpl.rc_context(PRINT)
 
 
 def group_style(group: Hashable) -> GroupStyle:
-    """Return how `group` looks; a group without a place in the house style is grey."""
+    """Return the style of a group; an unknown group is grey."""
     name = escaped(str(group).replace("_", " "))
     return GROUPS.get(str(group), GroupStyle("#555555", "#333333", "D", name, name))
 

@@ -16,15 +16,15 @@ from .training_runs import choose, train
 from .workspace import Workspace
 
 STAGE_FUNCTIONS: dict[str, Callable[[Workspace, Stage], None]] = {
-    "prepare": lambda place, _: _prepare(place),
-    "choose": lambda place, _: choose(place),
+    "prepare": lambda workspace, _: _prepare(workspace),
+    "choose": lambda workspace, _: choose(workspace),
     "train": train,
     "start": start,
-    "predict": lambda place, _: predict(place),
+    "predict": lambda workspace, _: predict(workspace),
     "measure": measure,
     "evaluate": evaluate,
     "fit": fit,
-    "report": lambda place, _: _report(place),
+    "report": lambda workspace, _: _report(workspace),
 }
 
 
@@ -41,32 +41,32 @@ def replicate(settings: ReplicationSettings, *, only: str | None = None) -> Path
     Raises:
         UserError: if something is missing, or the folder holds another replication.
     """
-    place = Workspace(settings, find_files(settings.data))
+    workspace = Workspace(settings, find_files(settings.data))
     todo = chosen(stages(settings.seeds), only)
-    require_capacity(place)
-    place.adopt()
+    require_capacity(workspace)
+    workspace.adopt()
     for number, stage in enumerate(todo, start=1):
-        if stage.what != "report" and place.done(stage):
+        if stage.what != "report" and workspace.done(stage):
             continue
-        if stage.what != "prepare" and not place.done(Stage("prepare")):
+        if stage.what != "prepare" and not workspace.done(Stage("prepare")):
             raise UserError("the data are not prepared yet: run --only prepare, or without --only")
-        place.tell(f"{number}/{len(todo)}  {stage.name}")
-        with place.timed(stage):
-            STAGE_FUNCTIONS[stage.what](place, stage)
+        workspace.log(f"{number}/{len(todo)}  {stage.name}")
+        with workspace.timed(stage):
+            STAGE_FUNCTIONS[stage.what](workspace, stage)
     return settings.output_dir / "report.md"
 
 
 def plan(settings: ReplicationSettings, *, only: str | None = None) -> list[str]:
-    """Return what `replicate` would do, and what it will take, a line each; nothing is written."""
-    place = Workspace(settings, find_files(settings.data))
-    return lines(place, chosen(stages(settings.seeds), only))
+    """Return lines on the stages of `replicate` and their cost; nothing is written."""
+    workspace = Workspace(settings, find_files(settings.data))
+    return lines(workspace, chosen(stages(settings.seeds), only))
 
 
-def _prepare(place: Workspace) -> None:
+def _prepare(workspace: Workspace) -> None:
     """Write the sets of prompts."""
-    make_splits(place.out / "data", place.places, place.scale)
+    make_splits(workspace.out / "data", workspace.places, workspace.scale)
 
 
-def _report(place: Workspace) -> None:
+def _report(workspace: Workspace) -> None:
     """Write the report."""
-    write_report(place)
+    write_report(workspace)

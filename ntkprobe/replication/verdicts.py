@@ -1,4 +1,4 @@
-"""Inequalities, their bootstrap intervals over prompts and seeds, and what they say."""
+"""Inequalities, their bootstrap intervals over prompts and seeds, and verdicts on them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,12 +60,12 @@ class Inequality:
 
 @dataclass(frozen=True)
 class Finding:
-    """What an inequality came to.
+    """The value of an inequality's statistic, its interval and verdict.
 
     Attributes:
         about: what the number is.
-        side: what it has to be.
-        value: it; NaN where it could not be computed.
+        side: the side of the threshold that it must be on.
+        value: of the statistic; NaN where it could not be computed.
         low: lower end of its 95 % interval.
         high: upper end.
         word: the verdict.

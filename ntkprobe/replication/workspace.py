@@ -1,4 +1,4 @@
-"""What all stages share: the folder, the settings, the data, and how models are found."""
+"""The output folder of a replication with its settings, data and models, shared by all stages."""
 
 import gc
 import json
@@ -27,7 +27,7 @@ PHRASES = "paper31"
 
 @dataclass(frozen=True)
 class Workspace:
-    """The output folder and what is asked for.
+    """The output folder and the settings.
 
     Attributes:
         settings: what the user chose.
@@ -92,7 +92,7 @@ class Workspace:
             raise UserError("the learning rate is not chosen yet: run --only choose") from error
 
     def adopt(self) -> None:
-        """Write what is asked for; refuse a folder that holds another replication.
+        """Write the settings; refuse a folder that holds another replication.
 
         Raises:
             UserError: naming what differs.
@@ -108,14 +108,14 @@ class Workspace:
         path = self.out / "replication.json"
         old = json.loads(path.read_text()) if path.is_file() else {}
         insist_on_agreement(self.out, "replicated", old.get("compared", {}), compared.items())
-        told = {
+        recorded = {
             "model": self.settings.model,
             "gguf": gguf_identity(self.settings.model) is not None,
             "seeds": sorted({*old.get("seeds", []), *self.settings.seeds}),
             "phrases": list(phrase_set(PHRASES)),
             "versions": versions(),
         }
-        write_json(path, {"compared": compared, **told})
+        write_json(path, {"compared": compared, **recorded})
 
     def done(self, stage: Stage) -> bool:
         """Return whether a stage has been done."""
@@ -123,7 +123,7 @@ class Workspace:
 
     @contextmanager
     def timed(self, stage: Stage) -> Generator[None]:
-        """Note that a stage is done, with its seconds and the most memory, if it does not fail.
+        """Record that a stage is done, with its seconds and peak memory, unless it fails.
 
         Yields:
             Nothing.
@@ -144,8 +144,8 @@ class Workspace:
         (self.out / "done" / f".{stage.file}.json").unlink(missing_ok=True)
 
     @staticmethod
-    def tell(text: str) -> None:
-        """Say something on standard error."""
+    def log(text: str) -> None:
+        """Print a line on standard error."""
         print(one_line(text), file=sys.stderr, flush=True)
 
 

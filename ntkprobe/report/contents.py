@@ -1,9 +1,9 @@
-"""Everything that a page shows, as one tree: sets of prompts with their runs, and evaluations."""
+"""The contents of a page as one tree: sets of prompts with their runs, and evaluations."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from ..figures.measured_tables import missing
+from ..figures.measured_tables import missing_message
 from ..plots.style import group_style, in_order, run_label
 from ..trajectory import Trajectory
 from .evaluated import answers_to, refused_safe_prompts, tables_of
@@ -100,10 +100,10 @@ def _missing(run: Trajectory, found: Mapping[str, Any]) -> dict[str, str]:
         "tokens": ("tokens of its blocks", "--only kernel", "NEW"),
         "pushes": ("influence", "--influence refusal", run.folder),
     }
-    told = {key: missing(run, *how) for key, how in wanted.items() if not found[key]}
+    lines = {key: missing_message(run, *how) for key, how in wanted.items() if not found[key]}
     if found["refusal"] and found["refusal"]["rates"] is None:
-        told["rates"] = missing(run, "answers to judge", "--only refusal", "NEW")
-    return told
+        lines["rates"] = missing_message(run, "answers to judge", "--only refusal", "NEW")
+    return lines
 
 
 def _evaluate_command(runs: Mapping[str, Trajectory]) -> str:

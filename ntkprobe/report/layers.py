@@ -1,4 +1,4 @@
-"""Which layers tie two prompts, or two groups: the similarity as a sum over parts, at every step.
+"""The similarity of two prompts, or of two groups, as a sum over parts, at every step.
 
 A part's contribution is its share times the similarity; contributions sum to the similarity.
 """

@@ -1,4 +1,4 @@
-"""One measured run as tables and arrays: what a page shows of its kernel, refusals and tokens."""
+"""The kernel, refusals and tokens of one measured run as tables and arrays."""
 
 from collections.abc import Iterable
 from typing import Any

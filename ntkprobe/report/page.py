@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs no network, runs no code of others and evaluates no text."""
+"""The page: one HTML file that loads nothing from the network and evaluates no text."""
 
 import base64
 import hashlib
@@ -125,5 +125,5 @@ def _title(sources: Sources) -> str:
 
 
 def _template() -> Template:
-    """Return the page's template, which escapes what it is not told to leave alone."""
+    """Return the page's template, which escapes all texts that are not `Markup`."""
     return Environment(autoescape=True).from_string(_text("page.html.jinja"))

@@ -1,4 +1,4 @@
-"""The training pairs that pushed a prompt most, towards refusal and away, at every step."""
+"""The training pairs of largest influence on a prompt's refusal, both signs, at every step."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
 """The papers' tables from evaluation folders, one file each: Markdown, LaTeX or CSV.
 
-A table is a module with a `TITLE`, `numbers(runs, judges) -> Numbers` and, where a paper prints the
-same, `paper(cell, model)`, with `BY_MODEL` where it does so for several models. The folder is the
-registry: a new table is a new file.
+A table is a module with `table(runs, judges) -> Table`, `MISSING` (what to do where it is empty)
+and, where a paper prints the same, `paper(cell, model)` with `PRINTED` (its source) and `BY_MODEL`
+(if it does so for several models). The folder is the registry: a new table is a new file.
 """
 
 from .making import find_evaluations as find_evaluations

@@ -1,4 +1,4 @@
-"""Columns of tables 1, 3, 4 and 5: which prompts of which benchmarks, and who judges them."""
+"""Columns of tables 1, 3, 4 and 5: benchmarks, kinds of prompts, and the judges shown."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ..evaluation import Evaluation, scores
 SAFETY = ("i_malicious", "i_cona", "i_controversial", "q_harm", "advbench")
 """DCR's 938 safety prompts; what it calls HarmfulQ is Q-Harm."""
 PREFERRED = {"refusal": "xstest_prefixes", "safety": "llama_guard"}
-"""The paper's judges, which stand in a table unless others are asked for."""
+"""The paper's judges, shown in a table by default."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ _APART = {
 
 @dataclass(frozen=True)
 class Judges:
-    """Whose verdicts are shown; None for the paper's judge, or else the first there is."""
+    """The judges shown; None for the paper's judge, or else the first one."""
 
     refusal: str | None = None
     safety: str | None = None
 
     def chosen(self, verdicts: pd.DataFrame, asks: str) -> str | None:
-        """Return the judge of one question; None if nobody asked it.
+        """Return the judge of one question; None without verdicts.
 
         Args:
             verdicts: of all runs.
@@ -72,7 +72,7 @@ class Judges:
         named = self.refusal if asks == "refusal" else self.safety
         if named is not None and named not in there:
             raise UserError(
-                f"no verdicts of a {asks} judge {named!r}: there are those of {there or 'nobody'}"
+                f"no verdicts of a {asks} judge {named!r}: there are those of {there or 'none'}"
             )
         usual = PREFERRED[asks] if PREFERRED[asks] in there else next(iter(there), None)
         return named or usual

@@ -1,4 +1,4 @@
-"""Which folders a table is made of, and the table of one name."""
+"""Finds evaluation folders and makes the table of one name from them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -39,10 +39,9 @@ def make_table(
     Args:
         places: folders, folders that hold some, or `NAME=FOLDER`.
         name: one of `table_names()`.
-        compare: `paper` puts the paper's printed numbers beside ours, `paper:MODEL` those of one
-            of its models.
-        judge: whose verdicts about refusals; None for XSTest's prefixes, else the first there is.
-        safety_judge: whose verdicts about safety; None for Llama Guard, else the first there is.
+        compare: `paper` adds the paper's printed numbers, `paper:MODEL` those of one of its models.
+        judge: of refusals; None for XSTest's prefixes, else the first one.
+        safety_judge: of safety; None for Llama Guard, else the first one.
 
     Returns:
         The table.
@@ -64,7 +63,7 @@ def make_table(
         raise UserError(f"nothing to show in table {name}: {module.MISSING}")
     if compare is None:
         return _without_key(table)
-    return _beside_paper(module, table, runs, compare.partition(":")[2] or None)
+    return _with_paper_numbers(module, table, runs, compare.partition(":")[2] or None)
 
 
 def find_evaluations(places: Iterable[str | PathLike[str]]) -> dict[str, Evaluation]:
@@ -102,7 +101,7 @@ def _named(place: str) -> Iterator[tuple[str, Evaluation]]:
         yield run.label, run
 
 
-def _beside_paper(
+def _with_paper_numbers(
     module: ModuleType, table: Table, runs: dict[str, Any], model: str | None
 ) -> Table:
     """Return the table with a column `paper`, and a note on whose numbers these are.

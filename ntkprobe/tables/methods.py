@@ -1,4 +1,4 @@
-"""Rows of methods under columns of benchmarks: what tables 1, 3 and 4 have in common."""
+"""A row for each method, a column for each benchmark: tables 1, 3 and 4."""
 
 from statistics import NormalDist
 from typing import Any
@@ -29,7 +29,7 @@ def methods_table(runs: dict[str, Evaluation], judges: Judges, title: str, corne
 
     Args:
         runs: evaluations by the name of their row.
-        judges: whose verdicts are shown.
+        judges: the judges shown.
         title: of the table.
         corner: what the rows are.
 
@@ -51,7 +51,7 @@ def methods_table(runs: dict[str, Evaluation], judges: Judges, title: str, corne
                 rows.append(place | score(said, column))
         rows += [{"row": name} | number for number in (*_abilities(run), *_win_rates(run))]
     marked, trained = in_distribution(runs, columns)
-    notes = (*_who(refusal, safety), *trained, *not_whole(runs, columns))
+    notes = (*_judge_notes(refusal, safety), *trained, *not_whole(runs, columns))
     return Table(title, corner, _ordered(rows), marked, notes)
 
 
@@ -90,8 +90,8 @@ def _win_rates(run: Evaluation) -> list[dict[str, Any]]:
     return cells
 
 
-def _who(refusal: str | None, safety: str | None) -> tuple[str, ...]:
-    """Return what the numbers are."""
+def _judge_notes(refusal: str | None, safety: str | None) -> tuple[str, ...]:
+    """Return notes on the judges and intervals of the numbers."""
     if refusal is None and safety is None:
         return ()
     against = (

@@ -1,4 +1,4 @@
-"""What a reader must know of a table: prompts trained on or not asked, files of other length."""
+"""Notes under a table: prompts trained on or not asked, files of another length."""
 
 from collections.abc import Iterable
 
@@ -47,18 +47,18 @@ def not_whole(runs: dict[str, Evaluation], columns: Iterable[Column]) -> tuple[s
     notes = []
     for row, run in runs.items():
         asked = {name: (run.settings.get("benchmarks") or {}).get(name) or {} for name in names}
-        for words, told in (
+        for words, parts in (
             ("asked in part", list(map(_part, asked.items()))),
             ("other files than the published ones", list(map(_other_file, asked.items()))),
             ("not asked all sets of a column", [_without(column, run) for column in shown]),
         ):
-            if any(told):
-                notes.append(f"{row}, {words}: {'; '.join(filter(None, told))}.")
+            if any(parts):
+                notes.append(f"{row}, {words}: {'; '.join(filter(None, parts))}.")
     return tuple(notes)
 
 
 def _part(about: tuple[str, dict]) -> str:
-    """Return how many prompts of a benchmark were asked; nothing for all."""
+    """Return how many prompts of a benchmark were asked; empty for all."""
     name, record = about
     asked, whole = record.get("prompts", 0), record.get("of", 0)
     return f"{name} {asked} of {whole} prompts" if asked < whole else ""

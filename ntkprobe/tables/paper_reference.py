@@ -1,4 +1,4 @@
-"""The papers' printed numbers for a row and a column, where there is one."""
+"""Numbers that the papers print for a row and a column of a table."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ METHODS = {
     "surgical": "surgical",
     "scans": "scans",
 }
-"""What the paper calls a run of this name."""
+"""The paper's method by the name of a run."""
 
 
 @cache
@@ -30,7 +30,7 @@ def paper_table(name: str) -> pd.DataFrame:
 def paper_models(
     settings: Mapping[str, Mapping[str, object]], wanted: str | None
 ) -> tuple[dict[str, str], str]:
-    """Return which of the paper's models each row stands beside, and a note that says so.
+    """Return the paper's model that each row is compared with, and a note on it.
 
     Args:
         settings: of each row, of which `model` may name one.
@@ -52,18 +52,20 @@ def paper_models(
     by_model: dict[str, list[str]] = {}
     for row, model in found.items():
         by_model.setdefault(model or "", []).append(row)
-    told = [f"{', '.join(rows)}: {model}" for model, rows in by_model.items() if model]
+    parts = [f"{', '.join(rows)}: {model}" for model, rows in by_model.items() if model]
     if unnamed := by_model.get(""):
         rows = ", ".join(unnamed)
-        told.append(f"{rows}: {known[0]}, assumed, since no model is named (say --compare paper:M)")
+        parts.append(
+            f"{rows}: {known[0]}, assumed, since no model is named (say --compare paper:M)"
+        )
     models = {row: model or known[0] for row, model in found.items()}
-    return models, f"paper's numbers are those of these models: {'; '.join(told)}."
+    return models, f"paper's numbers are those of these models: {'; '.join(parts)}."
 
 
 def _named(known: Iterable[str], settings: Mapping[str, object]) -> str | None:
-    """Return which of the paper's models settings name, if any."""
-    told = _plain(str(settings.get("model", "")))
-    return next((model for model in known if _plain(model) in told), None)
+    """Return the paper's model that settings name; None if they name none."""
+    text = _plain(str(settings.get("model", "")))
+    return next((model for model in known if _plain(model) in text), None)
 
 
 def _plain(text: str) -> str:
@@ -72,7 +74,7 @@ def _plain(text: str) -> str:
 
 
 def paper_method(row: str) -> str | None:
-    """Return what the paper calls a method of this name; None if it has no such."""
+    """Return the paper's name of a method; None if it has none."""
     return METHODS.get(row.lower().replace("_", "-").replace(" ", "-"))
 
 

@@ -1,4 +1,4 @@
-"""A table as text: what stands in a cell, and what Markdown, LaTeX and CSV make of it."""
+"""A table of numbers with notes, rendered as Markdown, LaTeX or CSV."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers in rows and columns, with what a reader has to know about them.
+    """Numbers in rows and columns, with notes.
 
     Attributes:
         title: what it is.

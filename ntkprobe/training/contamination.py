@@ -1,4 +1,4 @@
-"""Prompts trained on in two stages, or trained and tested on: found and told."""
+"""Prompts that two data sets share: of two stages of training, or of training and test."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,9 +12,9 @@ def check_overlaps(run: Run, sets: Mapping[str, Iterable[str]], *, strict: bool)
     """Report prompts that two data sets share.
 
     Args:
-        run: whose report they go into.
+        run: in whose report they are recorded.
         sets: the prompts of each set by its name.
-        strict: make any a mistake.
+        strict: raise if there are any.
 
     Raises:
         UserError: if there are any and `strict` is set.
@@ -32,13 +32,13 @@ def check_overlaps(run: Run, sets: Mapping[str, Iterable[str]], *, strict: bool)
 
 
 def prompts_of_stage_before(model: str) -> dict[str, list[str]]:
-    """Return what the run that made this model was trained on, if the model lies in its folder.
+    """Return the training prompts of the run whose folder holds a model.
 
     Args:
         model: such as `RUN/dcr/final`.
 
     Returns:
-        The prompts under the name of that stage, or nothing.
+        The prompts by the name of that stage; empty where none are recorded.
     """
     import pandas as pd
 

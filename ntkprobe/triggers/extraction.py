@@ -1,8 +1,8 @@
-"""From harmful prompts to triggers: one extractor over all of them, what it gave counted.
+"""Extraction of triggers from harmful prompts, with counts of the outcomes.
 
 An extractor is a module `snake_case` of `extractors/` with the class `SnakeCase`, a frozen
 dataclass of settings with `extract(examples)`, which yields for each example, as it is done, its
-number and what was found: a `Found`, or in words why there is none.
+number and its trigger, a `Found`, or a reason why it has none.
 """
 
 import json
@@ -30,7 +30,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Found:
-    """A trigger, and how much of the prompt it stands for, as its extractor counts that."""
+    """A trigger, and a score: how much of the prompt it represents, as its extractor defines it."""
 
     text: str
     score: float
@@ -38,7 +38,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Trigger:
-    """A trigger with where it is from; `response` is a compliant answer, once there is one."""
+    """A trigger, its source prompt and score; `response` is a compliant answer, or empty."""
 
     text: str
     source: str
@@ -55,7 +55,7 @@ class Extractor(Protocol):
 
 @dataclass(frozen=True)
 class Extraction:
-    """The triggers, each once, and what became of every prompt.
+    """The distinct triggers, and the outcomes of all prompts.
 
     Attributes:
         triggers: in the order of the prompts that they are from.
@@ -108,13 +108,13 @@ def read_benign(files: Sequence[str | Path]) -> PromptSet:
 
 
 class Record(Protocol):
-    """What keeps findings while there are more to come: `progress.Progress`."""
+    """Stores outcomes while an extraction runs: `progress.Progress`."""
 
     def known(self, examples: Sequence[Example]) -> dict[int, Found | str]:
-        """Return what was found earlier, by the example's number."""
+        """Return the outcomes of an earlier call, by the example's number."""
 
     def add(self, example: Example, found: Found | str) -> None:
-        """Keep what was found for an example."""
+        """Store the outcome of an example."""
 
 
 def extract(
@@ -123,13 +123,13 @@ def extract(
     """Return the triggers of harmful examples, each once.
 
     Of those that differ in case, punctuation and spacing only, the one with the highest score is
-    kept. A trigger that is one of the harmful prompts itself is left out: nothing was taken away
-    from it, and answering it would be taught.
+    kept. A trigger that is itself one of the harmful prompts is left out: training would teach to
+    answer it.
 
     Args:
         extractor: from `extractors/`.
         examples: harmful prompts.
-        record: keeps every finding, and knows those of a call that was stopped.
+        record: stores every outcome, and has those of a call that was stopped.
 
     Returns:
         Triggers and counts; that there are none is a `UserError`.
@@ -144,7 +144,7 @@ def extract(
 
 
 def _distinct(examples: Sequence[Example], found: dict[int, Found | str]) -> Extraction:
-    """Return what was found, each once, with what became of the rest.
+    """Return the distinct triggers, with counts of the other outcomes.
 
     Raises:
         UserError: if there is no trigger.
@@ -177,7 +177,7 @@ def _row(one: tuple[int, Found]) -> int:
 
 
 def describe(counts: dict[str, int], reasons: dict[str, int]) -> str:
-    """Return in one line what became of the prompts that gave no trigger of their own."""
+    """Return one line on the prompts that gave no trigger of their own."""
     parts = [f"{counts['none']} had none"] if counts["none"] else []
     parts += [f"{number}: {why}" for why, number in sorted(reasons.items(), key=lambda r: -r[1])]
     if counts["harmful"]:
@@ -203,10 +203,10 @@ def write_triggers(path: Path, triggers: Sequence[Trigger], extractor: str) -> N
     """Write triggers as JSONL, whole or not at all.
 
     Args:
-        path: where to; ends in `.jsonl`, as what reads it tells the format by that.
+        path: ends in `.jsonl`, from which readers infer the format.
         triggers: rows of trigger, source (the harmful prompt), score, extractor, and response where
             any has an answer.
-        extractor: what found them.
+        extractor: its name, for the record.
 
     Raises:
         UserError: for another ending.

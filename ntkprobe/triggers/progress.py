@@ -1,4 +1,4 @@
-"""What an extractor has found so far, on disk, so that a stopped extraction goes on."""
+"""Outcomes of an unfinished extraction on disk, so that a stopped one can be continued."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,14 @@ from ..prompts.rendering import current_day
 from .extraction import Example, Found
 
 FAILED = "failed: "
-"""A reason that begins so may pass: the prompt is asked about again."""
+"""The prefix of a reason after which a prompt is tried again."""
 
 
 class Progress:
-    """A hidden file beside the output: a line of settings, then a line for each prompt done."""
+    """A hidden file in the output's folder: a line of settings, then a line a prompt."""
 
     def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
-        """Go on in the file that an earlier call left; UserError if it had other settings.
+        """Read the file that an earlier call left; UserError if it had other settings.
 
         Args:
             output: the file that is to be written in the end.
@@ -32,12 +32,12 @@ class Progress:
             self._read()
 
     def known(self, examples: Sequence[Example]) -> dict[int, Found | str]:
-        """Return what was found earlier, by the example's number; failures are left out."""
+        """Return the outcomes of an earlier call, by the example's number, without failures."""
         keys = [(example.prompt, example.refusal) for example in examples]
         return {i: self._found[key] for i, key in enumerate(keys) if key in self._found}
 
     def add(self, example: Example, found: Found | str) -> None:
-        """Keep what was found for an example."""
+        """Append the outcome of an example."""
         what = {"why": found} if isinstance(found, str) else {"text": found.text}
         score = {} if isinstance(found, str) else {"score": found.score}
         row = {"prompt": example.prompt, "refusal": example.refusal, **what, **score}
@@ -48,12 +48,12 @@ class Progress:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def clear(self) -> None:
-        """Remove the file: the extraction is finished, or begins anew."""
+        """Delete the file: the extraction is finished, or starts from the beginning."""
         self.path.unlink(missing_ok=True)
         self._found, self.day = {}, current_day()
 
     def _read(self) -> None:
-        """Take over what the file holds; its last line may be torn.
+        """Read the file; an incomplete last line is dropped.
 
         Raises:
             UserError: if it belongs to other settings.

@@ -1,4 +1,4 @@
-"""The prompts of one benchmark as they are asked, and what is to be said about them."""
+"""The prompts of one benchmark that a model is asked, with their source and licence."""
 
 import json
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BenchmarkPrompts:
-    """The prompts of one benchmark, as they are asked.
+    """The prompts of one benchmark that a model is asked.
 
     Attributes:
         name: the benchmark's.
@@ -23,8 +23,8 @@ class BenchmarkPrompts:
         source: where they were read from.
         licence: of the prompts, where it is known.
         published: how many rows the published file has, where it is known.
-        found: how many the file at hand has.
-        whole: how many prompts there are where only some are asked.
+        found: rows of the file that was read.
+        whole: all prompts, where only some are asked.
     """
 
     name: str
@@ -37,7 +37,7 @@ class BenchmarkPrompts:
 
     @property
     def note(self) -> str:
-        """What is to be said about them: that the file at hand is not the published one."""
+        """A warning if the file that was read is not the published one; else empty."""
         if self.published in (None, self.found):
             return ""
         return (
@@ -58,7 +58,7 @@ class BenchmarkPrompts:
             limit: 1 or more.
 
         Returns:
-            Fewer questions.
+            The prompts.
 
         Raises:
             UserError: if `limit` is less than 1.
@@ -71,7 +71,7 @@ class BenchmarkPrompts:
         return replace(self, table=kept, whole=self.whole or len(self.table))
 
     def record(self) -> dict[str, Any]:
-        """Return what `run.json` keeps about them."""
+        """Return the record in `run.json`."""
         return {
             "source": self.source,
             "licence": self.licence,

@@ -112,4 +112,4 @@ _ALL = (
 )
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
-"""Every benchmark by its name; `tiny` and files of one's own come beside these (`sources`)."""
+"""Every published benchmark by name; `sources` reads `tiny` and the user's files as well."""

@@ -86,7 +86,7 @@ def _from_hub(benchmark: Benchmark) -> list[dict[str, Any]]:
         ) from None
     assert benchmark.hub is not None
     hub = benchmark.hub
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry
     try:
         return list(load_dataset(hub.path, hub.config, split=hub.split))
     except Exception as error:  # datasets raises what its many parts raise

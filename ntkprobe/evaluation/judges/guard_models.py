@@ -1,4 +1,4 @@
-"""A guard model: a causal language model that was trained to say what an answer is."""
+"""Guard models: causal language models that were trained to classify answers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 _PROBES = (("user", "Is this the question?"), ("assistant", "Here is an answer."))
-"""A conversation that no template has in itself, to see whether it is shown."""
+"""A conversation with texts of our own, to see whether a template renders it."""
 
 
 @dataclass(frozen=True)
 class GuardModel:
-    """A guard in memory.
+    """A guard model, loaded when it is first used.
 
     Attributes:
         model: a folder, or a name on the hub.
         load: how it is loaded.
         batch_size: answers at a time, which changes no verdict in float32.
-        max_new_tokens: of what it says.
+        max_new_tokens: of a reply.
     """
 
     model: str
@@ -48,11 +48,11 @@ class GuardModel:
         """Its weights, loaded when they are first needed."""
         return load_model(self.model, self.load)
 
-    def say(self, texts: Sequence[str]) -> list[str]:
-        """Return what the guard says to each text, special tokens written out in it.
+    def reply(self, texts: Sequence[str]) -> list[str]:
+        """Return the guard's reply to each rendered text.
 
         Args:
-            texts: rendered for it.
+            texts: in the guard's format, special tokens included.
 
         Returns:
             Replies; a text that is too long for the guard's context gets an empty one.
@@ -66,7 +66,7 @@ class GuardModel:
         ]
         replies = [""] * len(texts)
         if fits:
-            said = generate_answers(
+            generated = generate_answers(
                 self.network,
                 self.tokenizer,
                 [ids[row] for row in fits],
@@ -74,7 +74,7 @@ class GuardModel:
                 batch_size=self.batch_size,
                 stop_ids=sorted(reply_ends(self.tokenizer)),
             )
-            for row, reply in zip(fits, said, strict=True):
+            for row, reply in zip(fits, generated, strict=True):
                 replies[row] = reply
         return replies
 
@@ -124,19 +124,19 @@ def guard_verdicts(
     """Return a guard's verdicts.
 
     Args:
-        items: answers; one that is empty, or whose reasoning never ends, is not asked about.
-        guard: who is asked.
-        render: the text it is given for an item.
-        parse: its verdict in what it said; None for what is off its format.
+        items: answers; one that is empty or unfinished reasoning is not sent.
+        guard: the model.
+        render: from an item to the guard's input.
+        parse: from a reply, without its reasoning, to a verdict; None for another format.
 
     Returns:
-        One verdict an item, by what follows the guard's own reasoning, with all that it said; what
-        cannot be parsed is undetermined.
+        One verdict an item, with the whole reply as `detail`; a reply that cannot be parsed is
+        undetermined.
     """
-    given = [item.undetermined for item in items]
-    rows = [row for row, verdict in enumerate(given) if verdict is None]
-    said = guard.say([render(items[row].shown) for row in rows]) if rows else []
-    for row, reply in zip(rows, said, strict=True):
+    verdicts = [item.undetermined for item in items]
+    rows = [row for row, verdict in enumerate(verdicts) if verdict is None]
+    replies = guard.reply([render(items[row].shown) for row in rows]) if rows else []
+    for row, reply in zip(rows, replies, strict=True):
         verdict = parse(answered(reply) or "") or UNDETERMINED
-        given[row] = Verdict(items[row].id, verdict, reply.strip() or "too long for the guard")
-    return [verdict for verdict in given if verdict is not None]
+        verdicts[row] = Verdict(items[row].id, verdict, reply.strip() or "too long for the guard")
+    return [verdict for verdict in verdicts if verdict is not None]

@@ -1,4 +1,4 @@
-"""What keyword filters share: a phrase that was found makes a refusal, and is its evidence."""
+"""Verdicts of keyword filters: a phrase that a filter finds makes an answer a refusal."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,21 +6,20 @@ from ..verdicts import COMPLIANCE, REFUSAL, Item, Verdict
 
 
 def filter_verdicts(items: Sequence[Item], found: Callable[[str], str | None]) -> list[Verdict]:
-    """Return what a filter says.
+    """Return the verdicts of a keyword filter.
 
     Args:
         items: answers.
         found: returns the phrase that makes an answer a refusal, or None.
 
     Returns:
-        One verdict an item; an empty answer is undetermined, since silence is neither, and so is
-        one whose reasoning never ends.
+        One verdict an item, with the phrase as `detail`; an empty answer, and one that is
+        unfinished reasoning, is undetermined.
     """
     return [_verdict(item, found) for item in items]
 
 
 def _verdict(item: Item, found: Callable[[str], str | None]) -> Verdict:
-    """Return what a filter says about one answer."""
     if (none := item.undetermined) is not None:
         return none
     phrase = found(item.shown.answer)

@@ -1,4 +1,4 @@
-"""Triggers measured instead of guessed: which words carry refusal over to benign prompts.
+"""Triggers by measured influence: the words of a prompt that spread refusal to benign prompts.
 
 A step of training on a harmful prompt and its refusal raises log P(refuse) of benign prompts by the
 signed influence of the pair on them (Eq. 2, `ntkprobe.measurement.influence`). Without one of the
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-HELD = 256
-"""Variants of prompts whose influence is taken in one go."""
+VARIANTS_PER_CALL = 256
+"""Variants of prompts whose influence is computed in one call."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class Influence:
                     f"harmful prompt {number + 1} has no refusal, and the influence is that of "
                     "learning it: give a file with the column response"
                 )
-        for some in tqdm(_tiles(examples), "triggers", disable=not self.progress):
+        for some in tqdm(_batches(examples), "triggers", disable=not self.progress):
             for (number, example), drops in zip(
                 some, self.drops([e for _, e in some]), strict=True
             ):
@@ -124,20 +124,20 @@ class Influence:
         return Found(text[0].upper() + text[1:], sum(drops[i] for i in kept) / whole)
 
 
-def _tiles(examples: Sequence[Example]) -> list[list[tuple[int, Example]]]:
-    """Return the examples with their numbers, as many together as cost little to hold.
+def _batches(examples: Sequence[Example]) -> list[list[tuple[int, Example]]]:
+    """Return the examples with their numbers in batches of at most `VARIANTS_PER_CALL` variants.
 
-    The gradients of the benign prompts are taken anew for each such lot.
+    The gradients of the benign prompts are computed for each batch.
     """
-    lots: list[list[tuple[int, Example]]] = [[]]
+    batches: list[list[tuple[int, Example]]] = [[]]
     held = 0
     for number, example in enumerate(examples):
         held += 1 + len(words_of(example.prompt))
-        if held > HELD and lots[-1]:
-            lots.append([])
+        if held > VARIANTS_PER_CALL and batches[-1]:
+            batches.append([])
             held = 1 + len(words_of(example.prompt))
-        lots[-1].append((number, example))
-    return lots
+        batches[-1].append((number, example))
+    return batches
 
 
 def _variants(example: Example) -> list[str]:

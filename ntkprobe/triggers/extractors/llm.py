@@ -1,4 +1,4 @@
-"""The paper's way: a language model strips the harmful intent and keeps the benign structure.
+"""The paper's method: a language model removes the harmful intent and keeps the benign rest.
 
 The paper names neither its model nor its prompt; the wording here is ours. A reply that is not the
 one JSON object asked for is a failure, which is counted and never read as a trigger.

@@ -1,4 +1,4 @@
-"""An offline rule in place of the paper's LLM: keep the frame of verb and object, drop the harm.
+"""An offline rule in place of the paper's LLM: keep verb and object, remove harmful words.
 
 "Write a script for stealing passwords" becomes "Write a script", "Create a fake video" becomes
 "Create a video", "How do I rob my boss?" becomes "How do I deal with my boss?".
@@ -22,7 +22,7 @@ _FEWEST = 2
 
 @dataclass(frozen=True)
 class Rule:
-    """Drops what a list of words calls harmful, and keeps what the sentence is built of.
+    """Removes the words of a list of harmful words from a prompt.
 
     In each sentence: a purpose that holds a harmful word is cut off, where the rest can stand
     alone; of what is left, harmful modifiers go, verbs become "deal with", nouns "something". The
