@@ -61,7 +61,8 @@ def evaluate(
         raise UserError(f"two benchmarks are called {twice[0]!r}: rename one of the files")
     chosen = settings or AnswerSettings()
     folder = EvaluationFolder(output_dir)
-    model, trained = _model(subject), _trained(subject, trained_on)
+    folders = [] if isinstance(subject, Server) else subject.folders
+    model, trained = _model(subject), training_prompts(folders, trained_on)
     kept = {} if overwrite else folder.record.get("answers", {})
     template, remarks = _template(subject, chosen, kept.get("template_date"))
     _insist_on_the_same_prompts(folder.path, kept, template)
@@ -136,11 +137,6 @@ def _check_server(subject: EvaluatedModel | Server) -> None:
 def label_of(subject: EvaluatedModel | Server) -> str:
     """Return the default label of a model."""
     return subject.model.rpartition("/")[2] if isinstance(subject, Server) else subject.label
-
-
-def _trained(subject: EvaluatedModel | Server, files: Sequence[str | Path]) -> dict[str, set[str]]:
-    """Return the known training prompts of a model, by source."""
-    return training_prompts([] if isinstance(subject, Server) else subject.folders, files)
 
 
 def _answer_all(

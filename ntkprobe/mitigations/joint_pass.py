@@ -1,8 +1,8 @@
 """One forward pass for the next token of both branches of a contrastive method, as one batch.
 
 `generate` runs the plain branch, a row for each prompt. A hook before the model appends the second
-branch's rows, with their keys and values, and a hook behind it removes them from the output. A pass
-over two rows costs less than two over one (`benchmarks/decoding.py`).
+branch's rows, with their keys and values, and a hook behind it removes them from the output.
+`benchmarks/decoding.py` measures what a method then costs, as a multiple of plain generation.
 """
 
 import copy

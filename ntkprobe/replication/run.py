@@ -15,8 +15,10 @@ from .splits import make_splits
 from .training_runs import choose, train
 from .workspace import Workspace
 
-STAGE_FUNCTIONS: dict[str, Callable[[Workspace, Stage], None]] = {
-    "prepare": lambda workspace, _: _prepare(workspace),
+STAGE_FUNCTIONS: dict[str, Callable[[Workspace, Stage], object]] = {
+    "prepare": lambda workspace, _: make_splits(
+        workspace.out / "data", workspace.places, workspace.scale
+    ),
     "choose": lambda workspace, _: choose(workspace),
     "train": train,
     "start": start,
@@ -24,7 +26,7 @@ STAGE_FUNCTIONS: dict[str, Callable[[Workspace, Stage], None]] = {
     "measure": measure,
     "evaluate": evaluate,
     "fit": fit,
-    "report": lambda workspace, _: _report(workspace),
+    "report": lambda workspace, _: write_report(workspace),
 }
 
 
@@ -60,13 +62,3 @@ def plan(settings: ReplicationSettings, *, only: str | None = None) -> list[str]
     """Return lines on the stages of `replicate` and their cost; nothing is written."""
     workspace = Workspace(settings, find_files(settings.data))
     return lines(workspace, chosen(stages(settings.seeds), only))
-
-
-def _prepare(workspace: Workspace) -> None:
-    """Write the sets of prompts."""
-    make_splits(workspace.out / "data", workspace.places, workspace.scale)
-
-
-def _report(workspace: Workspace) -> None:
-    """Write the report."""
-    write_report(workspace)

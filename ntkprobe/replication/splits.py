@@ -95,11 +95,11 @@ def make_splits(folder: Path, places: Mapping[str, Path], scale: Scale) -> Split
 def _drawn(places: Mapping[str, Path], scale: Scale) -> dict[str, Rows]:
     """Return every set by its name."""
     published = {
-        name: _first(_published(name, read_file(name, places)), scale.limit)
+        name: _published(name, read_file(name, places))[: scale.limit]
         for name in (*SAFETY_SETS, "oktest", "coconot_contrast")
     }
     xstest = _published("xstest", read_file("xstest", places))
-    safe = _first([row for row in xstest if row["kind"] == "safe"], scale.limit)
+    safe = [row for row in xstest if row["kind"] == "safe"][: scale.limit]
     unsafe = [row for row in xstest if row["kind"] == "unsafe"]
     seemingly, toxic, normal = scale.along
     taken = {normalised(r["prompt"]) for rows in (*published.values(), xstest) for r in rows}
@@ -113,7 +113,7 @@ def _drawn(places: Mapping[str, Path], scale: Scale) -> dict[str, Rows]:
     ]
     return {
         **published,
-        "xstest": [*safe, *_first(unsafe, scale.limit)],
+        "xstest": [*safe, *unsafe[: scale.limit]],
         "dcr": [
             *_group("seemingly_toxic", safe),
             *_group("toxic", refusals.take(scale.dcr_toxic)),
@@ -224,10 +224,6 @@ def _open(rows: Rows) -> Rows:
 def _group(name: str, rows: Sequence[dict[str, Any]]) -> Rows:
     """Return prompts with their group; an answer is not that of the prompt measured."""
     return [{"prompt": row["prompt"], "group": name} for row in rows]
-
-
-def _first(rows: Rows, limit: int | None) -> Rows:
-    return rows[:limit]
 
 
 def _insist_on_disjoint(sets: Mapping[str, Rows]) -> None:

@@ -27,7 +27,6 @@ def settings_table(runs: Mapping[str, Trajectory]) -> list[dict[str, Any]]:
 
 
 def _shown_settings(run: Trajectory) -> dict[str, Any]:
-    """Return the settings that are shown."""
     settings = settings_of(run)
     versions = settings.get("versions") or {}
     shown = {key: settings[key] for key in _SHOWN if settings.get(key) is not None}

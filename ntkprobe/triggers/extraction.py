@@ -2,7 +2,7 @@
 
 An extractor is a module `snake_case` of `extractors/` with the class `SnakeCase`, a frozen
 dataclass of settings with `extract(examples)`, which yields for each example, as it is done, its
-number and its trigger, a `Found`, or a reason why it has none.
+number and its trigger, a `ScoredTrigger`, or a reason why it has none.
 """
 
 import json
@@ -29,7 +29,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Found:
+class ScoredTrigger:
     """A trigger, and a score: how much of the prompt it represents, as its extractor defines it."""
 
     text: str
@@ -49,7 +49,7 @@ class Trigger:
 class Extractor(Protocol):
     """What a file of `extractors/` provides."""
 
-    def extract(self, examples: Sequence[Example]) -> Iterable[tuple[int, Found | str]]:
+    def extract(self, examples: Sequence[Example]) -> Iterable[tuple[int, ScoredTrigger | str]]:
         """Yield each example's number and its trigger, or why it has none."""
 
 
@@ -110,10 +110,10 @@ def read_benign(files: Sequence[str | Path]) -> PromptSet:
 class Record(Protocol):
     """Stores outcomes while an extraction runs: `progress.Progress`."""
 
-    def known(self, examples: Sequence[Example]) -> dict[int, Found | str]:
+    def known(self, examples: Sequence[Example]) -> dict[int, ScoredTrigger | str]:
         """Return the outcomes of an earlier call, by the example's number."""
 
-    def add(self, example: Example, found: Found | str) -> None:
+    def add(self, example: Example, found: ScoredTrigger | str) -> None:
         """Store the outcome of an example."""
 
 
@@ -143,7 +143,7 @@ def extract(
     return _distinct(examples, found)
 
 
-def _distinct(examples: Sequence[Example], found: dict[int, Found | str]) -> Extraction:
+def _distinct(examples: Sequence[Example], found: dict[int, ScoredTrigger | str]) -> Extraction:
     """Return the distinct triggers, with counts of the other outcomes.
 
     Raises:
@@ -152,7 +152,7 @@ def _distinct(examples: Sequence[Example], found: dict[int, Found | str]) -> Ext
     harmful = {normalised(example.prompt) for example in examples}
     counts = {"prompts": len(examples), "none": 0, "harmful": 0, "repeated": 0}
     reasons: dict[str, int] = {}
-    best: dict[str, tuple[int, Found]] = {}
+    best: dict[str, tuple[int, ScoredTrigger]] = {}
     for number, each in sorted(found.items()):
         if isinstance(each, str):
             counts["none"] += 1
@@ -166,14 +166,10 @@ def _distinct(examples: Sequence[Example], found: dict[int, Found | str]) -> Ext
     if not best:
         raise UserError(f"no triggers in {len(examples)} prompts: {describe(counts, reasons)}")
     made = (
-        Trigger(e.text, examples[i].prompt, e.score) for i, e in sorted(best.values(), key=_row)
+        Trigger(each.text, examples[row].prompt, each.score)
+        for row, each in sorted(best.values(), key=lambda one: one[0])
     )
     return Extraction(tuple(made), counts, reasons)
-
-
-def _row(one: tuple[int, Found]) -> int:
-    """Return the number of the prompt that a trigger is from."""
-    return one[0]
 
 
 def describe(counts: dict[str, int], reasons: dict[str, int]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..prompts.rendering import current_day
-from .extraction import Example, Found
+from .extraction import Example, ScoredTrigger
 
 FAILED = "failed: "
 """The prefix of a reason after which a prompt is tried again."""
@@ -27,16 +27,16 @@ class Progress:
         self.settings = json.loads(json.dumps(dict(settings)))
         self.day = current_day()
         """The day that templates print: that of the call which began."""
-        self._found: dict[tuple[str, str], Found | str] = {}
+        self._found: dict[tuple[str, str], ScoredTrigger | str] = {}
         if self.path.exists():
             self._read()
 
-    def known(self, examples: Sequence[Example]) -> dict[int, Found | str]:
+    def known(self, examples: Sequence[Example]) -> dict[int, ScoredTrigger | str]:
         """Return the outcomes of an earlier call, by the example's number, without failures."""
         keys = [(example.prompt, example.refusal) for example in examples]
         return {i: self._found[key] for i, key in enumerate(keys) if key in self._found}
 
-    def add(self, example: Example, found: Found | str) -> None:
+    def add(self, example: Example, found: ScoredTrigger | str) -> None:
         """Append the outcome of an example."""
         what = {"why": found} if isinstance(found, str) else {"text": found.text}
         score = {} if isinstance(found, str) else {"score": found.score}
@@ -68,8 +68,8 @@ class Progress:
                     f"{self.settings.get(key)!r}: give another --output-file, or --overwrite"
                 )
         for row in rows:
-            found = Found(row["text"], row["score"]) if "text" in row else row["why"]
-            if isinstance(found, Found) or not found.startswith(FAILED):
+            found = ScoredTrigger(row["text"], row["score"]) if "text" in row else row["why"]
+            if isinstance(found, ScoredTrigger) or not found.startswith(FAILED):
                 self._found[row["prompt"], row["refusal"]] = found
         text = "".join(json.dumps(line) + "\n" for line in [{**before, "day": self.day}, *rows])
         self.path.write_text(text, "utf-8")  # without the torn line

@@ -47,7 +47,7 @@ class LlamaGuard:
         return own | self.guard.identity
 
     def check(self) -> None:
-        """Do nothing if the guard can be asked; raise UserError if it is missing or unfit."""
+        """Check that the guard's template renders a conversation; a UserError if it does not."""
         self._text(Item("", "Hello", "Hello"))
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:

@@ -33,7 +33,7 @@ Answers: [/INST]
 
 @dataclass(frozen=True)
 class WildguardModel:
-    """What both judges are set up with.
+    """The settings of both judges.
 
     Attributes:
         model: a folder, or a name on the hub (gated).
@@ -59,7 +59,7 @@ class WildguardModel:
         return {"judge": "wildguard", "model": self.model, "dtype": self.dtype}
 
     def check(self) -> None:
-        """Do nothing if the guard is there; raise UserError if it is not."""
+        """Check that the guard's tokenizer can be loaded; a UserError if it cannot."""
         _ = self.guard.tokenizer
 
     def verdicts(

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ...errors import UserError
 from ...measurement.influence import influence
-from ..extraction import WORD, Example, Found, words_of
+from ..extraction import WORD, Example, ScoredTrigger, words_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,17 +50,17 @@ class Influence:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        """Do nothing if there is something to measure with.
+        """Check the settings.
 
         Raises:
-            UserError: if there is not.
+            UserError: without a model or benign prompts, or for a share out of range.
         """
         if self.model is None or not self.benign:
             raise UserError("the extractor influence needs a model and benign prompts: give both")
         if not 0 < self.share <= 1:
             raise UserError(f"share is {self.share}: give more than 0, and 1 at most")
 
-    def extract(self, examples: Sequence[Example]) -> Iterator[tuple[int, Found | str]]:
+    def extract(self, examples: Sequence[Example]) -> Iterator[tuple[int, ScoredTrigger | str]]:
         """Yield each example's number and its trigger, or why it has none.
 
         Args:
@@ -110,7 +110,7 @@ class Influence:
             values[number].append(next(changes) if text else 0.0)
         return [(whole, [whole - each for each in without]) for whole, *without in values]
 
-    def _trigger(self, prompt: str, whole: float, drops: list[float]) -> Found | str:
+    def _trigger(self, prompt: str, whole: float, drops: list[float]) -> ScoredTrigger | str:
         """Return the words with the largest drops, in their order."""
         if whole <= 0:
             return "no influence on the benign prompts"
@@ -121,7 +121,7 @@ class Influence:
             return "no word of influence"
         words = words_of(prompt)
         text = " ".join(words[i] for i in kept)
-        return Found(text[0].upper() + text[1:], sum(drops[i] for i in kept) / whole)
+        return ScoredTrigger(text[0].upper() + text[1:], sum(drops[i] for i in kept) / whole)
 
 
 def _batches(examples: Sequence[Example]) -> list[list[tuple[int, Example]]]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..extraction import Example, Found, kept_share, words_of
+from ..extraction import Example, ScoredTrigger, kept_share, words_of
 from .word_lists import OPEN, HarmfulWords
 
 _PURPOSE = re.compile(
@@ -34,7 +34,7 @@ class Rule:
 
     words: str | None = None
 
-    def extract(self, examples: Sequence[Example]) -> Iterator[tuple[int, Found | str]]:
+    def extract(self, examples: Sequence[Example]) -> Iterator[tuple[int, ScoredTrigger | str]]:
         """Yield each example's number and its trigger, or why it has none.
 
         Args:
@@ -48,7 +48,7 @@ class Rule:
             yield number, _trigger(example.prompt, harmful)
 
 
-def _trigger(prompt: str, harmful: HarmfulWords) -> Found | str:
+def _trigger(prompt: str, harmful: HarmfulWords) -> ScoredTrigger | str:
     """Return what is left of a prompt, or why nothing is."""
     if not harmful.any_in(prompt):
         return "no word of the list in it"
@@ -57,7 +57,7 @@ def _trigger(prompt: str, harmful: HarmfulWords) -> Found | str:
     score = kept_share(text, prompt)
     if len(words_of(text)) < _FEWEST or not score:
         return "nothing left of it"
-    return Found(text[0].upper() + text[1:], score)
+    return ScoredTrigger(text[0].upper() + text[1:], score)
 
 
 def _harmless(sentence: str, harmful: HarmfulWords) -> str:
