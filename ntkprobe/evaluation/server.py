@@ -196,7 +196,9 @@ class Server:
         from openai import Omit
 
         key = self._key()
+        custom = os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines()
         return {
+            **{line.partition(":")[0].strip(): Omit() for line in custom if ":" in line},
             "User-Agent": "ntkprobe",
             "Authorization": f"Bearer {key}" if key else Omit(),
             "OpenAI-Organization": Omit(),

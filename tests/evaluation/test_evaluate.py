@@ -193,11 +193,11 @@ def test_drawn_answers_differ_by_seed_and_from_greedy_ones(respond):
 def test_a_draw_follows_the_softmax():
     import torch
 
-    from ntkprobe.evaluation.sampling import drawn
+    from ntkprobe.evaluation.sampling import sampling_processors
 
     logits = torch.tensor([0.0, 1.0, 2.0])
-    asked = [Question(str(n), "") for n in range(4000)]
-    (draw,) = drawn(asked, AnswerSettings(temperature=2.0))
+    ids = [str(n) for n in range(4000)]
+    (draw,) = sampling_processors(ids, AnswerSettings(temperature=2.0))
     scores = draw(None, logits.expand(4000, 3))
     share = scores.argmax(-1).bincount(minlength=3) / 4000
     assert torch.allclose(share, (logits / 2).softmax(-1), atol=0.03)

@@ -93,12 +93,20 @@ def test_without_a_key_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ask(lambda *_: "fine", ["a"])[1].keys == [None]
 
 
-@pytest.mark.parametrize("variable", ["OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"])
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OPENAI_ADMIN_KEY", "another-secret"),
+        ("OPENAI_ORG_ID", "another-secret"),
+        ("OPENAI_PROJECT_ID", "another-secret"),
+        ("OPENAI_CUSTOM_HEADERS", "X-Key: another-secret\nX-Other: a"),
+    ],
+)
 def test_no_other_secret_of_the_environment_is_sent(
-    monkeypatch: pytest.MonkeyPatch, variable: str
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv(variable, "another-secret")
+    monkeypatch.setenv(variable, value)
     _, fake = ask(lambda *_: "fine", ["a"])
     assert fake.headers and not any("another-secret" in str(each) for each in fake.headers)
 
