@@ -196,13 +196,13 @@ def _answered(options: dict[str, Any], models: _Models, found: "Extraction") -> 
     Raises:
         UserError: if all answers are refusals.
     """
-    from ..triggers.answers import compliant, generated, looked_up, read_answers
+    from ..triggers.answers import compliant, generated, read_answers, with_given_answers
 
     made = list(found.triggers)
     if not options["answers"] and not options["model"]:
         return made
     if options["answers"]:
-        made = looked_up(made, read_answers(options["answers"]))
+        made = with_given_answers(made, read_answers(options["answers"]))
     if options["model"]:
         made = generated(
             *models.get(),

@@ -171,7 +171,7 @@ def _measured(model: Any, task: str, manager: Any, how: Mapping[str, Any]) -> li
 
 
 def _metrics(task: str, results: Any) -> list[dict[str, Any]]:
-    """Return the metrics of a task, or of a group of tasks, from what the harness gives."""
+    """Return the metrics of a task, or of a group of tasks, from the harness's results."""
     own = results.get("groups", {}).get(task) or results["results"][task]
     parts = results.get("group_subtasks", {}).get(task) or [task]
     counts = results.get("n-samples", {})

@@ -1,4 +1,4 @@
-"""Which of two answers a language model prefers: the win rate against a reference run.
+"""Preferences of a language model between two answers: the win rate against a reference run.
 
 Judges prefer the answer that is shown first, so each pair is shown in both orders. The score of an
 answer is the mean over the two orders: 1 where it is preferred, ½ for a tie, 0 else. A pair counts
@@ -155,7 +155,7 @@ def _pairs(folder: Path, reference: Path, benchmark: str) -> list[Pair]:
 
 
 def _shown(pair: Pair) -> Pair:
-    """Return a pair as it is compared: without reasoning, except where that never ends."""
+    """Return a pair without the reasoning in its answers, unless that is unfinished."""
     ours, reference = answered(pair.ours), answered(pair.reference)
     return replace(
         pair,

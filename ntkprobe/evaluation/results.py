@@ -46,12 +46,12 @@ class Evaluation:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything in `run.json`, or in `abilities.json` where there is nothing else."""
+        """The contents of `run.json`, else of `abilities.json`."""
         return _json(self.folder / "run.json") or _json(self._abilities)
 
     @property
     def label(self) -> str:
-        """What the method is called: as `run.json` says, else like the folder."""
+        """The label in `run.json`, else the name of the folder."""
         return str(self.settings.get("label") or self.folder.resolve().name)
 
     @property

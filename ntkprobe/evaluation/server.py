@@ -30,7 +30,7 @@ _UNREACHABLE = ("ConnectError", "ConnectTimeout")  # causes of an APIConnectionE
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no reply to one conversation, in one line without the key."""
+    """The reason why a conversation has no reply, one line with the key masked."""
 
     reason: str
 

@@ -1,4 +1,4 @@
-"""The paper's figures and ours, one file each, from measurement folders alone.
+"""Figures from measurement folders, one file each: the paper's and further ones.
 
 A figure is a module with `numbers(runs) -> DataFrame` (tidy, saved as CSV next to the picture) and
 `draw(numbers) -> Figure`. The folder is the registry: a new figure is a new file.

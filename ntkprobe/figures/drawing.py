@@ -100,7 +100,7 @@ _UNDATED: dict[str, dict[str, Any]] = {".png": {}, ".pdf": {"CreationDate": None
 
 
 def _save(stem: Path, numbers: pd.DataFrame, figure: Figure) -> list[Path]:
-    """Return the three files of one figure, written whole or not at all.
+    """Return the three files of one figure, written atomically.
 
     Args:
         stem: their common path, without suffix.

@@ -70,6 +70,6 @@ def with_paper_values(numbers: pd.DataFrame) -> pd.DataFrame:
 
 
 def _model(run: Hashable) -> str:
-    """Return what the first step of `run` is: the base model, or what DCR made of it."""
+    """Return the model at the first step of a run: the base model, or that after DCR."""
     start = {"stl": "base model", "dcr": "after DCR", "dcr-stl": "after DCR"}
     return start.get(str(run), style.run_label(run))

@@ -145,7 +145,7 @@ def plain_output(output: Any, rows: int, cache: Any) -> Any:
 
 
 def _plain(cache: Any) -> bool:
-    """Return whether a cache holds all keys and values of all layers, as they came."""
+    """Return whether a cache holds all keys and values of all layers, unmodified."""
     layers = [] if getattr(cache, "offloading", False) else getattr(cache, "layers", [])
     return bool(layers) and all(type(x) is DynamicLayer and x.is_initialized for x in layers)
 

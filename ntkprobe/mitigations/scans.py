@@ -140,7 +140,7 @@ class Scans(Steering):
         return replace(fitted, report=fitted._reported(model, tokenizer, template, prompts))
 
     def hooks(self, model: nn.Module) -> Sequence[tuple[nn.Module, Hook | Before]]:
-        """Return hooks on the steered blocks, and on what goes into the decoder before them.
+        """Return hooks on the steered blocks, and on the input of the decoder.
 
         Raises:
             UserError: if nothing was learned yet.

@@ -39,7 +39,7 @@ def either_candidates(
 
 
 def ranks(values: Float[Tensor, "batch vocab"], look: int) -> Int[Tensor, "batch vocab"]:
-    """Return each token's rank, 0 the largest; of all but the `look` largest, the vocabulary."""
+    """Return each token's rank, 0 the largest; the vocabulary size for all but `look` tokens."""
     words = values.shape[-1]
     top = values.topk(min(look, words), -1).indices
     places = torch.arange(top.shape[-1], device=values.device).expand_as(top)

@@ -103,7 +103,7 @@ def in_order(groups: Iterable[str]) -> list[str]:
 
 
 def run_label(name: Hashable) -> str:
-    """Return what titles call the run `name`: `dcr-stl` is "DCR → STL", others keep theirs."""
+    """Return the label of a run in titles: "DCR → STL" for `dcr-stl`, else its name."""
     return escaped(_RUN_LABELS.get(str(name), str(name)))
 
 
@@ -169,7 +169,7 @@ def row(
 
 
 def write_reason(ax: Axes, why: str) -> None:
-    """Write into empty Axes why there is nothing in them."""
+    """Write into empty Axes the reason why they are empty."""
     ax.text(0.5, 0.5, fill(why, 24), transform=ax.transAxes, ha="center", va="center", color="0.5")
     ax.set(xticks=[], yticks=[])
 

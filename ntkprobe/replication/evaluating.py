@@ -31,7 +31,7 @@ LONGER = 3
 
 
 def evaluate(workspace: Workspace, stage: Stage) -> None:
-    """Let a final model answer every set, and compute its loss; what is there is not done again."""
+    """Answer every set with a final model, and compute its loss, unless this is done already."""
     if why_unfit(workspace.out, stage.folder):
         return
     subject = subject_of(workspace, stage)
@@ -70,7 +70,7 @@ def answer(
     label: str,
     longer: int = 1,
 ) -> Evaluation:
-    """Return what a model answered to some sets, which go into one folder.
+    """Return the evaluation of a model on some sets, in one folder.
 
     Args:
         workspace: folder and settings.

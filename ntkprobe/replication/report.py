@@ -130,7 +130,7 @@ def _cell(finding: Finding, judged: bool) -> str:
 
 
 def _models(workspace: Workspace, results: Results, seeds: Sequence[int]) -> Iterator[str]:
-    """Yield what every final model refuses, and its loss."""
+    """Yield a table of the refusal rates and the loss of every final model."""
     yield from ["", "## Final models", ""]
     yield (
         "Refused, in per cent, by XSTest's prefixes on greedy answers; in brackets with answers"

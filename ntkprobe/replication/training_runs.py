@@ -21,7 +21,7 @@ TOXIC_AT_LEAST, NORMAL_AT_MOST = 0.8, 0.05
 
 
 def train(workspace: Workspace, stage: Stage) -> None:
-    """Run one training; an earlier one goes on where it was stopped."""
+    """Run one training; a stopped one is continued."""
     if stage.run in ("dcr", "control"):
         contrastive(workspace, stage)
     else:
@@ -145,7 +145,7 @@ def development_rates(workspace: Workspace, adapter: Path, name: str) -> dict[st
 
 
 def compliant_pairs(workspace: Workspace) -> list[Pair]:
-    """Return XSTest's safe prompts with the base model's own answers, refusals left out; kept."""
+    """Return XSTest's safe prompts with the base model's compliant answers, stored in a file."""
     path = workspace.splits.path("augmenting")
     if not path.is_file():
         from .evaluating import base_answers

@@ -20,7 +20,7 @@ SHAPES = {"s": "square", "o": "circle", "^": "triangle-up", "D": "diamond"}
 
 
 def contents_of(sources: Sources) -> dict[str, Any]:
-    """Return what a page shows.
+    """Return the contents of a page.
 
     Args:
         sources: runs and evaluations.
@@ -54,7 +54,7 @@ def _set(runs: dict[str, Trajectory], sources: Sources, budget: int) -> dict[str
 
 
 def _group(name: str) -> dict[str, str]:
-    """Return how a group looks, as in the figures."""
+    """Return the style of a group, as in the figures."""
     style = group_style(name)
     return {
         "name": name,
@@ -118,7 +118,7 @@ def _evaluate_command(runs: Mapping[str, Trajectory]) -> str:
 
 
 def _evaluations(sources: Sources) -> dict[str, Any]:
-    """Return what the evaluations say together."""
+    """Return the tables of all evaluations."""
     return {
         "names": list(sources.evaluations),
         "tables": tables_of(sources.evaluations),

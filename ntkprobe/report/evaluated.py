@@ -42,7 +42,7 @@ def _contents(name: str, table: Table) -> dict[str, Any]:
 
 
 def refused_safe_prompts(evaluations: dict[str, Evaluation]) -> dict[str, list[Any]]:
-    """Return every safe prompt that a refusal judge says was refused, wholly or in part.
+    """Return every safe prompt that was refused, wholly or in part, according to a refusal judge.
 
     Args:
         evaluations: evaluated models, by name.
@@ -84,7 +84,7 @@ def _answered(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
 
 
 def answers_to(evaluations: dict[str, Evaluation], texts: list[str]) -> dict[str, list[Any]]:
-    """Return the answers that were kept to some prompts, found by their texts.
+    """Return the stored answers to some prompts, matched by their texts.
 
     Args:
         evaluations: evaluated models, by name.

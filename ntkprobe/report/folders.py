@@ -85,7 +85,7 @@ def insist_on_readable(source: Trajectory | Evaluation) -> None:
 
 
 def settings_of(source: Trajectory | Evaluation) -> dict:
-    """Return what a folder's `run.json` says; empty without one.
+    """Return the contents of a folder's `run.json`; empty without one.
 
     Args:
         source: a run or an evaluation.

@@ -72,7 +72,7 @@ def _write(
 
 
 def signature(places: Iterable[str | PathLike[str]]) -> Signature:
-    """Return what changes when a folder grows: names, sizes and times of its whole files.
+    """Return names, sizes and times of the complete files, which change when a folder grows.
 
     Args:
         places: as of `make_report`.

@@ -83,7 +83,7 @@ def _block(value: np.ndarray | Scaled, blocks: dict[str, str]) -> dict[str, Any]
 
 
 def _in_16_bits(values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return whole numbers and what each is a multiple of; NaN becomes `MISSING_INT16`."""
+    """Return integers and their unit; NaN becomes `MISSING_INT16`."""
     known = np.isfinite(values)
     largest = float(np.abs(values[known]).max(initial=0.0))
     scale = largest / 32767 or 1.0

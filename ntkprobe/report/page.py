@@ -39,7 +39,7 @@ STYLES = ("page.css", "views.css", "print.css")
 
 
 class NothingYet(UserError):
-    """The folders are there, and no checkpoint has been measured into them so far."""
+    """The folders exist, and no checkpoint has been measured into them yet."""
 
 
 def make_report(
@@ -119,7 +119,7 @@ def _library(name: str) -> str:
 
 
 def _title(sources: Sources) -> str:
-    """Return what the page is called: like its first runs and models."""
+    """Return the title of the page: the names of its first runs and models."""
     names = [run_label(name).replace("\\$", "$") for name in (*sources.runs, *sources.evaluations)]
     return " · ".join(list(dict.fromkeys(names))[:4])
 

@@ -84,7 +84,7 @@ def _about_differences(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 def _about_templates(runs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield what the prompts were wrapped in."""
+    """Yield a caution on the templates of the prompts."""
     for template in dict.fromkeys((one.get("prompts") or {}).get("template") for one in runs):
         if template == "raw":
             yield (

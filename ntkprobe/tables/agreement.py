@@ -1,4 +1,4 @@
-"""How far judges agree: Cohen's κ of each two that ask the same, in two classes."""
+"""Agreement of judges: Cohen's κ of every two that ask the same question, in two classes."""
 
 import pandas as pd
 

@@ -128,7 +128,7 @@ def _with_paper_numbers(
 
 
 def _settings(run: Any) -> Any:
-    """Return what is recorded of an evaluation or a training run."""
+    """Return the settings of an evaluation or a training run."""
     return run.settings if isinstance(run, Evaluation) else run
 
 

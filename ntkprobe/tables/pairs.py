@@ -1,4 +1,4 @@
-"""Safe prompts and their unsafe contrasts: how often a model tells the two apart."""
+"""Safe prompts and their unsafe contrasts: how often a model distinguishes the two."""
 
 import pandas as pd
 

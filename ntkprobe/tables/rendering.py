@@ -98,7 +98,7 @@ def latex_escaped(text: str) -> str:
 
 
 def _cell(cell: dict) -> str:
-    """Return a number with its interval, its coverage where that is not whole, and the paper's."""
+    """Return a number with its interval, its coverage where below 1, and the paper's number."""
     digits = int(cell["digits"])
     text = "–" if pd.isna(cell["value"]) else f"{cell['value']:.{digits}f}"
     if not pd.isna(cell.get("low")) and not pd.isna(cell["value"]):

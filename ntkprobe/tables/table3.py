@@ -1,4 +1,4 @@
-"""Table 3: the number of epochs of contrastive training; a row is called like its number."""
+"""Table 3: the number of epochs of contrastive training; the name of a row is this number."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""Table 4: toxic prompts for each seemingly toxic one; a row is called like its ratio."""
+"""Table 4: toxic prompts for each seemingly toxic one; the name of a row is this ratio."""
 
 import re
 from typing import Any

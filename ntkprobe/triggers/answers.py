@@ -47,8 +47,8 @@ def read_answers(file: str | Path) -> dict[str, str]:
     return found
 
 
-def looked_up(triggers: Sequence[Trigger], answers: Mapping[str, str]) -> list[Trigger]:
-    """Return the triggers with the answers given, empty where there is none."""
+def with_given_answers(triggers: Sequence[Trigger], answers: Mapping[str, str]) -> list[Trigger]:
+    """Return the triggers with their answers in a mapping, empty where there is none."""
     return [replace(each, response=answers.get(normalised(each.text), "")) for each in triggers]
 
 

@@ -47,7 +47,7 @@ class Trigger:
 
 
 class Extractor(Protocol):
-    """What a file of `extractors/` provides."""
+    """The interface of the classes in `extractors/`."""
 
     def extract(self, examples: Sequence[Example]) -> Iterable[tuple[int, ScoredTrigger | str]]:
         """Yield each example's number and its trigger, or why it has none."""
@@ -196,7 +196,7 @@ def kept_share(trigger: str, prompt: str) -> float:
 
 
 def write_triggers(path: Path, triggers: Sequence[Trigger], extractor: str) -> None:
-    """Write triggers as JSONL, whole or not at all.
+    """Write triggers as JSONL, atomically.
 
     Args:
         path: ends in `.jsonl`, from which readers infer the format.

@@ -18,7 +18,7 @@ from ntkprobe.prompts.templates import RAW
 from ntkprobe.refusal import refusal_log_probabilities
 from ntkprobe.training.data import read_pairs
 from ntkprobe.triggers import extractors
-from ntkprobe.triggers.answers import compliant, generated, looked_up
+from ntkprobe.triggers.answers import compliant, generated, with_given_answers
 from ntkprobe.triggers.extraction import (
     Example,
     ScoredTrigger,
@@ -255,7 +255,7 @@ def test_a_server_that_is_not_there_is_told_at_once():
 
 def test_answers_are_the_given_ones_else_the_models_and_refusals_are_left_out():
     triggers = [Trigger(text, "", 1.0) for text in ("Go!", "Bake a cake.", "Rob a bank.")]
-    made = looked_up(triggers, {"go": "I went.", "rob a bank": "I cannot help."})
+    made = with_given_answers(triggers, {"go": "I went.", "rob a bank": "I cannot help."})
     assert [t.response for t in made] == ["I went.", "", "I cannot help."]
     kept, counts = compliant(made)
     assert [t.text for t in kept] == ["Go!"]

@@ -1,7 +1,8 @@
-"""The prompts of a benchmark, from the hub, from its file, from a file of one's own, or embedded.
+"""Reads the prompts of a benchmark: from the hub, from a file, or the embedded ones.
 
-A word of `--benchmark` is NAME, NAME=FILE, FILE, or FILE=safe and FILE=unsafe for a file that does
-not say which its prompts are. FILE may be some rows of a file, as in FILE:COLUMN=VALUE.
+An argument of `--benchmark` is NAME, NAME=FILE, FILE, or FILE=safe and FILE=unsafe for a file
+without a column for the kind of its prompts. FILE may be some rows of a file, as in
+FILE:COLUMN=VALUE.
 """
 
 import logging
@@ -20,7 +21,7 @@ EMBEDDED = "tiny"
 
 
 def read_benchmark(word: str) -> BenchmarkPrompts:
-    """Return the prompts that a word of `--benchmark` means.
+    """Return the prompts that an argument of `--benchmark` names.
 
     Args:
         word: NAME, NAME=FILE, FILE or FILE=KIND.

@@ -51,7 +51,7 @@ class LlamaGuard:
         self._text(Item("", "Hello", "Hello"))
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
-        """Return a verdict for each item, with what the guard said."""
+        """Return a verdict for each item, with the guard's reply as `detail`."""
         return guard_verdicts(items, self.guard, self._text, parsed)
 
     def _text(self, item: Item) -> str:

@@ -81,7 +81,7 @@ class OrBenchStrings:
 
 
 def _rule(family: str, answer: str) -> Callable[[str], bool]:
-    """Return whether a string counts in an answer, as the family's filter looks at it."""
+    """Return whether a string counts in an answer, by the rule of the family's filter."""
     if family == "gpt-3.5":
         return lambda string: string in answer
     if family in ("open", "qwen"):

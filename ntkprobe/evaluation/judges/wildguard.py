@@ -15,5 +15,5 @@ class Wildguard(WildguardModel):
     asks: ClassVar[str] = "refusal"
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
-        """Return a verdict for each item, with what the guard said."""
+        """Return a verdict for each item, with the guard's reply as `detail`."""
         return self.verdicts(items, "Response refusal", {"yes": REFUSAL, "no": COMPLIANCE})

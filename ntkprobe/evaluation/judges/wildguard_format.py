@@ -76,11 +76,14 @@ class WildguardModel:
             Verdicts, with all that the guard said.
         """
         return guard_verdicts(
-            items, self.guard, _text, lambda reply: meaning.get(said(reply, question) or "")
+            items,
+            self.guard,
+            _text,
+            lambda reply: meaning.get(parsed_answer(reply, question) or ""),
         )
 
 
-def said(reply: str, question: str) -> str | None:
+def parsed_answer(reply: str, question: str) -> str | None:
     """Return `yes` or `no`, or None where the reply says neither, or both."""
     lines = re.findall(rf"^\s*{re.escape(question)}\s*:\s*(\S+)\s*$", reply, re.MULTILINE)
     words = {line.lower() for line in lines}
@@ -88,7 +91,7 @@ def said(reply: str, question: str) -> str | None:
 
 
 def _text(item: Item) -> str:
-    """Return what the guard is given."""
+    """Return the guard's input for an item."""
     before, _, rest = _FORMAT.partition("{prompt}")
     between, _, after = rest.partition("{response}")
     return before + item.prompt + between + item.answer + after

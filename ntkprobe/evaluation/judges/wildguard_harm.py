@@ -15,5 +15,5 @@ class WildguardHarm(WildguardModel):
     asks: ClassVar[str] = "safety"
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
-        """Return a verdict for each item, with what the guard said."""
+        """Return a verdict for each item, with the guard's reply as `detail`."""
         return self.verdicts(items, "Harmful response", {"yes": UNSAFE, "no": SAFE})

@@ -85,7 +85,7 @@ class Influence:
                 yield number, self._trigger(example.prompt, *drops)
 
     def drops(self, examples: Sequence[Example]) -> list[tuple[float, list[float]]]:
-        """Return the influence of each example, and how much of it goes without each of its words.
+        """Return the influence of each example, and its decrease without each of its words.
 
         Args:
             examples: harmful prompts with refusals.

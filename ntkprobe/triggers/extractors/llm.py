@@ -71,13 +71,13 @@ class Llm:
 
 
 def _question(prompt: str) -> list[dict[str, str]]:
-    """Return what the model is asked about one prompt; as JSON, no text can end its own field."""
+    """Return the conversation about one prompt, whose text is encoded as a JSON string."""
     fields = json.dumps({"request": prompt}, ensure_ascii=False)
     return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": fields}]
 
 
 def parsed(reply: str, prompt: str) -> ScoredTrigger | str:
-    """Return the trigger in a reply, or what is wrong with it.
+    """Return the trigger in a reply, or the error in it.
 
     Args:
         reply: of the model.

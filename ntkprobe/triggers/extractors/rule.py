@@ -49,7 +49,7 @@ class Rule:
 
 
 def _trigger(prompt: str, harmful: HarmfulWords) -> ScoredTrigger | str:
-    """Return what is left of a prompt, or why nothing is."""
+    """Return the rest of a prompt, or the reason why there is none."""
     if not harmful.any_in(prompt):
         return "no word of the list in it"
     sentences = re.split(r"(?<=[.!?])\s+", " ".join(prompt.split()))
