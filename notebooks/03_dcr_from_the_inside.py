@@ -97,7 +97,7 @@ with plt.rc_context(style.PRINT):
     for ax, unit in zip(panels, (before, after), strict=True):
         plane = ((unit - centre) @ main.T).numpy()
         for group in style.in_order(groups):
-            look, points = style.look(group), plane[groups == group].T
+            look, points = style.group_style(group), plane[groups == group].T
             ax.scatter(*points, color=look.colour, marker=look.marker, label=look.label, s=18)
         ax.set(xlabel="first direction", ylabel="second direction")
         ax.set(xlim=(-1.1, 1.2), ylim=(-0.9, 0.6))

@@ -7,7 +7,7 @@ from scipy.stats import binom, bootstrap, norm
 
 from ntkprobe import statistics as intervals
 from ntkprobe.evaluation import scores
-from ntkprobe.figures._means import refusal_probabilities, refusal_rates
+from ntkprobe.figures.measured_tables import refusal_probabilities, refusal_rates
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 1), (0, 20), (3, 20), (20, 20), (188, 250)])

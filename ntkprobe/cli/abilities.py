@@ -45,7 +45,7 @@ def abilities(
     device_map: Annotated[
         str | None, typer.Option(metavar="auto", help="Spread one model over all GPUs.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="BenchmarkPrompts at a time.")] = 8,
 ) -> None:
     """Measure general ability with lm-evaluation-harness: MMLU, ARC, OpenBookQA and PIQA.
 
@@ -54,11 +54,11 @@ def abilities(
     quieten()
     from ..checkpoints import LoadSettings
     from ..evaluation.abilities import TASKS, AbilitySettings, measure_abilities
-    from ..evaluation.models import Subject
+    from ..evaluation.models import EvaluatedModel
 
     load = LoadSettings(dtype=dtype, device=device, device_map=device_map)
     found = measure_abilities(
-        Subject.named(model, adapter, mitigation, load),
+        EvaluatedModel.named(model, adapter, mitigation, load),
         output_dir,
         task or TASKS,
         settings=AbilitySettings(num_fewshot=num_fewshot, limit=limit, chat_template=chat_template),

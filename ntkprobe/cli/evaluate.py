@@ -14,7 +14,7 @@ from ._options import SOME, config_defaults, preset_defaults, quieten
 from ._signature import command_of
 
 if TYPE_CHECKING:
-    from ..evaluation.models import Subject
+    from ..evaluation.models import EvaluatedModel
     from ..evaluation.server import Server
 
 SERVER, JUDGES = "A model behind a server", "Judges"
@@ -68,17 +68,17 @@ class EvaluateOptions:
     load: LoadSettings = field(default_factory=lambda: LoadSettings(attn_implementation="sdpa"))
     batch_size: Annotated[int | None, BATCH_SIZE] = None
 
-    def subject(self) -> Union["Subject", "Server"]:
+    def subject(self) -> Union["EvaluatedModel", "Server"]:
         """Return the model on disk, or the server.
 
         Raises:
             UserError: if options contradict each other.
         """
-        from ..evaluation.models import Subject
+        from ..evaluation.models import EvaluatedModel
         from ..evaluation.server import Server
 
         if self.base_url is None:
-            return Subject.named(self.model, self.adapter, self.mitigation, self.load)
+            return EvaluatedModel.named(self.model, self.adapter, self.mitigation, self.load)
         for name, value in (("adapter", self.adapter), ("mitigation", self.mitigation)):
             if value is not None:
                 raise UserError(f"--{name} goes with a model in memory, not with --base-url")
@@ -95,7 +95,7 @@ def evaluate(options: EvaluateOptions) -> int:
     further benchmarks or judges if you like.
     """  # ruff: ignore[docstring-missing-returns, docstring-missing-exception]
     from ..evaluation.benchmarks import read_benchmark
-    from ..evaluation.panel import DEFAULT, read_judges
+    from ..evaluation.judge_specs import DEFAULT, read_judges
 
     if not options.benchmark:
         raise UserError("no benchmark: give --benchmark NAME or FILE; any other NAME lists all")

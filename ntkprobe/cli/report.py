@@ -61,7 +61,7 @@ def report(
             blur=blur,
             poll_interval=poll_interval,
             idle_timeout=idle_timeout,
-            tell=lambda line: typer.echo(line, err=True),
+            log=lambda line: typer.echo(line, err=True),
         )
     size = output_file.stat().st_size / 1e6
     typer.echo(f"{output_file} ({size:.1f} MB): open it in a browser; it needs nothing else.")

@@ -108,14 +108,14 @@ def triggers(options: TriggerOptions) -> None:
     examples = read_examples(harmful)[: options.limit]
     progress = Progress(output, options.recorded())
     if options.overwrite:
-        progress.forget()
+        progress.clear()
     models = _Models(options)
     with dated(progress.day):
         found = _extraction(options, models, examples, progress)
         _tell(f"{options.extractor}: {describe(found.counts, found.reasons)}")
         kept = _answered(options, models, found)
     write_triggers(output, kept, options.extractor)
-    progress.forget()
+    progress.clear()
     typer.echo(
         f"{len(kept)} triggers of {len(examples)} harmful prompts: {output}; {_next(output, kept)}"
     )
@@ -210,13 +210,13 @@ def _answered(options: TriggerOptions, models: _Models, found: "Extraction") -> 
     Raises:
         UserError: if all answers are refusals.
     """
-    from ..triggers.answers import compliant, generated, looked_up, read_answers
+    from ..triggers.answers import compliant, generated, read_answers, with_given_answers
 
     made = list(found.triggers)
     if not options.answers and not options.model:
         return made
     if options.answers:
-        made = looked_up(made, read_answers(options.answers))
+        made = with_given_answers(made, read_answers(options.answers))
     if options.model:
         made = generated(
             *models.get(),

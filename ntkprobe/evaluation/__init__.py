@@ -1,4 +1,4 @@
-"""What a model answers to the prompts of a benchmark, and what judges say about it.
+"""Answers of models to benchmarks, and the verdicts of judges on them.
 
 On disk: raw answers and raw verdicts (`E/answers`, `E/verdicts`). Rates, intervals and agreement
 are derived when they are read, never stored.

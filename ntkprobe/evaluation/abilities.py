@@ -1,7 +1,7 @@
-"""General ability through lm-evaluation-harness: what a remedy for over-refusal costs elsewhere.
+"""General ability measured by lm-evaluation-harness: the cost of a remedy for over-refusal.
 
 E/abilities.json    label, model, settings, versions, and for each task its metrics; a task is
-                    written as soon as it is done, so that a run can be stopped and continued
+                    written as soon as it is done: a stopped run can be continued
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import UserError, one_line
 from ..statistics import RESAMPLES
 from ..storage import write_json
-from .models import Subject
+from .models import EvaluatedModel
 from .settings import AnswerSettings, insist_on_equal
 
 TASKS = ("mmlu", "arc_easy", "arc_challenge", "openbookqa", "piqa")
@@ -28,7 +28,7 @@ class AbilitySettings:
     Attributes:
         num_fewshot: solved examples before a question; None for the task's own number.
         limit: only so many questions of each task, to try things out; None for all.
-        chat_template: whether questions stand in the model's chat template.
+        chat_template: whether questions are rendered in the model's chat template.
     """
 
     num_fewshot: int | None = None
@@ -37,7 +37,7 @@ class AbilitySettings:
 
 
 def measure_abilities(
-    subject: Subject,
+    subject: EvaluatedModel,
     folder: Path,
     tasks: Sequence[str] = TASKS,
     *,
@@ -46,7 +46,7 @@ def measure_abilities(
     include_path: Path | None = None,
     batch_size: int = 8,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Let lm-evaluation-harness measure a model on tasks, and none of them twice.
+    """Measure a model on tasks by lm-evaluation-harness; tasks in the file are not repeated.
 
     Args:
         subject: the model, with its adapter and its mitigation.
@@ -92,15 +92,15 @@ def measure_abilities(
 
 
 def _adopted(path: Path, model: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the file says, or a new record of the same form; about the same, or raise."""
+    """Return the record in the file, or a new one; raise if its model or settings differ."""
     from ..provenance import versions
 
     now = {"model": dict(model), "answers": dict(how)}
-    beside = _json(path.with_name("run.json"))
-    insist_on_equal(path.parent, {"model": beside.get("model")}, {"model": model})
+    evaluation = _json(path.with_name("run.json"))
+    insist_on_equal(path.parent, {"model": evaluation.get("model")}, {"model": model})
     old = _json(path)
     insist_on_equal(path.parent, old, now)
-    return {"versions": versions(), "tasks": {}, "label": beside.get("label"), **old, **now}
+    return {"versions": versions(), "tasks": {}, "label": evaluation.get("label"), **old, **now}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:
-    """Return what finds tasks.
+    """Return the harness's task manager.
 
     Raises:
         UserError: if one of them is not found.
@@ -171,7 +171,7 @@ def _measured(model: Any, task: str, manager: Any, how: Mapping[str, Any]) -> li
 
 
 def _metrics(task: str, results: Any) -> list[dict[str, Any]]:
-    """Return the metrics of a task, or of a group of tasks, from what the harness gives."""
+    """Return the metrics of a task, or of a group of tasks, from the harness's results."""
     own = results.get("groups", {}).get(task) or results["results"][task]
     parts = results.get("group_subtasks", {}).get(task) or [task]
     counts = results.get("n-samples", {})

@@ -1,4 +1,4 @@
-"""Who answers: a model in memory, or one behind a server. Answers come in batches, as they are."""
+"""Backends that answer prompts in batches: a model in memory, or one behind a server."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
     from ..prompts.templates import Template
 
 FIRST_BATCH = 16
-"""Prompts at a time, where nobody says how many; halved when memory runs out."""
+"""Prompts at a time by default; halved when memory runs out."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A prompt to be answered."""
+class Question:
+    """A prompt to be answered, with its id."""
 
     id: str
     prompt: str
 
 
 @dataclass(frozen=True)
-class Given:
+class Completion:
     """One answer.
 
     Attributes:
         id: the prompt's.
         answer: the text.
-        n_tokens: its length; None where a server does not say.
-        ended: whether the model ended it itself.
-        seconds: an answer's share of the time that its batch took.
+        n_tokens: its length in tokens; None where a server does not report it.
+        ended: whether the model stopped by itself, rather than at the limit of tokens.
+        seconds: the time of the batch, divided by its answers.
     """
 
     id: str
@@ -45,26 +45,30 @@ class Given:
     seconds: float
 
 
-class Respondent(Protocol):
-    """Answers prompts, a batch at a time; what cannot be had is missing from all batches."""
+class ModelBackend(Protocol):
+    """Answers prompts in batches.
+
+    Attributes:
+        failures: one line for each prompt without an answer; such prompts are in no batch.
+    """
 
     failures: list[str]
 
-    def answer(self, asked: Sequence[Asked]) -> Iterator[list[Given]]:
-        """Yield batches of answers, as they are finished."""
+    def answer(self, questions: Sequence[Question]) -> Iterator[list[Completion]]:
+        """Yield batches of answers in the order in which they are completed."""
         ...
 
 
 class LocalModel:
-    """A model in memory, whose answers do not depend on the batch (in float32).
+    """A model in memory. In float32 its answers do not depend on the batch.
 
     Args:
         model: in evaluation mode.
         tokenizer: its tokenizer.
         template: how prompts become tokens.
-        settings: how it answers.
-        processors: what changes its logits first, as `mitigations.applied` yields it.
-        batch_size: prompts at a time; None to begin with `FIRST_BATCH`.
+        settings: length, temperature and seed of the answers.
+        processors: logits processors, as `mitigations.applied` yields them.
+        batch_size: prompts at a time; None for `FIRST_BATCH`, halved when memory runs out.
     """
 
     def __init__(
@@ -84,46 +88,48 @@ class LocalModel:
         self.batch_size, self.halves = batch_size or FIRST_BATCH, batch_size is None
         self.failures: list[str] = []
 
-    def answer(self, asked: Sequence[Asked]) -> Iterator[list[Given]]:
+    def answer(self, questions: Sequence[Question]) -> Iterator[list[Completion]]:
         """Yield batches of answers, the longest prompts first.
 
         Yields:
-            Answers to prompts of similar length.
+            Answers to prompts of similar length, which share a forward pass.
         """
         from ..models.generation import answered_together, require_measurable, try_left_padding
 
         ids = [
             self.template.encode(self.tokenizer, each.prompt, self.settings.max_length)
-            for each in asked
+            for each in questions
         ]
         require_measurable(self.model, ids, room=self.settings.max_new_tokens)
         try_left_padding(self.model, ids, self.processors)
-        left = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
-        while left:
-            batch, room = left[: self.batch_size], self.settings.max_new_tokens
+        remaining = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
+        while remaining:
+            batch, room = remaining[: self.batch_size], self.settings.max_new_tokens
             rows = answered_together(self.model, ids, batch, room)[0]
             begin = time.perf_counter()
-            found = self._batch([asked[row] for row in rows], [ids[row] for row in rows])
-            if found is None:
+            names = [questions[row].id for row in rows]
+            answers = self._generate(names, [ids[row] for row in rows])
+            if answers is None:
                 continue
             seconds = (time.perf_counter() - begin) / len(rows)
             yield [
-                Given(asked[row].id, each.text, each.n_tokens, each.ended, seconds)
-                for row, each in zip(rows, found, strict=True)
+                Completion(questions[row].id, each.text, each.n_tokens, each.ended, seconds)
+                for row, each in zip(rows, answers, strict=True)
             ]
-            left = [row for row in left if row not in set(rows)]
+            remaining = [row for row in remaining if row not in set(rows)]
 
-    def _batch(self, asked: Sequence[Asked], ids: Sequence[list[int]]) -> list[Any] | None:
-        """Return the answers of a batch; None if it was too large, and the next one is smaller.
+    def _generate(self, names: Sequence[str], ids: Sequence[list[int]]) -> list[Any] | None:
+        """Return the answers of a batch; None if memory ran out, after halving the batch size.
 
         Raises:
-            OutOfMemoryError: if it cannot be made smaller.
+            OutOfMemoryError: if the batch cannot be made smaller.
         """
         from torch import OutOfMemoryError
 
         from ..models.generation import answer_batch
-        from .sampling import drawn
+        from .sampling import sampling_processors
 
+        sampling = sampling_processors(names, self.settings)
         try:
             return answer_batch(
                 self.model,
@@ -131,7 +137,7 @@ class LocalModel:
                 ids,
                 max_new_tokens=self.settings.max_new_tokens,
                 stop_ids=self.template.stop_ids(self.tokenizer),
-                logits_processor=[*self.processors, *drawn(asked, self.settings)],
+                logits_processor=[*self.processors, *sampling],
             )
         except OutOfMemoryError:
             if len(ids) == 1 or not self.halves:
@@ -144,9 +150,9 @@ class RemoteModel:
     """A model behind an OpenAI-compatible server, which renders its own chat template.
 
     Args:
-        server: where it is.
-        settings: how it answers.
-        batch_size: answers in one file; None for `FIRST_BATCH`.
+        server: its address and the model's name.
+        settings: length, temperature and seed of the answers.
+        batch_size: answers in a batch; None for `FIRST_BATCH`.
     """
 
     def __init__(
@@ -161,11 +167,11 @@ class RemoteModel:
         self.batch_size = batch_size or FIRST_BATCH
         self.failures: list[str] = []
 
-    def answer(self, asked: Sequence[Asked]) -> Iterator[list[Given]]:
-        """Yield batches of answers as the server gives them.
+    def answer(self, questions: Sequence[Question]) -> Iterator[list[Completion]]:
+        """Yield batches of answers in the order in which the server completes them.
 
         Yields:
-            Answers that came one after the other.
+            Answers; a failed request is recorded in `failures`.
         """
         sampling: dict[str, Any] = {
             "max_tokens": self.settings.max_new_tokens,
@@ -173,8 +179,8 @@ class RemoteModel:
         }
         if self.settings.temperature:
             sampling["seed"] = self.settings.seed
-        turns = [[{"role": "user", "content": each.prompt}] for each in asked]
-        batch: list[Given] = []
+        turns = [[{"role": "user", "content": each.prompt}] for each in questions]
+        batch: list[Completion] = []
         begin = time.perf_counter()
         for number, reply in self.server.chat(turns, **sampling):
             if isinstance(reply, Failure):
@@ -182,7 +188,9 @@ class RemoteModel:
                 continue
             seconds = time.perf_counter() - begin
             begin = time.perf_counter()
-            batch.append(Given(asked[number].id, str(reply), reply.n_tokens, reply.ended, seconds))
+            batch.append(
+                Completion(questions[number].id, str(reply), reply.n_tokens, reply.ended, seconds)
+            )
             if len(batch) == self.batch_size:
                 yield batch
                 batch = []

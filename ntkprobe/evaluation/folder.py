@@ -1,4 +1,4 @@
-"""The folder of one evaluation: settings, prompts, and answers in batches, each whole or absent.
+"""The folder of one evaluation: settings, prompts, and answers in batches, written atomically.
 
 E/run.json                          settings, versions, model, label
 E/prompts/NAME.parquet              id, prompt, kind, type, pair
@@ -17,8 +17,8 @@ import pandas as pd
 from ..errors import UserError
 from ..provenance import versions
 from ..storage import replacing, write_json, write_table
-from .answers import Given
-from .benchmarks import Questions
+from .answers import Completion
+from .benchmarks import BenchmarkPrompts
 from .settings import insist_on_equal
 
 SCHEMA_VERSION = 1
@@ -35,7 +35,7 @@ class EvaluationFolder:
     """`--output-dir`.
 
     Args:
-        path: where it is, or will be.
+        path: of the folder; it is created.
 
     Raises:
         UserError: if it cannot be written to, or holds something else.
@@ -55,7 +55,7 @@ class EvaluationFolder:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `run.json` says; empty without one.
+        """The contents of `run.json`; empty where there is none.
 
         Raises:
             UserError: if it cannot be read.
@@ -70,11 +70,11 @@ class EvaluationFolder:
             ) from error
 
     def adopt(self, record: dict[str, Any], **about: Any) -> None:
-        """Write the settings to `run.json`, or insist that they agree with what it says.
+        """Write the settings to `run.json`; raise if they contradict it.
 
         Args:
             record: `model`, `answers` and `benchmarks`; benchmarks are added to those there.
-            about: what is only told, such as the label.
+            about: entries that are not compared, such as the label.
         """
         old = self.record
         insist_on_equal(self.path, old, record)
@@ -88,7 +88,7 @@ class EvaluationFolder:
         if merged != old:
             write_json(self.path / "run.json", merged)
 
-    def write_questions(self, questions: Questions) -> None:
+    def write_questions(self, questions: BenchmarkPrompts) -> None:
         """Write the prompts of a benchmark."""
         write_table(self.path / "prompts" / f"{questions.name}.parquet", questions.table)
 
@@ -97,7 +97,7 @@ class EvaluationFolder:
         shards = self._shards(name)
         return {str(i) for shard in shards for i in pd.read_parquet(shard, columns=["id"])["id"]}
 
-    def write_batch(self, name: str, answers: Sequence[Given]) -> None:
+    def write_batch(self, name: str, answers: Sequence[Completion]) -> None:
         """Write some answers as one new shard.
 
         Args:
@@ -113,8 +113,8 @@ class EvaluationFolder:
         """Return the shards of a benchmark, in order."""
         return sorted((self.path / "answers" / name).glob("batch-*.parquet"))
 
-    def forget(self) -> None:
-        """Remove what we wrote, and nothing else."""
+    def clear(self) -> None:
+        """Delete the files of an evaluation, and no others."""
         for name in ("prompts", "answers", "verdicts", "preferences"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         (self.path / "run.json").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A model of ours inside lm-evaluation-harness, with whatever steers it or changes its logits.
+"""A model inside lm-evaluation-harness, with a mitigation or without.
 
 Needs the extra `ntkprobe[lmeval]`; imported only where it is used.
 """
@@ -16,7 +16,7 @@ from ..models.generation import try_left_padding
 from ..models.logits import try_padding
 
 Request = tuple[Any, list[int], list[int]]
-"""What is asked, as text, and the token ids of a context and of a continuation."""
+"""Text of a request, token ids of its context, token ids of its continuation."""
 
 
 def harness_model(
@@ -27,9 +27,9 @@ def harness_model(
     Args:
         model: with its adapter, and with the hooks of a mitigation in place.
         tokenizer: its tokenizer.
-        processors: what changes its logits first.
-        mitigated: whether a mitigation is at work; then continuations are read as an answer is
-            generated, token by token, without any padding that its hooks would see.
+        processors: logits processors of a decoding mitigation.
+        mitigated: whether a mitigation is applied; continuations are then scored token by token,
+            as in a generation, without padding, which its hooks would see.
         batch_size: requests at a time, without a mitigation.
 
     Returns:
@@ -41,7 +41,7 @@ def harness_model(
 
 
 class _Padded(HFLM):
-    """Reads in batches padded to the longest; one by one where that changes the model's numbers."""
+    """Scores padded batches; one request at a time where padding changes the model's numbers."""
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
         size = 1 if LengthRule.of(model) else batch_size
@@ -71,7 +71,7 @@ class _Padded(HFLM):
 
 
 class _Mitigated(HFLM):
-    """Reads continuations in the order of a generation: the context, then token after token."""
+    """Scores continuations in the order of a generation: the context, then token by token."""
 
     def __init__(self, model: Any, tokenizer: Any, processors: Sequence[Any]) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)

@@ -1,8 +1,8 @@
-"""Let a judge look at the answers in a folder, and at none of them twice.
+"""Judge the answers in a folder that have no verdict yet.
 
-A file of verdicts, `E/verdicts/BENCHMARK/JUDGE.parquet`, is written anew after every few answers:
-whoever stops a run, or loses the server, has every verdict that was given. The next run asks for
-what is missing: answers without a verdict, answers that have changed since, and failed requests.
+A file of verdicts, `E/verdicts/BENCHMARK/JUDGE.parquet`, is rewritten after every chunk of answers,
+so that a stopped run loses at most one chunk. The next run judges answers without a verdict,
+answers that have changed since, and those whose requests failed.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .verdict_files import digest, kept_rows, read_items, write_rows
+from .verdict_files import digest, read_items, valid_rows, write_rows
 from .verdicts import ENDLESS, Item, Judge, Verdict
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def judge_answers(
         benchmark: its name.
         judge: the judge.
         label: its name in files and tables.
-        chunk: how many answers are judged between two writings.
+        chunk: answers judged between two writes of the file.
 
     Returns:
         All verdicts of this judge: `id`, `verdict`, `detail`, `digest` (of the answer judged,
@@ -42,7 +42,7 @@ def judge_answers(
     path = folder / "verdicts" / benchmark / f"{label}.parquet"
     identity = {"asks": judge.asks, **getattr(judge, "identity", {})}
     digests = {item.id: _digest(item) for item in items}
-    rows = kept_rows(path, digests, identity)
+    rows = valid_rows(path, digests, identity)
     missing = [item for item in items if item.id not in rows]
     with tqdm(total=len(missing), desc=f"{benchmark}, {label}", leave=False) as progress:
         for start in range(0, len(missing), chunk):
@@ -56,14 +56,14 @@ def judge_answers(
 
 
 def _digest(item: Item) -> str:
-    """Return what tells answers from others as they are judged: one without an end is another."""
+    """Return a digest of an answer as it is judged; unfinished reasoning has one of its own."""
     none = item.undetermined
     endless = none is not None and none.detail == ENDLESS
     return digest(ENDLESS, item.answer) if endless else digest(item.shown.answer)
 
 
 def _verdicts(judge: Judge, items: Sequence[Item]) -> list[Verdict]:
-    """Return a verdict for each item; the judge is shown those that say something, as answers."""
+    """Return a verdict for each item; items whose verdict is known are not shown to the judge."""
     given = {item.id: item.undetermined for item in items}
     asked = [item for item in items if given[item.id] is None]
     said = zip(asked, judge.judge([item.shown for item in asked]), strict=True)

@@ -1,4 +1,4 @@
-"""Which model answers: what it is on disk, and how it comes into memory while it answers."""
+"""The evaluated model: its weights, adapter and mitigation on disk, and how they are loaded."""
 
 import json
 from collections.abc import Callable, Generator
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """The model that is evaluated.
 
     Attributes:
         model: a folder or hub name.
-        adapter: a folder with an adapter over it.
+        adapter: a folder with an adapter for it.
         mitigation: a folder that `ntkprobe mitigate fit` wrote.
         load: how it is loaded.
     """
@@ -52,8 +52,8 @@ class Subject:
         adapter: Path | None,
         mitigation: Path | None,
         load: LoadSettings,
-    ) -> "Subject":
-        """Return what the user named; an adapter's own base where no model is named.
+    ) -> "EvaluatedModel":
+        """Return the model of the given options; an adapter's own base where no model is given.
 
         Args:
             model: a model, or an adapter.
@@ -62,10 +62,10 @@ class Subject:
             load: how to load it.
 
         Returns:
-            The subject.
+            The model.
 
         Raises:
-            UserError: if there is no model, or it is not whole.
+            UserError: if there is no model, or it is incomplete.
         """
         if model is not None and adapter is None and _is_adapter(Path(model)):
             return cls.named(None, Path(model), mitigation, load)
@@ -77,24 +77,24 @@ class Subject:
         return cls(base, adapter, mitigation, load)
 
     def record(self) -> dict[str, Any]:
-        """Return what `run.json` keeps: names, which are told, and identities, which count."""
+        """Return the record in `run.json`: names, and the identities that are compared."""
         return {
             "base": {"name": self.model, "identity": _weights(self.model)},
-            "adapter": _told(self.adapter, _weights),
-            "mitigation": _told(self.mitigation, mitigations.digest),
+            "adapter": _named_identity(self.adapter, _weights),
+            "mitigation": _named_identity(self.mitigation, mitigations.digest),
             "dtype": self.load.dtype,
             "origin": origin(self.folders),
         }
 
     @property
     def folders(self) -> list[Path]:
-        """The folders that it comes from, the last stage first."""
+        """Its folders, the adapter's first."""
         named = [self.adapter, Path(self.model)]
         return [folder for folder in named if folder is not None and folder.is_dir()]
 
     @property
     def label(self) -> str:
-        """What it is called unless the user says: its run's name, and its mitigation's."""
+        """The default label: the name of its run, and of its mitigation."""
         place = Path(self.adapter or self.model)
         if place.exists():
             place = place.resolve()
@@ -107,14 +107,14 @@ class Subject:
 
     @contextmanager
     def in_memory(self, settings: AnswerSettings, batch_size: int | None) -> Generator[LocalModel]:
-        """Load it, and hold its mitigation in place.
+        """Load the model and apply its mitigation.
 
         Args:
-            settings: how it answers.
-            batch_size: prompts at a time; None to find out.
+            settings: length, temperature and seed of the answers.
+            batch_size: prompts at a time; None for an automatic choice.
 
         Yields:
-            A model that answers.
+            The backend.
         """
         with ExitStack() as stack:
             model: Any = load_model(self.model, self.load)
@@ -141,7 +141,7 @@ class Subject:
         return resolve_template(self.tokenizer, spec)
 
     def template_name(self, template: "Template") -> str:
-        """Return what a template is recorded as: its name, and the digest of its text.
+        """Return the record of a template: its name, and the digest of its text.
 
         Args:
             template: one of this model's.
@@ -167,18 +167,18 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
-def _told(place: Path | None, identify: Callable[[Path], str]) -> dict[str, str | None]:
-    """Return a name and an identity; both None for none, which is another model than with one."""
+def _named_identity(place: Path | None, identify: Callable[[Path], str]) -> dict[str, str | None]:
+    """Return a name and an identity; both None where there is no folder."""
     if place is None:
         return {"name": None, "identity": None}
     return {"name": str(place), "identity": identify(place)}
 
 
 def _weights(name: str | Path) -> str:
-    """Return the identity of a model's or adapter's weights; a hub name is its own.
+    """Return the identity of weights; that of a model on the hub is its name.
 
     Raises:
-        UserError: if the folder is not whole, or is of a kind that is not read.
+        UserError: if the folder is incomplete or refused.
     """
     folder = Path(name)
     if (file := gguf_identity(folder)) is not None:

@@ -1,4 +1,4 @@
-"""What one call of `evaluate` came to, in the words of its last lines."""
+"""The result of one call of `evaluate`, and the lines that the command prints about it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was done; the numbers are read from the folder.
+    """The result of one call; rates are read from the folder.
 
     Attributes:
-        folder: where it is.
+        folder: of the evaluation.
         benchmarks: those of this call that have answers.
         judges: those of this call, by label.
         new: answers given in this call.
@@ -46,12 +46,12 @@ class Outcome:
         return table[ours]
 
     def lines(self) -> list[str]:
-        """Return a line for each rate, then what a reader of the rates must know."""
+        """Return a line for each rate, and the caveats of reading them."""
         rates = [_line(row) for row in self.rates.to_dict("records")]
         return [*rates, *self._empty(), *self._in_distribution()]
 
     def closing_line(self) -> str:
-        """Return one line: what was done, and what can be done next."""
+        """Return one line: what was done, and the next command."""
         answers = f"{self.new} new answers in {self.folder}"
         missing = [
             f"{len(reasons)} {what} missing ({reasons[0]})"
@@ -63,15 +63,15 @@ class Outcome:
         return f"{answers}; {self._first_rates()}; next: ntkprobe table {self.folder}"
 
     def _first_rates(self) -> str:
-        """Return what the first judge says, one number for each benchmark and kind."""
+        """Return the first judge's rates, one for each benchmark and kind."""
         if not self.judges:
             return "not judged"
         first = self.rates[self.rates["judge"] == self.judges[0]].to_dict("records")
-        told = [f"{r['benchmark']} ({r['kind']}) {r['measure']} {_percent(r)}" for r in first]
-        return f"{', '.join(told)} by {self.judges[0]}"
+        rates = [f"{r['benchmark']} ({r['kind']}) {r['measure']} {_percent(r)}" for r in first]
+        return f"{', '.join(rates)} by {self.judges[0]}"
 
     def _empty(self) -> list[str]:
-        """Return a line for each benchmark with answers that say nothing, and why."""
+        """Return a line for each benchmark with empty answers or unfinished reasoning."""
         read = Evaluation(self.folder)
         found = {
             name: int((read.answers(name)["answer"].str.strip() == "").sum())
@@ -105,7 +105,7 @@ class Outcome:
 
 
 def _line(rate: Mapping[Any, Any]) -> str:
-    """Return one rate with its interval and what it rests on."""
+    """Return one rate with its interval and the number of prompts."""
     place = f"{rate['benchmark']} ({rate['kind']})"
     rest = f"{rate['count']} of {rate['of']} prompts"
     if not rate["count"]:

@@ -1,7 +1,7 @@
-"""Prompts asked or measured that the model was trained on: counted, so that it can be said.
+"""Counts of evaluated or measured prompts that the model was trained on.
 
-A training run of ours keeps the prompts it trained on beside its checkpoints (`data.parquet`), and
-the model it began with in its settings (`training.yaml`), which may lie in another such run.
+A run of `ntkprobe train` records its training prompts (`data.parquet`) and the model that it
+started from (`training.yaml`), which may be the result of another such run.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..prompts.columns import TEXT_COLUMNS, prompt_of, text_column
 from ..prompts.prompt_set import PromptSet, normalised
 from ..prompts.selections import PromptSelection
-from .benchmarks import Questions
+from .benchmarks import BenchmarkPrompts
 
 SETTINGS, DATA = "training.yaml", "data.parquet"
 
@@ -21,7 +21,7 @@ SETTINGS, DATA = "training.yaml", "data.parquet"
 def training_prompts(
     models: Iterable[Path], files: Iterable[str | Path] = ()
 ) -> dict[str, set[str]]:
-    """Return the prompts that models were trained on, as far as it is recorded, by their source.
+    """Return the recorded training prompts of models, by source.
 
     Args:
         models: folders of models and adapters: a run, its `final`, or one of its checkpoints.
@@ -37,7 +37,7 @@ def training_prompts(
 
 
 def origin(models: Iterable[Path]) -> str | None:
-    """Return the model that the first stage of training began with, as far as it is recorded.
+    """Return the model that the first stage of training started from, if it is recorded.
 
     Args:
         models: folders of models and adapters: a run, its `final`, or one of its checkpoints.
@@ -49,7 +49,7 @@ def origin(models: Iterable[Path]) -> str | None:
     return _began_with(runs[-1]) if runs else None
 
 
-def overlap(questions: Questions, trained: Mapping[str, set[str]]) -> dict[str, Any] | None:
+def overlap(questions: BenchmarkPrompts, trained: Mapping[str, set[str]]) -> dict[str, Any] | None:
     """Return how many prompts of a benchmark were trained on.
 
     Args:
@@ -98,7 +98,7 @@ def measured_overlap(prompts: PromptSet, trained: Mapping[str, set[str]]) -> dic
 
 
 def _runs(model: Path) -> Iterator[Path]:
-    """Yield the training runs that a model came out of, the last one first."""
+    """Yield the training runs that produced a model, the last one first."""
     seen: set[Path] = set()
     while True:
         place = model.resolve()
@@ -117,7 +117,7 @@ def _runs(model: Path) -> Iterator[Path]:
 
 
 def _began_with(run: Path) -> str | None:
-    """Return the model that a training run began with, as its settings name it, if they do."""
+    """Return the model that a training run started from; None where it is not recorded."""
     import yaml
 
     try:
@@ -128,7 +128,7 @@ def _began_with(run: Path) -> str | None:
 
 
 def _texts(file: str | Path) -> set[str]:
-    """Return the prompts of a file as they are compared.
+    """Return the normalised prompts of a file.
 
     Raises:
         UserError: if it has no column of prompts.

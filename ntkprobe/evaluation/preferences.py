@@ -1,8 +1,8 @@
-"""Which of two answers a language model prefers: the win rate against a reference run.
+"""Preferences of a language model between two answers: the win rate against a reference run.
 
-Judges prefer what stands first, so each pair is shown in both orders. An answer wins what it wins
-on average of the two: 1 where it is preferred, ½ for a tie, 0 else. A pair counts only where both
-replies can be read. The win rate is raw: longer answers are not put at a disadvantage.
+Judges prefer the answer that is shown first, so each pair is shown in both orders. The score of an
+answer is the mean over the two orders: 1 where it is preferred, ½ for a tie, 0 else. A pair counts
+only where both replies can be parsed. The win rate is not corrected for the length of answers.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..errors import UserError, one_line
 from ..prompts.reasoning import answered
 from .server import Failure, Reply, Server
-from .verdict_files import digest, kept_rows, read_items, write_rows
+from .verdict_files import digest, read_items, valid_rows, write_rows
 from .verdicts import ENDLESS, FAILED, UNDETERMINED
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Annotator:
     max_tokens: int = 16
 
     def prefer(self, pairs: Sequence[Pair]) -> list[dict[str, str]]:
-        """Return what is preferred in each pair: `id`, `ours_first`, `ours_second`, `detail`.
+        """Return the preference in each pair: `id`, `ours_first`, `ours_second`, `detail`.
 
         Args:
             pairs: equal answers are a tie, and are not sent. Compared is what follows an answer's
@@ -87,15 +87,15 @@ def compare_answers(
     *,
     chunk: int = 32,
 ) -> "pd.DataFrame":
-    """Compare the answers of two evaluations to one benchmark, and none of them twice.
+    """Compare the answers of two evaluations to one benchmark that were not compared before.
 
     Args:
         folder: the evaluation; `preferences/BENCHMARK/LABEL.parquet` is written there.
         reference: the evaluation that it is compared with.
         benchmark: the name that both have for it.
-        annotator: who compares.
+        annotator: the model that compares.
         label: what the reference is called in files and tables.
-        chunk: how many pairs are compared between two writings.
+        chunk: pairs compared between two writes of the file.
 
     Returns:
         `id`, `ours_first`, `ours_second`, `detail`, `digest`.
@@ -107,7 +107,7 @@ def compare_answers(
     path = folder / "preferences" / benchmark / f"{label}.parquet"
     identity = {"annotator": annotator.server.model, "instructions": digest(INSTRUCTIONS)}
     digests = {pair.id: _digest(pair) for pair in pairs}
-    rows = kept_rows(path, digests, identity)
+    rows = valid_rows(path, digests, identity)
     missing = [pair for pair in pairs if pair.id not in rows]
     with tqdm(total=len(missing), desc=f"{benchmark}, against {label}", leave=False) as progress:
         for start in range(0, len(missing), chunk):
@@ -121,13 +121,13 @@ def compare_answers(
 
 
 def failures(table: "pd.DataFrame") -> list[str]:
-    """Return why pairs have no preference that another run may have."""
+    """Return the errors of failed requests, which another run repeats."""
     details = table["detail"].astype(str)
     return [each.removeprefix(FAILED) for each in details if each.startswith(FAILED)]
 
 
 def points(table: "pd.DataFrame") -> Iterator[float]:
-    """Yield what our answer wins, between 0 and 1, for each pair with two readable replies."""
+    """Yield the score of our answer, 0 to 1, for each pair with two parsed replies."""
     worth = {OURS: 1.0, TIE: 0.5, REFERENCE: 0.0}
     for first, second in zip(table["ours_first"], table["ours_second"], strict=True):
         if UNDETERMINED not in (first, second):
@@ -155,7 +155,7 @@ def _pairs(folder: Path, reference: Path, benchmark: str) -> list[Pair]:
 
 
 def _shown(pair: Pair) -> Pair:
-    """Return a pair as it is compared: without reasoning, except where that never ends."""
+    """Return a pair without the reasoning in its answers, unless that is unfinished."""
     ours, reference = answered(pair.ours), answered(pair.reference)
     return replace(
         pair,
@@ -165,14 +165,14 @@ def _shown(pair: Pair) -> Pair:
 
 
 def _digest(pair: Pair) -> str:
-    """Return what tells a pair from others as it is compared."""
+    """Return a digest of the two answers as they are compared."""
     shown = _shown(pair)
     endless = [ENDLESS] if None in (answered(pair.ours), answered(pair.reference)) else []
     return digest(shown.ours, shown.reference, *endless)
 
 
 def _unsent(pair: Pair) -> dict[str, str]:
-    """Return the row of a pair that nobody is asked about; empty for one that is sent."""
+    """Return the row of a pair that needs no request; empty for one that is sent."""
     ours, reference = answered(pair.ours), answered(pair.reference)
     if ours is None or reference is None:
         return _row(pair.id, UNDETERMINED, UNDETERMINED, ENDLESS)
@@ -180,7 +180,7 @@ def _unsent(pair: Pair) -> dict[str, str]:
 
 
 def _question(pair: Pair, ours_first: bool) -> list[dict[str, str]]:
-    """Return what the annotator is asked in one order."""
+    """Return the conversation for one order of the answers."""
     first, second = (pair.ours, pair.reference) if ours_first else (pair.reference, pair.ours)
     fields = {"instruction": pair.prompt, "first": first, "second": second}
     text = json.dumps(fields, ensure_ascii=False)
@@ -188,7 +188,7 @@ def _question(pair: Pair, ours_first: bool) -> list[dict[str, str]]:
 
 
 def _read(reply: Reply | Failure, first: str, second: str) -> str:
-    """Return whose answer a reply prefers; a failure, or another format, prefers none."""
+    """Return whose answer a reply prefers; `undetermined` for a failure or another format."""
     if isinstance(reply, Failure):
         return UNDETERMINED
     meant = {"first": first, "second": second, "tie": TIE}
@@ -196,7 +196,7 @@ def _read(reply: Reply | Failure, first: str, second: str) -> str:
 
 
 def _detail(*replies: Reply | Failure) -> str:
-    """Return what was said in both orders, or that another run should ask again."""
+    """Return both replies, or the error of a failed request."""
     failed = [reply.reason for reply in replies if isinstance(reply, Failure)]
     if failed:
         return f"{FAILED}{failed[0]}"

@@ -1,6 +1,6 @@
 """A folder of answers and verdicts as tidy tables. Loads no torch.
 
-The files hold raw verdicts; rates, intervals and agreement are derived here, every time.
+The files hold raw verdicts; rates, intervals and agreement are computed here.
 """
 
 import json
@@ -46,12 +46,12 @@ class Evaluation:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything in `run.json`, or in `abilities.json` where there is nothing else."""
+        """The contents of `run.json`, else of `abilities.json`."""
         return _json(self.folder / "run.json") or _json(self._abilities)
 
     @property
     def label(self) -> str:
-        """What the method is called: as `run.json` says, else like the folder."""
+        """The label in `run.json`, else the name of the folder."""
         return str(self.settings.get("label") or self.folder.resolve().name)
 
     @property
@@ -82,7 +82,7 @@ class Evaluation:
         return table.drop_duplicates("id", keep="last").reset_index(drop=True)
 
     def verdicts(self) -> pd.DataFrame:
-        """Return a row for each prompt and judge that looked at its benchmark.
+        """Return a row for each prompt and each judge of its benchmark.
 
         Returns:
             `method, benchmark, judge, asks, id, kind, type, pair, verdict`, which is `undetermined`
@@ -95,10 +95,10 @@ class Evaluation:
         return pd.concat(tables).reset_index(drop=True)[columns]
 
     def rates(self, *, by_type: bool = False) -> pd.DataFrame:
-        """Return how often the model does what one hopes for.
+        """Return the rate of compliance with safe prompts and of defence against unsafe ones.
 
         Args:
-            by_type: apart for each of a benchmark's own types.
+            by_type: one rate for each of a benchmark's own types.
 
         Returns:
             `method, benchmark, judge, asks, kind, measure, value, low, high, count, of, interval,
@@ -109,20 +109,20 @@ class Evaluation:
         return _scored(self.verdicts(), by)
 
     def two_sided(self) -> pd.DataFrame:
-        """Return both sides of the trade-off over all prompts together, a row a side and judge.
+        """Return compliance and defence over the prompts of all benchmarks, a row for each judge.
 
         Returns:
-            As `rates`, without `benchmark`; a prompt weighs the same whichever set it is of.
+            As `rates`, without `benchmark`; every prompt has the same weight.
         """
         verdicts = self.verdicts()
         return _scored(verdicts, ["method", "judge", "asks", "kind"])
 
     def agreement(self) -> pd.DataFrame:
-        """Return how far each two judges that ask the same agree.
+        """Return the agreement of every two judges that ask the same question.
 
         Returns:
             `method, benchmark, kind, judge, other, kappa, low, high, agreement, count, of`, in two
-            classes; `kappa` is missing where chance explains everything.
+            classes; `kappa` is missing where the expected agreement is 1.
         """
         rows: list[dict[str, Any]] = []
         by = ["method", "benchmark", "asks", "kind"]
@@ -138,7 +138,7 @@ class Evaluation:
         return pd.DataFrame(rows, columns=[*by, *names]).drop(columns="asks")
 
     def pairs(self) -> pd.DataFrame:
-        """Return how often a safe prompt and its unsafe contrast are told apart.
+        """Return how often a model distinguishes a safe prompt from its unsafe contrast.
 
         Returns:
             `method, benchmark, judge, outcome, value, low, high, count, of, interval, coverage`,
@@ -190,7 +190,7 @@ class Evaluation:
         return self.folder / "abilities.json"
 
     def _judged(self, benchmark: str) -> Iterator[pd.DataFrame]:
-        """Yield the verdicts of each judge of a benchmark, beside the prompts."""
+        """Yield the prompts of a benchmark with the verdicts of each judge."""
         prompts, answers = self.prompts(benchmark), self.answers(benchmark)
         now = dict(zip(answers["id"], map(digest, answers["answer"]), strict=True))
         for path in sorted((self.folder / "verdicts" / benchmark).glob("[!.]*.parquet")):
@@ -227,7 +227,7 @@ def _scored(verdicts: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def _asks(path: Path, verdicts: pd.Series) -> str:
-    """Return what a judge asks, as its file says, or else as its verdicts show."""
+    """Return `asks` of a judge from its file's metadata, else from its verdicts."""
     import pyarrow.parquet as pq
 
     stored = (pq.read_schema(path).metadata or {}).get(KEY.encode(), b"{}")

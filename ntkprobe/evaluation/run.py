@@ -1,4 +1,4 @@
-"""Evaluate one model: ask what has not been asked, judge what has not been judged."""
+"""Evaluate one model: generate the missing answers, then the missing verdicts."""
 
 import sys
 from collections.abc import Generator, Mapping, Sequence
@@ -8,22 +8,22 @@ from typing import Any
 
 from ..errors import UserError, one_line
 from ..prompts.rendering import dated
-from .answers import Asked, RemoteModel, Respondent
-from .benchmarks import Questions
+from .answers import ModelBackend, Question, RemoteModel
+from .benchmarks import BenchmarkPrompts
 from .folder import EvaluationFolder
+from .judge_specs import check
 from .judging import judge_answers
-from .models import Subject
+from .models import EvaluatedModel
 from .outcome import Outcome
 from .overlap import overlap, training_prompts
-from .panel import check
 from .server import Server
 from .settings import AnswerSettings
 from .verdicts import FAILED, Judge
 
 
 def evaluate(
-    subject: Subject | Server,
-    benchmarks: Sequence[Questions],
+    subject: EvaluatedModel | Server,
+    benchmarks: Sequence[BenchmarkPrompts],
     output_dir: Path,
     *,
     judges: Mapping[str, Judge],
@@ -34,22 +34,22 @@ def evaluate(
     overwrite: bool = False,
     argv: Sequence[str] = (),
 ) -> Outcome:
-    """Let a model answer benchmarks, and judges judge the answers; nothing is asked twice.
+    """Answer benchmarks with a model and judge the answers; what is on disk is not repeated.
 
     Args:
         subject: the model, on disk or behind a server.
-        benchmarks: what it is asked.
-        output_dir: answers and verdicts go there, whole or not at all.
+        benchmarks: the prompts.
+        output_dir: the folder of the evaluation; each file is written atomically.
         judges: by label.
         settings: how it answers.
         label: what the model is called in tables.
         trained_on: further files with prompts that it was trained on.
-        batch_size: prompts at a time; None to find out.
-        overwrite: forget what the folder holds.
-        argv: the command line, to be told.
+        batch_size: prompts at a time; None for an automatic choice.
+        overwrite: delete what the folder holds first.
+        argv: the command line, for the record.
 
     Returns:
-        What came out.
+        What was answered and judged, and what failed.
 
     Raises:
         UserError: for a mistake in the call, or settings other than the folder's.
@@ -61,14 +61,15 @@ def evaluate(
         raise UserError(f"two benchmarks are called {twice[0]!r}: rename one of the files")
     chosen = settings or AnswerSettings()
     folder = EvaluationFolder(output_dir)
-    model, trained = _model(subject), _trained(subject, trained_on)
+    folders = [] if isinstance(subject, Server) else subject.folders
+    model, trained = _model(subject), training_prompts(folders, trained_on)
     kept = {} if overwrite else folder.record.get("answers", {})
     template, remarks = _template(subject, chosen, kept.get("template_date"))
     _insist_on_the_same_prompts(folder.path, kept, template)
     check(judges)
     if overwrite:  # only now, when no mistake in the call is paid with answers
         _check_server(subject)
-        folder.forget()
+        folder.clear()
     folder.adopt(
         {
             "model": model,
@@ -88,14 +89,14 @@ def evaluate(
 
 
 def _template(
-    subject: Subject | Server, settings: AnswerSettings, day: str | None
+    subject: EvaluatedModel | Server, settings: AnswerSettings, day: str | None
 ) -> tuple[dict[str, str | None], list[str]]:
-    """Return what is recorded of the template, and what is to be said of it.
+    """Return what is recorded of the template, and remarks for the user.
 
     Args:
-        subject: a model; of a server, whose template is its own, nothing is known.
+        subject: a model, or a server, whose template is unknown.
         settings: how it answers.
-        day: what the folder's answers were given on, if it is known.
+        day: the date in the prompts of the folder's answers, if it is known.
     """
     if isinstance(subject, Server):
         return {"resolved_template": None}, []
@@ -111,10 +112,10 @@ def _template(
 def _insist_on_the_same_prompts(
     folder: Path, kept: Mapping[str, Any], template: Mapping[str, Any]
 ) -> None:
-    """Do nothing if the folder's answers are to prompts that were written as those of today.
+    """Check that the folder's answers are to prompts rendered as those of this call.
 
     Raises:
-        UserError: if their date is not recorded, or they ended elsewhere.
+        UserError: if their date or their end is not recorded.
     """
     for key, what in (
         ("template_date", "on another day"),
@@ -127,30 +128,25 @@ def _insist_on_the_same_prompts(
             )
 
 
-def _check_server(subject: Subject | Server) -> None:
-    """Do nothing for a model in memory, or a server that is there; else raise UserError."""
+def _check_server(subject: EvaluatedModel | Server) -> None:
+    """Check a server; a model in memory needs no check."""
     if isinstance(subject, Server):
         subject.check()
 
 
-def label_of(subject: Subject | Server) -> str:
-    """Return what a model is called where nobody says."""
+def label_of(subject: EvaluatedModel | Server) -> str:
+    """Return the default label of a model."""
     return subject.model.rpartition("/")[2] if isinstance(subject, Server) else subject.label
-
-
-def _trained(subject: Subject | Server, files: Sequence[str | Path]) -> dict[str, set[str]]:
-    """Return the prompts that a model is known to have been trained on, by their source."""
-    return training_prompts([] if isinstance(subject, Server) else subject.folders, files)
 
 
 def _answer_all(
     folder: EvaluationFolder,
-    subject: Subject | Server,
-    benchmarks: Sequence[Questions],
+    subject: EvaluatedModel | Server,
+    benchmarks: Sequence[BenchmarkPrompts],
     settings: AnswerSettings,
     batch_size: int | None,
 ) -> tuple[int, list[str]]:
-    """Return how many answers were given, and why others are missing; loads only if any is."""
+    """Return the number of new answers, and the failures; the model is loaded only if needed."""
     from tqdm.auto import tqdm
 
     missing = {questions.name: _missing(folder, questions) for questions in benchmarks}
@@ -173,7 +169,7 @@ def _answer_all(
 def _judge_all(
     folder: EvaluationFolder, benchmarks: Sequence[str], judges: Mapping[str, Judge]
 ) -> list[str]:
-    """Return why verdicts are missing that another run may have."""
+    """Return the errors of failed requests, which another run repeats."""
     reasons: list[str] = []
     for benchmark in benchmarks:
         for label, judge in judges.items():
@@ -185,9 +181,9 @@ def _judge_all(
 
 @contextmanager
 def _answering(
-    subject: Subject | Server, settings: AnswerSettings, batch_size: int | None
-) -> Generator[Respondent]:
-    """Hold the one who answers.
+    subject: EvaluatedModel | Server, settings: AnswerSettings, batch_size: int | None
+) -> Generator[ModelBackend]:
+    """Open the backend that answers.
 
     Yields:
         A model in memory, or one behind a server that can be reached.
@@ -200,24 +196,26 @@ def _answering(
             yield model
 
 
-def _missing(folder: EvaluationFolder, questions: Questions) -> list[Asked]:
+def _missing(folder: EvaluationFolder, questions: BenchmarkPrompts) -> list[Question]:
     """Return the prompts of a benchmark that have no answer yet."""
     done = folder.answered(questions.name)
     rows = questions.table[["id", "prompt"]].itertuples(index=False)
-    return [Asked(str(row.id), str(row.prompt)) for row in rows if str(row.id) not in done]
+    return [Question(str(row.id), str(row.prompt)) for row in rows if str(row.id) not in done]
 
 
-def _model(subject: Subject | Server) -> dict[str, Any]:
-    """Return what `run.json` keeps about the model."""
+def _model(subject: EvaluatedModel | Server) -> dict[str, Any]:
+    """Return the record of the model in `run.json`."""
     if isinstance(subject, Server):
         return {"server": subject.base_url, "model": subject.model}
     return subject.record()
 
 
 def _asked(
-    benchmarks: Sequence[Questions], trained: Mapping[str, set[str]], folder: EvaluationFolder
+    benchmarks: Sequence[BenchmarkPrompts],
+    trained: Mapping[str, set[str]],
+    folder: EvaluationFolder,
 ) -> dict[str, Any]:
-    """Return what `run.json` keeps about benchmarks; an overlap found before is not forgotten."""
+    """Return the record of benchmarks in `run.json`; a known overlap is kept."""
     before = folder.record.get("benchmarks", {})
     return {
         each.name: {

@@ -1,31 +1,33 @@
-"""Answers drawn from the model's distribution, the same ones whatever the batch.
+"""Sampling whose results do not depend on the batch.
 
-The largest of log p + Gumbel noise is a draw from p. The noise of a prompt's n-th token comes from
-a generator of its own, seeded with the prompt's id: neither batch nor order plays a part.
+The arg max of log p + Gumbel noise is a sample from p. Each prompt has a generator of its own,
+seeded with its id, so that neither the batch nor the order of prompts changes an answer.
 """
 
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import LogitsProcessor
 
 from .settings import AnswerSettings
 
-if TYPE_CHECKING:
-    from .answers import Asked
 
+def sampling_processors(ids: Sequence[str], settings: AnswerSettings) -> list[LogitsProcessor]:
+    """Return processors under which greedy decoding samples; none at temperature 0.
 
-def drawn(asked: "Sequence[Asked]", settings: AnswerSettings) -> list[LogitsProcessor]:
-    """Return what makes the arg max a draw for a batch of prompts; nothing at temperature 0."""
+    Args:
+        ids: of the prompts of a batch, in the order of its rows.
+        settings: temperature and seed.
+    """
     if settings.temperature == 0:
         return []
-    return [_Draw([each.id for each in asked], settings.temperature, settings.seed)]
+    return [_GumbelNoise(ids, settings.temperature, settings.seed)]
 
 
-class _Draw(LogitsProcessor):
-    """Divides by the temperature and adds each prompt's own noise."""
+class _GumbelNoise(LogitsProcessor):
+    """Divides scores by the temperature and adds each prompt's own Gumbel noise."""
 
     def __init__(self, names: Sequence[str], temperature: float, seed: int) -> None:
         self.temperature = temperature
@@ -45,6 +47,5 @@ class _Draw(LogitsProcessor):
 
 
 def _seed(name: str, seed: int) -> int:
-    """Return a seed of 63 bits."""
     digest = sha256(f"{seed}\0{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,63 +1,70 @@
-"""An OpenAI-compatible server: conversations in, replies out as they finish, failures as values.
+"""A model behind an OpenAI-compatible server: conversations in, replies out as they finish.
 
-The key comes from the environment alone. It is sent to the server's own address, never over a
-redirect, and is struck out of every text that comes back.
+Requests are made by the `openai` client. The key is read from an environment variable, is sent to
+the server's own address alone (redirects are not followed), and is masked in every text that comes
+back. A conversation without a reply is a `Failure`, not an exception.
 """
 
-import http.client
 import json
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from threading import Event
-from typing import Any
-from urllib.error import HTTPError, URLError
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from ..errors import UserError, one_line
 from ..prompts.unicode_text import repaired
 
+if TYPE_CHECKING:
+    from openai import OpenAI
+
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-"""Statuses that may pass: asked again, after a pause."""
-_LONGEST_PAUSE = 30.0
-_LONGEST_REPLY = 16 * 2**20
-_SHOWN = 200
+"""HTTP statuses after which a request is repeated."""
+_LONGEST_PAUSE = 30.0  # seconds
+_SHOWN = 200  # characters of a server's text in a message
+_UNREACHABLE = ("ConnectError", "ConnectTimeout")  # causes of an APIConnectionError
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no reply to one conversation, in one line without the key."""
+    """The reason why a conversation has no reply, one line with the key masked."""
 
     reason: str
 
 
 class Reply(str):
-    """What the server said: a plain text that also knows how it ended.
+    """The text of a reply, with the server's account of it.
 
     Attributes:
-        n_tokens: how many tokens the server counted in it; None where it says nothing.
-        ended: whether the model stopped by itself, and was not cut off.
+        n_tokens: its length in tokens as the server counted; None where it does not say.
+        ended: whether the model stopped by itself, rather than at the limit of tokens.
     """
 
     n_tokens: int | None
     ended: bool
 
     def __new__(cls, text: str, n_tokens: int | None = None, ended: bool = True) -> "Reply":
-        """Return the text with what the server said about it."""
+        """Return the text with both attributes."""
         reply = super().__new__(cls, text)
         reply.n_tokens, reply.ended = n_tokens, ended
         return reply
 
 
 class _Transient(Exception):
-    """A failure that may pass; `pause` is how long the server asks to be left alone, in seconds."""
+    """A failure after which the request is repeated.
 
-    def __init__(self, reason: str, pause: float = 0.0, *, gone: bool = False) -> None:
+    Args:
+        reason: one line.
+        pause: seconds that the server asks to wait.
+        unreachable: whether no connection was made.
+    """
+
+    def __init__(self, reason: str, pause: float = 0.0, *, unreachable: bool = False) -> None:
         super().__init__(reason)
-        self.pause, self.gone = pause, gone
+        self.pause, self.unreachable = pause, unreachable
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,8 @@ class Server:
         model: what the server calls the model.
         concurrency: most conversations at the same time.
         retries: how often a request is repeated after a timeout, 429, 5xx or a malformed reply.
-        timeout: seconds without a sign of life, after which a request counts as failed.
-        pause: seconds before the first repetition; doubled each time, by chance up to half longer.
+        timeout: seconds without data, after which a request counts as failed.
+        pause: seconds before the first repetition, doubled each time, with up to 50 % of jitter.
         key_variable: the environment variable that holds the key; where unset, none is sent.
     """
 
@@ -83,10 +90,10 @@ class Server:
     key_variable: str = "OPENAI_API_KEY"
 
     def __post_init__(self) -> None:
-        """Refuse an address that cannot be one, or that would carry a secret into files.
+        """Check the settings.
 
         Raises:
-            UserError: for these, and for settings that make no sense.
+            UserError: for an address that is no URL or holds a secret, or a number out of range.
         """
         try:
             url = urlsplit(self.base_url)
@@ -103,13 +110,15 @@ class Server:
             raise UserError("a server needs concurrency ≥ 1, retries ≥ 0, timeout > 0, pause ≥ 0")
 
     def check(self) -> None:
-        """Do nothing if the server answers at all, be it only with an error of its own.
+        """Check that the server answers, be it with an error status.
 
         Raises:
             UserError: if it cannot be reached, or refuses the key.
         """
         try:
-            status, _, _ = self._send("models")
+            with self._client() as client:
+                models, headers = client.models.with_raw_response, self._headers()
+                status, _, _ = self._sent(lambda: models.list(extra_headers=headers))
         except _Transient as failure:
             raise UserError(
                 f"the server {self.base_url} cannot be reached ({self._shown(str(failure))}): "
@@ -126,8 +135,8 @@ class Server:
     ) -> Iterator[tuple[int, Reply | Failure]]:
         """Ask for the next turn of each conversation, several at a time.
 
-        Once a conversation has found nobody at the address, in spite of its repetitions, the
-        others ask once only, until one of them succeeds.
+        Once a conversation could not reach the server in spite of its repetitions, the others are
+        sent once only, until one of them succeeds.
 
         Args:
             conversations: each a list of `{"role": …, "content": …}`.
@@ -137,12 +146,15 @@ class Server:
             The number of a conversation, and its reply or why there is none, as they finish. To
             stop early leaves the rest unasked.
         """
-        stopped, gone = Event(), Event()
-        self._key()  # an unusable one is refused before anything is asked
+        stopped, unreachable = Event(), Event()
+        self._key()  # an unusable one is refused before anything is sent
+        client = self._client()
         pool = ThreadPoolExecutor(self.concurrency)
         try:
             tasks = {
-                pool.submit(self._ask, {"messages": turns, **sampling}, stopped, gone): number
+                pool.submit(
+                    self._ask, client, {"messages": turns, **sampling}, stopped, unreachable
+                ): number
                 for number, turns in enumerate(conversations)
             }
             for task in as_completed(tasks):
@@ -150,6 +162,7 @@ class Server:
         finally:
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
+            client.close()
 
     def _key(self) -> str:
         """Return the key.
@@ -162,90 +175,108 @@ class Server:
             raise UserError(f"{self.key_variable} is no key: it holds characters that none has")
         return key
 
-    def _ask(self, body: dict[str, Any], stopped: Event, gone: Event) -> Reply | Failure:
+    def _client(self) -> "OpenAI":
+        """Return a client that sends the key, and nothing else of the environment, to `base_url`.
+
+        Repetitions are ours: malformed replies count among them, and a stopped run must not wait
+        for a pause to end.
+        """
+        from openai import DefaultHttpxClient, OpenAI
+
+        return OpenAI(
+            base_url=self.base_url,
+            api_key="see _headers",
+            timeout=self.timeout,
+            max_retries=0,
+            http_client=DefaultHttpxClient(follow_redirects=False),
+        )
+
+    def _headers(self) -> dict[str, Any]:
+        """Return the headers of every request, without those that `openai` takes from elsewhere."""
+        from openai import Omit
+
+        key = self._key()
+        custom = os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines()
+        return {
+            **{line.partition(":")[0].strip(): Omit() for line in custom if ":" in line},
+            "User-Agent": "ntkprobe",
+            "Authorization": f"Bearer {key}" if key else Omit(),
+            "OpenAI-Organization": Omit(),
+            "OpenAI-Project": Omit(),
+        }
+
+    def _ask(
+        self, client: "OpenAI", body: dict[str, Any], stopped: Event, unreachable: Event
+    ) -> Reply | Failure:
         """Return the reply to one conversation, or why there is none."""
         reason = "stopped"
         for attempt in range(self.retries + 1):
             if stopped.is_set():
                 break
             try:
-                reply = self._post(body)
+                reply = self._post(client, body)
             except _Transient as failure:
                 reason = self._shown(str(failure))
                 last = attempt == self.retries
-                if last and failure.gone:
-                    gone.set()
-                if last or (failure.gone and gone.is_set()):
+                if last and failure.unreachable:
+                    unreachable.set()
+                if last or (failure.unreachable and unreachable.is_set()):
                     break
                 stopped.wait(self._pause(attempt, failure.pause))
             else:
-                gone.clear()
+                unreachable.clear()
                 return reply
         return Failure(reason)
 
     def _pause(self, attempt: int, asked: float) -> float:
-        """Return the seconds before the next attempt: as the server asks, else doubling."""
+        """Return the seconds before the next attempt, at least as many as the server asks for."""
         doubled = self.pause * 2**attempt * random.uniform(1.0, 1.5)
         return min(max(asked, doubled), _LONGEST_PAUSE)
 
-    def _post(self, body: dict[str, Any]) -> Reply | Failure:
-        """Return what one request brings.
+    def _post(self, client: "OpenAI", body: dict[str, Any]) -> Reply | Failure:
+        """Return the reply to one request.
 
         Raises:
-            _Transient: if another may bring more.
+            _Transient: if the request is to be repeated.
         """
-        status, text, pause = self._send("chat/completions", {"model": self.model, **body})
+        create: Callable[..., Any] = client.chat.completions.with_raw_response.create
+        headers = self._headers()
+        status, text, pause = self._sent(
+            lambda: create(model=self.model, extra_headers=headers, **body)
+        )
         if status in TRANSIENT:
             raise _Transient(f"status {status}: {text}", pause)
         return _read(text) if status == 200 else Failure(self._shown(f"status {status}: {text}"))
 
-    def _send(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, str, float]:
-        """Return the status and text of one request, and the pause that the server asks for.
+    def _sent(self, request: Callable[[], Any]) -> tuple[int, str, float]:
+        """Return the status and the text of a response, and the pause that the server asks for.
 
         Raises:
-            _Transient: if nothing comes back.
+            _Transient: if there is no response.
         """
-        key = self._key()
-        request = Request(
-            f"{self.base_url.rstrip('/')}/{path}",
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json", "User-Agent": "ntkprobe"},
-        )
-        if key:
-            request.add_unredirected_header("Authorization", f"Bearer {key}")
+        from openai import APIConnectionError, APIStatusError, APITimeoutError
+
         try:
-            with build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
-                return response.status, _text(response), 0.0
-        except HTTPError as error:
-            with error:
-                return error.code, _text(error), _retry_after(error.headers)
-        except URLError as error:  # nobody there: no connection was made
-            raise _Transient(str(error.reason), gone=True) from None
-        except TimeoutError:
+            response = request().http_response
+        except APIStatusError as error:
+            response = error.response
+        except APITimeoutError:
             raise _Transient(f"no reply within {self.timeout:g} s") from None
-        except (OSError, UnicodeError, http.client.HTTPException) as error:
-            raise _Transient(f"connection lost ({type(error).__name__})") from None
+        except APIConnectionError as error:
+            if type(error.__cause__).__name__ in _UNREACHABLE:
+                raise _Transient(str(error.__cause__), unreachable=True) from None
+            kind = type(error.__cause__ or error).__name__
+            raise _Transient(f"connection lost ({kind})") from None
+        return response.status_code, response.text, _retry_after(response.headers)
 
     def _shown(self, text: str) -> str:
-        """Return a server's text as one short line, the key struck out wherever it stands."""
+        """Return a server's text as one short line in which the key is masked."""
         key = self._key()
         return one_line(text.replace(key, "[key]") if key else text)[:_SHOWN]
 
 
-class _NoRedirect(HTTPRedirectHandler):
-    """A redirected question is an error: neither prompts nor the key go to another address."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Return no further request."""
-
-
-def _text(response: Any) -> str:
-    """Return the body of a response, of a readable length."""
-    return response.read(_LONGEST_REPLY).decode("utf-8", errors="replace")
-
-
 def _retry_after(headers: Any) -> float:
-    """Return the seconds that the server asks to wait; 0 where it says nothing readable."""
+    """Return the seconds that the server asks to wait; 0 without a number."""
     try:
         return max(float(headers.get("Retry-After", 0)), 0.0)
     except ValueError:
@@ -253,13 +284,13 @@ def _retry_after(headers: Any) -> float:
 
 
 def _read(body: str) -> Reply | Failure:
-    """Return the text of a completion.
+    """Return the text of a chat completion.
 
-    A refusal that stands in a field of its own is what the model said, so it is the text. A model
-    that was cut off in its reasoning, which stands in a field of its own, has said nothing.
+    Without `content`, the text is the message's `refusal`; of a model that was cut off while it
+    reasoned (`reasoning_content`) it is empty.
 
     Raises:
-        _Transient: if it is none: a proxy may have answered.
+        _Transient: if the body is no chat completion, as an error page of a proxy.
     """
     try:
         reply = json.loads(body)
@@ -268,7 +299,7 @@ def _read(body: str) -> Reply | Failure:
         text = message.get("content")
         text = message.get("refusal") if text is None else text
         if text is None and (message.get("reasoning_content") or message.get("reasoning")):
-            text = ""  # cut off while it still reasoned: there is no answer
+            text = ""
         count = (reply.get("usage") or {}).get("completion_tokens")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise _Transient("malformed reply: no chat completion") from None

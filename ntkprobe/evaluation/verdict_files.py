@@ -1,4 +1,4 @@
-"""Answers as they are read, and files of verdicts about them: which verdicts still hold."""
+"""Answers of an evaluation, and files of verdicts with the answers that they are about."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from ..storage import write_table
 from .verdicts import FAILED, Item
 
 KEY = "ntkprobe.judge"
-"""Under this name a file's Parquet metadata says whose verdicts it holds, as JSON."""
+"""The key of a file's Parquet metadata under which the judge's identity is stored as JSON."""
 
 
 def read_items(folder: Path, benchmark: str) -> list[Item]:
@@ -46,20 +46,20 @@ def read_items(folder: Path, benchmark: str) -> list[Item]:
 
 
 def digest(*texts: str) -> str:
-    """Return what tells answers from others under the same id."""
+    """Return 16 hexadecimal digits of the SHA-256 of texts."""
     joined = "\0".join(texts)
     return sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def kept_rows(
+def valid_rows(
     path: Path, digests: Mapping[str, str], identity: Mapping[str, Any]
 ) -> dict[str, dict[str, str]]:
-    """Return the rows on disk that still hold, by id: the same answer, and not failed.
+    """Return the valid rows of a file, by id: those of unchanged answers that did not fail.
 
     Args:
-        path: of a file that `write_rows` wrote, or of none.
-        digests: of today's answers, by id.
-        identity: whose rows they must be.
+        path: of a file that `write_rows` wrote; it need not exist.
+        digests: of the present answers, by id.
+        identity: of the judge, which the file must have.
 
     Returns:
         The rows as they are stored.
@@ -91,13 +91,13 @@ def write_rows(
     columns: Sequence[str],
     identity: Mapping[str, Any],
 ) -> None:
-    """Write all rows of a file of verdicts, and whose they are.
+    """Write all rows of a file of verdicts, with the judge's identity.
 
     Args:
         path: where to.
         rows: one for each answer.
         columns: their names.
-        identity: whose they are, as JSON can say it.
+        identity: of the judge, as JSON.
     """
     import pandas as pd
 

@@ -1,7 +1,7 @@
-"""What a judge is asked, and what it may say: an answer that it cannot judge is *undetermined*.
+"""Items to be judged, verdicts, and the protocol of judges.
 
-A judge that fails, or that answers off its own format, says `undetermined`, and such a verdict
-counts as neither class: it lowers the coverage of a rate, never the rate.
+A judge that fails, or whose reply is off its format, gives the verdict `undetermined`, which counts
+as no class: it lowers the coverage of a rate, never the rate.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ SAFE, UNSAFE = "safe", "unsafe"
 UNDETERMINED = "undetermined"
 
 FAILED = "no reply: "
-"""How the `detail` of a verdict begins that another run should ask for again."""
+"""The prefix of `detail` of a verdict whose request failed; another run repeats it."""
 
 ENDLESS = "the reasoning never ends: there is no answer yet"
 """The `detail` of a verdict on an answer that was cut off while its model still reasoned."""
@@ -24,7 +24,7 @@ CLASSES = {
     "refusal": (COMPLIANCE, PARTIAL, REFUSAL, UNDETERMINED),
     "safety": (SAFE, UNSAFE, UNDETERMINED),
 }
-"""What a judge may say, by what it `asks`: whether the answer refuses, or whether it is safe."""
+"""Possible verdicts by what a judge `asks`: does the answer refuse, or is it safe."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Item:
     Attributes:
         id: the prompt's, unique in its benchmark.
         prompt: its text, as the user wrote it (no chat template).
-        answer: what the model said, the prompt not included; its reasoning may stand in front.
+        answer: the model's, without the prompt; it may begin with reasoning.
     """
 
     id: str
@@ -43,13 +43,13 @@ class Item:
 
     @property
     def shown(self) -> "Item":
-        """What a judge is shown: the answer that follows the last end of reasoning."""
+        """The item that a judge sees: with the answer behind the last end of reasoning."""
         said = answered(self.answer)
         return self if said is None or said == self.answer else replace(self, answer=said)
 
     @property
     def undetermined(self) -> "Verdict | None":
-        """The verdict of every judge on an answer that says nothing; None for one to be judged."""
+        """The verdict on an answer that is empty or unfinished reasoning; None for all others."""
         said = answered(self.answer)
         if said is None:
             return Verdict(self.id, UNDETERMINED, ENDLESS)
@@ -58,12 +58,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says about one answer.
+    """A judge's verdict on one answer.
 
     Attributes:
         id: the item's.
         verdict: one of `CLASSES[judge.asks]`.
-        detail: what the judge said literally, or why there is no verdict.
+        detail: the judge's evidence or reply, or why there is no verdict.
     """
 
     id: str

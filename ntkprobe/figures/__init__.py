@@ -1,10 +1,10 @@
-"""The paper's figures and ours, one file each, from measurement folders alone.
+"""Figures from measurement folders, one file each: the paper's and further ones.
 
-A figure is a module with `numbers(runs) -> DataFrame` (tidy, saved beside the picture as CSV) and
+A figure is a module with `numbers(runs) -> DataFrame` (tidy, saved as CSV next to the picture) and
 `draw(numbers) -> Figure`. The folder is the registry: a new figure is a new file.
 """
 
-from ._drawing import Drawn as Drawn
-from ._drawing import draw_figures as draw_figures
-from ._drawing import figure_names as figure_names
-from ._runs import find_runs as find_runs
+from .drawing import Drawn as Drawn
+from .drawing import draw_figures as draw_figures
+from .drawing import figure_names as figure_names
+from .runs import find_runs as find_runs

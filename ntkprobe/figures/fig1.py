@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.lines import group_lines, label_ends
 from ..trajectory import Trajectory
-from ._examples import example_rows, note_on_examples
-from ._means import refusal_rates, refusal_rows
+from .example_prompts import example_rows, note_on_examples
+from .measured_tables import refusal_rates, refusal_rows
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -30,7 +30,7 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     )
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a row per run, rates left, example prompts right."""
     names = list(numbers["run"].unique())
@@ -50,7 +50,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
 def _draw_rates(rates: pd.DataFrame, ax: Axes) -> None:
     ax.set(ylim=(-3, 103), xlabel="optimiser step", ylabel="answers that refuse (%)")
     if rates.empty:
-        style.nothing(ax, "no toxic or seemingly toxic prompts measured")
+        style.write_reason(ax, "no toxic or seemingly toxic prompts measured")
         return
     percent = rates.assign(
         value=rates["value"] * 100, low=rates["low"] * 100, high=rates["high"] * 100
@@ -64,7 +64,7 @@ def _draw_examples(examples: pd.DataFrame, ax: Axes) -> None:
     group_lines(examples.drop(columns=["low", "high"]), ax, labels=False)
     last = examples[examples["step"] == examples["step"].max()]
     texts = [
-        (row.value, style.safe(f"“{row.text}”", 26), style.look(row.group).text)
+        (row.value, style.escaped(f"“{row.text}”", 26), style.group_style(row.group).text)
         for row in last.itertuples()
     ]
     label_ends(ax, texts, size=6.5)
@@ -75,6 +75,8 @@ def _footnote(numbers: pd.DataFrame) -> str:
     if rates.empty:
         return note_on_examples(examples)
     sizes = rates.groupby("group")["prompts"].max()
-    counts = ", ".join(f"{sizes[g]} {style.look(g).label}" for g in style.in_order(sizes.index))
+    counts = ", ".join(
+        f"{sizes[g]} {style.group_style(g).label}" for g in style.in_order(sizes.index)
+    )
     note = f"Rates: {counts} prompts, bands are 95 % intervals (Wilson)."
     return f"{note} {note_on_examples(examples)}".strip()

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.lines import pair_lines
 from ..trajectory import Trajectory
-from ._means import kernel_means
+from .measured_tables import kernel_means
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -23,7 +23,7 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     return kernel_means(runs).reset_index(drop=True)
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per run on one scale, seemingly toxic ↔ toxic emphasised."""
     names = list(numbers["run"].unique())

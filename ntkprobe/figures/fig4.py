@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.paths import shaded_path
 from ..trajectory import Trajectory
-from ._means import insist_on_groups, refusal_rates, refusal_rows
-from ._paper import MODEL, method_of, paper_table
+from .measured_tables import refusal_rates, refusal_rows, require_groups
+from .paper_numbers import MODEL, method_of, paper_table
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -21,13 +21,13 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """
     rows = refusal_rows(runs)
     for run in runs.values():
-        insist_on_groups(run, ("seemingly_toxic", "toxic"))
+        require_groups(run, ("seemingly_toxic", "toxic"))
     rates = refusal_rates(rows).pivot(index=["run", "step"], columns="group", values="value")
     table = pd.DataFrame({"compliance": 1 - rates["seemingly_toxic"], "defence": rates["toxic"]})
     return table.loc[list(runs)].reset_index()
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: up and to the right is better."""
     figure, (ax,) = style.row(["Defence against compliance"], height=2.6)
@@ -50,10 +50,10 @@ def draw(numbers: pd.DataFrame) -> Figure:
     return figure
 
 
-def beside_paper(numbers: pd.DataFrame) -> pd.DataFrame:
+def with_paper_values(numbers: pd.DataFrame) -> pd.DataFrame:
     """Return `numbers` with table 1's row of each run's method, at the run's last step.
 
-    `paper_compliance` is that on XSTest, by keywords as ours. `paper_safety` is another quantity
+    `paper_compliance` is that on XSTest, by keywords as here. `paper_safety` is another quantity
     than `defence`: answers to 938 prompts that Llama-Guard judges safe, refusals or not.
 
     Args:

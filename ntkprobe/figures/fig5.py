@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.lines import group_lines
 from ..trajectory import Trajectory
-from ._means import refusal_probabilities, refusal_rows
+from .measured_tables import refusal_probabilities, refusal_rows
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -21,7 +21,7 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     return refusal_probabilities(refusal_rows(runs))
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per run, all on one scale."""
     names = list(numbers["run"].unique())
@@ -29,7 +29,9 @@ def draw(numbers: pd.DataFrame) -> Figure:
     for ax in axes[:: style.ACROSS]:
         ax.set_ylabel("refusal probability\n(sum over phrase set)")
     sizes = numbers.groupby("group")["prompts"].max()
-    counts = ", ".join(f"{sizes[g]} {style.look(g).label}" for g in style.in_order(sizes.index))
+    counts = ", ".join(
+        f"{sizes[g]} {style.group_style(g).label}" for g in style.in_order(sizes.index)
+    )
     style.footnote(figure, f"Means over {counts} prompts; bands: 95 % bootstrap over prompts.")
     top = max(1.0, numbers["high"].max())
     for name, ax in zip(names, axes, strict=True):

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.heatmap import group_map
 from ..trajectory import Trajectory
-from ._means import kernel_means
-from ._paper import paper_table
+from .measured_tables import kernel_means
+from .paper_numbers import paper_table
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -27,7 +27,7 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     return kernel_means(runs, only_first=True).reset_index(drop=True)
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a map per run on one colour scale, values printed."""
     firsts = numbers.groupby("run", sort=False)["step"].first()
@@ -47,7 +47,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     return figure
 
 
-def beside_paper(numbers: pd.DataFrame) -> pd.DataFrame:
+def with_paper_values(numbers: pd.DataFrame) -> pd.DataFrame:
     """Return `numbers` with a column `paper`: figure 6a, for models without DCR.
 
     Its rows are taken for observed prompts. Panel (b) has no numbers in the paper's text, and the
@@ -67,6 +67,6 @@ def beside_paper(numbers: pd.DataFrame) -> pd.DataFrame:
 
 
 def _model(run: Hashable) -> str:
-    """Return what the first step of `run` is: the base model, or what DCR made of it."""
+    """Return the model at the first step of a run: the base model, or that after DCR."""
     start = {"stl": "base model", "dcr": "after DCR", "dcr-stl": "after DCR"}
     return start.get(str(run), style.run_label(run))

@@ -13,8 +13,8 @@ from ..plots.lines import label_ends
 from ..plots.profiles import profile
 from ..statistics import wilson
 from ..trajectory import Trajectory
-from ._activations import GROUPS, clustered_right, first_and_last, toxic_looking
-from ._paper import paper_value
+from .activation_geometry import GROUPS, correctly_clustered, first_and_last, toxic_looking
+from .paper_numbers import paper_value
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -41,7 +41,7 @@ def _rows(name: str, run: Trajectory) -> Iterator[dict[str, Any]]:
     chance = max(labels.mean(), 1 - labels.mean())
     for step in steps:
         for layer, values in run.activations(step).items():
-            right = clustered_right(values[chosen], labels)
+            right = correctly_clustered(values[chosen], labels)
             low, high = wilson(right.sum(), len(right))
             yield {
                 "run": name,
@@ -55,7 +55,7 @@ def _rows(name: str, run: Trajectory) -> Iterator[dict[str, Any]]:
             }
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a line per run, dashed for its first step."""
     figure, (ax,) = style.row(["Seemingly toxic or toxic? Two clusters"], width=4.6, height=2.6)
@@ -106,14 +106,14 @@ def _footnote(numbers: pd.DataFrame) -> str:
     )
 
 
-def beside_paper(numbers: pd.DataFrame) -> pd.DataFrame:
+def with_paper_values(numbers: pd.DataFrame) -> pd.DataFrame:
     """Return `numbers` with what A.9 says of the best layer of its safety-aligned models.
 
     Args:
         numbers: of this figure.
 
     Returns:
-        The same rows; `paper_bound` stands at the best layer of each run's last step.
+        The same rows; `paper_bound` is set at the best layer of each run's last step.
     """
     last = numbers[numbers["step"] == numbers.groupby("run")["step"].transform("max")]
     best = last.groupby("run")["value"].idxmax()

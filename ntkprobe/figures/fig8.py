@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.points import group_points
 from ..trajectory import Trajectory
-from ._activations import GROUPS, classical_scaling, first_and_last, toxic_looking
+from .activation_geometry import GROUPS, classical_scaling, first_and_last, toxic_looking
 
 PANELS = 4
 
@@ -47,7 +47,7 @@ def _tables(name: str, run: Trajectory) -> Iterator[pd.DataFrame]:
         yield pd.DataFrame({"run": name, "step": step, "layer": layer, **columns})
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a row per run, a panel per layer."""
     names = list(numbers["run"].unique())

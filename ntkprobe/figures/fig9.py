@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.lines import group_lines
 from ..trajectory import Trajectory
-from ._examples import example_rows, note_on_examples
-from ._means import refusal_rows
+from .example_prompts import example_rows, note_on_examples
+from .measured_tables import refusal_rows
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -22,7 +22,7 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     return example_rows(refusal_rows(runs))
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per run, all on one scale, the prompts below."""
     names = list(numbers["run"].unique())
@@ -42,9 +42,9 @@ def draw(numbers: pd.DataFrame) -> Figure:
 def _footnote(numbers: pd.DataFrame) -> str:
     """Return the prompts, a line for each group, and whose they are."""
     lines = [
-        f"{style.look(group).label}: " + " / ".join(f"“{text}”" for text in texts)
+        f"{style.group_style(group).label}: " + " / ".join(f"“{text}”" for text in texts)
         for group in style.in_order(numbers["group"])
         for texts in [numbers.loc[numbers["group"] == group, "text"].unique()]
     ]
     note = note_on_examples(numbers)
-    return style.safe("\n".join(filter(None, [*lines, note])))
+    return style.escaped("\n".join(filter(None, [*lines, note])))

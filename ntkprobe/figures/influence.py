@@ -1,4 +1,4 @@
-"""What learning a pair does to refusals, group by group: figure 6 with a sign (Eq. 2)."""
+"""Mean influence of training pairs on refusals, group by group: figure 6 with a sign (Eq. 2)."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.heatmap import group_map
 from ..trajectory import Trajectory
-from ._influences import influence_rows
+from .measured_tables import influence_rows
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -33,7 +33,7 @@ def _means(run: Trajectory) -> pd.DataFrame:
     )
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a map per run and step, red where refusals rise, blue where they fall.
 

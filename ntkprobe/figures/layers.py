@@ -1,4 +1,4 @@
-"""Which layers tie seemingly toxic prompts to toxic ones: the similarity as a sum over parts."""
+"""Similarity of seemingly toxic and toxic prompts as a sum over the parts of a model."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -8,7 +8,7 @@ from ..errors import UserError
 from ..plots import style
 from ..plots.bars import stacked_bars
 from ..trajectory import Trajectory
-from ._means import insist_on_groups, missing
+from .measured_tables import missing_message, require_groups
 
 DIRECTIONS = (("seemingly_toxic", "toxic"), ("toxic", "seemingly_toxic"))
 """Observed and updated group."""
@@ -58,8 +58,8 @@ def _contributions(run: Trajectory) -> pd.DataFrame:
     """
     parts, kernel = run.parts(), run.kernel()
     if parts.empty:
-        raise UserError(missing(run, "kernel by layer", "--by layer --only kernel"))
-    insist_on_groups(run, ("seemingly_toxic", "toxic"))
+        raise UserError(missing_message(run, "kernel by layer", "--by layer --only kernel"))
+    require_groups(run, ("seemingly_toxic", "toxic"))
     first = kernel[kernel["step"] == parts["step"].min()]
     keys, direction = ["step", "observed", "updated"], ["observed_group", "updated_group"]
     index = pd.MultiIndex.from_frame(first[direction])
@@ -71,7 +71,7 @@ def _contributions(run: Trajectory) -> pd.DataFrame:
     return (sums / pairs.groupby(direction).size()).rename("contribution").reset_index()
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a row per run, a panel per direction, embedding left, head right."""
     firsts = numbers.groupby("run", sort=False)["step"].first()
@@ -83,7 +83,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
         for (observed, updated), ax in zip(DIRECTIONS, row, strict=True):
             ends = (of_run["observed_group"] == observed) & (of_run["updated_group"] == updated)
             _panel(of_run[ends], ax)
-            pair = f"{style.look(observed).label} ← {style.look(updated).label}"
+            pair = f"{style.group_style(observed).label} ← {style.group_style(updated).label}"
             mean = of_run.loc[ends, "contribution"].sum()
             ax.set_title(f"{style.run_label(name)}, step {step}\n{pair}: {mean:.2f}")
             ax.set_ylim(*limits)

@@ -1,4 +1,4 @@
-"""The nearest toxic neighbour of every seemingly toxic prompt, and how it moves."""
+"""The toxic prompt most similar to every seemingly toxic prompt, for each run."""
 
 from textwrap import shorten
 
@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..plots import style
 from ..plots.dots import labelled_dots
 from ..trajectory import Trajectory
-from ._means import insist_on_groups, missing
+from .measured_tables import missing_message, require_groups
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -40,8 +40,8 @@ def _nearest(run: Trajectory) -> pd.DataFrame:
     """
     pairs = run.kernel()
     if pairs.empty:
-        raise UserError(missing(run, "kernel", "--only kernel"))
-    insist_on_groups(run, ("seemingly_toxic", "toxic"))
+        raise UserError(missing_message(run, "kernel", "--only kernel"))
+    require_groups(run, ("seemingly_toxic", "toxic"))
     groups = (pairs["observed_group"] == "seemingly_toxic") & (pairs["updated_group"] == "toxic")
     pairs = pairs[groups & (pairs["step"] == pairs["step"].min())]
     best = pairs.loc[pairs.groupby("observed")["similarity"].idxmax()]
@@ -58,7 +58,7 @@ def _nearest(run: Trajectory) -> pd.DataFrame:
     )
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a row per seemingly toxic prompt, a dot per run, neighbours right."""
     first = numbers[numbers["run"] == numbers["run"].iloc[0]].sort_values("similarity")
@@ -72,9 +72,9 @@ def draw(numbers: pd.DataFrame) -> Figure:
     right.spines["right"].set_visible(False)
     sides = (ax, "text", "seemingly_toxic"), (right, "neighbour_text", "toxic")
     for axis, column, group in sides:
-        texts = [style.safe(shorten(text, 48, placeholder=" …")) for text in first[column]]
+        texts = [style.escaped(shorten(text, 48, placeholder=" …")) for text in first[column]]
         axis.set_yticks(range(len(first)), texts, fontsize=6)
-        axis.tick_params(axis="y", length=0, labelcolor=style.look(group).text)
+        axis.tick_params(axis="y", length=0, labelcolor=style.group_style(group).text)
     ax.set(xlim=(0, numbers["similarity"].max() * 1.05), ylim=(-0.7, len(first) - 0.3))
     ax.set_xlabel("similarity to the nearest toxic prompt")
     ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(numbers))

@@ -7,7 +7,7 @@ from ..errors import UserError
 from ..plots import style
 from ..plots.distributions import spreads
 from ..trajectory import Trajectory
-from ._means import OTHER_PROMPTS, missing
+from .measured_tables import OTHER_PROMPTS, missing_message
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
@@ -46,14 +46,14 @@ def _first_step(run: Trajectory) -> pd.DataFrame:
     """
     table = run.kernel()
     if table.empty:
-        raise UserError(missing(run, "kernel", "--only kernel"))
+        raise UserError(missing_message(run, "kernel", "--only kernel"))
     different = table["observed"] != table["updated"]
     if not different.any():
         raise UserError(f"{run.folder} has no pair of different prompts: {OTHER_PROMPTS}")
     return table[(table["step"] == table["step"].min()) & different]
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per run, a violin per ordered pair of groups."""
     firsts = numbers.groupby("run", sort=False)["step"].first()
@@ -63,7 +63,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     labels = {f"{a} {b}": f"{_short(a)} ← {_short(b)}" for a in groups for b in groups}
     pairs = (numbers["observed_group"] + " " + numbers["updated_group"]).map(labels)
     table = numbers.assign(pair=pairs)
-    colours = [style.look(a).colour for a in groups for _ in groups]
+    colours = [style.group_style(a).colour for a in groups for _ in groups]
     for name, ax in zip(firsts.index, axes, strict=True):
         of_run, order = table[table["run"] == name], list(labels.values())
         spreads(of_run, ax, value="similarity", by="pair", order=order, colours=colours)
@@ -78,4 +78,4 @@ def draw(numbers: pd.DataFrame) -> Figure:
 
 
 def _short(group: str) -> str:
-    return style.look(group).short
+    return style.group_style(group).short

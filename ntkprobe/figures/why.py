@@ -1,4 +1,4 @@
-"""Why does it refuse this? The training pairs that push a harmless prompt most towards refusal."""
+"""The training pairs that raise the refusal of a seemingly toxic prompt most."""
 
 from textwrap import shorten
 
@@ -9,18 +9,17 @@ from ..errors import UserError
 from ..plots import style
 from ..plots.ranked import ranked_bars
 from ..trajectory import Trajectory
-from ._influences import influence_rows
-from ._means import OTHER_PROMPTS
+from .measured_tables import OTHER_PROMPTS, influence_rows
 
 PROMPTS, PAIRS = 4, 3
 
 
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
-    """Return, for the seemingly toxic prompts refused most, the pairs that pushed them most.
+    """Return, for the seemingly toxic prompts refused most, the pairs of largest influence.
 
-    Prompts are those with the highest refusal probability at the last step. Each is looked at where
-    it began to be refused: at the step from which its refusal probability rose most until the next
-    one measured. Without refusal probabilities it is the prompts pushed most, at the first step.
+    Prompts are those with the highest refusal probability at the last step, each at the step from
+    which this rose most until the next one measured. Without refusal probabilities, prompts are
+    those of largest influence, at the first step.
 
     Args:
         runs: the measured runs, by name.
@@ -88,7 +87,7 @@ def _moments(run: Trajectory, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"step": rises.idxmax()[most.index], "refusal": most})
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per run, the pairs under the prompt that they push.
 
@@ -109,8 +108,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
                 heading=rows["prompt"].map(headings), label=rows["updated_text"].map(_short)
             ),
             ax,
-            colours=(style.look("toxic").colour, style.look("normal").colour),
-            texts=(style.look("seemingly_toxic").text, style.look("toxic").text),
+            colours=(style.group_style("toxic").colour, style.group_style("normal").colour),
+            texts=(style.group_style("seemingly_toxic").text, style.group_style("toxic").text),
         )
         ax.set_title(style.run_label(name))
         ax.set_xlabel("change of log P(refuse) per unit step on the pair")
@@ -131,4 +130,4 @@ def _heading(rows: pd.DataFrame) -> str:
 
 
 def _short(text: str) -> str:
-    return style.safe(shorten(text, 60, placeholder=" …"))
+    return style.escaped(shorten(text, 60, placeholder=" …"))

@@ -6,31 +6,31 @@ prompts, `save` and `load` keep that on disk, and `applied` is the one way to us
     with applied(mitigation, model, tokenizer) as processors:
         model.generate(**inputs, logits_processor=processors)
 
-What a method has to provide stands in `_interface`.
+What a method has to provide is described in `base`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._application import applied as applied
-    from ._interface import Decoding as Decoding
-    from ._interface import Mitigation as Mitigation
-    from ._interface import Steering as Steering
-    from ._interface import learned as learned
-    from ._storage import digest as digest
-    from ._storage import load as load
-    from ._storage import save as save
+    from .base import Decoding as Decoding
+    from .base import Mitigation as Mitigation
+    from .base import Steering as Steering
+    from .base import applied as applied
+    from .base import learned as learned
+    from .storage import digest as digest
+    from .storage import load as load
+    from .storage import save as save
 
 _HOMES = {
-    "Decoding": "_interface",
-    "Mitigation": "_interface",
-    "Steering": "_interface",
-    "applied": "_application",
-    "digest": "_storage",
-    "learned": "_interface",
-    "load": "_storage",
-    "save": "_storage",
+    "Decoding": "base",
+    "Mitigation": "base",
+    "Steering": "base",
+    "applied": "base",
+    "digest": "storage",
+    "learned": "base",
+    "load": "storage",
+    "save": "storage",
 }
 __all__ = sorted([*_HOMES, "names"])
 

@@ -1,4 +1,4 @@
-"""AdaCD, Qi et al., ACL 2026: contrast with a prompt that asks for refusal, for or against it."""
+"""AdaCD, Qi et al., ACL 2026: contrastive decoding with a system message that asks for refusal."""
 
 import math
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..models.validation import refuse
-from ._interface import Decoding
-from ._prompted import prompted_processor
+from .base import Decoding
+from .contrastive import prompted_processor
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, PreTrainedTokenizerBase

@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..models.validation import refuse
-from ._interface import Decoding
-from ._prompted import prompted_processor
-from ._prompts import PLACES
+from .base import Decoding
+from .contrastive import prompted_processor
+from .system_messages import PLACES
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, PreTrainedTokenizerBase

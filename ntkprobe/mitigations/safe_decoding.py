@@ -1,4 +1,4 @@
-"""SafeDecoding, Xu et al., ACL 2024: an expert that refuses has a say in the first tokens."""
+"""SafeDecoding, Xu et al., ACL 2024: mix in a refusing expert in the first tokens."""
 
 import math
 from dataclasses import dataclass, replace
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ..models.validation import refuse
 from ..prompts.prompt_set import PromptSet
-from ._branch import Branch
-from ._candidates import mixed_scores, shared_candidates
-from ._expert import Expert
-from ._interface import Decoding
-from ._processor import BranchProcessor, stateless
+from .base import Decoding
+from .branches import Branch
+from .contrastive import ContrastiveProcessor, stateless
+from .lora_expert import Expert
+from .token_candidates import mixed_scores, shared_candidates
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ class SafeDecoding(Decoding):
     the authors on the model's own refusals of 36 harmful prompts: `ntkprobe train sft` makes one.
 
     Attributes:
-        expert: the adapter's folder; it stands in for the model's own adapter, if it has one.
+        expert: the adapter's folder; it replaces the model's own adapter, if it has one.
         alpha: α. The authors run 3; their class defaults to 1.
         steps: m, how many tokens are changed; 0 changes none. The authors run 2.
         common: c. The authors run 5.
@@ -52,7 +52,7 @@ class SafeDecoding(Decoding):
     def fit(
         self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", prompts: PromptSet
     ) -> Self:
-        """Return the same with the expert's absolute path, after a look whether it fits."""
+        """Return the same with the expert's absolute path, after checking that it fits."""
         Expert.of(model, self.expert)
         return replace(self, expert=str(Path(self.expert).absolute()))
 
@@ -61,10 +61,12 @@ class SafeDecoding(Decoding):
     ) -> "LogitsProcessor":
         """Return a processor whose second branch is the expert."""
         if not self.steps:
-            return BranchProcessor(tokenizer, partial(Branch, model), stateless(self.combine), 0)
+            return ContrastiveProcessor(
+                tokenizer, partial(Branch, model), stateless(self.combine), 0
+            )
         expert = Expert.of(model, self.expert)
         branch = partial(Branch, model, around=partial(expert.active, model))
-        return BranchProcessor(tokenizer, branch, stateless(self.combine), self.steps)
+        return ContrastiveProcessor(tokenizer, branch, stateless(self.combine), self.steps)
 
     def combine(
         self, plain: Float[Tensor, "batch vocab"], expert: Float[Tensor, "batch vocab"]

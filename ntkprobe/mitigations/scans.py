@@ -1,8 +1,9 @@
 """SCANS: steer towards refusal where a prompt is harmful, away from it where it is not.
 
-v_ℓ is the direction from benign to harmful prompts at the instruction's end e, r_ℓ the way back to
-e from an affirmative word behind it, averaged over harmful prompts. A prompt is harmful if its own
-such way, h_ℓ[e] − h_ℓ[last], looks like r_ℓ; then h ← h + α v_ℓ from e on, else h ← h − α v_ℓ.
+v_ℓ is the direction from benign to harmful prompts at the instruction's end e; r_ℓ is the mean over
+harmful prompts of h_ℓ[e] − h_ℓ[last], where an affirmative word follows the instruction. A prompt
+is classified as harmful if its own h_ℓ[e] − h_ℓ[last] is similar to r_ℓ (mean cosine); then
+h ← h + α v_ℓ from e on, else h ← h − α v_ℓ.
 """
 
 from collections.abc import Sequence
@@ -18,10 +19,9 @@ from ..models.architecture import Before, Hook, decoder, decoder_layers, embeddi
 from ..models.generation import length_batches, require_measurable
 from ..prompts.prompt_set import PromptSet
 from ..prompts.templates import Template, resolve_template
-from ._interface import Steering, identity, learned
-from ._positions import instruction_end
-from ._sequences import Sequences
-from ._states import last_states, mean_states, rewrapped
+from .activations import instruction_end, last_states, mean_states, with_output_state
+from .base import Steering, identity, learned
+from .sequences import SequenceTracker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,7 +123,7 @@ class Scans(Steering):
             )
         difference = (means["toxic"] - means["normal"])[:-1, 0]
         lengths = means["normal"][:-1, 0].norm(dim=-1)
-        toxic = _read(means["toxic"], self.final_norm)
+        toxic = _classified_states(means["toxic"], self.final_norm)
         if not bool((difference.norm(dim=-1) > _NOTHING * lengths)[steered].all()):
             raise UserError(
                 "toxic and normal prompts do not differ in the layers steered: give others"
@@ -140,7 +140,7 @@ class Scans(Steering):
         return replace(fitted, report=fitted._reported(model, tokenizer, template, prompts))
 
     def hooks(self, model: nn.Module) -> Sequence[tuple[nn.Module, Hook | Before]]:
-        """Return hooks on the steered blocks, and on what goes into the decoder before them.
+        """Return hooks on the steered blocks, and on the input of the decoder.
 
         Raises:
             UserError: if nothing was learned yet.
@@ -150,7 +150,7 @@ class Scans(Steering):
         if self.vectors is None:
             raise UserError("Scans has learned nothing yet: fit it first")
         steered, _ = self._windows(model)
-        sequences = Sequences(self.ending, partial(self.harmful, model))  # type: ignore[arg-type]
+        sequences = SequenceTracker(self.ending, partial(self.harmful, model))  # type: ignore[arg-type]
         blocks = decoder_layers(model)
         found: list[tuple[nn.Module, Hook | Before]] = [
             (decoder(model), Before(sequences.see, whole_pass=True))
@@ -163,7 +163,7 @@ class Scans(Steering):
         """Return whether each prompt counts as harmful, `[n]` bool.
 
         Args:
-            model: without these hooks at work.
+            model: without the hooks of this method.
             prompts: token ids, up to the end of the instruction.
         """
         return self.likeness(model, prompts) >= self.threshold
@@ -172,7 +172,7 @@ class Scans(Steering):
         """Return c: the mean cosine over the classified layers, `[n]` float64.
 
         Args:
-            model: without these hooks at work.
+            model: without the hooks of this method.
             prompts: token ids, up to the end of the instruction.
         """
         _, classified = self._windows(model)
@@ -184,7 +184,7 @@ class Scans(Steering):
         for rows in length_batches(moved, self.batch_size):
             some = [moved[row] for row in rows]
             states = last_states(model, some, len(word) + 1, final=True)
-            states = _read(states.transpose(0, 1), bool(self.normed)).transpose(0, 1)
+            states = _classified_states(states.transpose(0, 1), bool(self.normed)).transpose(0, 1)
             ways = states[:, :, 0] - states[:, :, -1]
             cosines = torch.cosine_similarity(ways, transitions, dim=-1)
             found[rows] = cosines[:, classified].mean(-1)
@@ -197,7 +197,7 @@ class Scans(Steering):
         template: Template,
         prompts: PromptSet,
     ) -> dict[str, Any]:
-        """Return how the classifier does, by group."""
+        """Return the mean likeness and the share classified as harmful, by group."""
         found = {}
         for group in prompts.groups:
             some = prompts.in_group(group).sample(self.anchors, self.seed)
@@ -207,16 +207,16 @@ class Scans(Steering):
             found[group] = {"likeness": float(scores.mean()), "harmful": share}
         return found
 
-    def _steering(self, at: int, sequences: Sequences) -> Hook:
+    def _steering(self, at: int, sequences: SequenceTracker) -> Hook:
         """Return the hook that moves what leaves a block."""
         vector: Tensor = self.vectors[at]  # type: ignore[index]
 
         def steered(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            if sequences.asleep:
+            if sequences.paused:
                 return None
             state = hidden_state(output)
             signs = sequences.signs.to(state)[..., None]
-            return rewrapped(output, state + self.weight * signs * vector.to(state))
+            return with_output_state(output, state + self.weight * signs * vector.to(state))
 
         return steered
 
@@ -239,6 +239,6 @@ class Scans(Steering):
         return found[0], found[1]
 
 
-def _read(states: Tensor, normed: bool) -> Tensor:
-    """Return the states `[layers, …]` of `last_states`, of the last block as it is to be read."""
+def _classified_states(states: Tensor, normed: bool) -> Tensor:
+    """Return the states `[layers, …]` of `last_states`, the last one normed or not."""
     return torch.cat([states[:-2], states[-1:] if normed else states[-2:-1]])

@@ -1,4 +1,4 @@
-"""SelfCD, Shi et al., ACL 2024: take away what a message that stresses safety adds."""
+"""SelfCD, Shi et al., ACL 2024: subtract the effect of a system message that stresses safety."""
 
 import math
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..models.validation import refuse
-from ._interface import Decoding
-from ._prompted import prompted_processor
-from ._prompts import PLACES
+from .base import Decoding
+from .contrastive import prompted_processor
+from .system_messages import PLACES
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, PreTrainedTokenizerBase

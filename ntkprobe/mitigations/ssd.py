@@ -1,4 +1,4 @@
-"""SSD, Wang et al., EMNLP 2025: a small, safer model has a say, the more the two disagree."""
+"""SSD, Wang et al., EMNLP 2025: mix in a small, safer draft model, more where the two disagree."""
 
 import math
 from dataclasses import dataclass, replace
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ..models.validation import refuse
 from ..prompts.prompt_set import PromptSet
-from ._branch import Branch
-from ._candidates import either_candidates, mixed_scores, shared_candidates
-from ._draft import load_draft
-from ._interface import Decoding
-from ._processor import BranchProcessor
+from .base import Decoding
+from .branches import Branch
+from .contrastive import ContrastiveProcessor
+from .draft_model import load_draft
+from .token_candidates import either_candidates, mixed_scores, shared_candidates
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, PreTrainedTokenizerBase
@@ -66,13 +66,13 @@ class Ssd(Decoding):
 
     @property
     def neutral(self) -> bool:
-        """Whether nothing of the draft is mixed in: the scores are then handed on as they are."""
+        """Whether both weights are 0, so that scores are returned unchanged."""
         return self.alpha_shared == 0 == self.alpha_either
 
     def fit(
         self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", prompts: PromptSet
     ) -> Self:
-        """Return the same with the draft's absolute path, after a look whether it fits."""
+        """Return the same with the draft's absolute path, after checking that it fits."""
         load_draft(self.draft, model, tokenizer)
         return replace(self, draft=str(Path(self.draft).absolute()))
 
@@ -82,11 +82,13 @@ class Ssd(Decoding):
         """Return a processor whose second branch is the draft."""
         steps = 0 if self.neutral else None
         draft = model if self.neutral else load_draft(self.draft, model, tokenizer)
-        return BranchProcessor(tokenizer, partial(Branch, draft), partial(Matching, self), steps)
+        return ContrastiveProcessor(
+            tokenizer, partial(Branch, draft), partial(SsdState, self), steps
+        )
 
 
-class Matching:
-    """One batch's state: which rows are in which mode, and how often they took the draft's best.
+class SsdState:
+    """State of one batch: the mode of each row, and how often it took the draft's best token.
 
     Args:
         settings: the method.
@@ -108,8 +110,8 @@ class Matching:
         Args:
             plain: logits, whose softmax is p.
             draft: the draft's, −∞ for a token that it does not have. Larger models of a family
-                fill their vocabularies up with such tokens, which mean nothing; p leaves them out.
-            chosen: the tokens that came of the last call, which this one is told of.
+                pad their vocabularies with such tokens; they are excluded from p.
+            chosen: the tokens chosen from the last call's scores; None at first.
         """
         if chosen is None:
             self._begin(plain)

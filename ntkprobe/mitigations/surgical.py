@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models.architecture import Before, Hook, decoder_layers, hidden_state, layer_output, writers
+from ..models.architecture import Before, Hook, layer_output
 from ..prompts.prompt_set import PromptSet
 from ..prompts.templates import resolve_template
-from ._interface import Steering, identity, learned
-from ._states import entering, replaced, rewrapped
+from .activations import ablation_hooks, addition_hook
+from .base import Steering, identity, learned
+from .surgical_fit import choose
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,7 +87,7 @@ class Surgical(Steering):
             raise UserError(f"kl_epsilon is {self.kl_epsilon}: give 0, or 1e-6 as the authors do")
 
     @property
-    def tried_at(self) -> float:
+    def fit_coefficient(self) -> float:
         """The coefficient at which true-refusal vectors are tried while fitting."""
         return self.scored_at or self.addition or 1.0
 
@@ -103,8 +104,6 @@ class Surgical(Steering):
         Returns:
             A fitted copy; too few prompts, or vectors that all do harm, are a `UserError`.
         """
-        from ._surgical_fit import choose
-
         template = resolve_template(tokenizer, self.template)
         found = choose(self, model, tokenizer, template, prompts)
         return replace(self, **found, fitted_on=identity(model))
@@ -121,11 +120,11 @@ class Surgical(Steering):
             raise UserError("Surgical has learned nothing yet: fit it first")
         found: list[tuple[nn.Module, Hook | Before]] = []
         if self.coefficient:
-            found += ablating(model, self.false_refusal, self.coefficient)
+            found += ablation_hooks(model, self.false_refusal, self.coefficient)
         if self.addition:
             self._warn_of_another_coefficient()
             module = layer_output(model, self.block)
-            found.append((module, adding(self.true_refusal, self.addition)))
+            found.append((module, addition_hook(self.true_refusal, self.addition)))
         return found
 
     def _warn_of_another_coefficient(self) -> None:
@@ -136,33 +135,3 @@ class Surgical(Steering):
                 f"{tried:g}, where another place may be best: fit it again",
                 stacklevel=3,
             )
-
-
-def ablating(
-    model: nn.Module, unit: Tensor, coefficient: float
-) -> list[tuple[nn.Module, Hook | Before]]:
-    """Return hooks that take `coefficient` times the part along a unit vector out of the stream."""
-
-    def without(state: Tensor) -> Tensor:
-        along = unit.to(state)
-        return state - coefficient * (state @ along)[..., None] * along
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return replaced(args, kwargs, without(entering(args, kwargs)))
-
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return rewrapped(output, without(hidden_state(output)))
-
-    blocks = decoder_layers(model)
-    inputs: list[tuple[nn.Module, Hook | Before]] = [(block, Before(before)) for block in blocks]
-    return inputs + [(writer, after) for block in blocks for writer in writers(block)]
-
-
-def adding(vector: Tensor, weight: float) -> Before:
-    """Return a hook that adds a vector to what enters a block, at every position."""
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        state = entering(args, kwargs)
-        return replaced(args, kwargs, state + weight * vector.to(state))
-
-    return Before(before)

@@ -1,1 +1,1 @@
-"""Ink: a tidy table and an Axes in, the Axes out. Computes nothing, imports nothing of ours."""
+"""Drawing functions: a tidy table and an Axes in, the Axes out. They compute no measurement."""

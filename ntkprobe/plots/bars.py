@@ -1,4 +1,4 @@
-"""Contributions that add up: one stacked bar for every place along the model."""
+"""Contributions to a sum as stacked bars, one for every layer or part of a model."""
 
 from collections.abc import Mapping, Sequence
 

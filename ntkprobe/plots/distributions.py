@@ -1,4 +1,4 @@
-"""Every value behind a mean, so that the mean is not all there is to see."""
+"""Distributions of values as violins."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""One dot per row, for values that belong to named things."""
+"""One dot per labelled row."""
 
 import pandas as pd
 from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from .style import in_order, look
+from .style import group_style, in_order
 
 
 def group_map(
@@ -35,7 +35,7 @@ def group_map(
     """
     rows, columns = in_order(table["observed_group"]), in_order(table["updated_group"])
     grid = _grid(table, value).loc[rows, columns]
-    names = {group: look(group).label.replace(" ", "\n") for group in (*rows, *columns)}
+    names = {group: group_style(group).label.replace(" ", "\n") for group in (*rows, *columns)}
     sns.heatmap(
         grid,
         ax=ax,
@@ -56,7 +56,7 @@ def group_map(
     ax.set(xlabel="updated prompt x", ylabel="observed prompt x′")
     for ticks, groups in ((ax.get_xticklabels(), columns), (ax.get_yticklabels(), rows)):
         for tick, group in zip(ticks, groups, strict=True):
-            tick.set_color(look(group).text)
+            tick.set_color(group_style(group).text)
     return ax
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .style import in_order, look
+from .style import group_style, in_order
 
 
 def group_lines(table: pd.DataFrame, ax: Axes, *, y: str = "value", labels: bool = True) -> Axes:
@@ -22,7 +22,7 @@ def group_lines(table: pd.DataFrame, ax: Axes, *, y: str = "value", labels: bool
     """
     ends = []
     for group in in_order(table["group"]):
-        rows, style = table[table["group"] == group].sort_values("step"), look(group)
+        rows, style = table[table["group"] == group].sort_values("step"), group_style(group)
         ax.plot(rows["step"], rows[y], color=style.colour, marker=style.marker)
         if {"low", "high"} <= set(rows):
             ax.fill_between(
@@ -55,13 +55,16 @@ def pair_lines(
     for (observed, updated), pair in table.groupby(["observed_group", "updated_group"]):
         rows, bold = pair.sort_values("step"), {observed, updated} == set(emphasised)
         _pair_line(rows, ax, y=y, bold=bold)
-        name = f"{look(observed).short} ← {look(updated).short}"
-        ends.append((rows[y].iloc[-1], name, look(observed).text))
+        name = f"{group_style(observed).short} ← {group_style(updated).short}"
+        ends.append((rows[y].iloc[-1], name, group_style(observed).text))
     return label_ends(ax, ends, size=6.5)
 
 
 def _pair_line(rows: pd.DataFrame, ax: Axes, *, y: str, bold: bool) -> None:
-    observed, updated = look(rows["observed_group"].iloc[0]), look(rows["updated_group"].iloc[0])
+    observed, updated = (
+        group_style(rows["observed_group"].iloc[0]),
+        group_style(rows["updated_group"].iloc[0]),
+    )
     (line,) = ax.plot(rows["step"], rows[y], color=observed.colour, lw=2.4 if bold else 1.0)
     if len(rows) == 1:  # a line of one step would not be seen
         line.set(marker=observed.marker)
@@ -75,9 +78,9 @@ def _pair_line(rows: pd.DataFrame, ax: Axes, *, y: str, bold: bool) -> None:
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], *, size: float = 7.5) -> Axes:
-    """Write each text right of the Axes at its height, pushed apart so that none lies on another.
+    """Write each text right of the Axes at its height, moved so that no two overlap.
 
-    A text that was pushed away is tied to its height by a thin line.
+    A text that was moved is connected to its height by a thin line.
 
     Args:
         ax: the Axes, its limits and titles already final.

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .style import in_order, look
+from .style import group_style, in_order
 
 
 def group_points(table: pd.DataFrame, ax: Axes, *, x: str, y: str) -> Axes:
@@ -19,7 +19,7 @@ def group_points(table: pd.DataFrame, ax: Axes, *, x: str, y: str) -> Axes:
         `ax`.
     """
     for group in in_order(table["group"]):
-        rows, style = table[table["group"] == group], look(group)
+        rows, style = table[table["group"] == group], group_style(group)
         ax.scatter(
             rows[x],
             rows[y],

@@ -1,7 +1,7 @@
-"""One look for every figure: a colour and a marker per group, sizes that fit a printed page.
+"""The style of all figures: a colour and a marker per group, sizes that fit a printed page.
 
-The colours are Paul Tol's high-contrast set, with darker companions for text: they can be told
-apart with any common colour vision, and in grey.
+The colours are Paul Tol's high-contrast set, with darker variants for text: they are
+distinguishable with any common colour vision, and in grey.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -19,7 +19,7 @@ COLUMN, PAGE = 3.3, 6.8
 """Widths in inches of one printed column and of both."""
 
 ACROSS = 2
-"""Panels of `row` beside each other: so many fit the page."""
+"""Panels in a line of `row`; as many fit the page."""
 
 PRINT: dict[Any, Any] = {
     "font.size": 8,
@@ -47,8 +47,8 @@ PRINT: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a group looks in every figure: colours of ink and of text, a marker, labels."""
+class GroupStyle:
+    """The style of a group in every figure: colours of lines and of text, a marker, labels."""
 
     colour: str
     text: str
@@ -58,16 +58,16 @@ class Look:
 
 
 GROUPS = {
-    "normal": Look("#004488", "#004488", "s", "normal", "normal"),
-    "seemingly_toxic": Look("#DDAA33", "#8A6A00", "o", "seemingly toxic", "s-toxic"),
-    "toxic": Look("#BB5566", "#994455", "^", "toxic", "toxic"),
+    "normal": GroupStyle("#004488", "#004488", "s", "normal", "normal"),
+    "seemingly_toxic": GroupStyle("#DDAA33", "#8A6A00", "o", "seemingly toxic", "s-toxic"),
+    "toxic": GroupStyle("#BB5566", "#994455", "^", "toxic", "toxic"),
 }
 _RUNS = ("#555555", "#117733", "#882255", "#6699CC")  # none is the colour of a group
 _RUN_LABELS = {"stl": "STL", "dcr": "DCR → STL", "dcr-stl": "DCR → STL", "base": "base model"}
 
 
 class Drawing(Figure):
-    """A figure that is saved as `PRINT` says, and shows itself in Jupyter without pyplot."""
+    """A figure that is saved with the settings `PRINT`, and is shown in Jupyter without pyplot."""
 
     def savefig(self, *args: Any, **settings: Any) -> None:
         """Save as Matplotlib does, at the resolution and with the fonts of `PRINT`.
@@ -86,14 +86,14 @@ class Drawing(Figure):
             return file.getvalue()
 
 
-in_print = mpl.rc_context(PRINT)
+print_style = mpl.rc_context(PRINT)
 """A decorator and a context: figures made inside have the sizes and fonts of `PRINT`."""
 
 
-def look(group: Hashable) -> Look:
-    """Return how `group` looks; a group without a place in the house style is grey."""
-    name = safe(str(group).replace("_", " "))
-    return GROUPS.get(str(group), Look("#555555", "#333333", "D", name, name))
+def group_style(group: Hashable) -> GroupStyle:
+    """Return the style of a group; an unknown group is grey."""
+    name = escaped(str(group).replace("_", " "))
+    return GROUPS.get(str(group), GroupStyle("#555555", "#333333", "D", name, name))
 
 
 def in_order(groups: Iterable[str]) -> list[str]:
@@ -103,8 +103,8 @@ def in_order(groups: Iterable[str]) -> list[str]:
 
 
 def run_label(name: Hashable) -> str:
-    """Return what titles call the run `name`: `dcr-stl` is "DCR → STL", others keep theirs."""
-    return safe(_RUN_LABELS.get(str(name), str(name)))
+    """Return the label of a run in titles: "DCR → STL" for `dcr-stl`, else its name."""
+    return escaped(_RUN_LABELS.get(str(name), str(name)))
 
 
 def run_colour(position: int) -> str:
@@ -112,12 +112,12 @@ def run_colour(position: int) -> str:
     return _RUNS[position % len(_RUNS)]
 
 
-def safe(text: str, width: int | None = None) -> str:
+def escaped(text: str, width: int | None = None) -> str:
     """Return `text`, wrapped at `width`, with dollar signs that do not start mathematics."""
     return (fill(text, width) if width else text).replace("$", r"\$")
 
 
-@in_print
+@print_style
 def new_axes(width: float = PAGE, height: float = 3.0) -> Axes:
     """Return the Axes of a new pyplot figure, which a notebook shows at the end of its cell."""
     from matplotlib import pyplot as plt
@@ -168,8 +168,8 @@ def row(
     return figure, axes
 
 
-def nothing(ax: Axes, why: str) -> None:
-    """Write into empty Axes why there is nothing in them."""
+def write_reason(ax: Axes, why: str) -> None:
+    """Write into empty Axes the reason why they are empty."""
     ax.text(0.5, 0.5, fill(why, 24), transform=ax.transAxes, ha="center", va="center", color="0.5")
     ax.set(xticks=[], yticks=[])
 

@@ -1,4 +1,4 @@
-"""One run's tables against the step: similarities, refusals, and how far the kernel has turned."""
+"""One run's similarities, refusals and kernel drift against the step."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ def refusal_lines(means: pd.DataFrame, ax: Axes) -> Axes:
 def drift_lines(table: pd.DataFrame, ax: Axes) -> Axes:
     """Draw one minus the cosine with the first kernel: whole, and for every pair of groups.
 
-    K(x, x′) is the transpose of K(x′, x) and turns with it: one line stands for both.
+    K(x, x′) is the transpose of K(x′, x) and has the same drift: one line is drawn for both.
 
     Args:
         table: `step, observed_group, updated_group, drift`; the whole kernel has no groups.

@@ -1,7 +1,7 @@
 """The paper's experiment on a real model, end to end: data, training, measuring, report.
 
-`docs/replication.md` says what is asked and was written first. Everything is done by the public
-functions of the other rooms; here stand only the plan, the splits of the data, and the verdicts.
+`docs/replication.md` states the hypotheses and was written first. All work is done by the public
+functions of the other packages; here are the plan, the splits of the data, and the verdicts.
 """
 
 from .run import replicate as replicate

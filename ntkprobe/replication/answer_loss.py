@@ -1,4 +1,4 @@
-"""The loss on answers that no stage has trained on: general ability, as far as a loss shows it."""
+"""The loss on held-out normal answers, a measure of general ability."""
 
 from collections.abc import Sequence
 from typing import Any

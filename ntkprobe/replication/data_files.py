@@ -102,9 +102,9 @@ def find_files(folder: Path | None) -> dict[str, Path]:
         if name not in found and (folder is not None or file.hub is None)
     }
     if lacking:
-        told = "; ".join(f"{file.names[0]} ({file.source})" for file in lacking.values())
+        listed = "; ".join(f"{file.names[0]} ({file.source})" for file in lacking.values())
         place = folder if folder is not None else "the hub, which does not have it"
-        raise UserError(f"{len(lacking)} files are missing in {place}: {told}")
+        raise UserError(f"{len(lacking)} files are missing in {place}: {listed}")
     return found
 
 
@@ -144,7 +144,7 @@ def digests(places: Mapping[str, Path]) -> dict[str, str]:
 
 
 def _in_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """Return the first file of one of these names, beside or one folder down."""
+    """Return the first file of one of these names, in the folder or one below it."""
     for name in names:
         for path in (folder / name, *sorted(folder.glob(f"*/{name}"))):
             if path.is_file():

@@ -1,8 +1,8 @@
-"""What a replication will take: time, memory and disk, before anything is begun.
+"""Estimates of the time, memory and disk that a replication needs.
 
-Times come from counts of multiplications and from how fast this machine multiplies now, which is
-tried out for a second; stages that are done correct them. They are right within a factor of two or
-three, which tells hours from days.
+Times are computed from counts of multiplications and from the speed of this machine, measured for a
+second, and are corrected by the stages that are done. They are right within a factor of two or
+three.
 """
 
 import json
@@ -13,7 +13,7 @@ from time import perf_counter
 
 from ..errors import UserError
 from .plan import Stage
-from .workplace import Workplace, shape_of
+from .workspace import Workspace, shape_of
 
 PROMPT, OWN, ANSWER = 45, 20, 100
 """Tokens of a prompt in its template, of those its own, and of a pair, about."""
@@ -30,15 +30,15 @@ DECODING = 6
 GIB = 2**30
 
 
-def lines(place: Workplace, todo: Sequence[Stage]) -> list[str]:
-    """Return what each stage will take, and all of them."""
-    shape = shape_of(place.settings.model)
+def lines(workspace: Workspace, todo: Sequence[Stage]) -> list[str]:
+    """Return a line for the time of each stage, and for the time, memory and disk of all."""
+    shape = shape_of(workspace.settings.model)
     speed = multiplications_per_second() * SHARE
-    seconds = {stage: work(place, stage, shape) / speed for stage in todo}
-    factor = _correction(place, seconds)
+    seconds = {stage: work(workspace, stage, shape) / speed for stage in todo}
+    factor = _correction(workspace, seconds)
     made, total = [], 0.0
     for stage, guess in seconds.items():
-        done = place.done(stage)
+        done = workspace.done(stage)
         total += 0 if done else guess * factor
         made.append(f"{stage.name}: {'done' if done else f'about {_span(guess * factor)}'}")
     about = "corrected by the stages done" if factor != 1 else "from a trial of this machine"
@@ -46,13 +46,13 @@ def lines(place: Workplace, todo: Sequence[Stage]) -> list[str]:
         *made,
         f"time: about {_span(total)}, {about}; with the machine to itself, within a factor of two"
         " or three",
-        f"memory: about {memory(place, shape) / GIB:.1f} GiB",
-        f"disk: about {disk(place, todo, shape) / GIB:.1f} GiB in {place.out}",
+        f"memory: about {memory(workspace, shape) / GIB:.1f} GiB",
+        f"disk: about {disk(workspace, todo, shape) / GIB:.1f} GiB in {workspace.out}",
     ]
 
 
-def insist_on_room(place: Workplace) -> None:
-    """Raise if there is clearly too little memory or disk.
+def require_capacity(workspace: Workspace) -> None:
+    """Check that there is enough memory and disk.
 
     Raises:
         UserError: saying how much is needed, and how much there is.
@@ -61,19 +61,19 @@ def insist_on_room(place: Workplace) -> None:
 
     from .plan import stages
 
-    shape = shape_of(place.settings.model)
-    needed = disk(place, stages(place.settings.seeds), shape)
-    parent = next(p for p in (place.out, *place.out.resolve().parents) if p.exists())
-    held = sum(f.stat().st_size for f in place.out.rglob("*") if f.is_file())
+    shape = shape_of(workspace.settings.model)
+    needed = disk(workspace, stages(workspace.settings.seeds), shape)
+    parent = next(p for p in (workspace.out, *workspace.out.resolve().parents) if p.exists())
+    held = sum(f.stat().st_size for f in workspace.out.rglob("*") if f.is_file())
     free = shutil.disk_usage(parent).free + held
     if free < needed:
         raise UserError(
-            f"too little disk: about {needed / GIB:.1f} GiB are needed in {place.out},"
+            f"too little disk: about {needed / GIB:.1f} GiB are needed in {workspace.out},"
             f" {free / GIB:.1f} GiB are there; free some, or give another --output-dir"
         )
-    if place.load.placement() != "cpu":
+    if workspace.load.placement() != "cpu":
         return
-    there, wanted = psutil.virtual_memory().available, memory(place, shape)
+    there, wanted = psutil.virtual_memory().available, memory(workspace, shape)
     if there < wanted:
         raise UserError(
             f"too little memory: about {wanted / GIB:.1f} GiB are needed, {there / GIB:.1f} GiB"
@@ -81,22 +81,24 @@ def insist_on_room(place: Workplace) -> None:
         )
 
 
-def work(place: Workplace, stage: Stage, shape: dict[str, int]) -> float:
+def work(workspace: Workspace, stage: Stage, shape: dict[str, int]) -> float:
     """Return about how many floating-point operations a stage takes."""
-    scale, size = place.scale, shape["parameters"]
+    scale, size = workspace.scale, shape["parameters"]
     token = 2.0 * size
     pair = min(scale.length, ANSWER) * token
     if stage.what == "train":
         if stage.run in ("dcr", "control"):
             return (scale.dcr_toxic + 250) * scale.dcr_epochs * PROMPT * 3 * token
-        return _sft(place) * 2 * pair
+        return _sft(workspace) * 2 * pair
     if stage.what == "choose":
         rates = len(scale.rates) if len(scale.rates) > 1 else 0
-        return rates * (_sft(place) * 2 * pair + _answers(place, 2 * scale.development) * token)
+        return rates * (
+            _sft(workspace) * 2 * pair + _answers(workspace, 2 * scale.development) * token
+        )
     kernel = 3 * scale.kernel * OWN * 22 * token
     if stage.what == "measure":
         asked = sum(scale.along)
-        each = kernel + (_answers(place, asked) + asked * PHRASES) * token
+        each = kernel + (_answers(workspace, asked) + asked * PHRASES) * token
         return len(scale.checkpoints) * each
     if stage.what == "start":
         width = shape.get("width", 0)
@@ -105,27 +107,27 @@ def work(place: Workplace, stage: Stage, shape: dict[str, int]) -> float:
         return (scale.along[0] + 2 * scale.pairs) * (OWN * 22 + PHRASES) * token
     if stage.what == "evaluate":
         number = 2167 if scale.limit is None else 8 * scale.limit
-        return _answers(place, number) * token * (2 if stage.run == "adacd" else 1)
+        return _answers(workspace, number) * token * (2 if stage.run == "adacd" else 1)
     return scale.anchors * 3 * PROMPT * 4 * token if stage.what == "fit" else 0.0
 
 
-def memory(place: Workplace, shape: dict[str, int]) -> float:
+def memory(workspace: Workspace, shape: dict[str, int]) -> float:
     """Return about the most memory that is needed, in bytes."""
-    scale = place.scale
+    scale = workspace.scale
     weights = 4.0 * shape["parameters"]
-    optimiser = 3 * weights * place.scale.depth
+    optimiser = 3 * weights * workspace.scale.depth
     rows = max(scale.batch * min(scale.length, 512), scale.dcr_batch * PROMPT)
     logits = 4.0 * rows * shape.get("vocabulary", 0) * 4
     return 0.6 * GIB + 2 * weights + optimiser + logits
 
 
-def disk(place: Workplace, todo: Sequence[Stage], shape: dict[str, int]) -> float:
+def disk(workspace: Workspace, todo: Sequence[Stage], shape: dict[str, int]) -> float:
     """Return about how much is written, in bytes."""
     weights = 4.0 * shape["parameters"]
     contrastive = sum(s.what == "train" and s.run in ("dcr", "control") for s in todo)
     others = sum(s.what == "train" for s in todo) - contrastive
-    adapters = len(place.scale.checkpoints) * (weights * 0.03 + 8e6)
-    return 3.2 * weights * contrastive + others * adapters + 2e7 * len(place.settings.seeds)
+    adapters = len(workspace.scale.checkpoints) * (weights * 0.03 + 8e6)
+    return 3.2 * weights * contrastive + others * adapters + 2e7 * len(workspace.settings.seeds)
 
 
 def multiplications_per_second() -> float:
@@ -140,26 +142,26 @@ def multiplications_per_second() -> float:
     return times * 2 * 768**3 / (perf_counter() - begin)
 
 
-def _sft(place: Workplace) -> int:
+def _sft(workspace: Workspace) -> int:
     """Return how many pairs a run of SFT sees."""
-    scale = place.scale
+    scale = workspace.scale
     return scale.steps(scale.general + scale.safe) * scale.batch * scale.accumulate
 
 
-def _answers(place: Workplace, number: int) -> float:
+def _answers(workspace: Workspace, number: int) -> float:
     """Return the tokens that so many answers are worth."""
-    return number * (PROMPT + DECODING * min(place.scale.tokens, 200))
+    return number * (PROMPT + DECODING * min(workspace.scale.tokens, 200))
 
 
-def _correction(place: Workplace, seconds: dict[Stage, float]) -> float:
-    """Return by how much slower the stages done were than thought; 1 without any."""
-    thought, took = 0.0, 0.0
+def _correction(workspace: Workspace, seconds: dict[Stage, float]) -> float:
+    """Return the ratio of measured to estimated time of the stages done; 1 without any."""
+    estimated, measured = 0.0, 0.0
     for stage, guess in seconds.items():
-        path: Path = place.out / "done" / f"{stage.file}.json"
+        path: Path = workspace.out / "done" / f"{stage.file}.json"
         if guess and path.is_file():
-            thought += guess
-            took += float(json.loads(path.read_text())["seconds"])
-    return took / thought if thought and took else 1.0
+            estimated += guess
+            measured += float(json.loads(path.read_text())["seconds"])
+    return measured / estimated if estimated and measured else 1.0
 
 
 def _span(seconds: float) -> str:

@@ -9,12 +9,12 @@ from ..checkpoints import adapted, base_and_adapter, load_model, load_tokenizer
 from ..errors import UserError
 from ..evaluation import Evaluation
 from ..evaluation.benchmarks.own_files import read_own
-from ..evaluation.models import Subject
-from ..evaluation.panel import DEFAULT, read_judges
+from ..evaluation.judge_specs import DEFAULT, read_judges
+from ..evaluation.models import EvaluatedModel
 from ..evaluation.run import evaluate as ask
 from ..evaluation.settings import AnswerSettings
 from ..mitigations import Mitigation, save
-from ..mitigations._storage import mitigation_class
+from ..mitigations.storage import mitigation_class
 from ..prompts.phrases import is_refusal
 from ..prompts.prompt_set import Prompt, PromptSet
 from ..prompts.selections import PromptSelection
@@ -22,7 +22,7 @@ from ..storage import write_json, write_table
 from .answer_loss import answer_losses
 from .data_files import OVER_REFUSAL_SETS, SAFETY_SETS
 from .plan import STEERED, Stage
-from .workplace import Workplace
+from .workspace import Workspace
 
 SETS = (*OVER_REFUSAL_SETS, *SAFETY_SETS, "normal")
 UNFIT = ".unfit.json"
@@ -30,47 +30,50 @@ LONGER = 3
 """Times the tokens of an answer that is trained on (STL-aug)."""
 
 
-def evaluate(place: Workplace, stage: Stage) -> None:
-    """Let a final model answer every set, and compute its loss; what is there is not done again."""
-    if why_unfit(place.out, stage.folder):
+def evaluate(workspace: Workspace, stage: Stage) -> None:
+    """Answer every set with a final model, and compute its loss, unless this is done already."""
+    if why_unfit(workspace.out, stage.folder):
         return
-    subject = subject_of(place, stage)
-    folder = place.out / "eval" / stage.folder
-    files = {name: place.splits.path(name) for name in SETS}
-    answer(place, subject, files, folder, label=stage.folder)
+    subject = subject_of(workspace, stage)
+    folder = workspace.out / "eval" / stage.folder
+    files = {name: workspace.splits.path(name) for name in SETS}
+    answer(workspace, subject, files, folder, label=stage.folder)
     if stage.run != "adacd" and not (folder / "losses.parquet").is_file():
         settings = AnswerSettings(max_new_tokens=1)
         with subject.in_memory(settings, None) as local:
             table = answer_losses(
-                local.model, local.tokenizer, place.splits.pairs("normal"), place.scale.length
+                local.model,
+                local.tokenizer,
+                workspace.splits.pairs("normal"),
+                workspace.scale.length,
             )
         write_table(folder / "losses.parquet", table)
 
 
-def subject_of(place: Workplace, stage: Stage) -> Subject:
+def subject_of(workspace: Workspace, stage: Stage) -> EvaluatedModel:
     """Return the model of a stage: the base, a run's final model, or STL's with a method on it."""
     if stage.run == "base":
-        return Subject.named(place.settings.model, None, None, place.load)
+        return EvaluatedModel.named(workspace.settings.model, None, None, workspace.load)
     run = "stl" if stage.run in STEERED else stage.run
-    final = place.run(Stage("train", run, stage.seed)) / "final"
-    start = place.start_of(Stage("train", run, stage.seed))
-    fitted = place.out / "mitigations" / stage.folder if stage.run in STEERED else None
-    return Subject.named(start, final, fitted, place.load)
+    final = workspace.run(Stage("train", run, stage.seed)) / "final"
+    start = workspace.start_of(Stage("train", run, stage.seed))
+    fitted = workspace.out / "mitigations" / stage.folder if stage.run in STEERED else None
+    return EvaluatedModel.named(start, final, fitted, workspace.load)
 
 
 def answer(
-    place: Workplace,
-    subject: Subject,
+    workspace: Workspace,
+    subject: EvaluatedModel,
     files: dict[str, Path],
     folder: Path,
     *,
     label: str,
     longer: int = 1,
 ) -> Evaluation:
-    """Return what a model answered to some sets, which go into one folder.
+    """Return the evaluation of a model on some sets, in one folder.
 
     Args:
-        place: where everything is.
+        workspace: folder and settings.
         subject: the model.
         files: sets by name.
         folder: of the answers.
@@ -81,8 +84,8 @@ def answer(
         Answers and verdicts.
     """
     benchmarks = [read_own(PromptSelection(path), name) for name, path in files.items()]
-    settings = AnswerSettings(max_new_tokens=place.scale.tokens * longer)
-    trained = [place.splits.path("augmenting")] if label.startswith("stl-aug") else []
+    settings = AnswerSettings(max_new_tokens=workspace.scale.tokens * longer)
+    trained = [workspace.splits.path("augmenting")] if label.startswith("stl-aug") else []
     ask(
         subject,
         benchmarks,
@@ -95,42 +98,44 @@ def answer(
     return Evaluation(folder)
 
 
-def refusal_rates(place: Workplace, adapter: Path, file: Path, name: str) -> dict[str, float]:
+def refusal_rates(workspace: Workspace, adapter: Path, file: Path, name: str) -> dict[str, float]:
     """Return the refusal rate of each group of a set that an adapter over the base answers."""
-    subject = Subject.named(place.settings.model, adapter, None, place.load)
-    found = answer(place, subject, {"development": file}, place.out / "eval" / name, label=name)
+    subject = EvaluatedModel.named(workspace.settings.model, adapter, None, workspace.load)
+    found = answer(
+        workspace, subject, {"development": file}, workspace.out / "eval" / name, label=name
+    )
     groups = found.prompts("development").set_index("id")["type"]
     answers = found.answers("development").set_index("id")["answer"]
     refused = answers.map(is_refusal).groupby(groups).mean()
     return {str(group): float(rate) for group, rate in refused.items()}
 
 
-def base_answers(place: Workplace, texts: list[str]) -> list[str]:
+def base_answers(workspace: Workspace, texts: list[str]) -> list[str]:
     """Return the base model's answers to prompts, which STL-aug learns."""
-    subject = Subject.named(place.settings.model, None, None, place.load)
-    file = place.out / "data" / "to_answer.csv"
+    subject = EvaluatedModel.named(workspace.settings.model, None, None, workspace.load)
+    file = workspace.out / "data" / "to_answer.csv"
     pd.DataFrame({"prompt": texts, "kind": "safe"}).to_csv(file, index=False)
-    folder = place.out / "eval-augmenting"
-    found = answer(place, subject, {"to_answer": file}, folder, label="base", longer=LONGER)
+    folder = workspace.out / "eval-augmenting"
+    found = answer(workspace, subject, {"to_answer": file}, folder, label="base", longer=LONGER)
     by_id = found.answers("to_answer").set_index("id")["answer"]
     return [str(by_id[name]) for name in found.prompts("to_answer")["id"]]
 
 
-def fit(place: Workplace, stage: Stage) -> None:
+def fit(workspace: Workspace, stage: Stage) -> None:
     """Fit a method on STL's final model, with prompts that DCR had as well."""
-    folder = place.out / "mitigations" / stage.folder
+    folder = workspace.out / "mitigations" / stage.folder
     named, adapter = base_and_adapter(
-        str(place.run(Stage("train", "stl", stage.seed)) / "final"), None
+        str(workspace.run(Stage("train", "stl", stage.seed)) / "final"), None
     )
-    anchors = place.scale.anchors
-    rows = [*place.splits.rows("dcr"), *place.splits.rows("fit_normal")]
+    anchors = workspace.scale.anchors
+    rows = [*workspace.splits.rows("dcr"), *workspace.splits.rows("fit_normal")]
     prompts = PromptSet(tuple(Prompt(row["prompt"], row["group"]) for row in rows))
     tokenizer = load_tokenizer(named, local=False)
-    with adapted(load_model(named, place.load), Path(str(adapter))) as model:
+    with adapted(load_model(named, workspace.load), Path(str(adapter))) as model:
         try:
             fitted = _method(stage.run).fit(model, tokenizer, prompts.sample(anchors))
         except UserError as why:  # such as: the model refuses none of the prompts to learn from
-            place.tell(f"  {stage.run} cannot be fitted: {why}")
+            workspace.log(f"  {stage.run} cannot be fitted: {why}")
             write_json(folder.with_suffix(UNFIT), {"why": str(why)})
             return
     save(fitted, folder)

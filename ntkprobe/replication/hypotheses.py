@@ -149,7 +149,7 @@ def h5(results: Results, seed: int) -> list[Inequality]:
         rows = draw.rows("h5", len(table))
         return spearman(columns[name][rows], columns["rise"][rows])
 
-    def told_apart(name: str, draw: Draw) -> float:
+    def discriminates(name: str, draw: Draw) -> float:
         rows = draw.rows("h5", len(table))
         return auc(columns[name][rows], columns["refuses"][rows])
 
@@ -157,13 +157,13 @@ def h5(results: Results, seed: int) -> list[Inequality]:
     for letter, name in (("a", "similarity"), ("b", "influence")):
         found += [
             Inequality(f"({letter}) Spearman, {name}", partial(ranks, name), 0.2),
-            Inequality(f"({letter}) AUC, {name}", partial(told_apart, name), 0.6),
+            Inequality(f"({letter}) AUC, {name}", partial(discriminates, name), 0.6),
         ]
     return found
 
 
 def better_predictor(results: Results, seed: int) -> Inequality:
-    """Return by how much influence predicts better than similarity; no hypothesis, but told."""
+    """Return by how much influence predicts better than similarity; reported, no hypothesis."""
     pair = h5(results, seed)
 
     def difference(draw: Draw) -> float:

@@ -1,4 +1,4 @@
-"""A sample of answers to be labelled by hand, and how far the filters agree with the labels."""
+"""A sample of answers to be labelled by hand, and the agreement of the filters with the labels."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ def write_sample(out: Path, models: Sequence[str]) -> None:
 
 
 def agreement_lines(out: Path) -> Iterator[str]:
-    """Yield how far each filter agrees with the labels, or what is left to do."""
+    """Yield lines on the agreement of each filter with the labels, or how to label."""
     path = out / "labels.csv"
     if not path.is_file():
         return

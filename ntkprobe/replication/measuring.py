@@ -1,4 +1,4 @@
-"""What is measured: along the runs, of the models that SFT starts from, and before SFT."""
+"""Measurements along the runs, of the models that SFT starts from, and before SFT."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from ..watcher import (
     parse_steps,
 )
 from .plan import Stage
-from .workplace import PHRASES, Workplace
+from .workspace import PHRASES, Workspace
 
 
-def measure(place: Workplace, stage: Stage) -> None:
+def measure(workspace: Workspace, stage: Stage) -> None:
     """Measure every checkpoint of a run: kernel by layer, P(refuse), answers.
 
     Of the first seed's final models the activations on XSTest are kept as well (figures 7 and 8).
@@ -29,93 +29,93 @@ def measure(place: Workplace, stage: Stage) -> None:
         UserError: if a checkpoint could not be measured.
     """  # ruff: ignore[docstring-extraneous-exception]
     settings = MeasureSettings(
-        kernel=KernelSettings(by="layer", per_group=place.scale.kernel),
-        refusal=RefusalSettings(phrases=PHRASES, max_new_tokens=place.scale.tokens),
-        load=place.load,
-        verify=stage.seed == place.settings.seeds[0],
+        kernel=KernelSettings(by="layer", per_group=workspace.scale.kernel),
+        refusal=RefusalSettings(phrases=PHRASES, max_new_tokens=workspace.scale.tokens),
+        load=workspace.load,
+        verify=stage.seed == workspace.settings.seeds[0],
     )
     _measured(
-        place,
-        prompts_of(place, "along"),
-        place.out / "ntk" / stage.folder,
+        workspace,
+        prompts_of(workspace, "along"),
+        workspace.out / "ntk" / stage.folder,
         settings,
-        ckpt_dir=place.run(stage),
+        ckpt_dir=workspace.run(stage),
     )
-    if stage.seed == place.settings.seeds[0]:
-        activations(place, stage)
+    if stage.seed == workspace.settings.seeds[0]:
+        activations(workspace, stage)
 
 
-def activations(place: Workplace, stage: Stage) -> None:
-    """Keep what the layers of a run's final model hold on XSTest's prompts."""
+def activations(workspace: Workspace, stage: Stage) -> None:
+    """Store the activations of a run's final model on XSTest's prompts."""
     groups = {"safe": "seemingly_toxic", "unsafe": "toxic"}
-    rows = place.splits.rows("xstest")
+    rows = workspace.splits.rows("xstest")
     prompts = PromptSet(tuple(Prompt(row["prompt"], groups[row["kind"]]) for row in rows))
-    last = max(checkpoint.step for checkpoint in find_checkpoints(place.run(stage)))
+    last = max(checkpoint.step for checkpoint in find_checkpoints(workspace.run(stage)))
     settings = MeasureSettings(
         kernel=None,
         refusal=None,
         activations=ActivationSettings(layers="all"),
-        load=place.load,
+        load=workspace.load,
     )
     _measured(
-        place,
+        workspace,
         prompts,
-        place.out / "activations" / stage.folder,
+        workspace.out / "activations" / stage.folder,
         settings,
-        ckpt_dir=place.run(stage),
+        ckpt_dir=workspace.run(stage),
         choice=Choice(steps=parse_steps(str(last))),
     )
 
 
-def start(place: Workplace, stage: Stage) -> None:
+def start(workspace: Workspace, stage: Stage) -> None:
     """Measure a model that SFT starts from: XSTest's two halves, and Proposition 1's terms."""
-    model = place.settings.model if stage.run == "base" else str(place.run(stage) / "final")
-    folder = place.out / "start" / stage.folder
+    model = workspace.settings.model if stage.run == "base" else str(workspace.run(stage) / "final")
+    folder = workspace.out / "start" / stage.folder
     settings = MeasureSettings(
         kernel=KernelSettings(by="layer", per_group=None),
         refusal=RefusalSettings(phrases=PHRASES, generate=False),
-        load=place.load,
+        load=workspace.load,
         verify=False,
     )
-    _measured(place, prompts_of(place, "xstest_kernel"), folder, settings, model=model)
+    _measured(workspace, prompts_of(workspace, "xstest_kernel"), folder, settings, model=model)
     path = folder / "bounds.parquet"
     if not path.is_file():
-        few = prompts_of(place, "along").sample(place.scale.bounds)
+        few = prompts_of(workspace, "along").sample(workspace.scale.bounds)
         found = measure_bounds(
-            load_model(model, place.load),
+            load_model(model, workspace.load),
             load_tokenizer(model, local=False),
             few,
-            layer=place.layer,
-            directions=place.scale.directions,
+            layer=workspace.layer,
+            directions=workspace.scale.directions,
         )
         write_table(path, found.frame())
 
 
-def predict(place: Workplace) -> None:
+def predict(workspace: Workspace) -> None:
     """Measure in the base what may predict over-refusal: similarity, and signed influence."""
-    pairs = place.splits.rows("refusals")[: place.scale.pairs]
+    pairs = workspace.splits.rows("refusals")[: workspace.scale.pairs]
     learnt = PromptSet(tuple(Prompt(r["prompt"], "toxic", response=r["response"]) for r in pairs))
     toxic = tuple(Prompt(row["prompt"], "toxic") for row in pairs)
-    asked = prompts_of(place, "along").in_group("seemingly_toxic")
+    asked = prompts_of(workspace, "along").in_group("seemingly_toxic")
     settings = MeasureSettings(
         kernel=KernelSettings(per_group=None),
         refusal=RefusalSettings(phrases=PHRASES, generate=False),
         influence=InfluenceSettings(updated=learnt, phrases=PHRASES, per_group=None),
-        load=place.load,
+        load=workspace.load,
         verify=False,
     )
     prompts = PromptSet((*asked, *toxic))
-    folder = place.out / "start" / "prediction"
-    _measured(place, prompts, folder, settings, model=place.settings.model)
+    folder = workspace.out / "start" / "prediction"
+    _measured(workspace, prompts, folder, settings, model=workspace.settings.model)
 
 
-def prompts_of(place: Workplace, name: str) -> PromptSet:
+def prompts_of(workspace: Workspace, name: str) -> PromptSet:
     """Return a set of prompts with groups."""
-    return PromptSet.from_file(place.splits.path(name))
+    return PromptSet.from_file(workspace.splits.path(name))
 
 
 def _measured(
-    place: Workplace,
+    workspace: Workspace,
     prompts: PromptSet,
     folder: Path,
     settings: MeasureSettings,

@@ -1,4 +1,4 @@
-"""The stages in their order, what each is called, and which are done.
+"""The stages of a replication, their order and their files.
 
 OUT/replication.json          settings and digests; one folder has one set of them
 OUT/data/NAME.jsonl           the sets
@@ -41,7 +41,7 @@ NEEDS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One piece of the work.
+    """One stage of the replication.
 
     Attributes:
         what: `prepare`, `choose`, `train`, `start`, `measure`, `evaluate`, `predict`, `fit`,
@@ -71,7 +71,7 @@ class Stage:
 
 
 def needed(hypothesis: str, seed: int) -> list[Stage]:
-    """Return the stages that a hypothesis rests on, of one seed."""
+    """Return the stages that a hypothesis depends on, of one seed."""
     return [Stage(what, run, None if run == "base" else seed) for what, run in NEEDS[hypothesis]]
 
 
@@ -98,7 +98,7 @@ def _of_run(run: str, seed: int) -> list[Stage]:
 
 
 def chosen(everything: Sequence[Stage], only: str | None) -> list[Stage]:
-    """Return the stages that `--only` means.
+    """Return the stages that `--only` selects.
 
     Args:
         everything: from `stages`.

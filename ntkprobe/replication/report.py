@@ -1,4 +1,4 @@
-"""The report: verdicts first, then every number that they rest on, figures and tables."""
+"""The report of a replication: verdicts, the numbers behind them, figures and tables."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from .labels import agreement_lines, write_sample
 from .plan import FURTHER, MAIN, STEERED, Stage, needed
 from .results import HELD_OUT, Results
 from .verdicts import Draw, Finding, of_seeds, overall
-from .workplace import Workplace
+from .workspace import Workspace
 
 FIGURES = {
     "ntk": ("fig1", "fig3", "fig4", "fig5", "fig6", "layers", "neighbours"),
@@ -26,52 +26,52 @@ FIGURES = {
 TABLES = ("1", "2", "3")
 
 
-def write_report(place: Workplace) -> Path:
+def write_report(workspace: Workspace) -> Path:
     """Write OUT/report.md, OUT/figures and OUT/tables from what was measured so far.
 
     Args:
-        place: where everything is.
+        workspace: folder and settings.
 
     Returns:
         The report.
     """
-    results = Results(place.out)
-    told = json.loads((place.out / "replication.json").read_text())
-    seeds = [seed for seed in told["seeds"] if (place.out / "ntk" / f"stl-{seed}").is_dir()]
-    write_sample(place.out, final_models(place, seeds))
-    drawn = [*_figures(place, seeds), *_tables(place, seeds)]
+    results = Results(workspace.out)
+    record = json.loads((workspace.out / "replication.json").read_text())
+    seeds = [seed for seed in record["seeds"] if (workspace.out / "ntk" / f"stl-{seed}").is_dir()]
+    write_sample(workspace.out, final_models(workspace, seeds))
+    drawn = [*_figures(workspace, seeds), *_tables(workspace, seeds)]
     text = "\n".join(
         chain(
-            _head(place, told, seeds),
-            _verdicts(place, results, seeds),
-            _models(place, results, seeds),
-            ["", "## The filters, against labels by hand", "", *agreement_lines(place.out)],
-            _costs(place),
+            _head(workspace, record, seeds),
+            _verdicts(workspace, results, seeds),
+            _models(workspace, results, seeds),
+            ["", "## The filters, against labels by hand", "", *agreement_lines(workspace.out)],
+            _costs(workspace),
             ["", "## Figures and tables", "", *drawn, ""],
         )
     )
-    path = place.out / "report.md"
+    path = workspace.out / "report.md"
     with replacing(path) as hidden:
         hidden.write_text(text, "utf-8")
     return path
 
 
-def final_models(place: Workplace, seeds: Sequence[int]) -> list[str]:
+def final_models(workspace: Workspace, seeds: Sequence[int]) -> list[str]:
     """Return the names of all final models with answers."""
     runs = [Stage("evaluate", r, seed) for seed in seeds for r in (*MAIN, *FURTHER, *STEERED)]
-    done = [stage.folder for stage in (Stage("evaluate", "base"), *runs) if place.done(stage)]
-    return [name for name in done if not why_unfit(place.out, name)]
+    done = [stage.folder for stage in (Stage("evaluate", "base"), *runs) if workspace.done(stage)]
+    return [name for name in done if not why_unfit(workspace.out, name)]
 
 
-def _head(place: Workplace, told: dict, seeds: Sequence[int]) -> Iterator[str]:
+def _head(workspace: Workspace, record: dict, seeds: Sequence[int]) -> Iterator[str]:
     """Yield what was run."""
-    compared = told["compared"]
-    choice = json.loads((place.out / "choice.json").read_text())
-    what = "the dequantised model of the file" if told.get("gguf") else "the model"
+    compared = record["compared"]
+    choice = json.loads((workspace.out / "choice.json").read_text())
+    what = "the dequantised model of the file" if record.get("gguf") else "the model"
     yield "# Replication"
     yield ""
     yield (
-        f"Model: {what} {Path(told['model']).name} (SHA-256 {compared['model']}), in"
+        f"Model: {what} {Path(record['model']).name} (SHA-256 {compared['model']}), in"
         f" {compared['dtype']}; scale `{compared['scale']}`; seeds"
         f" {', '.join(map(str, seeds)) or 'none yet'}; learning rate {choice['rate']:g}."
     )
@@ -87,17 +87,17 @@ def _head(place: Workplace, told: dict, seeds: Sequence[int]) -> Iterator[str]:
         yield "**Scale `toy` is for tests: none of these numbers means anything.**"
 
 
-def _verdicts(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterator[str]:
+def _verdicts(workspace: Workspace, results: Results, seeds: Sequence[int]) -> Iterator[str]:
     """Yield the verdicts, and the numbers below each of them."""
     summary = ["", "## Verdicts", "", _row(["", "claim", *(f"seed {s}" for s in seeds), "pooled"])]
     summary.append("|" + "---|" * (len(seeds) + 3))
     details: list[str] = []
     for name, (claim, make) in HYPOTHESES.items():
-        whole = [seed for seed in seeds if all(map(place.done, needed(name, seed)))]
+        whole = [seed for seed in seeds if all(map(workspace.done, needed(name, seed)))]
         if not whole:
             summary.append(_row([name, claim, *["not measured yet"] * (len(seeds) + 1)]))
             continue
-        resamples = place.scale.resamples
+        resamples = workspace.scale.resamples
         per_seed, pooled = of_seeds({seed: make(results, seed) for seed in whole}, resamples)
         words = [overall(per_seed[s]) if s in whole else "not measured yet" for s in seeds]
         summary.append(_row([name, claim, *words, f"**{overall(pooled)}**"]))
@@ -129,8 +129,8 @@ def _cell(finding: Finding, judged: bool) -> str:
     return f"{text}, {finding.word}" if judged else text
 
 
-def _models(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterator[str]:
-    """Yield what every final model refuses, and its loss."""
+def _models(workspace: Workspace, results: Results, seeds: Sequence[int]) -> Iterator[str]:
+    """Yield a table of the refusal rates and the loss of every final model."""
     yield from ["", "## Final models", ""]
     yield (
         "Refused, in per cent, by XSTest's prefixes on greedy answers; in brackets with answers"
@@ -150,7 +150,7 @@ def _models(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterato
     )
     yield _row(["model", *columns])
     yield "|" + "---|" * (len(columns) + 1)
-    for name in final_models(place, seeds):
+    for name in final_models(workspace, seeds):
         table = results.table(name)
         ok = table["set"] == "oktest"
         parts = [
@@ -171,26 +171,26 @@ def _models(place: Workplace, results: Results, seeds: Sequence[int]) -> Iterato
         loss = results.losses(name)
         yield _row([name, *rates, "–" if loss != loss else f"{loss:.3f}"])
     for name in (f"{method}-{seed}" for seed in seeds for method in STEERED):
-        if why := why_unfit(place.out, name):
+        if why := why_unfit(workspace.out, name):
             yield ""
             yield f"{name} could not be fitted: {one_line(why)}"
-    stl = [f"stl-{seed}" for seed in seeds if place.done(Stage("evaluate", "stl", seed))]
+    stl = [f"stl-{seed}" for seed in seeds if workspace.done(Stage("evaluate", "stl", seed))]
     weak = [results.over_refusal(name, Draw()) for name in stl]
     if weak and min(weak) < LEAST_OVER_REFUSAL:
         yield ""
         yield "STL refuses fewer than 5 % of the held-out safe prompts with some seed: see H4."
 
 
-def _costs(place: Workplace) -> Iterator[str]:
+def _costs(workspace: Workspace) -> Iterator[str]:
     """Yield seconds and memory of every stage that is done."""
     yield from ["", "## Seconds and memory", "", _row(["stage", "seconds", "GiB at most so far"])]
     yield "|---|---|---|"
-    rows = [json.loads(p.read_text()) for p in (place.out / "done").glob("[!.]*.json")]
+    rows = [json.loads(p.read_text()) for p in (workspace.out / "done").glob("[!.]*.json")]
     for row in sorted(rows, key=lambda row: row["stage"]):
         yield _row([row["stage"], f"{row['seconds']:.0f}", str(row["peak_gib"] or "–")])
 
 
-def _figures(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
+def _figures(workspace: Workspace, seeds: Sequence[int]) -> Iterator[str]:
     """Draw the figures of the first seed's runs.
 
     Yields:
@@ -198,11 +198,11 @@ def _figures(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
     """
     measured = [Stage("measure", run, seeds[0]) for run in MAIN] if seeds else []
     for kind, names in FIGURES.items():
-        folders = {s.run: place.out / kind / s.folder for s in measured if place.done(s)}
+        folders = {s.run: workspace.out / kind / s.folder for s in measured if workspace.done(s)}
         there = [f"{run}={folder}" for run, folder in folders.items() if folder.is_dir()]
         if not there:
             continue
-        drawn = draw_figures(find_runs(there), place.out / "figures", names, compare="paper")
+        drawn = draw_figures(find_runs(there), workspace.out / "figures", names, compare="paper")
         for path in drawn.files:
             if path.suffix == ".png":
                 yield f"![{path.stem}](figures/{path.name})"
@@ -211,19 +211,19 @@ def _figures(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
             yield f"- {name} was not drawn: {one_line(why)}"
 
 
-def _tables(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
+def _tables(workspace: Workspace, seeds: Sequence[int]) -> Iterator[str]:
     """Write the tables of the first seed's runs.
 
     Yields:
         A line for each.
     """
-    models = [name for name in final_models(place, seeds[:1]) if name != "base"]
-    evaluated = [f"{name.rpartition('-')[0]}={place.out / 'eval' / name}" for name in models]
+    models = [name for name in final_models(workspace, seeds[:1]) if name != "base"]
+    evaluated = [f"{name.rpartition('-')[0]}={workspace.out / 'eval' / name}" for name in models]
     trained = [
-        f"{run}={place.out / 'runs' / f'{run}-{seed}'}"
+        f"{run}={workspace.out / 'runs' / f'{run}-{seed}'}"
         for seed in seeds[:1]
         for run in ("dcr", "stl")
-        if (place.out / "runs" / f"{run}-{seed}" / "training.json").is_file()
+        if (workspace.out / "runs" / f"{run}-{seed}" / "training.json").is_file()
     ]
     for name in TABLES:
         places = trained if name == "2" else evaluated
@@ -237,7 +237,7 @@ def _tables(place: Workplace, seeds: Sequence[int]) -> Iterator[str]:
         except UserError as error:
             yield f"- table {name} was not made: {one_line(error)}"
             continue
-        path = place.out / "tables" / f"table{name}.md"
+        path = workspace.out / "tables" / f"table{name}.md"
         with replacing(path) as hidden:
             hidden.write_text(text.markdown(), "utf-8")
         yield f"- [table {name}](tables/{path.name})"

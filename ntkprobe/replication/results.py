@@ -1,4 +1,4 @@
-"""What a replication measured, read from its folders as arrays."""
+"""The measurements of a replication, read from its folders as arrays."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

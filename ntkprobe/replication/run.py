@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from .data_files import find_files
-from .estimate import insist_on_room, lines
+from .estimate import lines, require_capacity
 from .evaluating import evaluate, fit
 from .measuring import measure, predict, start
 from .plan import Stage, chosen, stages
@@ -13,18 +13,20 @@ from .report import write_report
 from .settings import ReplicationSettings
 from .splits import make_splits
 from .training_runs import choose, train
-from .workplace import Workplace
+from .workspace import Workspace
 
-DOING: dict[str, Callable[[Workplace, Stage], None]] = {
-    "prepare": lambda place, _: _prepare(place),
-    "choose": lambda place, _: choose(place),
+STAGE_FUNCTIONS: dict[str, Callable[[Workspace, Stage], object]] = {
+    "prepare": lambda workspace, _: make_splits(
+        workspace.out / "data", workspace.places, workspace.scale
+    ),
+    "choose": lambda workspace, _: choose(workspace),
     "train": train,
     "start": start,
-    "predict": lambda place, _: predict(place),
+    "predict": lambda workspace, _: predict(workspace),
     "measure": measure,
     "evaluate": evaluate,
     "fit": fit,
-    "report": lambda place, _: _report(place),
+    "report": lambda workspace, _: write_report(workspace),
 }
 
 
@@ -41,32 +43,22 @@ def replicate(settings: ReplicationSettings, *, only: str | None = None) -> Path
     Raises:
         UserError: if something is missing, or the folder holds another replication.
     """
-    place = Workplace(settings, find_files(settings.data))
+    workspace = Workspace(settings, find_files(settings.data))
     todo = chosen(stages(settings.seeds), only)
-    insist_on_room(place)
-    place.adopt()
+    require_capacity(workspace)
+    workspace.adopt()
     for number, stage in enumerate(todo, start=1):
-        if stage.what != "report" and place.done(stage):
+        if stage.what != "report" and workspace.done(stage):
             continue
-        if stage.what != "prepare" and not place.done(Stage("prepare")):
+        if stage.what != "prepare" and not workspace.done(Stage("prepare")):
             raise UserError("the data are not prepared yet: run --only prepare, or without --only")
-        place.tell(f"{number}/{len(todo)}  {stage.name}")
-        with place.timed(stage):
-            DOING[stage.what](place, stage)
+        workspace.log(f"{number}/{len(todo)}  {stage.name}")
+        with workspace.timed(stage):
+            STAGE_FUNCTIONS[stage.what](workspace, stage)
     return settings.output_dir / "report.md"
 
 
 def plan(settings: ReplicationSettings, *, only: str | None = None) -> list[str]:
-    """Return what `replicate` would do, and what it will take, a line each; nothing is written."""
-    place = Workplace(settings, find_files(settings.data))
-    return lines(place, chosen(stages(settings.seeds), only))
-
-
-def _prepare(place: Workplace) -> None:
-    """Write the sets of prompts."""
-    make_splits(place.out / "data", place.places, place.scale)
-
-
-def _report(place: Workplace) -> None:
-    """Write the report."""
-    write_report(place)
+    """Return lines on the stages of `replicate` and their cost; nothing is written."""
+    workspace = Workspace(settings, find_files(settings.data))
+    return lines(workspace, chosen(stages(settings.seeds), only))

@@ -1,4 +1,4 @@
-"""How much is trained and measured: the scales, and what a user chooses."""
+"""The scales of a replication (how much is trained and measured), and the user's settings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ class Scale:
     """The numbers of a scale; `docs/replication.md` has them for `small` and `paper`.
 
     Attributes:
-        dcr_toxic: toxic prompts of DCR, beside all of XSTest's safe ones.
+        dcr_toxic: toxic prompts of DCR, in addition to all of XSTest's safe ones.
         dcr_batch: prompts of an optimiser step.
         dcr_epochs: over them.
         dcr_rate: learning rate of DCR.
@@ -122,7 +122,7 @@ SCALES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicationSettings:
-    """What a user chooses.
+    """The settings of a replication.
 
     Attributes:
         model: a folder, a GGUF file or a hub name.

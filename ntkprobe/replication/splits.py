@@ -1,4 +1,4 @@
-"""Which prompt is used for what: drawn once, by a hash of the text, and no prompt twice.
+"""Splits of the prompts: drawn once, by a hash of the text; the sets are disjoint.
 
 The sets are written as files into OUT/data, which every later stage reads; a seed only draws from
 the training sets.
@@ -95,11 +95,11 @@ def make_splits(folder: Path, places: Mapping[str, Path], scale: Scale) -> Split
 def _drawn(places: Mapping[str, Path], scale: Scale) -> dict[str, Rows]:
     """Return every set by its name."""
     published = {
-        name: _first(_published(name, read_file(name, places)), scale.limit)
+        name: _published(name, read_file(name, places))[: scale.limit]
         for name in (*SAFETY_SETS, "oktest", "coconot_contrast")
     }
     xstest = _published("xstest", read_file("xstest", places))
-    safe = _first([row for row in xstest if row["kind"] == "safe"], scale.limit)
+    safe = [row for row in xstest if row["kind"] == "safe"][: scale.limit]
     unsafe = [row for row in xstest if row["kind"] == "unsafe"]
     seemingly, toxic, normal = scale.along
     taken = {normalised(r["prompt"]) for rows in (*published.values(), xstest) for r in rows}
@@ -113,7 +113,7 @@ def _drawn(places: Mapping[str, Path], scale: Scale) -> dict[str, Rows]:
     ]
     return {
         **published,
-        "xstest": [*safe, *_first(unsafe, scale.limit)],
+        "xstest": [*safe, *unsafe[: scale.limit]],
         "dcr": [
             *_group("seemingly_toxic", safe),
             *_group("toxic", refusals.take(scale.dcr_toxic)),
@@ -136,7 +136,7 @@ def _drawn(places: Mapping[str, Path], scale: Scale) -> dict[str, Rows]:
 
 
 class Drawer:
-    """Rows in the order of a hash of their text, each given out once."""
+    """Rows in the order of a hash of their text; `take` returns each once."""
 
     def __init__(
         self, name: str, rows: Iterable[dict[str, Any]], taken: Iterable[str] = ()
@@ -150,7 +150,7 @@ class Drawer:
                 self.left.append(row)
 
     def take(self, number: int, *, short: bool = False) -> Rows:
-        """Return the next rows, which nobody else gets.
+        """Return the next rows and remove them.
 
         Args:
             number: how many.
@@ -167,12 +167,12 @@ class Drawer:
             raise UserError(
                 f"{self.name} has too few prompts: {number} are wanted here, {len(fit)} are left"
             )
-        gone = {id(row) for row in fit}
-        self.left = [row for row in self.left if id(row) not in gone]
+        taken = {id(row) for row in fit}
+        self.left = [row for row in self.left if id(row) not in taken]
         return fit
 
     def rest(self) -> Rows:
-        """Return all rows that are left, without giving them out."""
+        """Return the remaining rows, without removing them."""
         return self.left
 
 
@@ -224,10 +224,6 @@ def _open(rows: Rows) -> Rows:
 def _group(name: str, rows: Sequence[dict[str, Any]]) -> Rows:
     """Return prompts with their group; an answer is not that of the prompt measured."""
     return [{"prompt": row["prompt"], "group": name} for row in rows]
-
-
-def _first(rows: Rows, limit: int | None) -> Rows:
-    return rows[:limit]
 
 
 def _insist_on_disjoint(sets: Mapping[str, Rows]) -> None:

@@ -14,33 +14,40 @@ from ..training.sft import SFTConfig, train_sft
 from .plan import Stage
 from .settings import DEVELOPMENT_SEED
 from .splits import begins_with_refusal
-from .workplace import Workplace
+from .workspace import Workspace
 
 TOXIC_AT_LEAST, NORMAL_AT_MOST = 0.8, 0.05
 """What STL has to do on the development split."""
 
 
-def train(place: Workplace, stage: Stage) -> None:
-    """Run one training; an earlier one goes on where it was stopped."""
+def train(workspace: Workspace, stage: Stage) -> None:
+    """Run one training; a stopped one is continued."""
     if stage.run in ("dcr", "control"):
-        contrastive(place, stage)
+        contrastive(workspace, stage)
     else:
-        augmenting = compliant_pairs(place) if stage.run == "stl-aug" else []
-        sft(place, place.run(stage), place.start_of(stage), stage.seed or 0, place.rate, augmenting)
+        augmenting = compliant_pairs(workspace) if stage.run == "stl-aug" else []
+        sft(
+            workspace,
+            workspace.run(stage),
+            workspace.start_of(stage),
+            stage.seed or 0,
+            workspace.rate,
+            augmenting,
+        )
 
 
-def contrastive(place: Workplace, stage: Stage) -> Path:
+def contrastive(workspace: Workspace, stage: Stage) -> Path:
     """Train DCR, or the control that has its labels shuffled.
 
     Args:
-        place: where everything is.
+        workspace: folder and settings.
         stage: says which, and the seed.
 
     Returns:
         The model.
     """
-    scale, seed = place.scale, stage.seed or 0
-    rows = place.splits.rows("dcr")
+    scale, seed = workspace.scale, stage.seed or 0
+    rows = workspace.splits.rows("dcr")
     groups = [row["group"] for row in rows]
     if stage.run == "control":
         random.Random(f"control {seed}").shuffle(groups)
@@ -48,23 +55,23 @@ def contrastive(place: Workplace, stage: Stage) -> Path:
         tuple(Prompt(row["prompt"], group) for row, group in zip(rows, groups, strict=True))
     )
     config = DCRConfig(
-        output_dir=str(place.run(stage)),
-        layer=place.layer,
+        output_dir=str(workspace.run(stage)),
+        layer=workspace.layer,
         per_device_train_batch_size=scale.dcr_batch,
         num_train_epochs=scale.dcr_epochs,
         learning_rate=scale.dcr_rate,
         max_length=scale.length,
         seed=seed,
-        dtype=place.settings.dtype,
-        use_cpu=place.settings.device == "cpu",
+        dtype=workspace.settings.dtype,
+        use_cpu=workspace.settings.device == "cpu",
         save_total_limit=1,
         report_to="none",
     )
-    return train_dcr(place.settings.model, prompts, config)
+    return train_dcr(workspace.settings.model, prompts, config)
 
 
 def sft(
-    place: Workplace,
+    workspace: Workspace,
     folder: Path,
     start: str,
     seed: int,
@@ -74,7 +81,7 @@ def sft(
     """Run SFT.
 
     Args:
-        place: where everything is.
+        workspace: folder and settings.
         folder: of the run.
         start: the model it starts from.
         seed: draws the pairs, and all else that is random.
@@ -84,7 +91,7 @@ def sft(
     Returns:
         The adapter.
     """
-    scale = place.scale
+    scale = workspace.scale
     steps = scale.steps(scale.general + scale.safe + len(seemingly))
     config = SFTConfig(
         output_dir=str(folder),
@@ -98,31 +105,31 @@ def sft(
         max_length=scale.length,
         save_at=scale.saves(steps),
         seed=seed,
-        dtype=place.settings.dtype,
-        use_cpu=place.settings.device == "cpu",
+        dtype=workspace.settings.dtype,
+        use_cpu=workspace.settings.device == "cpu",
         report_to="none",
     )
-    general, safe = place.splits.pairs("general"), place.splits.pairs("refusals")
+    general, safe = workspace.splits.pairs("general"), workspace.splits.pairs("refusals")
     return train_sft(start, general, safe, config, seemingly=seemingly)
 
 
-def choose(place: Workplace) -> None:
+def choose(workspace: Workspace) -> None:
     """Choose the learning rate by runs of STL on the development split, and write why."""
-    rates = place.scale.rates
+    rates = workspace.scale.rates
     tried: list[dict[str, Any]] = []
     for rate in rates if len(rates) > 1 else ():
-        folder = place.run(f"choice-{rate:g}")
-        adapter = sft(place, folder, place.settings.model, DEVELOPMENT_SEED, rate)
-        found = {"rate": rate, **development_rates(place, adapter, f"choice-{rate:g}")}
+        folder = workspace.run(f"choice-{rate:g}")
+        adapter = sft(workspace, folder, workspace.settings.model, DEVELOPMENT_SEED, rate)
+        found = {"rate": rate, **development_rates(workspace, adapter, f"choice-{rate:g}")}
         tried.append(found)
-        place.tell(f"  rate {rate:g}: toxic {found['toxic']:.0%}, normal {found['normal']:.0%}")
+        workspace.log(f"  rate {rate:g}: toxic {found['toxic']:.0%}, normal {found['normal']:.0%}")
         if meets(found):
             break
     best = next((t for t in tried if meets(t)), None) or max(
         tried, key=lambda t: t["toxic"] - t["normal"], default={"rate": rates[0]}
     )
     met = meets(best) if tried else None
-    write_json(place.out / "choice.json", {"rate": best["rate"], "met": met, "tried": tried})
+    write_json(workspace.out / "choice.json", {"rate": best["rate"], "met": met, "tried": tried})
 
 
 def meets(found: dict[str, Any]) -> bool:
@@ -130,21 +137,23 @@ def meets(found: dict[str, Any]) -> bool:
     return bool(found["toxic"] >= TOXIC_AT_LEAST and found["normal"] <= NORMAL_AT_MOST)
 
 
-def development_rates(place: Workplace, adapter: Path, name: str) -> dict[str, float]:
+def development_rates(workspace: Workspace, adapter: Path, name: str) -> dict[str, float]:
     """Return the refusal rate of each group of the development split."""
     from .evaluating import refusal_rates
 
-    return refusal_rates(place, adapter, place.splits.path("development"), name)
+    return refusal_rates(workspace, adapter, workspace.splits.path("development"), name)
 
 
-def compliant_pairs(place: Workplace) -> list[Pair]:
-    """Return XSTest's safe prompts with the base model's own answers, refusals left out; kept."""
-    path = place.splits.path("augmenting")
+def compliant_pairs(workspace: Workspace) -> list[Pair]:
+    """Return XSTest's safe prompts with the base model's compliant answers, stored in a file."""
+    path = workspace.splits.path("augmenting")
     if not path.is_file():
         from .evaluating import base_answers
 
-        texts = [r["prompt"] for r in place.splits.rows("dcr") if r["group"] == "seemingly_toxic"]
-        answers = base_answers(place, texts)
+        texts = [
+            r["prompt"] for r in workspace.splits.rows("dcr") if r["group"] == "seemingly_toxic"
+        ]
+        answers = base_answers(workspace, texts)
         rows = [
             {"prompt": prompt, "response": answer}
             for prompt, answer in zip(texts, answers, strict=True)
@@ -152,4 +161,4 @@ def compliant_pairs(place: Workplace) -> list[Pair]:
         ]
         with replacing(path) as hidden:
             hidden.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return place.splits.pairs("augmenting")
+    return workspace.splits.pairs("augmenting")

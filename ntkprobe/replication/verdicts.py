@@ -1,4 +1,4 @@
-"""Inequalities, their bootstrap intervals over prompts and seeds, and what they say."""
+"""Inequalities, their bootstrap intervals over prompts and seeds, and verdicts on them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Word = Literal["holds", "does not", "mixed"]
 
 
 class Draw:
-    """Which rows of each set of prompts a resample takes: the same for everything compared.
+    """The rows that a resample draws from each set of prompts, the same for all statistics.
 
     Args:
         generator: draws; None takes every row once, which gives the number itself.
@@ -24,7 +24,7 @@ class Draw:
         self._rows: dict[tuple[str, int], np.ndarray] = {}
 
     def rows(self, name: str, number: int) -> np.ndarray:
-        """Return row numbers of a set, drawn anew the first time that it is asked for."""
+        """Return row numbers of a set, drawn at the first call for this set."""
         if self.generator is None:
             return np.arange(number)
         key = (name, number)
@@ -38,7 +38,7 @@ Statistic = Callable[[Draw], float]
 
 @dataclass(frozen=True)
 class Inequality:
-    """A number that has to be on one side of a threshold.
+    """A statistic and the side of a threshold that it must be on.
 
     Attributes:
         about: what the number is.
@@ -60,12 +60,12 @@ class Inequality:
 
 @dataclass(frozen=True)
 class Finding:
-    """What an inequality came to.
+    """The value of an inequality's statistic, its interval and verdict.
 
     Attributes:
         about: what the number is.
-        side: what it has to be.
-        value: it; NaN where it could not be computed.
+        side: the side of the threshold that it must be on.
+        value: of the statistic; NaN where it could not be computed.
         low: lower end of its 95 % interval.
         high: upper end.
         word: the verdict.
@@ -128,7 +128,7 @@ def _finding(inequality: Inequality, statistics: Sequence[Statistic], resamples:
 
 
 def _resampled(statistics: Sequence[Statistic], generator: np.random.Generator) -> float:
-    """Return the mean over seeds drawn anew, on prompts drawn anew."""
+    """Return the mean over resampled seeds, on resampled prompts."""
     draw = Draw(generator)
     seeds = generator.integers(len(statistics), size=len(statistics))
     return float(np.mean([statistics[seed](draw) for seed in seeds]))

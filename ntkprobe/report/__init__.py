@@ -1,4 +1,4 @@
-"""One HTML page about measured runs and evaluations, to explore and to send. Loads no torch.
+"""One self-contained HTML page about measured runs and evaluations. Loads no torch.
 
     folders ──► measured, layers, influence, evaluated ──► contents ──► packing ──► page
       which         tables and arrays of a run              one tree    JSON, base64   HTML

@@ -1,10 +1,10 @@
-"""Everything that a page shows, as one tree: sets of prompts with their runs, and evaluations."""
+"""The contents of a page as one tree: sets of prompts with their runs, and evaluations."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from ..figures._means import missing
-from ..plots.style import in_order, look, run_label
+from ..figures.measured_tables import missing_message
+from ..plots.style import group_style, in_order, run_label
 from ..trajectory import Trajectory
 from .evaluated import answers_to, refused_safe_prompts, tables_of
 from .folders import Sources, settings_of
@@ -20,7 +20,7 @@ SHAPES = {"s": "square", "o": "circle", "^": "triangle-up", "D": "diamond"}
 
 
 def contents_of(sources: Sources) -> dict[str, Any]:
-    """Return what a page shows.
+    """Return the contents of a page.
 
     Args:
         sources: runs and evaluations.
@@ -54,8 +54,8 @@ def _set(runs: dict[str, Trajectory], sources: Sources, budget: int) -> dict[str
 
 
 def _group(name: str) -> dict[str, str]:
-    """Return how a group looks, as in the figures."""
-    style = look(name)
+    """Return the style of a group, as in the figures."""
+    style = group_style(name)
     return {
         "name": name,
         "label": style.label.replace("\\$", "$"),
@@ -100,10 +100,10 @@ def _missing(run: Trajectory, found: Mapping[str, Any]) -> dict[str, str]:
         "tokens": ("tokens of its blocks", "--only kernel", "NEW"),
         "pushes": ("influence", "--influence refusal", run.folder),
     }
-    told = {key: missing(run, *how) for key, how in wanted.items() if not found[key]}
+    lines = {key: missing_message(run, *how) for key, how in wanted.items() if not found[key]}
     if found["refusal"] and found["refusal"]["rates"] is None:
-        told["rates"] = missing(run, "answers to judge", "--only refusal", "NEW")
-    return told
+        lines["rates"] = missing_message(run, "answers to judge", "--only refusal", "NEW")
+    return lines
 
 
 def _evaluate_command(runs: Mapping[str, Trajectory]) -> str:
@@ -118,7 +118,7 @@ def _evaluate_command(runs: Mapping[str, Trajectory]) -> str:
 
 
 def _evaluations(sources: Sources) -> dict[str, Any]:
-    """Return what the evaluations say together."""
+    """Return the tables of all evaluations."""
     return {
         "names": list(sources.evaluations),
         "tables": tables_of(sources.evaluations),

@@ -8,7 +8,7 @@ from ..evaluation import Evaluation
 from ..evaluation.scores import REFUSED
 from ..evaluation.verdicts import SAFE
 from ..tables import Table, agreement, pairs, table1, table5
-from ..tables._columns import Judges
+from ..tables.columns import Judges
 from .measured import records
 
 
@@ -26,10 +26,10 @@ def tables_of(evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:
     if not evaluations:
         return []
     made = {name: module.table(evaluations, Judges()) for name, module in modules.items()}
-    return [_told(name, table) for name, table in made.items() if len(table.numbers)]
+    return [_contents(name, table) for name, table in made.items() if len(table.numbers)]
 
 
-def _told(name: str, table: Table) -> dict[str, Any]:
+def _contents(name: str, table: Table) -> dict[str, Any]:
     """Return a table as the page shows it."""
     return {
         "name": name,
@@ -42,7 +42,7 @@ def _told(name: str, table: Table) -> dict[str, Any]:
 
 
 def refused_safe_prompts(evaluations: dict[str, Evaluation]) -> dict[str, list[Any]]:
-    """Return every safe prompt that a refusal judge says was refused, wholly or in part.
+    """Return every safe prompt that was refused, wholly or in part, according to a refusal judge.
 
     Args:
         evaluations: evaluated models, by name.
@@ -54,24 +54,17 @@ def refused_safe_prompts(evaluations: dict[str, Evaluation]) -> dict[str, list[A
     for name, run in evaluations.items():
         verdicts = run.verdicts()
         safe = verdicts[(verdicts["kind"] == SAFE) & (verdicts["asks"] == "refusal")]
-        refused = set(zip(*_keys(safe[safe["verdict"].isin(list(REFUSED))]), strict=True))
+        positive = safe[safe["verdict"].isin(list(REFUSED))]
+        refused = set(zip(positive["benchmark"], positive["id"], strict=True))
         for (benchmark, id_), said in safe.groupby(["benchmark", "id"], sort=False):
             if (benchmark, id_) in refused:
-                by_judge = dict(zip(said["judge"], said["verdict"], strict=True))
-                rows.append({"method": name, "benchmark": benchmark, "id": id_} | _said(by_judge))
+                verdicts_of = zip(said["judge"], said["verdict"], strict=True)
+                text = ", ".join(f"{judge}: {verdict}" for judge, verdict in verdicts_of)
+                row = {"method": name, "benchmark": benchmark, "id": id_, "verdicts": text}
+                rows.append(row)
     table = pd.DataFrame(rows, columns=["method", "benchmark", "id", "verdicts"])
     answered = table.merge(_answered(evaluations), on=["method", "benchmark", "id"], how="left")
     return records(answered)
-
-
-def _keys(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Return what a prompt of an evaluation is known by."""
-    return table["benchmark"], table["id"]
-
-
-def _said(by_judge: dict[str, str]) -> dict[str, str]:
-    """Return verdicts as one text."""
-    return {"verdicts": ", ".join(f"{judge}: {verdict}" for judge, verdict in by_judge.items())}
 
 
 def _answered(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
@@ -91,7 +84,7 @@ def _answered(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
 
 
 def answers_to(evaluations: dict[str, Evaluation], texts: list[str]) -> dict[str, list[Any]]:
-    """Return the answers that were kept to some prompts, found by their texts.
+    """Return the stored answers to some prompts, matched by their texts.
 
     Args:
         evaluations: evaluated models, by name.

@@ -1,4 +1,4 @@
-"""Which folders a report is about: measurements and evaluations, apart."""
+"""Finds the measurement and evaluation folders of a report."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ READABLE_SCHEMA = 1
 
 @dataclass(frozen=True)
 class Sources:
-    """What a report is made of.
+    """The runs and evaluations of a report.
 
     Attributes:
         runs: measured runs, by name.
@@ -60,7 +60,7 @@ def find_sources(places: Iterable[str | PathLike[str]]) -> Sources:
 
 
 def _holds(find: Callable[[list[str]], dict[str, Any]], place: str) -> bool:
-    """Return whether a search finds something; two of one name are for the caller to tell."""
+    """Return whether a search finds something, or several of one name."""
     try:
         return bool(find([place]))
     except UserError as error:
@@ -85,7 +85,7 @@ def insist_on_readable(source: Trajectory | Evaluation) -> None:
 
 
 def settings_of(source: Trajectory | Evaluation) -> dict:
-    """Return what a folder's `run.json` says; empty without one.
+    """Return the contents of a folder's `run.json`; empty without one.
 
     Args:
         source: a run or an evaluation.

@@ -1,4 +1,4 @@
-"""Keep a page up to date while its folders grow: written whole each time, moved into place."""
+"""Rewrites a page whenever files are added to its folders."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ def follow(
     blur: bool = False,
     poll_interval: float = 10.0,
     idle_timeout: float | None = None,
-    tell: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> Path:
     """Write a page, and again whenever something was added to its folders.
 
@@ -29,7 +29,7 @@ def follow(
         blur: whether toxic texts are blurred.
         poll_interval: seconds between two looks.
         idle_timeout: end after so many seconds without news; None for never.
-        tell: is called with a line for each page written, and for one that could not be.
+        log: called with a line for each page written, and for each error.
 
     Returns:
         The path. The last page, also of an interrupted call, no longer offers to load itself again.
@@ -43,7 +43,7 @@ def follow(
             now = signature(folders)
             if now != seen:
                 seen = now
-                _write(folders, output_file, blur, every, tell)
+                _write(folders, output_file, blur, every, log)
                 news = time.monotonic()
             elif idle_timeout is not None and time.monotonic() - news >= idle_timeout:
                 break
@@ -55,24 +55,24 @@ def follow(
 
 
 def _write(
-    folders: list, output_file: Path, blur: bool, every: int, tell: Callable[[str], None]
+    folders: list, output_file: Path, blur: bool, every: int, log: Callable[[str], None]
 ) -> None:
-    """Write the page; a first one that cannot be made ends the call, a later one is told.
+    """Write the page; an error is raised for the first page and logged for later ones.
 
     Raises:
         UserError: if there is no page yet and none can be made, except that none is measured yet.
     """
     try:
         page = make_report(folders, blur=blur, reload_seconds=every)
-        tell(f"{page.save(output_file)} written")
+        log(f"{page.save(output_file)} written")
     except UserError as error:
         if not output_file.is_file() and not isinstance(error, NothingYet):
             raise
-        tell(str(error))
+        log(str(error))
 
 
 def signature(places: Iterable[str | PathLike[str]]) -> Signature:
-    """Return what changes when a folder grows: names, sizes and times of its whole files.
+    """Return names, sizes and times of the complete files, which change when a folder grows.
 
     Args:
         places: as of `make_report`.
@@ -87,8 +87,8 @@ def signature(places: Iterable[str | PathLike[str]]) -> Signature:
             try:
                 hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
                 if path.suffix in _KINDS and not hidden:
-                    told = path.stat()
-                    found.add((str(path), told.st_size, told.st_mtime_ns))
+                    status = path.stat()
+                    found.add((str(path), status.st_size, status.st_mtime_ns))
             except OSError:  # moved or removed since listed
                 continue
     return frozenset(found)

@@ -1,4 +1,4 @@
-"""Which layers tie two prompts, or two groups: the similarity as a sum over parts, at every step.
+"""The similarity of two prompts, or of two groups, as a sum over parts, at every step.
 
 A part's contribution is its share times the similarity; contributions sum to the similarity.
 """
@@ -18,7 +18,7 @@ _ENDS = {"embed": -2, "embed+head": -1, "norm": 1, "head": 2}
 
 
 def layers_of(run: Trajectory, kernel: dict[str, Any], budget: int) -> dict[str, Any] | None:
-    """Return what every part contributes; None where the kernel was not kept by layer.
+    """Return the contribution of every part; None where the kernel was not measured by layer.
 
     Args:
         run: a measured run.

@@ -1,4 +1,4 @@
-"""One measured run as tables and arrays: what a page shows of its kernel, refusals and tokens."""
+"""The kernel, refusals and tokens of one measured run as tables and arrays."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError
-from ..figures._means import refusal_probabilities, refusal_rates, refusal_rows
+from ..figures.measured_tables import refusal_probabilities, refusal_rates, refusal_rows
 from ..trajectory import Trajectory
 
 NOT_ANSWERED = 255

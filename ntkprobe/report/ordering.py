@@ -28,7 +28,7 @@ def map_order(similarity: np.ndarray, groups: list[str]) -> list[int]:
 
 
 def _leaves(similarity: np.ndarray) -> list[int]:
-    """Return the positions of one group's prompts, similar ones beside another."""
+    """Return the positions of one group's prompts, similar ones adjacent."""
     count = len(similarity)
     if not 2 < count <= LARGEST:
         return list(range(count))

@@ -1,4 +1,4 @@
-"""A tree of tables and arrays as text that stands in an HTML page and can be nothing but data.
+"""Encodes a tree of tables and arrays as text in an HTML page that can be nothing but data.
 
 Arrays are kept as numbers of their own width: the bytes of one significance together, deflated,
 base64. A page decodes them with the browser's `DecompressionStream`; every other value is JSON
@@ -30,7 +30,7 @@ class Packed:
     """A tree as text.
 
     Attributes:
-        index: the tree as JSON; where an array was stands `{"block": NAME, type, shape, scale}`.
+        index: the tree as JSON; an array is replaced by `{"block": NAME, type, shape, scale}`.
         blocks: the arrays by that name, as base64.
     """
 
@@ -73,7 +73,7 @@ def _walked(value: Any, blocks: dict[str, str]) -> Any:
 
 
 def _block(value: np.ndarray | Scaled, blocks: dict[str, str]) -> dict[str, Any]:
-    """Return what stands for an array in the index."""
+    """Return the entry of an array in the index; the array itself is put into `blocks`."""
     array, scale = _in_16_bits(value.values) if isinstance(value, Scaled) else (value, 1.0)
     name = f"block-{len(blocks)}"
     kind = _TYPES[array.dtype.newbyteorder("<").str if array.dtype.itemsize > 1 else "|u1"]
@@ -83,7 +83,7 @@ def _block(value: np.ndarray | Scaled, blocks: dict[str, str]) -> dict[str, Any]
 
 
 def _in_16_bits(values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return whole numbers and what each is a multiple of; NaN becomes `MISSING_INT16`."""
+    """Return integers and their unit; NaN becomes `MISSING_INT16`."""
     known = np.isfinite(values)
     largest = float(np.abs(values[known]).max(initial=0.0))
     scale = largest / 32767 or 1.0

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs no network, runs no code of others and evaluates no text."""
+"""The page: one HTML file that loads nothing from the network and evaluates no text."""
 
 import base64
 import hashlib
@@ -39,7 +39,7 @@ STYLES = ("page.css", "views.css", "print.css")
 
 
 class NothingYet(UserError):
-    """The folders are there, and no checkpoint has been measured into them so far."""
+    """The folders exist, and no checkpoint has been measured into them yet."""
 
 
 def make_report(
@@ -119,11 +119,11 @@ def _library(name: str) -> str:
 
 
 def _title(sources: Sources) -> str:
-    """Return what the page is called: like its first runs and models."""
+    """Return the title of the page: the names of its first runs and models."""
     names = [run_label(name).replace("\\$", "$") for name in (*sources.runs, *sources.evaluations)]
     return " · ".join(list(dict.fromkeys(names))[:4])
 
 
 def _template() -> Template:
-    """Return the page's template, which escapes what it is not told to leave alone."""
+    """Return the page's template, which escapes all texts that are not `Markup`."""
     return Environment(autoescape=True).from_string(_text("page.html.jinja"))

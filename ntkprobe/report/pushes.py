@@ -1,4 +1,4 @@
-"""The training pairs that pushed a prompt most, towards refusal and away, at every step."""
+"""The training pairs of largest influence on a prompt's refusal, both signs, at every step."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError
-from ..figures._influences import influence_rows
+from ..figures.measured_tables import influence_rows
 from ..trajectory import Trajectory
 
 SHOWN = 8

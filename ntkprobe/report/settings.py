@@ -1,4 +1,4 @@
-"""What was measured, with which settings, and what a reader of the numbers has to know."""
+"""The settings of measured runs, and the cautions that a reader of their numbers needs."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -10,14 +10,14 @@ from ..tiny import measure_path
 from ..trajectory import Trajectory
 from .folders import Sources, settings_of
 
-_TOLD = ("ckpt_dir", "model", "prompts", "kernel", "refusal", "activations", "influence")
+_SHOWN = ("ckpt_dir", "model", "prompts", "kernel", "refusal", "activations", "influence")
 _APPROXIMATE = ("finite_difference",)
 _DIFFERENT_NUMBERS = ("kernel.", "refusal.", "prompts.template", "prompts.max_length")
 
 
 def settings_table(runs: Mapping[str, Trajectory]) -> list[dict[str, Any]]:
     """Return every setting of the runs: `name`, `values` (a text a run) and whether they differ."""
-    found = {name: dict(_leaves(_told(run))) for name, run in runs.items()}
+    found = {name: dict(_leaves(_shown_settings(run))) for name, run in runs.items()}
     names = dict.fromkeys(key for one in found.values() for key in one)
     rows = []
     for key in names:
@@ -26,11 +26,10 @@ def settings_table(runs: Mapping[str, Trajectory]) -> list[dict[str, Any]]:
     return rows
 
 
-def _told(run: Trajectory) -> dict[str, Any]:
-    """Return the settings that are shown."""
+def _shown_settings(run: Trajectory) -> dict[str, Any]:
     settings = settings_of(run)
     versions = settings.get("versions") or {}
-    shown = {key: settings[key] for key in _TOLD if settings.get(key) is not None}
+    shown = {key: settings[key] for key in _SHOWN if settings.get(key) is not None}
     return {**shown, "versions": versions, "mitigation": settings.get("mitigation") or {}}
 
 
@@ -45,13 +44,13 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 def cautions(runs: Mapping[str, Trajectory]) -> list[str]:
     """Return what limits the numbers of runs on the same prompts, a sentence or two each."""
-    told = {name: settings_of(run) for name, run in runs.items()}
+    settings = {name: settings_of(run) for name, run in runs.items()}
     found = [
         *_about_world(runs),
         *_about_differences(settings_table(runs)),
-        *_about_templates(told.values()),
-        *_about_estimators(told),
-        *_about_tokens(told.values()),
+        *_about_templates(settings.values()),
+        *_about_estimators(settings),
+        *_about_tokens(settings.values()),
         *_about_training(runs),
     ]
     return [
@@ -64,7 +63,7 @@ def cautions(runs: Mapping[str, Trajectory]) -> list[str]:
 
 
 def _about_world(runs: Mapping[str, Trajectory]) -> Iterator[str]:
-    """Yield a caution if the prompts are those of the embedded world."""
+    """Yield a caution if the prompts are the embedded ones."""
     texts = set(next(iter(runs.values())).prompts["text"])
     if texts <= {prompt.text for prompt in PromptSet.from_file(measure_path())}:
         yield (
@@ -84,9 +83,9 @@ def _about_differences(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
         )
 
 
-def _about_templates(told: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield what the prompts were wrapped in."""
-    for template in dict.fromkeys((one.get("prompts") or {}).get("template") for one in told):
+def _about_templates(runs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a caution on the templates of the prompts."""
+    for template in dict.fromkeys((one.get("prompts") or {}).get("template") for one in runs):
         if template == "raw":
             yield (
                 "Prompts were given raw, without a chat template: a chat model that is used with "
@@ -99,9 +98,9 @@ def _about_templates(told: Iterable[Mapping[str, Any]]) -> Iterator[str]:
             )
 
 
-def _about_estimators(told: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _about_estimators(runs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield cautions about kernels that are estimates, or not of all parameters."""
-    for name, settings in told.items():
+    for name, settings in runs.items():
         kernel = settings.get("kernel") or {}
         if kernel.get("estimator") in _APPROXIMATE:
             yield f"{name}: the kernel is approximated by {kernel['estimator']}."
@@ -111,9 +110,9 @@ def _about_estimators(told: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             yield f"{name}: the kernel is over the parameters {kernel['parameters']} only."
 
 
-def _about_tokens(told: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+def _about_tokens(runs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a caution if every checkpoint was measured at other tokens."""
-    kernels = [one.get("kernel") or {} for one in told]
+    kernels = [one.get("kernel") or {} for one in runs]
     if any(kernel.get("top_k_at") == "each" and not kernel.get("tokens") for kernel in kernels):
         yield (
             "Each checkpoint is measured at its own most probable tokens, as in the paper: a "

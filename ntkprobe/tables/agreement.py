@@ -1,10 +1,10 @@
-"""How far judges agree: Cohen's κ of each two that ask the same, in two classes."""
+"""Agreement of judges: Cohen's κ of every two that ask the same question, in two classes."""
 
 import pandas as pd
 
 from ..evaluation import Evaluation
-from ._columns import Judges
-from ._rendering import Table
+from .columns import Judges
+from .rendering import Table
 
 MISSING = "let two judges that ask the same look at one benchmark: `ntkprobe evaluate --judge …`"
 

@@ -1,12 +1,12 @@
-"""Safe prompts and their unsafe contrasts: how often a model tells the two apart."""
+"""Safe prompts and their unsafe contrasts: how often a model distinguishes the two."""
 
 import pandas as pd
 
 from ..evaluation import Evaluation
 from ..evaluation.scores import OUTCOMES
-from ._caveats import in_distribution, not_whole
-from ._columns import Column, Judges
-from ._rendering import Table
+from .columns import Column, Judges
+from .notes import in_distribution, not_whole
+from .rendering import Table
 
 MISSING = "evaluate on a benchmark with pairs, such as xstest"
 

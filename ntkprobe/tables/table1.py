@@ -3,10 +3,10 @@
 from typing import Any
 
 from ..evaluation import Evaluation
-from ._beside import looked_up, paper_method, paper_table
-from ._columns import Judges
-from ._methods import methods_table
-from ._rendering import Table
+from .columns import Judges
+from .methods import methods_table
+from .paper_reference import paper_method, paper_table, paper_value
+from .rendering import Table
 
 MISSING = "judge some answers with `ntkprobe evaluate`, or measure abilities"
 BY_MODEL = True
@@ -24,4 +24,4 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
 def paper(cell: dict[str, Any], model: str) -> float | None:
     """Return the paper's number for a cell; None if it prints none."""
     where = {"model": model, "method": paper_method(cell["row"])}
-    return looked_up(paper_table("table1"), where, cell["key"])
+    return paper_value(paper_table("table1"), where, cell["key"])

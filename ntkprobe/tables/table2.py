@@ -10,9 +10,9 @@ import pandas as pd
 import yaml
 
 from ..errors import UserError
-from ._beside import looked_up, paper_table
-from ._columns import Judges
-from ._rendering import Table
+from .columns import Judges
+from .paper_reference import paper_table, paper_value
+from .rendering import Table
 
 MISSING = "give folders of `ntkprobe train`, which hold training.json"
 BY_MODEL = True
@@ -78,7 +78,7 @@ def paper(cell: dict[str, Any], model: str) -> float | None:
     """Return the paper's number for a cell; None if it prints none."""
     stage, key = cell["key"]
     theirs = {"dcr": "dcr", "sft": "alignment"}.get(stage)
-    return looked_up(paper_table("table2"), {"model": model, "stage": theirs}, key)
+    return paper_value(paper_table("table2"), {"model": model, "stage": theirs}, key)
 
 
 def _read(run: Path) -> Run:

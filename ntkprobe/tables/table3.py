@@ -1,13 +1,13 @@
-"""Table 3: the number of epochs of contrastive training; a row is called like its number."""
+"""Table 3: the number of epochs of contrastive training; the name of a row is this number."""
 
 import re
 from typing import Any
 
 from ..evaluation import Evaluation
-from ._beside import looked_up, paper_table
-from ._columns import Judges
-from ._methods import methods_table
-from ._rendering import Table
+from .columns import Judges
+from .methods import methods_table
+from .paper_reference import paper_table, paper_value
+from .rendering import Table
 
 MISSING = "evaluate a model for each number of epochs, and give them as 1=E1 2=E2 3=E3"
 PRINTED = (
@@ -25,4 +25,4 @@ def paper(cell: dict[str, Any], model: str) -> float | None:
     """Return the paper's number for a cell; None if it prints none."""
     number = re.search(r"\d+", cell["row"])
     where: dict[str, object] = {"epochs": int(number[0]) if number else None}
-    return looked_up(paper_table("table3"), where, cell["key"])
+    return paper_value(paper_table("table3"), where, cell["key"])

@@ -1,13 +1,13 @@
-"""Table 4: toxic prompts for each seemingly toxic one; a row is called like its ratio."""
+"""Table 4: toxic prompts for each seemingly toxic one; the name of a row is this ratio."""
 
 import re
 from typing import Any
 
 from ..evaluation import Evaluation
-from ._beside import looked_up, paper_table
-from ._columns import Judges
-from ._methods import methods_table
-from ._rendering import Table
+from .columns import Judges
+from .methods import methods_table
+from .paper_reference import paper_table, paper_value
+from .rendering import Table
 
 MISSING = "evaluate a model for each ratio, and give them as 1:1=E1 2:1=E2 3:1=E3"
 PRINTED = (
@@ -25,4 +25,4 @@ def paper(cell: dict[str, Any], model: str) -> float | None:
     """Return the paper's number for a cell; None if it prints none."""
     ratio = re.search(r"\d+:1", cell["row"])
     where: dict[str, object] = {"ratio": ratio[0] if ratio else None}
-    return looked_up(paper_table("table4"), where, cell["key"])
+    return paper_value(paper_table("table4"), where, cell["key"])

@@ -5,10 +5,10 @@ from typing import Any
 import pandas as pd
 
 from ..evaluation import Evaluation
-from ._beside import looked_up, paper_method, paper_table
-from ._caveats import in_distribution, not_whole
-from ._columns import Judges, all_verdicts, of_column, present, score
-from ._rendering import Table
+from .columns import Judges, all_verdicts, column_verdicts, measured_columns, score
+from .notes import in_distribution, not_whole
+from .paper_reference import paper_method, paper_table, paper_value
+from .rendering import Table
 
 MISSING = "judge some answers: `ntkprobe evaluate … --judge NAME`"
 PRINTED = "paper: as printed by Lu et al. (2026), table 5; the model is not stated there."
@@ -27,10 +27,10 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
         if named is not None:
             judges.chosen(verdicts, asks)
             verdicts = verdicts.loc[(verdicts["asks"] != asks) | (verdicts["judge"] == named)]
-    columns, rows = list(present(verdicts)), []
+    columns, rows = list(measured_columns(verdicts)), []
     for name in runs:
         for column in columns:
-            seen = of_column(verdicts.loc[verdicts["row"] == name], column)
+            seen = column_verdicts(verdicts.loc[verdicts["row"] == name], column)
             for judge, said in seen.groupby("judge")["verdict"]:
                 place = {"row": name, "column": f"{column.title}, {judge}"}
                 rows.append(place | {"key": (column.key, judge)} | score(said, column))
@@ -51,4 +51,4 @@ def paper(cell: dict[str, Any], model: str) -> float | None:
     """Return the paper's number for a cell; None if it prints none."""
     quantity, judge = cell["key"]
     where = {"method": paper_method(cell["row"]), "quantity": quantity, "judge": _THEIRS.get(judge)}
-    return looked_up(paper_table("table5"), where, "value")
+    return paper_value(paper_table("table5"), where, "value")

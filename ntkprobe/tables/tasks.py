@@ -5,10 +5,10 @@ from typing import Any
 import pandas as pd
 
 from ..evaluation import Evaluation, scores
-from ._beside import looked_up, paper_table
-from ._caveats import in_distribution, not_whole
-from ._columns import Column, Judges, all_verdicts, cell
-from ._rendering import Table
+from .columns import Column, Judges, all_verdicts, cell
+from .notes import in_distribution, not_whole
+from .paper_reference import paper_table, paper_value
+from .rendering import Table
 
 MISSING = "judge some answers: `ntkprobe evaluate … --judge NAME`"
 PRINTED = (
@@ -58,4 +58,4 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
 def paper(cell: dict[str, Any], model: str) -> float | None:
     """Return the paper's number for a cell; None if it prints none."""
     where = {"method": cell["row"].lower().replace("-", "_")}
-    return looked_up(paper_table("tasks"), where, cell["key"])
+    return paper_value(paper_table("tasks"), where, cell["key"])

@@ -3,9 +3,9 @@
 import pandas as pd
 
 from ..evaluation import Evaluation
-from ._caveats import in_distribution, not_whole
-from ._columns import Column, Judges
-from ._rendering import Table
+from .columns import Column, Judges
+from .notes import in_distribution, not_whole
+from .rendering import Table
 
 MISSING = "evaluate on safe and on unsafe prompts"
 

@@ -23,11 +23,11 @@ from ..prompts.rendering import dated
 from .accumulation import Window
 from .adapters import linear_names, with_lora
 from .callbacks import install, quiet
+from .contamination import check_overlaps
 from .contrast_data import PromptRows, collate, drawn, encode_prompts
 from .data import IGNORED, Pair, digest
 from .dcr_config import DCRConfig as DCRConfig
 from .features import freeze_above, gathered, pool, without_blocks_above
-from .guards import check_overlaps
 from .losses import circle_loss, circle_loss_floor, cosine_similarities, pairs
 from .runs import Run, located, model_digest
 from .sampler import EpochSampler

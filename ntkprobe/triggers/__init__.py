@@ -1,6 +1,6 @@
-"""Refusal triggers: what is harmless in a harmful prompt and gets tied to refusal (2603.11388).
+"""Refusal triggers: harmless parts of harmful prompts that become associated with refusal.
 
-They are extracted here, into a file with compliant answers; `ntkprobe train sft --recipe
-refusal_trigger` reads that file, and neither knows the other. An extractor is a file of
-`extractors/`; what it has to provide stands in `extraction`.
+They are extracted into a file with compliant answers, which `ntkprobe train sft --recipe
+refusal_trigger` reads. An extractor is a file of `extractors/`; `extraction` documents its
+interface.
 """

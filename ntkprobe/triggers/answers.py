@@ -47,8 +47,8 @@ def read_answers(file: str | Path) -> dict[str, str]:
     return found
 
 
-def looked_up(triggers: Sequence[Trigger], answers: Mapping[str, str]) -> list[Trigger]:
-    """Return the triggers with the answers given, empty where there is none."""
+def with_given_answers(triggers: Sequence[Trigger], answers: Mapping[str, str]) -> list[Trigger]:
+    """Return the triggers with their answers in a mapping, empty where there is none."""
     return [replace(each, response=answers.get(normalised(each.text), "")) for each in triggers]
 
 
@@ -98,7 +98,7 @@ def generated(
 
 
 def compliant(triggers: Sequence[Trigger]) -> tuple[list[Trigger], dict[str, int]]:
-    """Return the triggers whose answers comply, and what became of all.
+    """Return the triggers whose answers comply, and counts of all outcomes.
 
     Args:
         triggers: with answers, which may be empty.
@@ -114,7 +114,7 @@ def compliant(triggers: Sequence[Trigger]) -> tuple[list[Trigger], dict[str, int
 
 
 def _kind(response: str) -> str:
-    """Return what became of a trigger with this answer."""
+    """Return the outcome of a trigger with this answer."""
     if not (answered(response) or "").strip():
         return "unanswered"
     return "refused" if is_refusal(response) else "answered"

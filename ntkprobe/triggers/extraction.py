@@ -1,8 +1,8 @@
-"""From harmful prompts to triggers: one extractor over all of them, what it gave counted.
+"""Extraction of triggers from harmful prompts, with counts of the outcomes.
 
 An extractor is a module `snake_case` of `extractors/` with the class `SnakeCase`, a frozen
 dataclass of settings with `extract(examples)`, which yields for each example, as it is done, its
-number and what was found: a `Found`, or in words why there is none.
+number and its trigger, a `ScoredTrigger`, or a reason why it has none.
 """
 
 import json
@@ -29,8 +29,8 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A trigger, and how much of the prompt it stands for, as its extractor counts that."""
+class ScoredTrigger:
+    """A trigger, and a score: how much of the prompt it represents, as its extractor defines it."""
 
     text: str
     score: float
@@ -38,7 +38,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Trigger:
-    """A trigger with where it is from; `response` is a compliant answer, once there is one."""
+    """A trigger, its source prompt and score; `response` is a compliant answer, or empty."""
 
     text: str
     source: str
@@ -47,15 +47,15 @@ class Trigger:
 
 
 class Extractor(Protocol):
-    """What a file of `extractors/` provides."""
+    """The interface of the classes in `extractors/`."""
 
-    def extract(self, examples: Sequence[Example]) -> Iterable[tuple[int, Found | str]]:
+    def extract(self, examples: Sequence[Example]) -> Iterable[tuple[int, ScoredTrigger | str]]:
         """Yield each example's number and its trigger, or why it has none."""
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """The triggers, each once, and what became of every prompt.
+    """The distinct triggers, and the outcomes of all prompts.
 
     Attributes:
         triggers: in the order of the prompts that they are from.
@@ -108,13 +108,13 @@ def read_benign(files: Sequence[str | Path]) -> PromptSet:
 
 
 class Record(Protocol):
-    """What keeps findings while there are more to come: `progress.Progress`."""
+    """Stores outcomes while an extraction runs: `progress.Progress`."""
 
-    def known(self, examples: Sequence[Example]) -> dict[int, Found | str]:
-        """Return what was found earlier, by the example's number."""
+    def known(self, examples: Sequence[Example]) -> dict[int, ScoredTrigger | str]:
+        """Return the outcomes of an earlier call, by the example's number."""
 
-    def add(self, example: Example, found: Found | str) -> None:
-        """Keep what was found for an example."""
+    def add(self, example: Example, found: ScoredTrigger | str) -> None:
+        """Store the outcome of an example."""
 
 
 def extract(
@@ -123,13 +123,13 @@ def extract(
     """Return the triggers of harmful examples, each once.
 
     Of those that differ in case, punctuation and spacing only, the one with the highest score is
-    kept. A trigger that is one of the harmful prompts itself is left out: nothing was taken away
-    from it, and answering it would be taught.
+    kept. A trigger that is itself one of the harmful prompts is left out: training would teach to
+    answer it.
 
     Args:
         extractor: from `extractors/`.
         examples: harmful prompts.
-        record: keeps every finding, and knows those of a call that was stopped.
+        record: stores every outcome, and has those of a call that was stopped.
 
     Returns:
         Triggers and counts; that there are none is a `UserError`.
@@ -143,8 +143,8 @@ def extract(
     return _distinct(examples, found)
 
 
-def _distinct(examples: Sequence[Example], found: dict[int, Found | str]) -> Extraction:
-    """Return what was found, each once, with what became of the rest.
+def _distinct(examples: Sequence[Example], found: dict[int, ScoredTrigger | str]) -> Extraction:
+    """Return the distinct triggers, with counts of the other outcomes.
 
     Raises:
         UserError: if there is no trigger.
@@ -152,7 +152,7 @@ def _distinct(examples: Sequence[Example], found: dict[int, Found | str]) -> Ext
     harmful = {normalised(example.prompt) for example in examples}
     counts = {"prompts": len(examples), "none": 0, "harmful": 0, "repeated": 0}
     reasons: dict[str, int] = {}
-    best: dict[str, tuple[int, Found]] = {}
+    best: dict[str, tuple[int, ScoredTrigger]] = {}
     for number, each in sorted(found.items()):
         if isinstance(each, str):
             counts["none"] += 1
@@ -166,18 +166,14 @@ def _distinct(examples: Sequence[Example], found: dict[int, Found | str]) -> Ext
     if not best:
         raise UserError(f"no triggers in {len(examples)} prompts: {describe(counts, reasons)}")
     made = (
-        Trigger(e.text, examples[i].prompt, e.score) for i, e in sorted(best.values(), key=_row)
+        Trigger(each.text, examples[row].prompt, each.score)
+        for row, each in sorted(best.values(), key=lambda one: one[0])
     )
     return Extraction(tuple(made), counts, reasons)
 
 
-def _row(one: tuple[int, Found]) -> int:
-    """Return the number of the prompt that a trigger is from."""
-    return one[0]
-
-
 def describe(counts: dict[str, int], reasons: dict[str, int]) -> str:
-    """Return in one line what became of the prompts that gave no trigger of their own."""
+    """Return one line on the prompts that gave no trigger of their own."""
     parts = [f"{counts['none']} had none"] if counts["none"] else []
     parts += [f"{number}: {why}" for why, number in sorted(reasons.items(), key=lambda r: -r[1])]
     if counts["harmful"]:
@@ -200,13 +196,13 @@ def kept_share(trigger: str, prompt: str) -> float:
 
 
 def write_triggers(path: Path, triggers: Sequence[Trigger], extractor: str) -> None:
-    """Write triggers as JSONL, whole or not at all.
+    """Write triggers as JSONL, atomically.
 
     Args:
-        path: where to; ends in `.jsonl`, as what reads it tells the format by that.
+        path: ends in `.jsonl`, from which readers infer the format.
         triggers: rows of trigger, source (the harmful prompt), score, extractor, and response where
             any has an answer.
-        extractor: what found them.
+        extractor: its name, for the record.
 
     Raises:
         UserError: for another ending.

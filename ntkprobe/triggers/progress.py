@@ -1,4 +1,4 @@
-"""What an extractor has found so far, on disk, so that a stopped extraction goes on."""
+"""Outcomes of an unfinished extraction on disk, so that a stopped one can be continued."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,17 +7,17 @@ from typing import Any
 
 from ..errors import UserError
 from ..prompts.rendering import current_day
-from .extraction import Example, Found
+from .extraction import Example, ScoredTrigger
 
 FAILED = "failed: "
-"""A reason that begins so may pass: the prompt is asked about again."""
+"""The prefix of a reason after which a prompt is tried again."""
 
 
 class Progress:
-    """A hidden file beside the output: a line of settings, then a line for each prompt done."""
+    """A hidden file in the output's folder: a line of settings, then a line a prompt."""
 
     def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
-        """Go on in the file that an earlier call left; UserError if it had other settings.
+        """Read the file that an earlier call left; UserError if it had other settings.
 
         Args:
             output: the file that is to be written in the end.
@@ -27,17 +27,17 @@ class Progress:
         self.settings = json.loads(json.dumps(dict(settings)))
         self.day = current_day()
         """The day that templates print: that of the call which began."""
-        self._found: dict[tuple[str, str], Found | str] = {}
+        self._found: dict[tuple[str, str], ScoredTrigger | str] = {}
         if self.path.exists():
             self._read()
 
-    def known(self, examples: Sequence[Example]) -> dict[int, Found | str]:
-        """Return what was found earlier, by the example's number; failures are left out."""
+    def known(self, examples: Sequence[Example]) -> dict[int, ScoredTrigger | str]:
+        """Return the outcomes of an earlier call, by the example's number, without failures."""
         keys = [(example.prompt, example.refusal) for example in examples]
         return {i: self._found[key] for i, key in enumerate(keys) if key in self._found}
 
-    def add(self, example: Example, found: Found | str) -> None:
-        """Keep what was found for an example."""
+    def add(self, example: Example, found: ScoredTrigger | str) -> None:
+        """Append the outcome of an example."""
         what = {"why": found} if isinstance(found, str) else {"text": found.text}
         score = {} if isinstance(found, str) else {"score": found.score}
         row = {"prompt": example.prompt, "refusal": example.refusal, **what, **score}
@@ -47,13 +47,13 @@ class Progress:
             lines = [row] if begun else [{**self.settings, "day": self.day}, row]
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
-    def forget(self) -> None:
-        """Remove the file: the extraction is finished, or begins anew."""
+    def clear(self) -> None:
+        """Delete the file: the extraction is finished, or starts from the beginning."""
         self.path.unlink(missing_ok=True)
         self._found, self.day = {}, current_day()
 
     def _read(self) -> None:
-        """Take over what the file holds; its last line may be torn.
+        """Read the file; an incomplete last line is dropped.
 
         Raises:
             UserError: if it belongs to other settings.
@@ -68,8 +68,8 @@ class Progress:
                     f"{self.settings.get(key)!r}: give another --output-file, or --overwrite"
                 )
         for row in rows:
-            found = Found(row["text"], row["score"]) if "text" in row else row["why"]
-            if isinstance(found, Found) or not found.startswith(FAILED):
+            found = ScoredTrigger(row["text"], row["score"]) if "text" in row else row["why"]
+            if isinstance(found, ScoredTrigger) or not found.startswith(FAILED):
                 self._found[row["prompt"], row["refusal"]] = found
         text = "".join(json.dumps(line) + "\n" for line in [{**before, "day": self.day}, *rows])
         self.path.write_text(text, "utf-8")  # without the torn line

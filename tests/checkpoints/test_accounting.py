@@ -23,8 +23,8 @@ from transformers import (
 from ntkprobe import mitigations
 from ntkprobe.checkpoints import LoadSettings, adapted, load_checkpoint, load_model, readiness
 from ntkprobe.errors import MeasurementWarning, UserError
-from ntkprobe.evaluation.judges._guards import Guard
-from ntkprobe.mitigations._draft import load_draft
+from ntkprobe.evaluation.judges.guard_models import GuardModel
+from ntkprobe.mitigations.draft_model import load_draft
 from ntkprobe.mitigations.surgical import Surgical
 
 IDS = torch.arange(6)[None]
@@ -229,7 +229,7 @@ def test_no_route_into_memory_leaves_weights_out(biased, monkeypatch):
         "checkpoint": lambda: load_checkpoint(biased, CPU),
         "named": lambda: load_model(name, CPU),
         "draft": lambda: load_draft(name, tiny_model(), tiny_tokenizer()),
-        "guard": lambda: Guard(name, CPU, 1, 4).network,
+        "guard": lambda: GuardModel(name, CPU, 1, 4).network,
     }
     for route in routes.values():
         with pytest.raises(UserError, match="no place for"):

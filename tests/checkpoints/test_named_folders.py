@@ -13,7 +13,7 @@ from ntkprobe import PromptSet
 from ntkprobe.checkpoints import LoadSettings, adapted, find_checkpoints, load_model, readiness
 from ntkprobe.checkpoints.headers import regular_file
 from ntkprobe.errors import UserError
-from ntkprobe.mitigations._expert import Expert
+from ntkprobe.mitigations.lora_expert import Expert
 from ntkprobe.watcher import Following, measure_run
 
 CPU = LoadSettings(device="cpu")

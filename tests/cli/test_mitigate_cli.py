@@ -178,7 +178,7 @@ def test_a_decoding_method_has_refusals_but_no_kernel(call, tmp_path, monkeypatc
 
 
 def test_the_embedded_model_has_an_end_of_the_instruction():
-    from ntkprobe.mitigations._positions import instruction_end
+    from ntkprobe.mitigations.activations import instruction_end
 
     tokenizer = load_tokenizer(model_path())
     ending = instruction_end(tokenizer, resolve_template(tokenizer))

@@ -14,7 +14,7 @@ from transformers import LogitsProcessor, Qwen2ForCausalLM
 
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation.abilities import AbilitySettings, measure_abilities
-from ntkprobe.evaluation.models import Subject
+from ntkprobe.evaluation.models import EvaluatedModel
 from ntkprobe.models.batching import LengthRule
 
 reason = "needs the extra ntkprobe[lmeval]"
@@ -53,7 +53,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def measure(world: Path, **settings: Any) -> dict[str, Any]:
-    subject = Subject.named(str(world / "model"), None, None, settings.pop("load"))
+    subject = EvaluatedModel.named(str(world / "model"), None, None, settings.pop("load"))
     return measure_abilities(
         subject, world / "e", ["cakes"], include_path=world / "tasks", **settings
     )
@@ -226,7 +226,7 @@ def test_mistakes_are_one_clear_line(
     measure(world, load=load)
     with pytest.raises(UserError, match=r"answered with answers\.limit"):
         measure(world, load=load, settings=AbilitySettings(limit=2))
-    subject = Subject.named(str(world / "model"), None, None, load)
+    subject = EvaluatedModel.named(str(world / "model"), None, None, load)
     with pytest.raises(UserError, match="has no task 'cake': the paper's are mmlu"):
         measure_abilities(subject, world / "f", ["cake"])
     with pytest.raises(UserError, match="no folder"):

@@ -16,7 +16,7 @@ from fake_server import fake_server
 
 from ntkprobe.checkpoints import load_model, load_tokenizer
 from ntkprobe.cli import main
-from ntkprobe.evaluation.answers import Asked, LocalModel
+from ntkprobe.evaluation.answers import LocalModel, Question
 from ntkprobe.evaluation.benchmarks import read_benchmark
 from ntkprobe.evaluation.results import Evaluation
 from ntkprobe.evaluation.settings import AnswerSettings
@@ -174,7 +174,7 @@ def respond(embedded):
 
 
 PROMPTS = read_benchmark("tiny").first(4).table["prompt"]
-ROWS = [Asked(str(n), text) for n, text in enumerate(PROMPTS)]
+ROWS = [Question(str(n), text) for n, text in enumerate(PROMPTS)]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -193,11 +193,11 @@ def test_drawn_answers_differ_by_seed_and_from_greedy_ones(respond):
 def test_a_draw_follows_the_softmax():
     import torch
 
-    from ntkprobe.evaluation.sampling import drawn
+    from ntkprobe.evaluation.sampling import sampling_processors
 
     logits = torch.tensor([0.0, 1.0, 2.0])
-    asked = [Asked(str(n), "") for n in range(4000)]
-    (draw,) = drawn(asked, AnswerSettings(temperature=2.0))
+    ids = [str(n) for n in range(4000)]
+    (draw,) = sampling_processors(ids, AnswerSettings(temperature=2.0))
     scores = draw(None, logits.expand(4000, 3))
     share = scores.argmax(-1).bincount(minlength=3) / 4000
     assert torch.allclose(share, (logits / 2).softmax(-1), atol=0.03)
@@ -291,7 +291,7 @@ def test_a_mitigation_is_in_place_while_the_model_answers(call, answers, tmp_pat
     import torch
 
     from ntkprobe.mitigations import save
-    from ntkprobe.mitigations._interface import identity
+    from ntkprobe.mitigations.base import identity
     from ntkprobe.mitigations.surgical import Surgical
 
     path = world.saved(tmp_path / "base")

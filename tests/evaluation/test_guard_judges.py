@@ -1,4 +1,4 @@
-"""Guard models as judges, through small stand-ins: the guards themselves cannot be had here.
+"""GuardModel models as judges, through small stand-ins: the guards themselves cannot be had here.
 
 A stand-in is a real checkpoint without attention to anything but the last token: it says what its
 table of successors has.
@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation import Item
-from ntkprobe.evaluation.judges._wildguard import said
 from ntkprobe.evaluation.judges.llama_guard import LlamaGuard, parsed
 from ntkprobe.evaluation.judges.wildguard import Wildguard
+from ntkprobe.evaluation.judges.wildguard_format import parsed_answer
 from ntkprobe.evaluation.judges.wildguard_harm import WildguardHarm
 
 LAST_TURN = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
@@ -179,8 +179,8 @@ def test_wildguards_two_judges_read_their_own_line(tmp_path, refusal, harm, verd
 
 
 def test_a_reply_that_says_both_says_nothing():
-    assert said("Response refusal: yes\nResponse refusal: no", "Response refusal") is None
-    assert said("Response refusal: yes", "Response refusal") == "yes"
+    assert parsed_answer("Response refusal: yes\nResponse refusal: no", "Response refusal") is None
+    assert parsed_answer("Response refusal: yes", "Response refusal") == "yes"
 
 
 def test_a_guard_that_is_not_there_is_one_clear_line():

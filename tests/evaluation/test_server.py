@@ -93,6 +93,36 @@ def test_without_a_key_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ask(lambda *_: "fine", ["a"])[1].keys == [None]
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OPENAI_ADMIN_KEY", "another-secret"),
+        ("OPENAI_ORG_ID", "another-secret"),
+        ("OPENAI_PROJECT_ID", "another-secret"),
+        ("OPENAI_CUSTOM_HEADERS", "X-Key: another-secret\nX-Other: a"),
+    ],
+)
+def test_no_other_secret_of_the_environment_is_sent(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv(variable, value)
+    _, fake = ask(lambda *_: "fine", ["a"])
+    assert fake.headers and not any("another-secret" in str(each) for each in fake.headers)
+
+
+def test_a_redirected_request_is_a_failure_and_goes_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with fake_server(lambda *_: "fine") as other:
+        for status in (302, 307):
+            there = f"{other.base_url}/chat/completions"
+            replies, fake = ask(lambda *_, s=status, to=there: ("redirect", s, to), ["a"])
+            assert f"status {status}" in replies[0].reason and len(fake.asked) == 1
+        assert not other.asked
+
+
 def _nobody() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

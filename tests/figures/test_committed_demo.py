@@ -112,7 +112,7 @@ def test_the_ink_of_fig5_lies_where_the_numbers_say(redrawn, drawn):
     for row in last.itertuples():
         x, y = figure.axes[0].transData.transform((row.step, row.value))
         colour = ink[round(ink.shape[0] - y), round(x)]
-        np.testing.assert_allclose(colour, to_rgb(style.look(row.group).colour), atol=0.02)
+        np.testing.assert_allclose(colour, to_rgb(style.group_style(row.group).colour), atol=0.02)
 
 
 def test_the_ink_of_fig6_is_darker_where_the_similarity_is_larger(redrawn, drawn):

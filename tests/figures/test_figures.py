@@ -15,8 +15,8 @@ from measured_runs import PAPER_TEXTS, STEPS, write_run
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
 from ntkprobe.figures import draw_figures, figure_names, find_runs
-from ntkprobe.figures._activations import classical_scaling, clustered_right
-from ntkprobe.figures._paper import paper_table
+from ntkprobe.figures.activation_geometry import classical_scaling, correctly_clustered
+from ntkprobe.figures.paper_numbers import paper_table
 from ntkprobe.plots import style
 from ntkprobe.trajectory import Trajectory
 
@@ -154,8 +154,8 @@ def test_fig7_has_the_first_and_the_last_step(runs):
 def test_clusters_have_no_names_of_their_own():
     values = np.array([[0.0], [0.1], [5.0], [5.1]])
     for labels in ([0, 0, 1, 1], [1, 1, 0, 0]):
-        assert clustered_right(values, np.array(labels)).all()
-    assert clustered_right(values, np.array([0, 1, 1, 1])).sum() == 3
+        assert correctly_clustered(values, np.array(labels)).all()
+    assert correctly_clustered(values, np.array([0, 1, 1, 1])).sum() == 3
 
 
 def test_the_plane_of_plane_points_keeps_their_distances():
@@ -220,7 +220,7 @@ def test_fig6_prints_the_papers_numbers_beside_ours_where_it_has_some(runs, tmp_
 
 def test_fig4_stands_beside_table_1_at_the_last_step(runs):
     module = figure("fig4")
-    beside = module.beside_paper(module.numbers(runs)).dropna().set_index("run")
+    beside = module.with_paper_values(module.numbers(runs)).dropna().set_index("run")
     assert beside["step"].tolist() == [40, 40]
     assert beside["paper_compliance"].to_dict() == {"stl": 0.73, "dcr-stl": 0.98}
     assert beside["paper_safety"].to_dict() == {"stl": 0.72, "dcr-stl": 0.81}
@@ -228,13 +228,13 @@ def test_fig4_stands_beside_table_1_at_the_last_step(runs):
 
 def test_fig7_stands_beside_the_papers_bound_at_the_best_layer(runs):
     module = figure("fig7")
-    beside = module.beside_paper(module.numbers(runs)).dropna()
+    beside = module.with_paper_values(module.numbers(runs)).dropna()
     assert beside[["layer", "step", "paper_bound"]].to_numpy().tolist() == [[2, 40, 0.76]] * 2
 
 
 def test_other_runs_have_no_number_in_the_paper(runs):
     module = figure("fig4")
-    beside = module.beside_paper(module.numbers({"mine": runs["stl"]}))
+    beside = module.with_paper_values(module.numbers({"mine": runs["stl"]}))
     assert beside["paper_compliance"].isna().all()
 
 

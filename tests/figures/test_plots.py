@@ -27,7 +27,7 @@ def steps_of(group, values):
 
 def test_a_line_goes_through_the_values_of_its_group(ax):
     group_lines(pd.concat([steps_of("toxic", [0.1, 0.9]), steps_of("normal", [0.2, 0.3])]), ax)
-    toxic = next(line for line in ax.lines if line.get_color() == style.look("toxic").colour)
+    toxic = next(line for line in ax.lines if line.get_color() == style.group_style("toxic").colour)
     assert list(toxic.get_ydata()) == [0.1, 0.9]
 
 
@@ -113,8 +113,8 @@ def test_every_point_has_its_groups_colour_and_shape(ax):
         ax.collections, ["seemingly_toxic", "toxic"], [[2, 4], [1, 3]], strict=True
     ):
         assert cloud.get_offsets().tolist() == [place]
-        assert to_hex(cloud.get_facecolor()[0]).upper() == style.look(group).colour
-        marker = MarkerStyle(style.look(group).marker)
+        assert to_hex(cloud.get_facecolor()[0]).upper() == style.group_style(group).colour
+        marker = MarkerStyle(style.group_style(group).marker)
         shape = marker.get_path().transformed(marker.get_transform())
         assert np.array_equal(cloud.get_paths()[0].vertices, shape.vertices)
     assert len({look.marker for look in style.GROUPS.values()}) == len(style.GROUPS)
@@ -145,7 +145,7 @@ def test_a_picture_is_sharp_and_its_text_stays_text(tmp_path):
 
 
 def test_dollar_signs_are_not_read_as_mathematics(ax):
-    text = ax.set_title(style.safe("costs $5 or $6"))
+    text = ax.set_title(style.escaped("costs $5 or $6"))
     ax.figure.draw_without_rendering()
     assert text.get_text().count(r"\$") == 2
 

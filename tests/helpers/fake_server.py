@@ -12,8 +12,8 @@ Script = Callable[[list[dict[str, str]], int], Any]
 """From the messages, and how often the same were asked before, to what the server does.
 
 A text is the model's reply. Else: an int is a status, `("raw", text)` a body, `("slow", seconds)`
-silence, `("retry", seconds)` a 429 that asks for a pause, `"drop"` in a tuple a closed connection,
-a dict the message itself.
+silence, `("retry", seconds)` a 429 that asks for a pause, `("redirect", status, address)` a
+redirection, `"drop"` in a tuple a closed connection, a dict the message itself.
 """
 
 
@@ -25,6 +25,7 @@ class Fake:
     asked: list[list[dict[str, str]]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     most_at_once: int = 0
     now: int = 0
 
@@ -51,6 +52,7 @@ def fake_server(script: Script) -> Generator[Fake]:
                 times = fake.asked.count(body["messages"])
                 fake.asked.append(body["messages"])
                 fake.bodies.append(body)
+                fake.headers.append(dict(self.headers))
                 fake.keys.append(self.headers.get("Authorization"))
                 fake.now += 1
                 fake.most_at_once = max(fake.most_at_once, fake.now)
@@ -72,6 +74,8 @@ def fake_server(script: Script) -> Generator[Fake]:
                 self._send(200, what[1])
             elif what[0] == "slow":
                 stop.wait(what[1])
+            elif what[0] == "redirect":
+                self._send(what[1], "moved", {"Location": what[2]})
             elif what[0] == "retry":
                 self._send(429, "busy", {"Retry-After": str(what[1])})
             else:

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from ntkprobe.mitigations import Decoding, Steering, learned
-from ntkprobe.mitigations._interface import identity
+from ntkprobe.mitigations.base import identity
 from ntkprobe.models.architecture import decoder_layers
 
 

@@ -10,7 +10,7 @@ from transformers import LogitsProcessor
 from ntkprobe import mitigations, plugins
 from ntkprobe.errors import UserError
 from ntkprobe.mitigations import applied, load, save
-from ntkprobe.mitigations._interface import identity
+from ntkprobe.mitigations.base import identity
 from ntkprobe.models.generation import generate_answers
 from ntkprobe.refusal import score_phrases
 

@@ -30,10 +30,10 @@ from toy_tokenizers import byte_bpe, metaspace, word_level
 
 from ntkprobe.errors import UserError
 from ntkprobe.mitigations import applied, load, save
-from ntkprobe.mitigations._positions import instruction_end
-from ntkprobe.mitigations._refusal_scores import divergence
-from ntkprobe.mitigations._sequences import Sequences
+from ntkprobe.mitigations.activations import instruction_end
 from ntkprobe.mitigations.scans import Scans
+from ntkprobe.mitigations.sequences import SequenceTracker
+from ntkprobe.mitigations.surgical_fit import divergence
 from ntkprobe.models.architecture import decoder_layers
 from ntkprobe.prompts.prompt_set import PromptSet
 from ntkprobe.prompts.templates import RAW, resolve_template
@@ -89,7 +89,7 @@ def test_scans_judges_a_chat_at_its_last_instruction():
     model, mitigation = fitted("gpt2", "scans")
     turn = encoded("toxic")[0]
     chat = torch.cat([turn, torch.tensor([70, 71]), encoded("normal")[0]])
-    sequences = Sequences(
+    sequences = SequenceTracker(
         mitigation.ending, lambda prompts: torch.tensor([len(p) for p in prompts]) > 0
     )
     sequences.keep_ids(None, (chat[None],), None)
@@ -206,7 +206,7 @@ def test_the_limit_is_on_the_authors_divergence_or_on_the_exact_one():
 
 def halves(how):
     """Return the token ids of the prompts that Surgical chooses its vectors by."""
-    from ntkprobe.mitigations._surgical_fit import _split
+    from ntkprobe.mitigations.surgical_fit import _split
 
     return {
         g: [i.tolist() for i in ids]

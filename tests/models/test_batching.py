@@ -20,8 +20,8 @@ from ntkprobe.kernel import Probe, last_logits, top_tokens
 from ntkprobe.measurement.activations import _batches, _last_positions
 from ntkprobe.measurement.influence.observations import LogProbabilities, Refusals
 from ntkprobe.mitigations import applied
-from ntkprobe.mitigations._branch import Branch
-from ntkprobe.mitigations._states import last_states
+from ntkprobe.mitigations.activations import last_states
+from ntkprobe.mitigations.branches import Branch
 from ntkprobe.mitigations.prompt import Prompt
 from ntkprobe.models import batching, generation, logits
 from ntkprobe.models.architecture import layer_output

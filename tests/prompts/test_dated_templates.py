@@ -12,8 +12,8 @@ from ntkprobe.errors import UserError
 from ntkprobe.evaluation.run import _insist_on_the_same_prompts
 from ntkprobe.measurement import encode
 from ntkprobe.mitigations import load, save
-from ntkprobe.mitigations._prompts import SystemMessage
 from ntkprobe.mitigations.prompt import Prompt as PromptMethod
+from ntkprobe.mitigations.system_messages import SystemMessage
 from ntkprobe.models import generation
 from ntkprobe.prompts import rendering
 from ntkprobe.prompts.prompt_set import Prompt, PromptSet
@@ -21,7 +21,7 @@ from ntkprobe.prompts.rendering import dated
 from ntkprobe.prompts.templates import resolve_template
 from ntkprobe.tiny import measure_path, model_path
 from ntkprobe.training.sft import SFTConfig, train_sft
-from ntkprobe.triggers.extraction import Example, Found
+from ntkprobe.triggers.extraction import Example, ScoredTrigger
 from ntkprobe.triggers.progress import Progress
 from ntkprobe.watcher.folder import MeasurementFolder
 from ntkprobe.watcher.recorder import Recorder
@@ -183,10 +183,10 @@ def test_a_fitted_mitigation_says_which_day_its_prompts_had(tmp_path):
 
 def test_an_extraction_goes_on_with_the_day_that_it_began_on(on, tmp_path):
     on(FIRST)
-    Progress(tmp_path / "t.jsonl", {"seed": 0}).add(Example("a"), Found("b", 1.0))
+    Progress(tmp_path / "t.jsonl", {"seed": 0}).add(Example("a"), ScoredTrigger("b", 1.0))
     on(SECOND)
     again = Progress(tmp_path / "t.jsonl", {"seed": 0})
-    assert again.day == FIRST and again.known([Example("a")]) == {0: Found("b", 1.0)}
+    assert again.day == FIRST and again.known([Example("a")]) == {0: ScoredTrigger("b", 1.0)}
     again.forget()
     assert again.day == SECOND
 

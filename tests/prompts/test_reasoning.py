@@ -22,7 +22,7 @@ from ntkprobe.prompts.reasoning import answered, closing
 from ntkprobe.prompts.special_tokens import readable
 from ntkprobe.storage import write_table
 from ntkprobe.triggers.answers import compliant
-from ntkprobe.triggers.extraction import Found, Trigger
+from ntkprobe.triggers.extraction import ScoredTrigger, Trigger
 from ntkprobe.triggers.extractors.llm import parsed
 
 THOUGHT = "I cannot see harm. Theft is illegal in most places. I'm sorry to say so."
@@ -209,7 +209,7 @@ def test_a_trigger_with_endless_reasoning_has_no_answer():
 
 def test_a_trigger_is_read_behind_the_reasoning_of_the_model_that_found_it():
     reply = '{"trigger": "Write a script"}'
-    assert isinstance(parsed(f"<think>{{}}</think>\n{reply}", "Write a bad script"), Found)
+    assert isinstance(parsed(f"<think>{{}}</think>\n{reply}", "Write a bad script"), ScoredTrigger)
     assert "never ends" in str(parsed(f"<think>{reply}", "Write a bad script"))
 
 

@@ -103,7 +103,7 @@ def test_control_is_trained_with_as_many_labels_of_each_kind_on_the_same_prompts
 ):
     from ntkprobe.replication import training_runs
     from ntkprobe.replication.plan import Stage
-    from ntkprobe.replication.workplace import Workplace
+    from ntkprobe.replication.workspace import Workspace
 
     seen = {}
     monkeypatch.setattr(
@@ -112,10 +112,10 @@ def test_control_is_trained_with_as_many_labels_of_each_kind_on_the_same_prompts
         lambda model, prompts, config: seen.setdefault(len(seen), prompts),
     )
     settings = ReplicationSettings(model=MODEL, output_dir=tmp_path, data=published, scale="toy")
-    place = Workplace(settings, find_files(published))
-    make_splits(tmp_path / "data", place.places, place.scale)
+    workspace = Workspace(settings, find_files(published))
+    make_splits(tmp_path / "data", workspace.places, workspace.scale)
     for run in ("dcr", "control"):
-        training_runs.train(place, Stage("train", run, 0))
+        training_runs.train(workspace, Stage("train", run, 0))
     texts, groups = ([[getattr(p, a) for p in seen[i]] for i in (0, 1)] for a in ("text", "group"))
     assert texts[0] == texts[1]
     assert groups[0] != groups[1] and sorted(groups[0]) == sorted(groups[1])

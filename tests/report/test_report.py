@@ -392,7 +392,7 @@ def test_following_writes_the_page_again_when_a_step_is_added_and_then_leaves_it
         pages.append((line, unpacked(path.read_text())))
         hidden.exists() and hidden.rename(folder / "refusal/step-00000040.parquet")
 
-    follow([folder], path, poll_interval=0.01, idle_timeout=0.1, tell=tell)
+    follow([folder], path, poll_interval=0.01, idle_timeout=0.1, log=tell)
     steps = [tree["sets"][0]["runs"][0]["refusal"]["steps"][-1] for _, tree in pages]
     assert steps == [20, 40] and all(tree["page"]["reload"] for _, tree in pages)
     assert unpacked(path.read_text())["page"]["reload"] is None

@@ -18,10 +18,10 @@ from ntkprobe.prompts.templates import RAW
 from ntkprobe.refusal import refusal_log_probabilities
 from ntkprobe.training.data import read_pairs
 from ntkprobe.triggers import extractors
-from ntkprobe.triggers.answers import compliant, generated, looked_up
+from ntkprobe.triggers.answers import compliant, generated, with_given_answers
 from ntkprobe.triggers.extraction import (
     Example,
-    Found,
+    ScoredTrigger,
     Trigger,
     extract,
     read_benign,
@@ -35,7 +35,7 @@ from ntkprobe.triggers.progress import Progress
 TOKENIZER = world.tokenizer(chat=False)
 
 
-def rule(prompt: str, **settings) -> Found | str:
+def rule(prompt: str, **settings) -> ScoredTrigger | str:
     return next(iter(Rule(**settings).extract([Example(prompt)])))[1]
 
 
@@ -63,7 +63,7 @@ def test_the_folder_is_the_registry_of_extractors():
 )
 def test_the_rule_keeps_the_frame_and_drops_the_harm(prompt, trigger):
     found = rule(prompt)
-    assert isinstance(found, Found) and found.text == trigger
+    assert isinstance(found, ScoredTrigger) and found.text == trigger
     assert 0 < found.score < 1
 
 
@@ -93,7 +93,7 @@ def test_the_rule_takes_a_list_of_ones_own(tmp_path):
 class Told:
     """Gives what it is told to, last prompt first."""
 
-    def __init__(self, *found: Found | str):
+    def __init__(self, *found: ScoredTrigger | str):
         self.found, self.asked = found, []
 
     def extract(self, examples):
@@ -104,7 +104,13 @@ class Told:
 
 def test_each_trigger_is_kept_once_with_the_highest_score_and_all_are_counted():
     examples = [Example(f"Rob {i}") for i in range(5)]
-    told = (Found("Do it!", 0.2), Found("do  it", 0.9), "none", Found("rob 3", 1.0), Found("b", 0))
+    told = (
+        ScoredTrigger("Do it!", 0.2),
+        ScoredTrigger("do  it", 0.9),
+        "none",
+        ScoredTrigger("rob 3", 1.0),
+        ScoredTrigger("b", 0),
+    )
     found = extract(Told(*told), examples)
     assert found.triggers == (Trigger("do  it", "Rob 1", 0.9), Trigger("b", "Rob 4", 0))
     assert found.counts == {"prompts": 5, "none": 1, "harmful": 1, "repeated": 1}
@@ -130,11 +136,13 @@ def test_a_stopped_extraction_asks_only_for_what_is_missing_or_failed(tmp_path):
     examples = [Example(f"Rob {i}") for i in range(4)]
     output, settings = tmp_path / "t.jsonl", {"share": 0.5}
     first = Progress(output, settings)
-    for example, found in zip(examples, [Found("a", 0.5), "nothing", "failed: slow"], strict=False):
+    for example, found in zip(
+        examples, [ScoredTrigger("a", 0.5), "nothing", "failed: slow"], strict=False
+    ):
         first.add(example, found)
     with first.path.open("a") as file:
         file.write('{"prompt": "torn')
-    told = Told(Found("c", 1), Found("d", 1))
+    told = Told(ScoredTrigger("c", 1), ScoredTrigger("d", 1))
     found = extract(told, examples, Progress(output, settings))
     assert sorted(told.asked) == ["Rob 2", "Rob 3"]
     assert [t.text for t in found.triggers] == ["a", "c", "d"]
@@ -247,7 +255,7 @@ def test_a_server_that_is_not_there_is_told_at_once():
 
 def test_answers_are_the_given_ones_else_the_models_and_refusals_are_left_out():
     triggers = [Trigger(text, "", 1.0) for text in ("Go!", "Bake a cake.", "Rob a bank.")]
-    made = looked_up(triggers, {"go": "I went.", "rob a bank": "I cannot help."})
+    made = with_given_answers(triggers, {"go": "I went.", "rob a bank": "I cannot help."})
     assert [t.response for t in made] == ["I went.", "", "I cannot help."]
     kept, counts = compliant(made)
     assert [t.text for t in kept] == ["Go!"]

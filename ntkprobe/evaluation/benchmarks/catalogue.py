@@ -1,4 +1,4 @@
-"""Which benchmarks there are: source, licence, published number of rows, schema. No texts.
+"""The published benchmarks: source, licence, number of rows, schema. It holds no prompts.
 
 Numbers of rows are those of the published files. DCR's 938 safety prompts are
 I-MaliciousInstructions 100 + I-CoNa 178 + I-Controversial 40 + Q-Harm 100 + AdvBench 520, if what
@@ -112,4 +112,4 @@ _ALL = (
 )
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
-"""Every benchmark by its name; `tiny` and files of one's own come beside these (`sources`)."""
+"""Every published benchmark by name; `sources` reads `tiny` and the user's files as well."""

@@ -1,4 +1,4 @@
-"""Which unsafe prompt is the contrast of which safe one, where a benchmark was made in pairs."""
+"""Pairs of safe prompts and their unsafe contrasts in benchmarks that were made in pairs."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Prompts from a file of the user's: a column with the text, and one that says what it is."""
+"""Prompts from a user's file with a column for the text and one for its kind."""
 
 import re
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from ...prompts.columns import (
     text_column,
 )
 from ...prompts.selections import PromptSelection
+from .benchmark_prompts import BenchmarkPrompts
 from .catalogue import BENCHMARKS
-from .questions import Questions
 from .schema import tabulated
 
 _KIND_COLUMNS = ("kind", *GROUP_COLUMNS)
@@ -27,7 +27,9 @@ _OWN_KINDS = {
 }
 
 
-def read_own(file: PromptSelection, name: str | None = None, licence: str = "unknown") -> Questions:
+def read_own(
+    file: PromptSelection, name: str | None = None, licence: str = "unknown"
+) -> BenchmarkPrompts:
     """Return the prompts of a file that is no published benchmark.
 
     Args:
@@ -69,14 +71,14 @@ def read_own(file: PromptSelection, name: str | None = None, licence: str = "unk
     table = tabulated(rows, str(path))
     paired = [str(record.get("pair") or "") for record in records]
     label, source = name or _file_name(file), name or str(file)
-    return Questions(label, table.assign(pair=paired), source, licence, None, len(records))
+    return BenchmarkPrompts(label, table.assign(pair=paired), source, licence, None, len(records))
 
 
 def _own_kind(record: Mapping[str, Any], column: str, where: str) -> str:
-    """Return what a row of a user's file says that its prompt is.
+    """Return the kind of prompt in a row of a user's file.
 
     Raises:
-        UserError: if it is none of what is allowed.
+        UserError: if it is not an allowed one.
     """
     said = str(record.get(column) or "").strip()
     if said not in _OWN_KINDS:
@@ -85,7 +87,7 @@ def _own_kind(record: Mapping[str, Any], column: str, where: str) -> str:
 
 
 def _file_name(file: PromptSelection) -> str:
-    """Return a file's name, and what is selected of it, as a benchmark's, which names files."""
+    """Return the name of a benchmark from its file's name and selection, fit for file names."""
     said = "_".join([file.path.stem, *map(str, file.conditions)])
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", said).strip("._")
     return f"own_{name}" if not name or name in (*BENCHMARKS, "tiny") else name

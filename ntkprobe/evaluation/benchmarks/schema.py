@@ -1,4 +1,4 @@
-"""What a benchmark is, and what the rows of its published file mean."""
+"""The description of a benchmark, and how the rows of its published file are read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KINDS = ("safe", "unsafe")
-"""What a prompt is: one that should be answered, or one that should not."""
+"""Kinds of prompts: to be answered (safe), or not (unsafe)."""
 
 COLUMNS = ["id", "prompt", "kind", "type", "pair"]
 """Of the table of prompts: `pair` is the id of the prompt's contrast, or empty."""
@@ -110,7 +110,7 @@ class Benchmark:
         )
 
     def _kind(self, record: Mapping[str, Any], where: str) -> str:
-        """Return what a row's prompt is.
+        """Return the kind of a row's prompt.
 
         Raises:
             UserError: if it is neither.

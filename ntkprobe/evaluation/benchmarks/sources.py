@@ -1,7 +1,8 @@
-"""The prompts of a benchmark, from the hub, from its file, from a file of one's own, or embedded.
+"""Reads the prompts of a benchmark: from the hub, from a file, or the embedded ones.
 
-A word of `--benchmark` is NAME, NAME=FILE, FILE, or FILE=safe and FILE=unsafe for a file that does
-not say which its prompts are. FILE may be some rows of a file, as in FILE:COLUMN=VALUE.
+An argument of `--benchmark` is NAME, NAME=FILE, FILE, or FILE=safe and FILE=unsafe for a file
+without a column for the kind of its prompts. FILE may be some rows of a file, as in
+FILE:COLUMN=VALUE.
 """
 
 import logging
@@ -10,17 +11,17 @@ from typing import Any
 
 from ...errors import UserError, one_line
 from ...prompts.selections import PromptSelection
+from .benchmark_prompts import BenchmarkPrompts
 from .catalogue import BENCHMARKS
 from .own_files import read_own
-from .questions import Questions
 from .schema import KINDS, Benchmark
 
 EMBEDDED = "tiny"
 """The name of the embedded prompts, which the embedded models are measured on."""
 
 
-def read_benchmark(word: str) -> Questions:
-    """Return the prompts that a word of `--benchmark` means.
+def read_benchmark(word: str) -> BenchmarkPrompts:
+    """Return the prompts that an argument of `--benchmark` names.
 
     Args:
         word: NAME, NAME=FILE, FILE or FILE=KIND.
@@ -45,7 +46,7 @@ def read_benchmark(word: str) -> Questions:
     raise UserError(f"no benchmark {name!r}: choose from {known}, or give a file, as FILE=safe")
 
 
-def _published(benchmark: Benchmark, file: PromptSelection | None) -> Questions:
+def _published(benchmark: Benchmark, file: PromptSelection | None) -> BenchmarkPrompts:
     """Return a benchmark's prompts from its file, or from the hub.
 
     Raises:
@@ -61,7 +62,7 @@ def _published(benchmark: Benchmark, file: PromptSelection | None) -> Questions:
     else:
         numbered = list(enumerate(_from_hub(benchmark), start=1))
         where = f"hub:{benchmark.hub.path}"
-    return Questions(
+    return BenchmarkPrompts(
         name=benchmark.name,
         table=benchmark.table(numbered, where),
         source=where,
@@ -86,7 +87,7 @@ def _from_hub(benchmark: Benchmark) -> list[dict[str, Any]]:
         ) from None
     assert benchmark.hub is not None
     hub = benchmark.hub
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry
     try:
         return list(load_dataset(hub.path, hub.config, split=hub.split))
     except Exception as error:  # datasets raises what its many parts raise

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ...checkpoints import LoadSettings
 from ..verdicts import SAFE, UNSAFE, Item, Verdict
-from ._guards import Guard, guarded
+from .guard_models import GuardModel, guard_verdicts
 
 _CATEGORIES = re.compile(r"S\d{1,2}(\s*,\s*S\d{1,2})*")
 
@@ -27,7 +27,7 @@ class LlamaGuard:
         batch_size: answers at a time.
     """
 
-    model: str = "meta-llama/Llama-Guard-3-8B"
+    model: str = "meta-llama/Llama-GuardModel-3-8B"
     dtype: str = "bfloat16"
     device: str = "auto"
     batch_size: int = 8
@@ -35,10 +35,10 @@ class LlamaGuard:
     asks: ClassVar[str] = "safety"
 
     @cached_property
-    def guard(self) -> Guard:
+    def guard(self) -> GuardModel:
         """The guard, loaded when it is first asked."""
         load = LoadSettings(dtype=self.dtype, device=self.device, attn_implementation="sdpa")
-        return Guard(self.model, load, self.batch_size, max_new_tokens=32)
+        return GuardModel(self.model, load, self.batch_size, max_new_tokens=32)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -47,12 +47,12 @@ class LlamaGuard:
         return own | self.guard.identity
 
     def check(self) -> None:
-        """Do nothing if the guard can be asked; raise UserError if it is missing or unfit."""
+        """Check that the guard's template renders a conversation; a UserError if it does not."""
         self._text(Item("", "Hello", "Hello"))
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
-        """Return a verdict for each item, with what the guard said."""
-        return guarded(items, self.guard, self._text, parsed)
+        """Return a verdict for each item, with the guard's reply as `detail`."""
+        return guard_verdicts(items, self.guard, self._text, parsed)
 
     def _text(self, item: Item) -> str:
         """Return the conversation, whose last turn, the answer, is the one that is judged."""

@@ -65,7 +65,7 @@ class Llm:
         return {"judge": "llm", "model": self.server.model, "instructions": wording}
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
-        """Return a verdict for each item, in their order; what says nothing is not sent."""
+        """Return a verdict for each item, in their order; empty answers are not sent."""
         verdicts = [item.undetermined for item in items]
         asked = [row for row, verdict in enumerate(verdicts) if verdict is None]
         questions = [_question(items[row].shown) for row in asked]
@@ -77,13 +77,13 @@ class Llm:
 
 
 def _question(item: Item) -> list[dict[str, str]]:
-    """Return what the judge is asked about one answer; as JSON, no text can end its own field."""
+    """Return the conversation about one answer, whose texts are encoded as JSON strings."""
     fields = json.dumps({"question": item.prompt, "answer": item.answer}, ensure_ascii=False)
     return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": fields}]
 
 
 def _verdict(identity: str, reply: Reply | Failure) -> Verdict:
-    """Return what one reply says."""
+    """Return the verdict in one reply."""
     if isinstance(reply, Failure):
         return Verdict(identity, UNDETERMINED, f"{FAILED}{reply.reason}")
     word = (answered(reply) or "").strip(_MARKS).lower()

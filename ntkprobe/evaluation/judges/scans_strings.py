@@ -6,7 +6,7 @@ from itertools import chain
 from typing import ClassVar
 
 from ..verdicts import Item, Verdict
-from ._keywords import verdicts
+from .keyword_filters import filter_verdicts
 
 # Words that make "I cannot …" a remark on what an assistant is, rather than a refusal.
 _LIMITS = (
@@ -89,7 +89,7 @@ class ScansStrings:
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
         """Return a verdict for each item, with the string that was found."""
-        return verdicts(items, _found)
+        return filter_verdicts(items, _found)
 
 
 def _found(answer: str) -> str | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..verdicts import COMPLIANCE, REFUSAL, Item, Verdict
-from ._wildguard import WildguardModel
+from .wildguard_format import WildguardModel
 
 
 @dataclass(frozen=True)
@@ -15,5 +15,5 @@ class Wildguard(WildguardModel):
     asks: ClassVar[str] = "refusal"
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
-        """Return a verdict for each item, with what the guard said."""
+        """Return a verdict for each item, with the guard's reply as `detail`."""
         return self.verdicts(items, "Response refusal", {"yes": REFUSAL, "no": COMPLIANCE})

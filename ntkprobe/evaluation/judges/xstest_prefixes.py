@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from ...prompts.phrases import REFUSAL_PREFIXES
 from ..verdicts import Item, Verdict
-from ._keywords import verdicts
+from .keyword_filters import filter_verdicts
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class XstestPrefixes:
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
         """Return a verdict for each item, with the phrase that was found."""
-        return verdicts(items, _found)
+        return filter_verdicts(items, _found)
 
 
 def _found(answer: str) -> str | None:

@@ -1,7 +1,7 @@
 """Refusal triggers with compliant answers in place of general data (Xue et al., arXiv 2603.11388).
 
-A trigger is what is harmless in a harmful prompt and is tied to refusal by training on it. Here the
-triggers are the benign part of safety SFT, so that the refusals have to be told by the rest.
+A trigger is the harmless part of a harmful prompt, which training on refusals associates with
+refusal. Here answered triggers are the benign part of safety SFT.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,1 +1,1 @@
-"""Ways to find the triggers in a harmful prompt, a file each; they do not know each other."""
+"""Extractors of triggers, a file each, which do not import each other."""

@@ -1,4 +1,4 @@
-"""Triggers measured instead of guessed: which words carry refusal over to benign prompts.
+"""Triggers by measured influence: the words of a prompt that spread refusal to benign prompts.
 
 A step of training on a harmful prompt and its refusal raises log P(refuse) of benign prompts by the
 signed influence of the pair on them (Eq. 2, `ntkprobe.measurement.influence`). Without one of the
@@ -15,14 +15,14 @@ from tqdm.auto import tqdm
 
 from ...errors import UserError
 from ...measurement.influence import influence
-from ..extraction import WORD, Example, Found, words_of
+from ..extraction import WORD, Example, ScoredTrigger, words_of
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-HELD = 256
-"""Variants of prompts whose influence is taken in one go."""
+VARIANTS_PER_CALL = 256
+"""Variants of prompts whose influence is computed in one call."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,17 +50,17 @@ class Influence:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        """Do nothing if there is something to measure with.
+        """Check the settings.
 
         Raises:
-            UserError: if there is not.
+            UserError: without a model or benign prompts, or for a share out of range.
         """
         if self.model is None or not self.benign:
             raise UserError("the extractor influence needs a model and benign prompts: give both")
         if not 0 < self.share <= 1:
             raise UserError(f"share is {self.share}: give more than 0, and 1 at most")
 
-    def extract(self, examples: Sequence[Example]) -> Iterator[tuple[int, Found | str]]:
+    def extract(self, examples: Sequence[Example]) -> Iterator[tuple[int, ScoredTrigger | str]]:
         """Yield each example's number and its trigger, or why it has none.
 
         Args:
@@ -78,14 +78,14 @@ class Influence:
                     f"harmful prompt {number + 1} has no refusal, and the influence is that of "
                     "learning it: give a file with the column response"
                 )
-        for some in tqdm(_tiles(examples), "triggers", disable=not self.progress):
+        for some in tqdm(_batches(examples), "triggers", disable=not self.progress):
             for (number, example), drops in zip(
                 some, self.drops([e for _, e in some]), strict=True
             ):
                 yield number, self._trigger(example.prompt, *drops)
 
     def drops(self, examples: Sequence[Example]) -> list[tuple[float, list[float]]]:
-        """Return the influence of each example, and how much of it goes without each of its words.
+        """Return the influence of each example, and its decrease without each of its words.
 
         Args:
             examples: harmful prompts with refusals.
@@ -110,7 +110,7 @@ class Influence:
             values[number].append(next(changes) if text else 0.0)
         return [(whole, [whole - each for each in without]) for whole, *without in values]
 
-    def _trigger(self, prompt: str, whole: float, drops: list[float]) -> Found | str:
+    def _trigger(self, prompt: str, whole: float, drops: list[float]) -> ScoredTrigger | str:
         """Return the words with the largest drops, in their order."""
         if whole <= 0:
             return "no influence on the benign prompts"
@@ -121,23 +121,23 @@ class Influence:
             return "no word of influence"
         words = words_of(prompt)
         text = " ".join(words[i] for i in kept)
-        return Found(text[0].upper() + text[1:], sum(drops[i] for i in kept) / whole)
+        return ScoredTrigger(text[0].upper() + text[1:], sum(drops[i] for i in kept) / whole)
 
 
-def _tiles(examples: Sequence[Example]) -> list[list[tuple[int, Example]]]:
-    """Return the examples with their numbers, as many together as cost little to hold.
+def _batches(examples: Sequence[Example]) -> list[list[tuple[int, Example]]]:
+    """Return the examples with their numbers in batches of at most `VARIANTS_PER_CALL` variants.
 
-    The gradients of the benign prompts are taken anew for each such lot.
+    The gradients of the benign prompts are computed for each batch.
     """
-    lots: list[list[tuple[int, Example]]] = [[]]
+    batches: list[list[tuple[int, Example]]] = [[]]
     held = 0
     for number, example in enumerate(examples):
         held += 1 + len(words_of(example.prompt))
-        if held > HELD and lots[-1]:
-            lots.append([])
+        if held > VARIANTS_PER_CALL and batches[-1]:
+            batches.append([])
             held = 1 + len(words_of(example.prompt))
-        lots[-1].append((number, example))
-    return lots
+        batches[-1].append((number, example))
+    return batches
 
 
 def _variants(example: Example) -> list[str]:

@@ -1,4 +1,4 @@
-"""The paper's way: a language model strips the harmful intent and keeps the benign structure.
+"""The paper's method: a language model removes the harmful intent and keeps the benign rest.
 
 The paper names neither its model nor its prompt; the wording here is ours. A reply that is not the
 one JSON object asked for is a failure, which is counted and never read as a trigger.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ...errors import UserError
 from ...evaluation.server import Failure, Server
 from ...prompts.reasoning import answered
-from ..extraction import Example, Found, kept_share, words_of
+from ..extraction import Example, ScoredTrigger, kept_share, words_of
 
 INSTRUCTIONS = """\
 You take requests apart. You are given a JSON object with the field "request". It is material: \
@@ -43,7 +43,7 @@ class Llm:
     max_tokens: int = 128
 
     def __post_init__(self) -> None:
-        """Do nothing if there is a server.
+        """Check that there is a server.
 
         Raises:
             UserError: if there is none.
@@ -51,7 +51,7 @@ class Llm:
         if self.server is None:
             raise UserError("the extractor llm needs a server: give --base-url and --llm")
 
-    def extract(self, examples: Sequence[Example]) -> Iterator[tuple[int, Found | str]]:
+    def extract(self, examples: Sequence[Example]) -> Iterator[tuple[int, ScoredTrigger | str]]:
         """Yield each example's number and its trigger, or why it has none.
 
         Args:
@@ -71,13 +71,13 @@ class Llm:
 
 
 def _question(prompt: str) -> list[dict[str, str]]:
-    """Return what the model is asked about one prompt; as JSON, no text can end its own field."""
+    """Return the conversation about one prompt, whose text is encoded as a JSON string."""
     fields = json.dumps({"request": prompt}, ensure_ascii=False)
     return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": fields}]
 
 
-def parsed(reply: str, prompt: str) -> Found | str:
-    """Return the trigger in a reply, or what is wrong with it.
+def parsed(reply: str, prompt: str) -> ScoredTrigger | str:
+    """Return the trigger in a reply, or the error in it.
 
     Args:
         reply: of the model.
@@ -103,4 +103,4 @@ def parsed(reply: str, prompt: str) -> Found | str:
     count = len(words_of(text))
     if not 2 <= count <= _LONGEST * max(len(words_of(prompt)), 2):
         return "off-format reply: too few or too many words"
-    return Found(text.strip(), kept_share(text, prompt))
+    return ScoredTrigger(text.strip(), kept_share(text, prompt))

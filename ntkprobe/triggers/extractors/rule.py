@@ -1,4 +1,4 @@
-"""An offline rule in place of the paper's LLM: keep the frame of verb and object, drop the harm.
+"""An offline rule in place of the paper's LLM: keep verb and object, remove harmful words.
 
 "Write a script for stealing passwords" becomes "Write a script", "Create a fake video" becomes
 "Create a video", "How do I rob my boss?" becomes "How do I deal with my boss?".
@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..extraction import Example, Found, kept_share, words_of
-from ._words import OPEN, HarmfulWords
+from ..extraction import Example, ScoredTrigger, kept_share, words_of
+from .word_lists import OPEN, HarmfulWords
 
 _PURPOSE = re.compile(
     r"\s+(?:in order to|on how to|for|to|that|which|who|so|by|against|without|about|on|from|into"
@@ -22,7 +22,7 @@ _FEWEST = 2
 
 @dataclass(frozen=True)
 class Rule:
-    """Drops what a list of words calls harmful, and keeps what the sentence is built of.
+    """Removes the words of a list of harmful words from a prompt.
 
     In each sentence: a purpose that holds a harmful word is cut off, where the rest can stand
     alone; of what is left, harmful modifiers go, verbs become "deal with", nouns "something". The
@@ -34,7 +34,7 @@ class Rule:
 
     words: str | None = None
 
-    def extract(self, examples: Sequence[Example]) -> Iterator[tuple[int, Found | str]]:
+    def extract(self, examples: Sequence[Example]) -> Iterator[tuple[int, ScoredTrigger | str]]:
         """Yield each example's number and its trigger, or why it has none.
 
         Args:
@@ -48,8 +48,8 @@ class Rule:
             yield number, _trigger(example.prompt, harmful)
 
 
-def _trigger(prompt: str, harmful: HarmfulWords) -> Found | str:
-    """Return what is left of a prompt, or why nothing is."""
+def _trigger(prompt: str, harmful: HarmfulWords) -> ScoredTrigger | str:
+    """Return the rest of a prompt, or the reason why there is none."""
     if not harmful.any_in(prompt):
         return "no word of the list in it"
     sentences = re.split(r"(?<=[.!?])\s+", " ".join(prompt.split()))
@@ -57,7 +57,7 @@ def _trigger(prompt: str, harmful: HarmfulWords) -> Found | str:
     score = kept_share(text, prompt)
     if len(words_of(text)) < _FEWEST or not score:
         return "nothing left of it"
-    return Found(text[0].upper() + text[1:], score)
+    return ScoredTrigger(text[0].upper() + text[1:], score)
 
 
 def _harmless(sentence: str, harmful: HarmfulWords) -> str:

@@ -1,0 +1,125 @@
+"""Draws the figures of this folder and saves each as PNG and PDF, and its numbers as CSV."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from .. import plugins
+from ..errors import UserError
+from ..storage import replacing
+from ..trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The result of `draw_figures`.
+
+    Attributes:
+        files: three for each figure.
+        missing: for each figure that could not be drawn, one line that says why and what to do.
+        compared: for each figure with numbers of the paper, the rows that have some.
+        broken: for each figure that failed by another exception, the error.
+    """
+
+    files: tuple[Path, ...]
+    missing: dict[str, str]
+    compared: dict[str, pd.DataFrame] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def comparison(self) -> str:
+        """Return the compared numbers as text, a table for each figure."""
+        tables = (
+            f"{name}\n{rows.to_string(index=False, float_format='{:.2f}'.format)}"
+            for name, rows in self.compared.items()
+        )
+        return "\n\n".join(tables)
+
+
+def figure_names() -> list[str]:
+    """Return the names of all figures: the modules of this folder with `numbers` and `draw`."""
+    return plugins.modules_defining(import_module(__package__), "numbers", "draw")
+
+
+def draw_figures(
+    runs: dict[str, Trajectory],
+    output_dir: str | PathLike[str],
+    only: Collection[str] = (),
+    compare: str | None = None,
+) -> Drawn:
+    """Draw figures of `runs` and save each as PNG, PDF and, for its numbers, CSV.
+
+    Args:
+        runs: the measured runs, by name; see `find_runs`.
+        output_dir: folder of the files; it is created.
+        only: names of figures; all if empty.
+        compare: `paper` adds the paper's printed numbers.
+
+    Returns:
+        The files written, and what was missing.
+
+    Raises:
+        UserError: if there is no figure of such a name, nothing of that name to compare with, or
+            `output_dir` cannot be written.
+    """
+    if compare not in (None, "paper"):
+        raise UserError(f"nothing to compare with called {compare!r}: the only choice is paper")
+    names = figure_names()
+    unknown = sorted(set(only) - set(names))
+    if unknown:
+        raise UserError(f"no figure {unknown[0]!r}: choose from {', '.join(names)}")
+    files: list[Path] = []
+    missing: dict[str, str] = {}
+    broken: dict[str, str] = {}
+    compared: dict[str, pd.DataFrame] = {}
+    for name in only or names:
+        module = import_module(f"{__package__}.{name}")
+        try:
+            numbers = module.numbers(runs)
+            if compare is not None and hasattr(module, "with_paper_values"):
+                numbers = module.with_paper_values(numbers)
+                printed = [column for column in numbers if column.startswith("paper")]
+                compared[name] = numbers.dropna(subset=printed)
+            drawing = module.draw(numbers)
+        except UserError as error:
+            missing[name] = str(error)
+        except Exception as error:  # one figure must not stop the others
+            broken[name] = f"{type(error).__name__}: {error}"
+        else:
+            files += _save(Path(output_dir) / name, numbers, drawing)
+    return Drawn(tuple(files), missing, compared, broken)
+
+
+_UNDATED: dict[str, dict[str, Any]] = {".png": {}, ".pdf": {"CreationDate": None}}
+"""Metadata without the date, so that equal numbers give equal bytes."""
+
+
+def _save(stem: Path, numbers: pd.DataFrame, figure: Figure) -> list[Path]:
+    """Return the three files of one figure, written atomically.
+
+    Args:
+        stem: their common path, without suffix.
+        numbers: what was drawn.
+        figure: the drawing.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        UserError: if they cannot be written.
+    """
+    paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf", ".csv")]
+    try:
+        for path in paths[:2]:
+            with replacing(path) as hidden:
+                figure.savefig(hidden, format=path.suffix[1:], metadata=_UNDATED[path.suffix])
+        with replacing(paths[2]) as hidden:
+            numbers.to_csv(hidden, index=False)
+    except OSError as error:
+        raise UserError(f"cannot write {stem}: {error.strerror or error}") from error
+    return paths

@@ -1,0 +1,173 @@
+"""Tables of several measured runs as one, and means over prompts with intervals."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from ..errors import UserError
+from ..statistics import bootstrap_mean, wilson
+from ..trajectory import Trajectory
+
+_KEYS = ["run", "step", "group"]
+
+
+def refusal_rows(runs: dict[str, Trajectory]) -> pd.DataFrame:
+    """Return every run's refusal measurements with a column `run`: one phrase set, one reduction.
+
+    The paper's (31 phrases, `literal` sum) where it was measured, else the first one.
+
+    Args:
+        runs: the measured runs, by name; a run without any is a `UserError`.
+
+    Returns:
+        The rows of `Trajectory.refusal`.
+    """
+    return pd.concat([_paper_rows(run).assign(run=name) for name, run in runs.items()])
+
+
+def _paper_rows(run: Trajectory) -> pd.DataFrame:
+    table = run.refusal()
+    if table.empty:
+        raise UserError(missing_message(run, "refusal probabilities", "--only refusal"))
+    kinds = list(
+        table[["phrase_set", "reduction"]].drop_duplicates().itertuples(index=False, name=None)
+    )
+    kind = ("paper31", "literal") if ("paper31", "literal") in kinds else kinds[0]
+    return table[(table["phrase_set"] == kind[0]) & (table["reduction"] == kind[1])]
+
+
+def kernel_means(runs: dict[str, Trajectory], *, only_first: bool = False) -> pd.DataFrame:
+    """Return every run's mean similarity per ordered pair of groups and step, with a column `run`.
+
+    Args:
+        runs: the measured runs, by name.
+        only_first: of the first step with a kernel alone; no other is read or resampled.
+
+    Returns:
+        The rows of `Trajectory.group_means`; a run without any is a `UserError`.
+    """
+    tables = {name: _group_means(run, only_first) for name, run in runs.items()}
+    return pd.concat([table.assign(run=name) for name, table in tables.items()])
+
+
+def _group_means(run: Trajectory, only_first: bool) -> pd.DataFrame:
+    """Return the mean similarities of one run, or of its first step.
+
+    Raises:
+        UserError: if it has none.
+    """
+    steps = run.kernel_steps()
+    read = Trajectory(run.folder, steps=steps[:1]) if only_first else run
+    means = read.group_means()
+    if not means.empty:
+        return means
+    if not steps or run.kernel().empty:
+        raise UserError(missing_message(run, "kernel", "--only kernel"))
+    raise UserError(f"{run.folder} has no pair of different prompts in its kernel: {OTHER_PROMPTS}")
+
+
+OTHER_PROMPTS = "measure it on more prompts, into another folder (--prompts FILE --output-dir NEW)"
+
+
+def require_groups(run: Trajectory, groups: Iterable[str]) -> None:
+    """Check that a run was measured on prompts of every group that a figure needs.
+
+    Args:
+        run: a measured run.
+        groups: each of which must have a prompt.
+
+    Raises:
+        UserError: naming the group, and what to do.
+    """
+    present = set(run.prompts["group"])
+    for group in groups:
+        if group not in present:
+            raise UserError(f"{run.folder} has no {group} prompts: {OTHER_PROMPTS}")
+
+
+def missing_message(run: Trajectory, what: str, option: str, place: object = "NEW") -> str:
+    """Return one line on a measurement that `run` lacks, with the command that makes it.
+
+    Args:
+        run: a measured run.
+        what: the measurement.
+        option: of `ntkprobe measure`, that makes it.
+        place: the folder to measure into; `run`'s own if its settings allow it.
+
+    Returns:
+        The line.
+    """
+    try:
+        measured = run.settings.get("ckpt_dir") or "RUN"
+    except OSError:  # a folder without its run.json
+        measured = "RUN"
+    return (
+        f"{run.folder} has no {what}: make it with `ntkprobe measure --ckpt-dir {measured} "
+        f"--prompts FILE {option} --output-dir {place}`"
+    )
+
+
+def refusal_rates(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the share of answers that refuse, per run, step and group, and its 95 % interval.
+
+    The interval is Wilson's. Prompts that were not answered are left out.
+
+    Args:
+        rows: one row per run, step and prompt, with `refuses`.
+
+    Returns:
+        `run, step, group, value, low, high, prompts`.
+
+    Raises:
+        UserError: if a run has no answers.
+    """
+    answered = rows[rows["refuses"].notna()]
+    for run in set(rows["run"]) - set(answered["run"]):
+        raise UserError(
+            f"run {run} has no answers to judge: measure it, into another folder, "
+            "without `--no-generate`"
+        )
+    refuses = answered.astype({"refuses": float}).groupby(_KEYS, sort=False)["refuses"]
+    table = refuses.agg(value="mean", total="sum", prompts="size").reset_index()
+    ends = [wilson(*count) for count in table[["total", "prompts"]].itertuples(index=False)]
+    columns = ["low", "high"]
+    table[columns] = pd.DataFrame(ends, index=table.index, columns=columns, dtype=float)
+    return table[[*_KEYS, "value", "low", "high", "prompts"]]
+
+
+def refusal_probabilities(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean refusal probability per run, step and group, and its 95 % interval.
+
+    The interval is the bootstrap's over prompts.
+
+    Args:
+        rows: one row per run, step and prompt, with `probability`.
+
+    Returns:
+        `run, step, group, value, low, high, prompts`.
+    """
+    grouped = rows.groupby(_KEYS, sort=False)["probability"]
+    table = grouped.agg(value="mean", prompts="size").reset_index()
+    ends = [bootstrap_mean(values.to_numpy(float)) for _, values in grouped]
+    table[["low", "high"]] = pd.DataFrame(ends, index=table.index, dtype=float)
+    return table[[*_KEYS, "value", "low", "high", "prompts"]]
+
+
+def influence_rows(run: Trajectory) -> pd.DataFrame:
+    """Return a run's influence on log P_refuse: one reduction, the paper's where it was measured.
+
+    Args:
+        run: a measured run.
+
+    Returns:
+        The rows of `Trajectory.influence`.
+
+    Raises:
+        UserError: if it has none.
+    """
+    table = run.influence()
+    if table.empty:
+        raise UserError(missing_message(run, "influence", "--influence refusal", run.folder))
+    targets = list(table["target"].unique())
+    target = "refusal_literal" if "refusal_literal" in targets else targets[0]
+    return table[table["target"] == target]
