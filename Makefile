@@ -6,7 +6,7 @@ PACKAGE := .venv/.package
 STAMP := .venv/.installed
 # Bytecode is written at the first import instead, of the modules that are imported.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
-# 2 is what the figures in the README were measured with; more cores only help.
+# Tokenizers that fork warn otherwise.
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
@@ -33,7 +33,7 @@ $(STAMP): $(PACKAGE)
 demo: $(PACKAGE)  ## install the package alone, then train, measure and draw on the embedded model
 	$(BIN)/ntkprobe demo
 
-replicate: $(PACKAGE)  ## the paper's experiment: make replicate MODEL=FILE.gguf DATA=DIR (a night on 2 cores)
+replicate: install  ## the paper's experiment: make replicate MODEL=FILE.gguf DATA=DIR (a night on 2 cores)
 	$(BIN)/ntkprobe replicate --model $(MODEL) --data $(DATA)
 
 test: install  ## the quick suite (under 5 minutes on 2 cores)
