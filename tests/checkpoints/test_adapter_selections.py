@@ -32,7 +32,7 @@ TRAINED = [
     for name in LORA
     if name not in ("OLoRA on the head", "OLoRA", "PiSSA", "patterns", "one layer", "orthogonal")
 ]
-# One of each kind of change: low rank, biases, rows, whole tensors, one and both ends of a tied pair.
+# One of each kind of change: low rank, biases, rows, whole tensors, one and both ends of a pair.
 QUICK = ("plain", "all biases", "rows", "ends whole, tied", "on the head", "OLoRA on the head")
 
 
