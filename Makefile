@@ -1,8 +1,12 @@
 # `make` prints this list. Everything runs in .venv, which `make install` creates.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two steps of installing: the package with what it needs to run, and the tools of its developers.
+PACKAGE := .venv/.package
 STAMP := .venv/.installed
-# 2 is what the figures in the README were measured with; more cores only help.
+# Bytecode is written at the first import instead, of the modules that are imported.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+# Tokenizers that fork warn otherwise.
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
@@ -11,18 +15,22 @@ export TOKENIZERS_PARALLELISM ?= false
 help:  ## print this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP)  ## create .venv and install ntkprobe into it, at the tested versions
+install: $(STAMP)  ## create .venv and install ntkprobe with all that tests, docs and lint need
 
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+$(PACKAGE): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "ntkprobe needs Python 3.11 or newer; $(PYTHON) is older. Try: make install PYTHON=python3.12"; exit 2; }
+	  || { echo "ntkprobe needs Python 3.11 or newer; $(PYTHON) is older. Try: make demo PYTHON=python3.12"; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
 	  || { echo "This Python has no venv module. On Debian or Ubuntu: apt install python3-venv"; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs,lmeval]"
-	@touch $(STAMP)
+	$(PIP) -c constraints.txt -e .
+	@touch $@
 
-demo: install  ## train, measure and draw on the embedded model (minutes on 2 cores)
+$(STAMP): $(PACKAGE)
+	$(PIP) -c constraints.txt -e ".[dev,docs,lmeval]"
+	@touch $@
+
+demo: $(PACKAGE)  ## install the package alone, then train, measure and draw on the embedded model
 	$(BIN)/ntkprobe demo
 
 replicate: install  ## the paper's experiment: make replicate MODEL=FILE.gguf DATA=DIR (a night on 2 cores)

@@ -25,6 +25,7 @@ from ntkprobe import tiny
 from ntkprobe.checkpoints import load_model, load_tokenizer
 from ntkprobe.checkpoints.adapters import adapted
 from ntkprobe.demo import refine
+from ntkprobe.measurement.influence import apply_step, predict_step, read_steps
 from ntkprobe.measurement.influence.updates import Direction
 from ntkprobe.presets.settings import preset_settings
 from ntkprobe.prompts.phrases import phrase_set
@@ -129,16 +130,16 @@ def followed(start: str, run: Path, per_group: int, window: int) -> pd.DataFrame
 def replayed(start: str, run: Path, per_group: int, window: int) -> Iterator[dict[str, object]]:
     """Yield a row for each piece of `window` steps and prompt: predicted and measured change."""
     prompts = ntk.PromptSet.from_file(tiny.measure_path()).sample(per_group)
-    steps = [step for _, step in ntk.read_steps(run.with_name(f"{run.name}-steps"))]
+    steps = [step for _, step in read_steps(run.with_name(f"{run.name}-steps"))]
     pieces = [total(steps[first : first + window]) for first in range(0, len(steps), window)]
     tokenizer = load_tokenizer(BASE)
     found = []
     with adapted(load_model(start), run / "checkpoint-0", merge=False) as model:
         for piece in tqdm(pieces, desc=f"{run.name}, every {steps_of(window)}"):
             found.append(
-                ntk.predict_step(model, tokenizer, observed=prompts, step=piece, mode="reverse")
+                predict_step(model, tokenizer, observed=prompts, step=piece, mode="reverse")
             )
-            ntk.apply_step(model, piece)
+            apply_step(model, piece)
         after = refusals(model, tokenizer, prompts)
     with adapted(load_model(start), run / "final", merge=False) as model:
         gap = float((refusals(model, tokenizer, prompts) - after).abs().max())

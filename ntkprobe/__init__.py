@@ -3,6 +3,7 @@
 Every name here is imported when it is first used, so that `import ntkprobe` does not load torch.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .errors import UserError as UserError
+    from .estimators.gram import Gram as Gram
+    from .kernel import Probe as Probe
     from .measurement import ActivationMeasurement as ActivationMeasurement
     from .measurement import KernelMeasurement as KernelMeasurement
     from .measurement import RefusalMeasurement as RefusalMeasurement
@@ -17,23 +20,21 @@ if TYPE_CHECKING:
     from .measurement import measure_between as measure_between
     from .measurement import measure_kernel as measure_kernel
     from .measurement import measure_refusal as measure_refusal
-    from .measurement.full_vocabulary import full_vocabulary_norms as full_vocabulary_norms
     from .measurement.influence import Influence as Influence
-    from .measurement.influence import apply_step as apply_step
     from .measurement.influence import influence as influence
-    from .measurement.influence import predict_step as predict_step
-    from .measurement.influence import read_steps as read_steps
-    from .measurement.influence import record_step as record_step
     from .measurement.proposition1 import BoundMeasurement as BoundMeasurement
     from .measurement.proposition1 import measure_bounds as measure_bounds
-    from .measurement.random_probes import random_probe_norms as random_probe_norms
     from .measurement.verification import verify as verify
     from .prompts import Prompt as Prompt
     from .prompts import PromptSet as PromptSet
     from .training.dcr import DCRConfig as DCRConfig
     from .training.dcr import DCRTrainer as DCRTrainer
+    from .training.dcr import train_dcr as train_dcr
+    from .training.sft import SFTConfig as SFTConfig
+    from .training.sft import train_sft as train_sft
     from .training.steps import StepCallback as StepCallback
     from .trajectory import Trajectory as Trajectory
+    from .watcher import measure_run as measure_run
     from .watcher.callback import TrajectoryCallback as TrajectoryCallback
 
 _HOMES = {
@@ -41,28 +42,36 @@ _HOMES = {
     "BoundMeasurement": "measurement.proposition1",
     "DCRConfig": "training.dcr",
     "DCRTrainer": "training.dcr",
+    "Gram": "estimators.gram",
     "Influence": "measurement.influence",
     "KernelMeasurement": "measurement",
+    "Probe": "kernel",
     "Prompt": "prompts",
     "PromptSet": "prompts",
     "RefusalMeasurement": "measurement",
+    "SFTConfig": "training.sft",
     "StepCallback": "training.steps",
     "Trajectory": "trajectory",
     "TrajectoryCallback": "watcher.callback",
     "UserError": "errors",
-    "apply_step": "measurement.influence",
-    "full_vocabulary_norms": "measurement.full_vocabulary",
     "influence": "measurement.influence",
     "measure_activations": "measurement",
     "measure_between": "measurement",
     "measure_bounds": "measurement.proposition1",
     "measure_kernel": "measurement",
     "measure_refusal": "measurement",
+    "measure_run": "watcher",
+    "train_dcr": "training.dcr",
+    "train_sft": "training.sft",
+    "verify": "measurement.verification",
+}
+_MOVED = {
+    "apply_step": "measurement.influence",
+    "full_vocabulary_norms": "measurement.full_vocabulary",
     "predict_step": "measurement.influence",
     "random_probe_norms": "measurement.random_probes",
     "read_steps": "measurement.influence",
     "record_step": "measurement.influence",
-    "verify": "measurement.verification",
 }
 __all__ = sorted([*_HOMES, "__version__"])
 
@@ -75,6 +84,11 @@ def __getattr__(name: str) -> Any:
     """
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _MOVED:
+        home = f"{__name__}.{_MOVED[name]}"
+        told = f"ntkprobe.{name} has moved: from {home} import {name}"
+        warnings.warn(told, DeprecationWarning, stacklevel=2)
+        return getattr(import_module(home), name)
     if name in ("plots", "estimators", "kernel", "figures", "mitigations"):
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """The paper's finding on the embedded model, end to end; also a first example of the public API.
 
-    base ────────────── SFT ──► stl      ── measure ──► stl-ntk ─────┐
+    base ────────────── SFT ──► stl      ── measure ──► stl-ntk ─────┐   (and a first figure)
     base ── DCR ──► dcr ── SFT ──► dcr-stl ── measure ──► dcr-stl-ntk ─┴──► figures, page
 
 Every stage reads and writes files. A finished stage is recognised by its files and left alone, an
@@ -67,19 +67,28 @@ def run_demo(output_dir: Path, seed: int = 0, tell: Callable[[str], None] = prin
     base = str(preset_settings("tiny", "sft")["model"])
     tell("1/5  safety alignment of the base model (STL)")
     align(base, output_dir / "stl", seed)
-    tell("2/5  contrastive refinement of the base model (DCR)")
+    tell("2/5  measuring that run: the kernel between prompts, and refusals")
+    failed = measure(output_dir / "stl", output_dir / "stl-ntk", seed)
+    for picture in first_figure(output_dir / "stl-ntk", output_dir / "figures"):
+        tell(f"     a first figure, of STL alone: {picture}")
+    tell("3/5  contrastive refinement of the base model (DCR), and safety alignment of that")
     refined = refine(output_dir / "dcr", seed)
-    tell("3/5  safety alignment of the refined model (DCR → STL)")
     align(str(refined), output_dir / "dcr-stl", seed)
-    tell("4/5  measuring both runs: the kernel between prompts, and refusals")
-    failed: dict[str, str] = {}
-    for name in ("stl", "dcr-stl"):
-        failed |= measure(output_dir / name, output_dir / f"{name}-ntk", seed)
+    tell("4/5  measuring that run (DCR → STL)")
+    failed |= measure(output_dir / "dcr-stl", output_dir / "dcr-stl-ntk", seed)
     tell("5/5  drawing")
     runs = find_runs([output_dir])
     figures = draw_figures(runs, output_dir / "figures", FIGURES)
     page = make_report([run.folder for run in runs.values()]).save(output_dir / "report.html")
     return Demo(runs, figures, failed, page)
+
+
+def first_figure(measured: Path, folder: Path) -> list[Path]:
+    """Return the picture of P(refuse) of one run, drawn now; none where there are figures."""
+    if folder.exists():
+        return []
+    drawn = draw_figures(find_runs([measured]), folder, ("fig5",))
+    return [path for path in drawn.files if path.suffix == ".png"]
 
 
 def align(model: str, folder: Path, seed: int) -> Path:

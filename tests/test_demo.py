@@ -33,8 +33,17 @@ def shortened(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(shortened):
-    folder = shortened / "demo"
-    demo.run_demo(folder, tell=lambda line: None)
+    folder, told = shortened / "demo", []
+    with pytest.MonkeyPatch.context() as patch:
+        refine = demo.refine
+
+        def first_figure_then_refine(*given):
+            told.append([path.name for path in sorted((folder / "figures").glob("*.png"))])
+            return refine(*given)
+
+        patch.setattr(demo, "refine", first_figure_then_refine)
+        demo.run_demo(folder, tell=told.append)
+    (folder / "told.txt").write_text("\n".join(map(str, told)))
     return folder
 
 
@@ -54,6 +63,12 @@ def test_the_demo_leaves_both_runs_measured_and_every_figure(done):
             assert len(list((done / f"{run}-ntk" / kind).glob("*.parquet"))) == 2
     pictures = {path.name for path in (done / "figures").iterdir()}
     assert {f"fig{n}.{kind}" for n in (1, 3, 5, 6) for kind in ("png", "pdf", "csv")} <= pictures
+
+
+def test_a_first_figure_is_there_before_the_second_run_is_trained(done):
+    told = (done / "told.txt").read_text().splitlines()
+    assert told.index("['fig5.png']") < [line[:3] for line in told].index("4/5")
+    assert f"     a first figure, of STL alone: {done / 'figures' / 'fig5.png'}" in told
 
 
 def test_the_demo_shows_itself_in_jupyter(done):
@@ -81,8 +96,12 @@ def test_a_second_run_writes_nothing_but_figures_and_the_page(done):
 
 
 def test_an_interrupted_demo_goes_on_without_repeating(shortened, done, monkeypatch):
-    def stop(*_, **__):
-        raise KeyboardInterrupt
+    measure_run = demo.measure_run
+
+    def stop(prompts, out, **options):
+        if out.name == "dcr-stl-ntk":
+            raise KeyboardInterrupt
+        return measure_run(prompts, out, **options)
 
     folder = shortened / "interrupted"
     with monkeypatch.context() as patch:

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import warnings
+from importlib import import_module
 
 import pytest
 
@@ -11,6 +13,31 @@ import ntkprobe as ntk
 @pytest.mark.parametrize("name", ntk.__all__)
 def test_every_public_name_is_there(name):
     assert getattr(ntk, name) is not None
+
+
+MOVED = {
+    "apply_step": "measurement.influence",
+    "full_vocabulary_norms": "measurement.full_vocabulary",
+    "predict_step": "measurement.influence",
+    "random_probe_norms": "measurement.random_probes",
+    "read_steps": "measurement.influence",
+    "record_step": "measurement.influence",
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_a_name_that_has_moved_is_still_there_and_tells_its_home(name):
+    home = f"ntkprobe.{MOVED[name]}"
+    with pytest.warns(DeprecationWarning, match=f"from {home} import {name}$"):
+        found = getattr(ntk, name)
+    assert found is getattr(import_module(home), name) and name not in ntk.__all__
+
+
+def test_a_public_name_gives_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("measure_run", "train_dcr", "train_sft", "SFTConfig", "Gram", "Probe"):
+            assert getattr(ntk, name) is not None and name in ntk.__all__
 
 
 @pytest.mark.parametrize("name", ["dense", "finite_difference", "forward_mode", "gram"])

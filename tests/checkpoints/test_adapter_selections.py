@@ -32,6 +32,13 @@ TRAINED = [
     for name in LORA
     if name not in ("OLoRA on the head", "OLoRA", "PiSSA", "patterns", "one layer", "orthogonal")
 ]
+# One of each kind of change: low rank, biases, rows, whole tensors, one and both ends of a pair.
+QUICK = ("plain", "all biases", "rows", "ends whole, tied", "on the head", "OLoRA on the head")
+
+
+def quick_and_slow(names):
+    """Return the names as parameters, those that `QUICK` lacks for the slow tests."""
+    return [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 def kernel(model, parameters):
@@ -71,7 +78,7 @@ def test_lora_is_what_requires_a_gradient_in_training(name, tied):
     assert selected(model, "lora") == {id(p) for p in model.parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", quick_and_slow(TRAINED))
 def test_the_adapters_kernel_is_over_all_that_it_trains(name):
     model = trained(base_model(True, dtype_of(name)), lora_config(**LORA[name]))
     wanted = [p for p in model.parameters() if p.requires_grad]
@@ -81,7 +88,9 @@ def test_the_adapters_kernel_is_over_all_that_it_trains(name):
     close(Dense()(model, PROBES, "lora"), expected, rtol)
 
 
-@pytest.mark.parametrize("name", ["all biases", "rows", "ends whole, tied", "on both ends"])
+@pytest.mark.parametrize(
+    "name", quick_and_slow(["all biases", "rows", "ends whole, tied", "on both ends"])
+)
 def test_every_estimator_counts_the_same(name):
     model = trained(base_model(True), lora_config(**LORA[name]))
     expected = kernel(model, [p for p in model.parameters() if p.requires_grad])
@@ -91,7 +100,7 @@ def test_every_estimator_counts_the_same(name):
     close(sum(Gram().by_part(model, PROBES, "lora").values()), expected)
 
 
-@pytest.mark.parametrize("name", [*TRAINED, "OLoRA on the head"])
+@pytest.mark.parametrize("name", quick_and_slow([*TRAINED, "OLoRA on the head"]))
 def test_all_is_one_number_merged_or_not_and_saved_merged_or_not(name, tmp_path):
     dtype = dtype_of(name)
     save(trained(base_model(True, dtype), lora_config(**LORA[name])), tmp_path / "adapter")

@@ -20,6 +20,9 @@ from ntkprobe.estimators.forward_mode import ForwardMode
 from ntkprobe.estimators.gram import Gram
 from ntkprobe.kernel import Probe, norms, top_tokens
 from ntkprobe.measurement import Encoded
+from ntkprobe.measurement.full_vocabulary import full_vocabulary_norms
+from ntkprobe.measurement.influence import predict_step
+from ntkprobe.measurement.random_probes import random_probe_norms
 from ntkprobe.measurement.verification import verify_pair
 from ntkprobe.prompts.templates import RAW
 
@@ -59,8 +62,8 @@ KERNELS: dict[str, Call] = {
     "verify": lambda m, rows, **s: ntk.verify(m, tiny_tokenizer(), encoded(*rows), **s),
 }
 NORMS: dict[str, Call] = {
-    "full_vocabulary_norms": lambda m, rows, **s: ntk.full_vocabulary_norms(m, tensors(rows), **s),
-    "random_probe_norms": lambda m, rows, **s: ntk.random_probe_norms(m, tensors(rows), **s),
+    "full_vocabulary_norms": lambda m, rows, **s: full_vocabulary_norms(m, tensors(rows), **s),
+    "random_probe_norms": lambda m, rows, **s: random_probe_norms(m, tensors(rows), **s),
 }
 CALLED: dict[str, Call] = {
     type(each).__name__: lambda m, rows, each=each, **s: each(m, probes(rows), **s)
@@ -77,7 +80,7 @@ OTHERS: dict[str, Call] = {
         m, tiny_tokenizer(), encoded(*rows), layer=1, directions=2
     ),
     "influence": lambda m, rows: ntk.influence(m, None, observed=rows, updated=[([1], [2])]),
-    "predict_step": lambda m, rows: ntk.predict_step(m, None, observed=rows, step={}, tokens="all"),
+    "predict_step": lambda m, rows: predict_step(m, None, observed=rows, step={}, tokens="all"),
 }
 DIFFERENTIATING = KERNELS | NORMS | CALLED
 PUBLIC = DIFFERENTIATING | OTHERS

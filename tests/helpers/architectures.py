@@ -1,7 +1,9 @@
 """Tiny random models of every family, from real configuration classes, and prompts for them."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -48,8 +50,17 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("qwen3_moe", _HEADS | _QWEN_EXPERTS),
     "gpt_oss": ("gpt_oss", _HEADS | _EXPERTS | _PLAIN_ROPE | dict(sliding_window=4)),
 }
-ARCHITECTURES = list(CONFIGS)
-DENSE_FAMILIES = [n for n in ARCHITECTURES if n not in ("mixtral", "qwen3_moe", "gpt_oss")]
+# Variations of others that the quick suite has: `make check` has them, too.
+_SLOW = ("llama", "mistral", "qwen3", "gemma", "gemma3", "olmo2", "mixtral", "qwen3_moe")
+
+
+def cases(names: Iterable[str]) -> list[Any]:
+    """Return the names as parameters of a test, the variations among them for the slow suite."""
+    return [pytest.param(n, marks=[pytest.mark.slow] * (n in _SLOW)) for n in names]
+
+
+ARCHITECTURES = cases(CONFIGS)
+DENSE_FAMILIES = cases(n for n in CONFIGS if n not in ("mixtral", "qwen3_moe", "gpt_oss"))
 
 
 def build(

@@ -20,6 +20,7 @@ from ntkprobe import PromptSet, Trajectory, UserError
 from ntkprobe.checkpoints import LoadSettings
 from ntkprobe.models.batching import LengthRule
 from ntkprobe.models.parameters import ParameterSelection
+from ntkprobe.prompts.phrases import PHRASE_SETS
 from ntkprobe.watcher import (
     KernelSettings,
     MeasureSettings,
@@ -29,13 +30,20 @@ from ntkprobe.watcher import (
 )
 
 PROMPTS = PromptSet.from_texts(TEXTS)
+FEW = PromptSet.from_texts({group: texts[:1] for group, texts in TEXTS.items()})
 SETTINGS = MeasureSettings(
     kernel=KernelSettings(top_k=2, estimator="dense"),
-    refusal=RefusalSettings(generate=False),
+    refusal=RefusalSettings(phrases="three", generate=False),
     load=LoadSettings(device="cpu"),
     template="raw",
 )
 GRAM = replace(SETTINGS, kernel=replace(SETTINGS.kernel, estimator="gram"))
+
+
+@pytest.fixture(autouse=True)
+def three_phrases(monkeypatch):
+    """A phrase is a pass of its own, for every prompt that is compared: three of the paper's 31."""
+    monkeypatch.setitem(PHRASE_SETS, "three", PHRASE_SETS["paper31"][:3])
 
 
 USED = sorted({id for texts in TEXTS.values() for id in byte_bpe()(texts[0])["input_ids"]})
@@ -74,8 +82,8 @@ def adapter_run(root, steps, tied=False, config=None, **adapter):
     return root / "run"
 
 
-def measure(run, out, settings=SETTINGS, **options):
-    return measure_run(PROMPTS, out, ckpt_dir=run, settings=settings, **options)
+def measure(run, out, settings=SETTINGS, prompts=FEW, **options):
+    return measure_run(prompts, out, ckpt_dir=run, settings=settings, **options)
 
 
 def fails_the_comparison(out, call, *words):
@@ -97,7 +105,7 @@ def fails_the_comparison(out, call, *words):
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_base_and_the_first_and_last_checkpoints_are_compared(tmp_path, tied, capsys):
     run = adapter_run(tmp_path, (10, 20, 30), tied)
-    assert measure(run, tmp_path / "out", GRAM).status == 0
+    assert measure(run, tmp_path / "out", GRAM, PROMPTS).status == 0
     told = [e for e in events(tmp_path / "out") if e["state"] == "compared"]
     assert [e["step"] for e in told] == [0, 10, 30]
     assert all(set(e["errors"]) == {"logits", "kernel", "log P(refuse)"} for e in told)

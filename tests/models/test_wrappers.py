@@ -12,6 +12,7 @@ import ntkprobe as ntk
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.gram import Gram
 from ntkprobe.kernel import Probe
+from ntkprobe.measurement.influence import read_steps
 from ntkprobe.models.generation import generate_answers
 from ntkprobe.models.wrappers import computing_plainly, inner_model
 from ntkprobe.refusal import score_phrases
@@ -130,5 +131,5 @@ def test_a_callback_under_bf16_measures_what_is_in_the_checkpoint(make, tmp_path
     )
     memory, right = (run.kernel().query("step == 2")["norm"].to_numpy() for run in (ours, disk))
     assert abs(memory / right - 1).max() < 1e-4
-    steps = list(ntk.read_steps(tmp_path / "run-steps"))
+    steps = list(read_steps(tmp_path / "run-steps"))
     assert len(steps) == 2 and all(v.dtype == torch.float32 for v in steps[0][1].values())

@@ -36,7 +36,10 @@ def saying(made, prompt, said):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(150):
         optimizer.zero_grad()
-        model(input_ids=ids, labels=labels).loss.backward()
+        loss = model(input_ids=ids, labels=labels).loss
+        if loss < 1e-3:  # learnt by heart
+            break
+        loss.backward()
         optimizer.step()
     return model.eval()
 

@@ -10,6 +10,7 @@ from transformers import Trainer, TrainingArguments
 import ntkprobe as ntk
 from ntkprobe.errors import UserError
 from ntkprobe.kernel import last_logits
+from ntkprobe.measurement.influence import apply_step, predict_step, read_steps, record_step
 from ntkprobe.models.architecture import Float64Throughout
 from ntkprobe.refusal import reduce_phrases, score_phrases
 from ntkprobe.training.sft import SFTConfig, train_sft
@@ -33,7 +34,7 @@ def stepped(model, optimiser, size):
     moving = [p for p in model.parameters() if p.requires_grad]
     ids = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
     model(input_ids=ids, labels=ids).loss.backward()
-    with ntk.record_step(model) as step:
+    with record_step(model) as step:
         OPTIMISERS[optimiser](moving, size).step()
     model.zero_grad()
     return step
@@ -48,7 +49,7 @@ def measured(model):
 
 def predicted(model, step, **settings):
     given = {"observed": OBSERVED, "tokens": "all", "phrases": PHRASES, **settings}
-    found = ntk.predict_step(model, None, step=step, **given)
+    found = predict_step(model, None, step=step, **given)
     return found.log_probability, found.refusal
 
 
@@ -90,9 +91,7 @@ class TestPrediction:
         model, step = adapter(), stepped(adapter(), "adamw", 1e-3)
         with Float64Throughout():
             both = [
-                ntk.predict_step(
-                    model, None, observed=OBSERVED, step=step, phrases=PHRASES, mode=mode
-                )
+                predict_step(model, None, observed=OBSERVED, step=step, phrases=PHRASES, mode=mode)
                 for mode in ("forward", "reverse")
             ]
             before = measured(model)[1]
@@ -110,7 +109,7 @@ class TestPrediction:
             labels = torch.tensor([[-100, -100, *pair[1]]])
             model(input_ids=ids, labels=labels).loss.backward()
             moved = [p for p in model.parameters() if p.requires_grad]
-            with ntk.record_step(model) as step:
+            with record_step(model) as step:
                 torch.optim.SGD(moved, lr=1.0).step()
             change = predicted(before, step)
         torch.testing.assert_close(change[0], per_unit.log_probability[0])
@@ -133,7 +132,7 @@ class TestRecording:
             use_cpu=True,
         )
         Trainer(model, settings, train_dataset=rows, callbacks=[ntk.StepCallback()]).train()
-        steps = dict(ntk.read_steps(tmp_path / "run-steps"))
+        steps = dict(read_steps(tmp_path / "run-steps"))
         assert list(steps) == [1, 2, 3] and set(steps[1]) == set(before)
         for name, parameter in trained(model).items():
             total = before[name] + sum(step[name] for step in steps.values())
@@ -157,20 +156,20 @@ class TestRecording:
             train_sft(base, general(4), safe(4), config, callbacks=callbacks)
             finals.append((tmp_path / name / "final" / "adapter_model.safetensors").read_bytes())
         assert finals[0] == finals[1]
-        assert [number for number, _ in ntk.read_steps(tmp_path / "steps")] == [1, 2]
+        assert [number for number, _ in read_steps(tmp_path / "steps")] == [1, 2]
 
     def test_a_step_is_applied_as_it_was_taken(self):
         one, other = adapter(), adapter()
-        ntk.apply_step(other, stepped(one, "adamw", 1e-3))
+        apply_step(other, stepped(one, "adamw", 1e-3))
         for a, b in zip(one.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(a, b)
 
     def test_mistakes_are_told_in_one_line(self, tmp_path):
         with pytest.raises(UserError, match="no steps in"):
-            list(ntk.read_steps(tmp_path))
+            list(read_steps(tmp_path))
         (tmp_path / "step-00000002.safetensors").touch()
         with pytest.raises(UserError, match="lacks step 1"):
-            list(ntk.read_steps(tmp_path))
+            list(read_steps(tmp_path))
         with pytest.raises(UserError, match="which this model does not have"):
             predicted(build("llama"), {"nowhere": torch.zeros(2)})
         with pytest.raises(UserError, match="moves nothing"):
