@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .attribution import Attribution as Attribution
+    from .attribution import attribute as attribute
     from .errors import UserError as UserError
     from .measurement import ActivationMeasurement as ActivationMeasurement
     from .measurement import KernelMeasurement as KernelMeasurement
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ActivationMeasurement": "measurement",
+    "Attribution": "attribution",
     "BoundMeasurement": "measurement.proposition1",
     "DCRConfig": "training.dcr",
     "DCRTrainer": "training.dcr",
@@ -51,6 +54,7 @@ _HOMES = {
     "TrajectoryCallback": "watcher.callback",
     "UserError": "errors",
     "apply_step": "measurement.influence",
+    "attribute": "attribution",
     "full_vocabulary_norms": "measurement.full_vocabulary",
     "influence": "measurement.influence",
     "measure_activations": "measurement",

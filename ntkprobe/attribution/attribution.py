@@ -1,20 +1,16 @@
 """`attribute`: products of all pairs' gradients with those of the prompts, at every checkpoint."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..checkpoints import load_tokenizer
 from ..errors import UserError
 from ..measurement.encoding import as_prompt_set, evaluating
 from ..measurement.influence.prediction import trained_parameters
@@ -27,12 +23,13 @@ from ..watcher.models import Models
 from ..watcher.scout import Sighting
 from . import index
 from .blocks import Blocks
-from .observed import Observed, observe
+from .encoded import Encoded
 from .products import PairGradients, features, products
 from .record import settle
+from .recorded_steps import over_steps
 from .result import Attribution
 from .settings import AttributionSettings
-from .training_run import OpenedRun, TrainedPair, TrainingRun, opening
+from .training_run import OpenedRun, TrainingRun, opening
 from .weights import checkpoint_weights
 
 
@@ -75,7 +72,7 @@ def attribute(
     """
     how = _settings(settings, options)
     trained = TrainingRun(Path(run), pairs)
-    trained.texts  # noqa: B018 - other pairs than were trained on are told before anything is loaded
+    trained.texts  # ruff: ignore[useless-expression] - other pairs than were trained on are told before anything is loaded
     asked = as_prompt_set(prompts)
     if not len(asked):
         raise UserError("no prompts to explain: give one at least")
@@ -83,8 +80,6 @@ def attribute(
     models = Models(model, how.load, merge=False)
     with opening(models, place) as opened:
         if how.over == "steps":
-            from .recorded_steps import over_steps
-
             folder = Path(recorded_steps) if recorded_steps else None
             return over_steps(trained, opened, asked, how, folder, progress=progress)
         work = _Work(trained, opened, asked, how, steps, place, index_dir)
@@ -102,54 +97,6 @@ def _settings(given: AttributionSettings | None, options: dict[str, Any]) -> Att
     if unknown := sorted(set(options) - set(known)):
         raise UserError(f"no setting {unknown[0]!r}: choose from {sorted(known)}")
     return replace(given or AttributionSettings(), **options)
-
-
-@dataclass
-class Encoded:
-    """Pairs and prompts as tokens of one tokenizer.
-
-    Attributes:
-        pairs: what was trained on.
-        observed: what is explained.
-    """
-
-    pairs: list[TrainedPair]
-    observed: Observed
-
-    @classmethod
-    def of(
-        cls, run: TrainingRun, opened: OpenedRun, first: Sighting, asked: PromptSet,
-        how: AttributionSettings,
-    ) -> "Encoded":
-        """Encode everything with the tokenizer of a run."""
-        if first.verdict.kind == "adapter":
-            opened.models.learn_base(first.checkpoint.path)
-        places = (first.checkpoint.path, run.folder / "final")
-        own = next((p for p in places if (p / "tokenizer_config.json").is_file()), None)
-        tokenizer = load_tokenizer(own) if own else opened.models.tokenizer()
-        template = run.template(tokenizer)
-        observed = observe(asked, tokenizer, template, run.config, how)
-        return cls(run.encoded(tokenizer), observed)
-
-    @property
-    def pairs_digest(self) -> str:
-        """SHA-256 of all pairs' tokens and labels."""
-        return _digest([[pair.input_ids, pair.labels] for pair in self.pairs])
-
-    @property
-    def observed_digest(self) -> str:
-        """SHA-256 of all that is observed."""
-        seen = self.observed
-        ids, labels = ([row.tolist() for row in rows] for rows in (seen.input_ids, seen.labels))
-        return _digest([ids, labels, seen.phrases, seen.tokens, seen.target])
-
-    def frame(self) -> pd.DataFrame:
-        """Return the pairs as a table."""
-        rows = [
-            (pair.number, pair.source, pair.pair.prompt, pair.pair.response, pair.learnt)
-            for pair in self.pairs
-        ]
-        return pd.DataFrame(rows, columns=["pair", "source", "prompt", "response", "tokens"])
 
 
 class _Work:
@@ -326,15 +273,10 @@ class _Work:
             found = [rates[0] / (len(pairs) * tokens * len(steps))] * len(steps)
         else:
             found = checkpoint_weights(steps, rates, len(pairs), tokens)
-        for row in self.run.trained_on([p.text for p in self.encoded.observed.prompts]):
-            text = self.encoded.observed.prompts[row].text
-            remarks.append(f"prompt {row} ({text!r}) is in the training set itself")
-        return dict(zip(steps, found, strict=True)), remarks
+        return dict(zip(steps, found, strict=True)), [*remarks, *self.encoded.remarks]
 
 
-def _wanted(
-    sightings: list[Sighting], over: str, steps: Sequence[StepRange]
-) -> list[Sighting]:
+def _wanted(sightings: list[Sighting], over: str, steps: Sequence[StepRange]) -> list[Sighting]:
     """Return the checkpoints that count.
 
     Raises:
@@ -347,8 +289,3 @@ def _wanted(
             raise UserError(f"no checkpoint of the steps asked for: the run has {have}")
         sightings = chosen
     return sightings[-1:] if over == "final" else sightings
-
-
-def _digest(value: Any) -> str:
-    """Return the SHA-256 of a value as JSON."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

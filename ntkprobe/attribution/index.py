@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
@@ -125,5 +124,3 @@ def description(folder: Path, step: int) -> Path:
 def features_file(folder: Path, step: int) -> Path:
     """Return the file of a step's features."""
     return folder / f"step-{step:08d}.safetensors"
-
-

@@ -68,7 +68,7 @@ class Observed:
 
     def held(
         self, model: nn.Module, chosen: dict[str, nn.Parameter]
-    ) -> tuple[Float64[Tensor, " m"], dict[str, Float[Tensor, "m *shape"]]]:
+    ) -> tuple[Float64[Tensor, " m"], dict[str, Float[Tensor, "m ..."]]]:
         """Return the number of each prompt, and its gradient by parameter.
 
         Raises:
@@ -88,7 +88,9 @@ class Observed:
                 value = read(row)
                 values.append(value.detach().double().cpu())
                 each.append([_wide(g) for g in gradients(value, chosen.values())])
-        held = {name: torch.stack(g) for name, g in zip(chosen, zip(*each, strict=True), strict=True)}
+        held = {
+            name: torch.stack(g) for name, g in zip(chosen, zip(*each, strict=True), strict=True)
+        }
         return torch.stack(values), held
 
 
@@ -113,10 +115,10 @@ def observe(
         tokenizer: the model's.
         template: that of the training.
         config: of the training, for its system message and length.
-        settings: what is read.
+        settings: what is read; the target `response` needs one of every prompt.
 
-    Raises:
-        UserError: for the target `response`, if a prompt has none.
+    Returns:
+        What is observed.
     """
     labels: tuple[Tensor, ...] = ()
     if settings.target == "response":

@@ -63,7 +63,7 @@ class PairGradients:
 
 
 def products(
-    pairs: PairGradients, rows: Sequence[int], held: dict[str, Float[Tensor, "m *shape"]]
+    pairs: PairGradients, rows: Sequence[int], held: dict[str, Float[Tensor, "m ..."]]
 ) -> Float64[Tensor, "rows m"]:
     """Return the inner products of the gradients of some pairs with m held ones."""
     return _collected(pairs, rows, lambda gradients: inner_products(gradients, held))
@@ -77,7 +77,7 @@ def features(
 
 
 def inner_products(
-    gradients: Gradients, held: dict[str, Float[Tensor, "m *shape"]]
+    gradients: Gradients, held: dict[str, Float[Tensor, "m ..."]]
 ) -> Float64[Tensor, "b m"]:
     """Return ⟨gradient of a sample, held⟩ over all parameters, summed up in float64."""
     shares = [

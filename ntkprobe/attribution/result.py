@@ -142,9 +142,7 @@ class Attribution:
         ax = axes[0, 0]
         labels = rows["prompt"].map(_short)
         ranked_bars(
-            rows.assign(
-                heading=rows["observed"].map(texts), label=labels, push=rows["change"]
-            ),
+            rows.assign(heading=rows["observed"].map(texts), label=labels, push=rows["change"]),
             ax,
             colours=(style.look("toxic").colour, style.look("normal").colour),
             texts=(style.look("seemingly_toxic").text, style.look("toxic").text),

@@ -46,7 +46,11 @@ class AttributionSettings:
     load: LoadSettings = field(default_factory=lambda: LoadSettings(attn_implementation="sdpa"))
 
     def __post_init__(self) -> None:
-        """Refuse what is none of the choices."""
+        """Refuse what is none of the choices.
+
+        Raises:
+            UserError: naming them.
+        """
         for name, allowed in (("target", TARGETS), ("over", OVER), ("estimator", ESTIMATORS)):
             if getattr(self, name) not in allowed:
                 raise UserError(f"no {name} {getattr(self, name)!r}: choose from {list(allowed)}")

@@ -1,6 +1,6 @@
 """What a finished run was trained on, token by token, and with which learning rates."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -86,7 +86,11 @@ class TrainingRun:
 
     @cached_property
     def config(self) -> SFTConfig:
-        """The settings that it was trained with; the defaults where it does not say."""
+        """The settings that it was trained with; the defaults where it does not say.
+
+        Raises:
+            UserError: if it was no training on answers.
+        """
         given: dict[str, Any] = {}
         if self._settings.is_file():
             given = yaml.safe_load(self._settings.read_text("utf-8")) or {}
@@ -127,8 +131,8 @@ class TrainingRun:
     def encoded(self, tokenizer: "PreTrainedTokenizerBase") -> list[TrainedPair]:
         """Return the pairs that were trained on, as tokens; those without room are left out.
 
-        Raises:
-            UserError: if these are no longer the tokens that the run counted.
+        Returns:
+            The pairs in order; they have as many tokens as the run counted.
         """
         template = self.template(tokenizer)
         found = []
@@ -182,7 +186,9 @@ class TrainingRun:
         final = Checkpoint(int(self.report.get("steps", 0)), self.folder / "final")
         verdict = readiness(final.path) if final.path.is_dir() else None
         if verdict is None or not verdict.weights:
-            raise UserError(f"no whole checkpoints in {self.folder}: expected checkpoint-N or final")
+            raise UserError(
+                f"no whole checkpoints in {self.folder}: expected checkpoint-N or final"
+            )
         return [Sighting(final, verdict)]
 
     def learning_rates(self) -> tuple[float, ...]:
@@ -199,7 +205,7 @@ class TrainingRun:
             optimizer,
             config.get_warmup_steps(steps),
             steps,
-            scheduler_specific_kwargs=config.lr_scheduler_kwargs or {},
+            scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs or {}),
         )
         rates = []
         for _ in range(steps):
@@ -231,7 +237,7 @@ class OpenedRun:
     pins: Path
 
     @contextmanager
-    def opened(self, sighting: Sighting) -> Iterator[tuple["nn.Module", str]]:
+    def opened(self, sighting: Sighting) -> Generator[tuple["nn.Module", str]]:
         """Load a checkpoint.
 
         Args:
@@ -254,8 +260,12 @@ class OpenedRun:
 
 
 @contextmanager
-def opening(models: Models, folder: Path | None) -> Iterator[OpenedRun]:
-    """Hold a place for pins, in `folder` or in a temporary one, while models are loaded."""
+def opening(models: Models, folder: Path | None) -> Generator[OpenedRun]:
+    """Hold a place for pins, in `folder` or in a temporary one, while models are loaded.
+
+    Yields:
+        What loads the models.
+    """
     with ExitStack() as stack:
         place = folder / ".pins" if folder else Path(stack.enter_context(TemporaryDirectory()))
         yield OpenedRun(models, place)

@@ -64,7 +64,9 @@ class LookupFactors:
 
     def inner(self, held: Float[Tensor, "m rows columns"]) -> Float[Tensor, "b m"]:
         """Return the inner products with m tables."""
-        found = [torch.einsum("btc,btc->b", self.values, one.to(self.values)[self.ids]) for one in held]
+        found = [
+            torch.einsum("btc,btc->b", self.values, one.to(self.values)[self.ids]) for one in held
+        ]
         return torch.stack(found, 1)
 
     def projected(self, rows: Tensor, columns: Tensor) -> Float[Tensor, "b p q"]:
@@ -77,13 +79,13 @@ class LookupFactors:
 class WholeGradients:
     """Gradients as they are, of a parameter of any shape."""
 
-    values: Float[Tensor, "b *shape"]
+    values: Float[Tensor, "b ..."]
 
-    def whole(self) -> Float[Tensor, "b *shape"]:
+    def whole(self) -> Float[Tensor, "b ..."]:
         """Return the gradients."""
         return self.values
 
-    def inner(self, held: Float[Tensor, "m *shape"]) -> Float[Tensor, "b m"]:
+    def inner(self, held: Float[Tensor, "m ..."]) -> Float[Tensor, "b m"]:
         """Return the inner products with m tensors of the parameter's shape."""
         return self.values.flatten(1) @ held.to(self.values).flatten(1).T
 
@@ -96,6 +98,9 @@ class WholeGradients:
 Factors = MatrixFactors | LookupFactors | WholeGradients
 Gradients = dict[str, list[Factors]]
 """The uses of each parameter by its name; the gradient is their sum."""
+
+_Use = tuple[nn.Module, Any, Tensor]
+"""A module, what it was given, and what it returned."""
 
 
 def matrix_shape(parameter: Tensor) -> tuple[int, int]:
@@ -134,10 +139,7 @@ class PerSampleGradients:
         """
         if self.batched is None and len(rows) > 1:
             self.batched = self._agrees(forward, rows)
-        if self.batched or (self.batched is None and len(rows) == 1):
-            yield from self._together(forward, rows) if self.batched else self._apart(forward, rows)
-        else:
-            yield from self._apart(forward, rows)
+        yield from self._together(forward, rows) if self.batched else self._apart(forward, rows)
 
     def _own(self, module: nn.Module) -> dict[str, str]:
         """Return the chosen parameters that a module holds itself: attribute to name."""
@@ -162,9 +164,13 @@ class PerSampleGradients:
                 yield {n: [WholeGradients(p)] for n, p in zip(self.chosen, stacked, strict=True)}
 
     @contextmanager
-    def _recording(self) -> Generator[list[tuple[nn.Module, Any, Tensor]]]:
-        """Collect what goes into and comes out of the modules that hold parameters."""
-        uses: list[tuple[nn.Module, Any, Tensor]] = []
+    def _recording(self) -> Generator[list[_Use]]:
+        """Collect what goes into and comes out of the modules that hold parameters.
+
+        Yields:
+            The list, filled as they run.
+        """
+        uses: list[_Use] = []
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             uses.append((module, inputs, output))
@@ -176,7 +182,9 @@ class PerSampleGradients:
             for handle in handles:
                 handle.remove()
 
-    def _factors(self, value: Tensor, uses: list[tuple[nn.Module, Any, Tensor]], again: bool) -> Gradients:
+    def _factors(
+        self, value: Tensor, uses: list[tuple[nn.Module, Any, Tensor]], again: bool
+    ) -> Gradients:
         """Return the factors of every parameter for one number, a sum over the samples."""
         outputs = [output for _, _, output in uses]
         out = torch.autograd.grad(value, outputs, retain_graph=again, allow_unused=True)
@@ -222,7 +230,9 @@ def _fits(inputs: Any, output: Any, batch: int) -> bool:
 
 def _has_rule(module: nn.Module) -> bool:
     """Return whether a module's own parameters alone make its output from its one input."""
-    return isinstance(module, nn.Linear | Conv1D | nn.Embedding) or not any(True for _ in module.children())
+    return isinstance(module, nn.Linear | Conv1D | nn.Embedding) or not any(
+        True for _ in module.children()
+    )
 
 
 def _rule(module: nn.Module, attribute: str, given: Tensor, g: Tensor) -> Factors:
@@ -246,7 +256,7 @@ def _by_vjp(module: nn.Module, attribute: str, given: Tensor, g: Tensor) -> Tens
         def run(p: Tensor) -> Tensor:
             return torch.func.functional_call(module, {attribute: p}, (a[None],))
 
-        _, pull = torch.func.vjp(run, parameter)
-        return pull(out[None])[0]
+        pulled: Any = torch.func.vjp(run, parameter)
+        return pulled[1](out[None])[0]
 
     return torch.func.vmap(one)(given, g)

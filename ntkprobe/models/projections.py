@@ -39,7 +39,11 @@ class ProjectionSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse sizes that are none."""
+        """Refuse sizes that are none.
+
+        Raises:
+            UserError: saying which.
+        """
         count("side", self.side)
         count("parts", self.parts, least=3)
         for pattern, side in self.by_module.items():
@@ -47,7 +51,9 @@ class ProjectionSettings:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise UserError(f"projection of {pattern!r}: no regular expression: {error}") from None
+                raise UserError(
+                    f"projection of {pattern!r}: no regular expression: {error}"
+                ) from None
 
     def side_of(self, name: str) -> tuple[int, bool]:
         """Return the size for a parameter, and whether it was chosen for its module."""
@@ -95,7 +101,9 @@ class Projections:
     def __call__(self, gradients: Gradients) -> Float[Tensor, "b parts size"]:
         """Return the features of samples, in float32 at least."""
         parts = [
-            torch.cat([self._projected(name, uses, part) for name, uses in gradients.items() if uses], 1)
+            torch.cat(
+                [self._projected(name, uses, part) for name, uses in gradients.items() if uses], 1
+            )
             for part in range(self.settings.parts)
         ]
         return torch.stack(parts, 1)
