@@ -13,7 +13,7 @@ def test_every_public_name_is_there(name):
     assert getattr(ntk, name) is not None
 
 
-@pytest.mark.parametrize("name", ["dense", "finite_difference", "forward_mode", "gram"])
+@pytest.mark.parametrize("name", ["dense", "finite_difference", "forward_mode", "gram", "sketch"])
 def test_an_estimator_is_found_in_its_folder(name):
     assert getattr(ntk.estimators, name).__name__ == f"ntkprobe.estimators.{name}"
 

@@ -167,11 +167,7 @@ def _prompts(options: dict[str, Any]) -> "PromptSet":
 
 
 def _refused(folder: Path) -> list[Any]:
-    """Return the prompts whose answers refuse at the last step of a measurement.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """Return the prompts whose answers refuse at the last step of a measurement."""
     from ..attribution.refused_prompts import refused_prompts
 
     return list(refused_prompts(folder))
@@ -205,7 +201,11 @@ def _pair(row: dict[str, Any]) -> str:
 
 
 def _closing_line(found: "Attribution", place: Path | None) -> str:
-    """Write the tables and the figure where they are asked for, and return the last line."""
+    """Write the tables and the figure where they are asked for.
+
+    Returns:
+        The last line.
+    """
     what = f"{len(found.observed)} prompts, {len(found.pairs)} pairs"
     if place is None:
         return f"{what}; keep the table with --output-dir DIR"
