@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..jupyter import paragraph, table
 from ..plots import style
 from ..plots.ranked import ranked_bars
@@ -193,4 +193,4 @@ class Attribution:
 
 
 def _short(text: str) -> str:
-    return style.safe(shorten(text, 60, placeholder=" …"))
+    return style.safe(shorten(one_line(text), 60, placeholder=" …"))
