@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .attribution import Attribution as Attribution
+    from .attribution import attribute as attribute
     from .errors import UserError as UserError
     from .estimators.gram import Gram as Gram
     from .kernel import Probe as Probe
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from .measurement import measure_between as measure_between
     from .measurement import measure_kernel as measure_kernel
     from .measurement import measure_refusal as measure_refusal
+    from .measurement.directions import measure_directions as measure_directions
     from .measurement.influence import Influence as Influence
     from .measurement.influence import influence as influence
     from .measurement.proposition1 import BoundMeasurement as BoundMeasurement
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ActivationMeasurement": "measurement",
+    "Attribution": "attribution",
     "BoundMeasurement": "measurement.proposition1",
     "DCRConfig": "training.dcr",
     "DCRTrainer": "training.dcr",
@@ -54,10 +58,12 @@ _HOMES = {
     "Trajectory": "trajectory",
     "TrajectoryCallback": "watcher.callback",
     "UserError": "errors",
+    "attribute": "attribution",
     "influence": "measurement.influence",
     "measure_activations": "measurement",
     "measure_between": "measurement",
     "measure_bounds": "measurement.proposition1",
+    "measure_directions": "measurement.directions",
     "measure_kernel": "measurement",
     "measure_refusal": "measurement",
     "measure_run": "watcher",

@@ -40,7 +40,7 @@ def test_a_public_name_gives_no_warning():
             assert getattr(ntk, name) is not None and name in ntk.__all__
 
 
-@pytest.mark.parametrize("name", ["dense", "finite_difference", "forward_mode", "gram"])
+@pytest.mark.parametrize("name", ["dense", "finite_difference", "forward_mode", "gram", "sketch"])
 def test_an_estimator_is_found_in_its_folder(name):
     assert getattr(ntk.estimators, name).__name__ == f"ntkprobe.estimators.{name}"
 

@@ -108,6 +108,8 @@ def read_out(
         return _all_logits(model, ids, method, selection, readout), {}
     tokens = tokens_read(model, ids, readout)
     probes = [Probe(row, tokens=block) for row, block in zip(ids, tokens, strict=True)]
+    if by is None and not others and hasattr(method, "norms"):
+        return _estimated(method, model, probes, selection, tokens, blocks), {}
     parts: dict[str, Any] = {}
     if others:
         refuse(by is not None, "by='layer' splits one selection: ask for selections= without it")
@@ -124,6 +126,20 @@ def read_out(
         for written, each in found.items()
     }
     return {**fields[str(selection)], **parts}, {str(s): fields[str(s)] for s in others}
+
+
+def _estimated(
+    method: Any,
+    model: nn.Module,
+    probes: list[Probe],
+    selection: ParameterSelection,
+    tokens: Tensor,
+    blocks: bool,
+) -> dict[str, Any]:
+    """Return norms and their errors from an estimator that has some: those of K̂ are too large."""
+    norms, errors = method.norms(model, probes, selection)
+    kept = method(model, probes, selection).float() if blocks else None
+    return {"norms": norms, "errors": errors, "tokens": tokens.cpu(), "blocks": kept}
 
 
 def _by_selection(

@@ -102,16 +102,13 @@ def encode_pairs(
     report["reasoning_left_out"] = sum(traced)
     rows, lengths = [], []
     for pair in pairs:
-        ids, start, learnt = _encoded(pair, tokenizer, template, config.system)
-        if learnt >= config.max_length:
+        row, length = encode_pair(pair, tokenizer, template, config)
+        if row is None:
             report["too_long"] += 1
             continue
-        report["cut"] += len(ids) > config.max_length
-        lengths.append(len(ids))
-        before = start if config.loss_on == "all" else 0
-        kept = [i < before or i >= learnt for i in range(len(ids))]
-        labels = [token if k else IGNORED for token, k in zip(ids, kept, strict=True)]
-        rows.append({"input_ids": ids[: config.max_length], "labels": labels[: config.max_length]})
+        report["cut"] += length > config.max_length
+        lengths.append(length)
+        rows.append(row)
     if not rows:
         raise UserError(f"no pair can be trained on: {len(pairs)} given, {report}")
     lengths.sort()
@@ -123,6 +120,30 @@ def encode_pairs(
         "with_loss": sum(label != IGNORED for row in rows for label in row["labels"]),
     }
     return rows, report | {"trained_on": len(rows)}
+
+
+def encode_pair(
+    pair: Pair, tokenizer: PreTrainedTokenizerBase, template: Template, config: SFTConfig
+) -> tuple[dict[str, list[int]] | None, int]:
+    """Return what is trained on of one pair: `input_ids` and `labels`, and its length uncut.
+
+    Args:
+        pair: request and answer.
+        tokenizer: the model's.
+        template: resolved.
+        config: length, system message, and which tokens the loss counts.
+
+    Returns:
+        The row, None where the prompt leaves no room for the answer, and its tokens before the cut.
+    """
+    ids, start, learnt = _encoded(pair, tokenizer, template, config.system)
+    if learnt >= config.max_length:
+        return None, len(ids)
+    before = start if config.loss_on == "all" else 0
+    kept = [i < before or i >= learnt for i in range(len(ids))]
+    labels = [token if k else IGNORED for token, k in zip(ids, kept, strict=True)]
+    limit = config.max_length
+    return {"input_ids": ids[:limit], "labels": labels[:limit]}, len(ids)
 
 
 def _encoded(
@@ -274,7 +295,8 @@ def train_sft(
     _describe(run, counts, report)
     with quiet():
         trainer = make_trainer(network, tokenizer, rows, config, callbacks)
-    run.begin(_table(drawn), data={"sources": counts, **report})
+    trained_on = digest([pair for pairs in drawn.values() for pair in pairs])
+    run.begin(_table(drawn), data={"sources": counts, "digest": trained_on, **report})
     run.train(trainer)
     run.finish(trainer.model, tokenizer)
     return run.final

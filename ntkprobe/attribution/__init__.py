@@ -1,0 +1,10 @@
+"""Which training pairs made a model refuse a prompt: signed shares of what training did to it.
+
+Eq. 2 for all pairs of a training set: the change of log P(refuse) of every observed prompt by a
+step on each pair, summed over the run with the run's learning rates. `attribution` is the place to
+begin; `products` is the exact form, `index` the estimated one.
+"""
+
+from .attribution import attribute as attribute
+from .result import Attribution as Attribution
+from .settings import AttributionSettings as AttributionSettings

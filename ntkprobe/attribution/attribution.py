@@ -1,0 +1,291 @@
+"""`attribute`: products of all pairs' gradients with those of the prompts, at every checkpoint."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..errors import UserError
+from ..measurement.encoding import as_prompt_set, evaluating
+from ..measurement.influence.prediction import trained_parameters
+from ..models.parameters import ParameterSelection
+from ..models.per_sample import WholeGradients
+from ..models.projections import Projections
+from ..prompts.prompt_set import Prompt, PromptSet
+from ..watcher.choices import StepRange
+from ..watcher.models import Models
+from ..watcher.scout import Sighting
+from . import index
+from .blocks import Blocks
+from .encoded import Encoded
+from .products import PairGradients, features, products
+from .record import settle
+from .recorded_steps import over_steps
+from .result import Attribution
+from .settings import AttributionSettings
+from .training_run import OpenedRun, TrainingRun, opening
+from .weights import checkpoint_weights
+
+
+def attribute(
+    run: str | PathLike[str],
+    *,
+    prompts: PromptSet | Iterable[Prompt | str],
+    settings: AttributionSettings | None = None,
+    pairs: str | Path | None = None,
+    model: str | None = None,
+    output_dir: str | PathLike[str] | None = None,
+    index_dir: str | PathLike[str] | None = None,
+    recorded_steps: str | PathLike[str] | None = None,
+    steps: Sequence[StepRange] = (),
+    shard: tuple[int, int] = (0, 1),
+    progress: bool = False,
+    **options: Any,
+) -> Attribution | None:
+    """Attribute what training did to each prompt to the training pairs.
+
+    Args:
+        run: a run of `ntkprobe train sft`, or the checkpoints of another trainer's.
+        prompts: what is explained; bare strings count as `normal`.
+        settings: how; the defaults explain refusals, exactly, over all checkpoints.
+        pairs: a file of what the run was trained on; None for its own `data.parquet`.
+        model: the base below adapters; None for the one that they name.
+        output_dir: where what is finished is kept, so that a stopped call goes on; None for memory.
+        index_dir: where a sketch's features are, for any other prompts; None for `index` in there.
+        recorded_steps: the folder of recorded steps; None for `RUN-steps`.
+        steps: only checkpoints of these steps; none for all.
+        shard: (i, n): compute the blocks of worker i of n only.
+        progress: show a bar on stderr.
+        options: settings by name, such as `target="tokens", tokens=("Sorry",)`.
+
+    Returns:
+        The attribution; None where other workers' blocks are missing.
+
+    Raises:
+        UserError: if the run lacks its data or checkpoints, or something changed since.
+    """
+    how = _settings(settings, options)
+    trained = TrainingRun(Path(run), pairs)
+    trained.texts  # ruff: ignore[useless-expression] - other pairs than were trained on are told before anything is loaded
+    asked = as_prompt_set(prompts)
+    if not len(asked):
+        raise UserError("no prompts to explain: give one at least")
+    place = None if output_dir is None else Path(output_dir)
+    models = Models(model, how.load, merge=False)
+    with opening(models, place) as opened:
+        if how.over == "steps":
+            folder = Path(recorded_steps) if recorded_steps else None
+            return over_steps(trained, opened, asked, how, folder, progress=progress)
+        work = _Work(trained, opened, asked, how, steps, place, index_dir)
+        work.compute(shard, progress)
+        return work.result()
+
+
+def _settings(given: AttributionSettings | None, options: dict[str, Any]) -> AttributionSettings:
+    """Return the settings with changes by name.
+
+    Raises:
+        UserError: if there is no such setting.
+    """
+    known = AttributionSettings.__dataclass_fields__
+    if unknown := sorted(set(options) - set(known)):
+        raise UserError(f"no setting {unknown[0]!r}: choose from {sorted(known)}")
+    return replace(given or AttributionSettings(), **options)
+
+
+class _Work:
+    """The checkpoints of one attribution, and what was found at each."""
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        opened: OpenedRun,
+        asked: PromptSet,
+        how: AttributionSettings,
+        steps: Sequence[StepRange],
+        place: Path | None,
+        index_dir: str | PathLike[str] | None,
+    ) -> None:
+        self.run, self.opened, self.how, self.place = run, opened, how, place
+        self.sightings = _wanted(run.checkpoints(), how.over, steps)
+        self.encoded = Encoded.of(run, opened, self.sightings[-1], asked, how)
+        self.index = Path(index_dir) if index_dir else place / "index" if place else None
+        exact = how.estimator == "exact"
+        folder = (place / "products" if place else None) if exact else self.index
+        self.blocks = Blocks(folder, len(self.encoded.pairs), how.block)
+        self.weights, self.remarks = self._weights()
+        self.which = {s.checkpoint.step: opened.identity(s) for s in self.sightings}
+        if place is not None:
+            settle(
+                place / "run.json",
+                {
+                    "settings": how.record(),
+                    "pairs": self.encoded.pairs_digest,
+                    "prompts": self.encoded.observed_digest,
+                    "checkpoints": {str(step): which for step, which in self.which.items()},
+                    "weights": {str(s): w for s, w in self.weights.items()},
+                },
+                what="the attribution",
+                instead="give another --output-dir",
+            )
+
+    def compute(self, shard: tuple[int, int], progress: bool) -> None:
+        """Compute the blocks that are missing, of this worker."""
+        todo = {s.checkpoint.step: self._todo(s, shard) for s in self.sightings}
+        total = sum(len(self.blocks.rows(start)) for starts in todo.values() for start in starts)
+        with tqdm(total=total, desc="attributing", unit="pair", disable=not progress) as bar:
+            for sighting in self.sightings:
+                step = sighting.checkpoint.step
+                if todo[step] or not self._prompts_known(step):
+                    with self.opened.opened(sighting) as (model, which), evaluating(model):
+                        self._at(model, step, which, todo[step], bar)
+
+    def result(self) -> Attribution | None:
+        """Return the sum over the checkpoints; None where blocks are missing."""
+        steps = [s.checkpoint.step for s in self.sightings]
+        if any(self._todo(s, (0, 1)) for s in self.sightings):
+            return None
+        m, n = len(self.encoded.observed.prompts), len(self.encoded.pairs)
+        total, variance, positive = (np.zeros((m, n)) for _ in range(3))
+        counted = 0
+        for step in steps:
+            found, error = self._found(step)
+            part = -self.weights[step] * found
+            total, variance = total + part, variance + (self.weights[step] * error) ** 2
+            positive += part > 0
+            counted += bool((part != 0).any())
+        agreeing = np.where(total > 0, positive, counted - positive) / max(counted, 1)
+        values = self._held_file(steps[-1])["values"].numpy()
+        return Attribution(
+            self.encoded.observed.prompts,
+            values,
+            self.encoded.frame(),
+            total,
+            np.sqrt(variance),
+            agreeing,
+            self.weights,
+            self.how.record(),
+            tuple(self.remarks),
+        )
+
+    def _at(self, model: nn.Module, step: int, which: str, starts: list[int], bar: Any) -> None:
+        """Compute some blocks at one checkpoint, and what is needed of the prompts."""
+        selection = self._selection(model)
+        chosen = ParameterSelection.parse(selection).parameters(model)
+        mean = self.how.loss == "mean"
+        size = self.how.batch_size
+        values, held = self.encoded.observed.held(model, chosen)
+        pairs = PairGradients(model, chosen, self.encoded.pairs, size, mean) if starts else None
+        project = None
+        if self.how.estimator == "sketch":
+            project = Projections(chosen, self.how.projection, salt=str(step))
+            queries = project({name: [WholeGradients(g)] for name, g in held.items()})
+            self._keep_held(step, {"values": values, "queries": queries.cpu()}, which)
+            self._describe_index(step, which, selection)
+        else:
+            self._keep_held(step, {"values": values}, which)
+        for start in starts:
+            assert pairs is not None
+            rows = list(self.blocks.rows(start))
+            if project is None:
+                found = {"products": products(pairs, rows, held)}
+            else:
+                found = index.as_stored(features(pairs, rows, project))
+            self.blocks.write(step, start, found, which)
+            bar.update(len(rows))
+        self._merge(step)
+
+    def _selection(self, model: nn.Module) -> str:
+        chosen = self.how.parameters
+        return trained_parameters(model) if chosen == "auto" else chosen
+
+    def _describe_index(self, step: int, which: str, selection: str) -> None:
+        if self.index is not None:
+            path = index.description(self.index, step)
+            digest = f"{self.encoded.pairs_digest}/{self.how.loss}"
+            index.describe(path, step, which, digest, selection, self.how.projection)
+
+    def _merge(self, step: int) -> None:
+        """Make one file of a sketch's blocks, once all are there."""
+        if self.how.estimator == "sketch" and self.index and not self.blocks.missing(step):
+            if not self._indexed(step):
+                index.merge(self.blocks, step, index.features_file(self.index, step))
+            self.blocks.forget(step)
+
+    def _indexed(self, step: int) -> bool:
+        sketched = self.how.estimator == "sketch" and self.index is not None
+        return sketched and index.features_file(self.index, step).is_file()  # type: ignore[arg-type]
+
+    def _todo(self, sighting: Sighting, shard: tuple[int, int]) -> list[int]:
+        """Return the blocks that are missing at a checkpoint."""
+        step = sighting.checkpoint.step
+        return [] if self._indexed(step) else self.blocks.missing(step, shard)
+
+    def _found(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the products at a checkpoint and their errors, `[m, n]`."""
+        if self.how.estimator == "exact":
+            found = torch.cat([block["products"] for block in self.blocks.each(step)]).T.numpy()
+            return found, np.zeros_like(found)
+        source = index.features_file(self.index, step) if self.index else (self.blocks, step)
+        means, errors = index.Index(source).products(self._held_file(step)["queries"])
+        return means.numpy(), errors.numpy()
+
+    # What is known of the prompts at each checkpoint, beside the blocks.
+
+    def _own(self) -> Blocks:
+        if not hasattr(self, "_prompts"):
+            folder = self.place / "prompts" if self.place else None
+            self._prompts = Blocks(folder, 1, 1)
+        return self._prompts
+
+    def _prompts_known(self, step: int) -> bool:
+        return not self._own().missing(step)
+
+    def _held_file(self, step: int) -> dict[str, Tensor]:
+        return self._own().read(step, 0)
+
+    def _keep_held(self, step: int, tensors: dict[str, Tensor], which: str) -> None:
+        self._own().write(step, 0, tensors, which)
+
+    def _weights(self) -> tuple[dict[int, float], list[str]]:
+        """Return the weight of every checkpoint, and what should be said of it and the prompts."""
+        steps, pairs = [s.checkpoint.step for s in self.sightings], self.encoded.pairs
+        mean = self.how.loss == "mean"
+        tokens = 1.0 if mean else sum(pair.learnt for pair in pairs) / len(pairs)
+        remarks = []
+        rates: Sequence[float] = self.run.learning_rates()
+        if not rates:
+            logged = self.run.logged_rates(self.sightings[-1].checkpoint)
+            rates = [logged[step] for step in sorted(logged)]
+            if not rates:
+                rates = [1.0]
+                remarks.append(
+                    "the run does not say its learning rates: changes are per unit learning rate, "
+                    "and every checkpoint counts alike"
+                )
+        if len(rates) == 1:
+            found = [rates[0] / (len(pairs) * tokens * len(steps))] * len(steps)
+        else:
+            found = checkpoint_weights(steps, rates, len(pairs), tokens)
+        return dict(zip(steps, found, strict=True)), [*remarks, *self.encoded.remarks]
+
+
+def _wanted(sightings: list[Sighting], over: str, steps: Sequence[StepRange]) -> list[Sighting]:
+    """Return the checkpoints that count.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if steps:
+        chosen = [s for s in sightings if any(s.checkpoint.step in some for some in steps)]
+        if not chosen:
+            have = [s.checkpoint.step for s in sightings]
+            raise UserError(f"no checkpoint of the steps asked for: the run has {have}")
+        sightings = chosen
+    return sightings[-1:] if over == "final" else sightings

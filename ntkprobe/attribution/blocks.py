@@ -1,0 +1,95 @@
+"""What was computed of some pairs at one checkpoint, a file each: whole or absent.
+
+FOLDER/step-00000100/pairs-00000000.safetensors    of the pairs from this place on
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from ..errors import UserError
+from ..storage import write_tensors
+
+
+class Blocks:
+    """The blocks of one attribution, on disk or, without a folder, in memory.
+
+    Args:
+        folder: where they are.
+        pairs: how many pairs there are.
+        size: pairs in one block.
+    """
+
+    def __init__(self, folder: Path | None, pairs: int, size: int) -> None:
+        self.folder, self.pairs, self.size = folder, pairs, size
+        self._held: dict[tuple[int, int], dict[str, Tensor]] = {}
+
+    @property
+    def starts(self) -> range:
+        """The first pair of every block."""
+        return range(0, self.pairs, self.size)
+
+    def rows(self, start: int) -> range:
+        """Return the pairs of a block."""
+        return range(start, min(start + self.size, self.pairs))
+
+    def missing(self, step: int, shard: tuple[int, int] = (0, 1)) -> list[int]:
+        """Return the blocks of a step that are not there, of those of worker i out of n."""
+        index, workers = shard
+        return [
+            start
+            for place, start in enumerate(self.starts)
+            if place % workers == index and not self._has(step, start)
+        ]
+
+    def write(self, step: int, start: int, tensors: dict[str, Tensor], which: str) -> None:
+        """Keep a block, whole or not at all.
+
+        Args:
+            step: of the checkpoint.
+            start: the block's first pair.
+            tensors: by name.
+            which: the checkpoint's identity.
+        """
+        if self.folder is None:
+            self._held[step, start] = tensors
+        else:
+            write_tensors(self._path(step, start), tensors, {"checkpoint": which})
+
+    def read(self, step: int, start: int) -> dict[str, Tensor]:
+        """Return a block.
+
+        Raises:
+            UserError: if it is not whole.
+        """
+        if self.folder is None:
+            return self._held[step, start]
+        path = self._path(step, start)
+        try:
+            return load(path.read_bytes())
+        except SafetensorError as error:
+            raise UserError(f"{path} is not whole: remove it and run the same command") from error
+
+    def each(self, step: int) -> Iterator[dict[str, Tensor]]:
+        """Yield the blocks of a step in the order of the pairs."""
+        for start in self.starts:
+            yield self.read(step, start)
+
+    def forget(self, step: int) -> None:
+        """Remove the blocks of a step."""
+        self._held = {key: value for key, value in self._held.items() if key[0] != step}
+        if self.folder is not None:
+            shutil.rmtree(self._path(step, 0).parent, ignore_errors=True)
+
+    def _has(self, step: int, start: int) -> bool:
+        if self.folder is None:
+            return (step, start) in self._held
+        return self._path(step, start).is_file()
+
+    def _path(self, step: int, start: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"step-{step:08d}" / f"pairs-{start:08d}.safetensors"

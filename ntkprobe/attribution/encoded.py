@@ -1,0 +1,89 @@
+"""The pairs of a run and the prompts to explain, as tokens of the run's own tokenizer."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from ..checkpoints import load_tokenizer
+from ..prompts.prompt_set import PromptSet
+from ..watcher.scout import Sighting
+from .observed import Observed, observe
+from .settings import AttributionSettings
+from .training_run import OpenedRun, TrainedPair, TrainingRun
+
+
+@dataclass
+class Encoded:
+    """Pairs and prompts as tokens of one tokenizer.
+
+    Attributes:
+        pairs: what was trained on.
+        observed: what is explained.
+        remarks: what a reader should know about the prompts.
+    """
+
+    pairs: list[TrainedPair]
+    observed: Observed
+    remarks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        run: TrainingRun,
+        opened: OpenedRun,
+        first: Sighting,
+        asked: PromptSet,
+        how: AttributionSettings,
+    ) -> "Encoded":
+        """Encode everything with the tokenizer of a run.
+
+        Args:
+            run: the run.
+            opened: what loads its models.
+            first: a checkpoint of it.
+            asked: the prompts.
+            how: the settings.
+
+        Returns:
+            Pairs and prompts.
+        """
+        if first.verdict.kind == "adapter":
+            opened.models.learn_base(first.checkpoint.path)
+        places = (first.checkpoint.path, run.folder / "final")
+        own = next((p for p in places if (p / "tokenizer_config.json").is_file()), None)
+        tokenizer = load_tokenizer(own) if own else opened.models.tokenizer()
+        template = run.template(tokenizer)
+        observed = observe(asked, tokenizer, template, run.config, how)
+        remarks = tuple(
+            f"prompt {row} ({asked[row].text!r}) is in the training set itself"
+            for row in run.trained_on([prompt.text for prompt in asked])
+        )
+        return cls(run.encoded(tokenizer), observed, remarks)
+
+    @property
+    def pairs_digest(self) -> str:
+        """SHA-256 of all pairs' tokens and labels."""
+        return _digest([[pair.input_ids, pair.labels] for pair in self.pairs])
+
+    @property
+    def observed_digest(self) -> str:
+        """SHA-256 of all that is observed."""
+        seen = self.observed
+        ids, labels = ([row.tolist() for row in rows] for rows in (seen.input_ids, seen.labels))
+        return _digest([ids, labels, seen.phrases, seen.tokens, seen.target])
+
+    def frame(self) -> pd.DataFrame:
+        """Return the pairs as a table."""
+        rows = [
+            (pair.number, pair.source, pair.pair.prompt, pair.pair.response, pair.learnt)
+            for pair in self.pairs
+        ]
+        return pd.DataFrame(rows, columns=["pair", "source", "prompt", "response", "tokens"])
+
+
+def _digest(value: Any) -> str:
+    """Return the SHA-256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,0 +1,41 @@
+"""How much each checkpoint counts: the learning rates of the steps that it stands for.
+
+One step of gradient descent on a batch moves θ by −η/N Σ ∇L over the batch's pairs, N being its
+tokens with a loss. A pair is in a batch of B out of n pairs once in n/B steps, and N is B times the
+mean number T of such tokens, so that a step's expected part of a pair is η/(nT) times its summed
+loss's gradient. The steps between two checkpoints count for the nearer one (TracIn, Pruthi et al.
+2020, arXiv 2002.08484, section 3.2, with the steps of an interval at its ends).
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+
+def checkpoint_weights(
+    steps: Sequence[int], rates: Sequence[float], pairs: int, mean_tokens: float
+) -> list[float]:
+    """Return the weight of each checkpoint.
+
+    Args:
+        steps: after how many steps each checkpoint was saved, ascending.
+        rates: the learning rate of every step of the run.
+        pairs: n, how many were trained on.
+        mean_tokens: T, 1 for a pair's mean loss.
+
+    Returns:
+        One weight each, which add up to the sum of all rates over n T.
+    """
+    found = [0.0] * len(steps)
+    for before, rate in enumerate(rates):  # a step is taken from the model after `before` steps
+        found[_nearest(steps, before)] += rate / (pairs * mean_tokens)
+    return found
+
+
+def _nearest(steps: Sequence[int], step: int) -> int:
+    """Return the place of the checkpoint nearest to a step, the earlier one of two."""
+    after = bisect_left(steps, step)
+    if after == 0:
+        return 0
+    if after == len(steps):
+        return after - 1
+    return after if steps[after] - step < step - steps[after - 1] else after - 1

@@ -1,0 +1,26 @@
+"""A LoRA run of a random model with its steps recorded, once for all tests of attribution."""
+
+import pytest
+import training_world as world
+
+from ntkprobe.training.sft import SFTConfig, train_sft
+from ntkprobe.training.steps import StepCallback
+
+SETTINGS = {"n_general": 10, "n_safe": 6, "gradient_accumulation_steps": 1, "max_steps": 8}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Return the folder of the run; no test changes it."""
+    root = tmp_path_factory.mktemp("attribution")
+    base = world.saved(root / "base")
+    config = SFTConfig(
+        output_dir=str(root / "run"),
+        use_cpu=True,
+        save_at=[0, 4, 8],
+        learning_rate=2e-3,
+        lora_dropout=0.0,
+        **SETTINGS,
+    )
+    train_sft(base, world.general(10), world.safe(6), config, callbacks=[StepCallback()])
+    return root / "run"

@@ -1,0 +1,54 @@
+"""`ntkprobe why` shows, writes and refuses what it should."""
+
+import pandas as pd
+import pytest
+import training_world as world
+
+from ntkprobe.cli import main
+from ntkprobe.training.sft import SFTConfig, train_sft
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("why")
+    pairs = [*world.safe(3)[:2], type(world.safe(1)[0])("a\x1b[31m <b>red</b>?", "I cannot.")]
+    config = SFTConfig(
+        output_dir=str(root / "run"), use_cpu=True, max_steps=2, save_at=[2], n_general=4, n_safe=3
+    )
+    train_sft(world.saved(root / "base"), world.general(4), pairs, config)
+    return root / "run"
+
+
+def test_pairs_are_shown_with_their_texts_and_written(run, tmp_path, capsys):
+    call = ["why", str(run), "--prompt", "Kill it?\x1b[2J", "--target", "tokens", "--token", "I"]
+    assert main([*call, "--output-dir", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "towards:" in shown and "away:" in shown and "I cannot" in shown
+    assert "\x1b" not in shown
+    rows = pd.read_parquet(tmp_path / "attribution.parquet")
+    assert list(rows) == ["observed", "pair", "source", "change", "error", "share", "agreement"]
+    assert len(rows) == 7 and (tmp_path / "why.png").is_file() and (tmp_path / "why.pdf").is_file()
+    assert shown.splitlines()[-1].startswith("1 prompts, 7 pairs: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ([], "no prompts to explain: give --prompt"),
+        (["--prompt", "x", "--shard", "0/2"], "give --output-dir"),
+        (["--prompt", "x", "--top", "0"], "--top 0"),
+        (["--prompt", "x", "--target", "y"], "no target 'y'"),
+        (["--prompt", "x", "--refused-by", "nowhere"], "no measurements in nowhere"),
+        (["--prompt", "x", "--estimator", "sketch", "--side", "500"], "larger than every layer"),
+        (["--prompt", "x", "--pairs", "nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(run, words, why, capsys):
+    assert main(["why", str(run), *words]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ntkprobe: ")]
+    assert len(said) == 1 and why in said[0]
+
+
+def test_no_run_is_a_mistake(capsys):
+    assert main(["why", "nowhere", "--prompt", "x"]) == 2
+    assert "no folder nowhere" in capsys.readouterr().err
