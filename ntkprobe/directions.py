@@ -288,8 +288,7 @@ def _cosine(gram: np.ndarray, one: Classes, other: Classes, counts: np.ndarray) 
             for c in (one, other)
         )
         dot, left, right = (
-            ((a @ gram) * b).sum(1)
-            for a, b in ((first, second), (first, first), (second, second))
+            ((a @ gram) * b).sum(1) for a, b in ((first, second), (first, first), (second, second))
         )
         return dot / np.sqrt(left * right)
 
@@ -321,7 +320,9 @@ def probe_accuracy(
     rows = []
     if smaller > 1:
         split = StratifiedKFold(min(folds, smaller), shuffle=True, random_state=seed)
-        right = np.concatenate([_right(values, labels, *two) for two in split.split(values, labels)])
+        right = np.concatenate(
+            [_right(values, labels, *two) for two in split.split(values, labels)]
+        )
         rows.append(("fold", None, *_share(right)))
     across = []
     for name in dict.fromkeys(source):

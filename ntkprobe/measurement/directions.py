@@ -172,7 +172,9 @@ class DirectionMeasurement:
         places = list(dict.fromkeys(position for position, _ in self.activations))
         layers = len({layer for _, layer in self.activations})
         names = [c.name for c in self.classes]
-        return f"DirectionMeasurement({self.prompts.describe()}, {names}, {places}, {layers} layers)"
+        return (
+            f"DirectionMeasurement({self.prompts.describe()}, {names}, {places}, {layers} layers)"
+        )
 
 
 def _named(tables: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
@@ -232,10 +234,14 @@ def measure_directions(
     with evaluating(model), torch.no_grad():
         ids = [torch.tensor(row) for row in encoded.input_ids]
         first, values = _read(model, modules, ids, back, batch_size)
-        found |= {(name, l): values[l][:, i].numpy() for i, name in enumerate(names) for l in modules}
+        found |= {
+            (name, layer): values[layer][:, place].numpy()
+            for place, name in enumerate(names)
+            for layer in modules
+        }
         longer = [torch.cat([row, token[None]]) for row, token in zip(ids, first, strict=True)]
         _, values = _read(model, modules, longer, [1], batch_size)
-        found |= {("answer_1", l): values[l][:, 0].numpy() for l in modules}
+        found |= {("answer_1", layer): values[layer][:, 0].numpy() for layer in modules}
     settings = {
         "layers": list(modules),
         "positions": [*names, "answer_1"],
@@ -250,7 +256,11 @@ def measure_directions(
 def _positions(
     tokenizer: "PreTrainedTokenizerBase", encoded: Encoded
 ) -> tuple[list[str], list[int]]:
-    """Return the names of positions and how far from a prompt's end each is, 1 for its last."""
+    """Return the names of positions, and how far from a prompt's end each is, 1 for its last.
+
+    Raises:
+        UserError: if a prompt ends otherwise than with what the template puts behind its text.
+    """
     ending = [] if encoded.template.raw else instruction_end(tokenizer, encoded.template)
     names = ["prompt", *(f"template_{number}" for number in range(1, len(ending) + 1))]
     for number, ids in enumerate(encoded.input_ids):
