@@ -55,7 +55,7 @@ def bootstrap(
     """
     n = int(counts.sum())
     drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=RESAMPLES)
-    return _percentiles(statistic(drawn))
+    return percentiles(statistic(drawn))
 
 
 def bootstrap_mean(values: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
@@ -68,7 +68,7 @@ def bootstrap_mean(values: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
     Returns:
         The limits.
     """
-    return _percentiles(_draw_counts(len(values), RESAMPLES, seed) @ values / len(values))
+    return percentiles(_draw_counts(len(values), RESAMPLES, seed) @ values / len(values))
 
 
 def bootstrap_redrawn(
@@ -92,7 +92,7 @@ def bootstrap_redrawn(
     generator = np.random.default_rng(seed)
     values = np.array([statistic(generator) for _ in range(resamples)])
     enough = np.isfinite(values).sum() > resamples / 2
-    return _percentiles(values) if enough else (np.nan, np.nan)
+    return percentiles(values) if enough else (np.nan, np.nan)
 
 
 def mean_rows(
@@ -146,7 +146,7 @@ def _interval(
         np.einsum("rb,rb->r", first @ table, second) for table in (kept, weights.astype(float))
     )
     means = total[pairs > 0] / pairs[pairs > 0]
-    return dict(zip(("low", "high"), _percentiles(means), strict=True)) if means.size else {}
+    return dict(zip(("low", "high"), percentiles(means), strict=True)) if means.size else {}
 
 
 @lru_cache(maxsize=4)
@@ -158,7 +158,7 @@ def _draw_counts(size: int, resamples: int, seed: int | tuple[int, int]) -> np.n
     return drawn
 
 
-def _percentiles(values: np.ndarray) -> tuple[float, float]:
+def percentiles(values: np.ndarray) -> tuple[float, float]:
     """Return the ends of the middle `LEVEL` of the values that are numbers; NaN if none is."""
     found = values[np.isfinite(values)]
     if not found.size:

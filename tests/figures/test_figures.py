@@ -401,3 +401,23 @@ def test_redrawing_loads_no_torch(folder, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "fig6.pdf").stat().st_size > 1000
+
+
+def test_directions_says_how_well_each_layer_tells_refused_prompts_apart(runs):
+    numbers = figure("directions").numbers(runs).query("run == 'stl'")
+    # Layer 2 is made of the toxic prompts but 3 of 12; at step 0 nothing is refused.
+    of_layer = numbers[(numbers["layer"] == 2) & (numbers["direction"] == "toxicity")]
+    assert (of_layer["value"] > 0.85).all() and (of_layer["p_value"] < 0.02).all()
+    assert set(numbers.loc[numbers["step"] == 0, "direction"]) == {"toxicity"}
+    assert set(numbers.loc[numbers["step"] == 40, "direction"]) == {
+        "refusal",
+        "over_refusal",
+        "toxicity",
+    }
+
+
+def test_directions_of_a_run_without_activations_says_what_makes_them(folder, tmp_path):
+    shutil.copytree(folder / "stl-ntk", tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "activations")
+    with pytest.raises(UserError, match="--only activations"):
+        figure("directions").numbers(find_runs([tmp_path / "out"]))

@@ -1,0 +1,81 @@
+"""`ntkprobe flips`: the prompts whose verdict changed between two steps, or between two models."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import UserError, one_line
+from ..storage import replacing
+
+SHOWN = 200
+"""Characters of a text that are printed; files hold all of it."""
+
+
+def flips(
+    places: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="OUT | E1 E2",
+            help="A folder of ntkprobe measure, or two of ntkprobe evaluate: before and after.",
+            show_default=False,
+        ),
+    ],
+    before: Annotated[
+        int | None,
+        typer.Option("--from", metavar="STEP", help="Of a run.", show_default="its first"),
+    ] = None,
+    after: Annotated[
+        int | None, typer.Option("--to", metavar="STEP", help="Of a run.", show_default="its last")
+    ] = None,
+    output_file: Annotated[
+        Path | None,
+        typer.Option(metavar="F.csv", help="Write the whole table.", show_default="none"),
+    ] = None,
+) -> None:
+    """Print the prompts that began to be refused, or stopped, with what was measured of them."""  # ruff: ignore[docstring-missing-exception]
+    table, lines = _of_run(places[0], before, after) if len(places) == 1 else _between(places)
+    for line in lines:
+        typer.echo(one_line(line))
+    counts = table["flip"].value_counts().to_dict()
+    told = ", ".join(f"{count} {name}" for name, count in counts.items()) or "no verdict changed"
+    typer.echo(f"{len(table)} flips: {told}." if counts else f"{told[0].upper()}{told[1:]}.")
+    if output_file is None:
+        return
+    try:
+        with replacing(output_file) as hidden:
+            table.to_csv(hidden, index=False)
+    except OSError as error:
+        raise UserError(f"cannot write {output_file}: {error.strerror or error}") from error
+    typer.echo(f"The table is in {output_file}.")
+
+
+def _of_run(place: Path, before: int | None, after: int | None) -> tuple[Any, list[str]]:
+    from ..flips import flips_of_run
+    from ..trajectory import Trajectory
+
+    table = flips_of_run(Trajectory(place), before, after)
+    lines = []
+    for row in table.itertuples():
+        numbers = [f"P(refuse) {row.probability_before:.2f} → {row.probability_after:.2f}"]
+        if row.similarity_before == row.similarity_before:  # measured
+            numbers.append(f"similarity to toxic {row.similarity_before:.2f}")
+        if row.push == row.push:
+            numbers.append(f"push {row.push:+.3g}")
+        lines.append(f"{row.group}, {row.flip}: {row.text[:SHOWN]} ({'; '.join(numbers)})")
+    return table, lines
+
+
+def _between(places: list[Path]) -> tuple[Any, list[str]]:
+    from ..evaluation.results import Evaluation
+    from ..flips import flips_between
+
+    if len(places) != 2:
+        raise UserError(f"{len(places)} folders: give one of measure, or two of evaluate")
+    table = flips_between(*(Evaluation(place) for place in places))
+    lines = []
+    for row in table.itertuples():
+        lines.append(f"{row.benchmark}, {row.kind}, {row.flip}: {row.prompt[:SHOWN]}")
+        lines += [f"  before: {str(row.answer_before)[:SHOWN]}"]
+        lines += [f"  after: {str(row.answer_after)[:SHOWN]}"]
+    return table, lines

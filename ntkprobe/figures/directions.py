@@ -1,0 +1,100 @@
+"""Directions: how well refusal, over-refusal and toxicity can be read off each layer."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from .. import directions
+from ..errors import UserError
+from ..plots import style
+from ..plots.profiles import profile
+from ..trajectory import Trajectory
+from .activation_geometry import first_and_last
+
+RESAMPLES, PERMUTATIONS = 999, 199
+"""Fewer than elsewhere: there is a bootstrap and a test for every layer, step and run."""
+TITLES = {
+    "refusal": "Refused, of toxic and normal",
+    "over_refusal": "Refused, of seemingly toxic",
+    "toxicity": "Toxic, not normal",
+}
+
+
+def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
+    """Return how well each direction tells its classes apart, at each run's first and last step.
+
+    Directions are differences of means of the activations at the prompts' last position; a prompt's
+    own activation has no part in the direction that scores it (`ntkprobe.directions`).
+
+    Args:
+        runs: the measured runs, by name.
+
+    Returns:
+        `run, step, layer, direction, value` (AUC), `low, high, p_value, positive, negative`.
+
+    Raises:
+        UserError: if no run has activations of two classes.
+    """
+    rows = [row for name, run in runs.items() for row in _rows(name, run)]
+    if not rows:
+        raise UserError(
+            "no direction can be taken: it needs two prompts or more of each of two classes, toxic "
+            "and normal ones, or refused and answered ones at the same step"
+        )
+    return pd.DataFrame(rows)
+
+
+def _rows(name: str, run: Trajectory) -> Iterator[dict[str, Any]]:
+    groups = run.prompts["group"].tolist()
+    refused = run.refusal().drop_duplicates(["step", "prompt"])
+    for step in first_and_last(run):
+        at = refused[refused["step"] == step].set_index("prompt")["refuses"]
+        verdicts = [at.get(prompt) for prompt in run.prompts["prompt"]]
+        found = directions.classes(groups, verdicts)
+        for layer, values in run.activations(step).items():
+            for one in found:
+                yield {"run": name, "step": step, "layer": layer} | directions.separation(
+                    np.asarray(values), one, resamples=RESAMPLES, permutations=PERMUTATIONS
+                )
+
+
+@style.in_print
+def draw(numbers: pd.DataFrame) -> Figure:
+    """Return the figure: a panel per direction, a line per run, dashed for its first step."""
+    shown = [name for name in TITLES if name in set(numbers["direction"])]
+    figure, grid = style.panels(1, len(shown), width=2.4 * len(shown), height=2.7)
+    axes = list(grid.flat)
+    for name, ax in zip(shown, axes, strict=True):
+        rows = numbers[numbers["direction"] == name]
+        ax.set_title(TITLES[name])
+        ax.axhline(0.5, color="0.5", lw=0.8, ls=":")
+        ax.set(xlabel="layer", ylim=(min(0.4, rows["low"].min() - 0.02), 1.02))
+        for place, (run, lines) in enumerate(numbers.groupby("run", sort=False)):
+            last = lines["step"].max()
+            for step, line in lines[lines["direction"] == name].groupby("step"):
+                colour = style.run_colour(place)
+                profile(
+                    line.sort_values("layer"), ax, x="layer", colour=colour, dashed=step != last
+                )
+                ax.lines[-1].set_label(f"{style.run_label(run)}, step {step}")
+    axes[0].set_ylabel("AUC, held out")
+    handles = {line.get_label(): line for ax in axes for line in ax.lines}
+    labels = [label for label in handles if not label.startswith("_")]
+    figure.legend(
+        [handles[label] for label in labels],
+        labels,
+        loc="outside upper right",
+        ncols=len(labels),
+        frameon=False,
+    )
+    style.letter(axes)
+    style.footnote(
+        figure,
+        "Difference of means at the prompt's last position; each prompt is scored by means without "
+        f"it. Bands: 95 % bootstrap intervals, {RESAMPLES} resamples. Dashed: first step. "
+        "Dotted: chance.",
+    )
+    return figure

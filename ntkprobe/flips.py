@@ -1,0 +1,133 @@
+"""Prompts whose verdict changed: between two steps of a run, or between two evaluated models."""
+
+from typing import Any
+
+import pandas as pd
+
+from .errors import UserError
+from .evaluation.results import Evaluation
+from .evaluation.verdicts import COMPLIANCE, PARTIAL, REFUSAL
+from .trajectory import Trajectory
+
+BEGAN, STOPPED = "began to be refused", "is answered now"
+_KEYS = ["benchmark", "judge", "id"]
+
+
+def flips_of_run(
+    run: Trajectory, before: int | None = None, after: int | None = None
+) -> pd.DataFrame:
+    """Return the prompts whose own answer refuses at one of two steps and not at the other.
+
+    Args:
+        run: a measured run.
+        before: the earlier step; None for the first with verdicts.
+        after: the later one; None for the last.
+
+    Returns:
+        `prompt, id, group, text, before, after, flip, probability_before, probability_after`
+        (A.5's P_refuse, the first way to sum), `similarity_before, similarity_after` (mean to the
+        toxic prompts, where the prompt is in the kernel) and `push` (the summed influence of all
+        updated pairs on log P_refuse at `before`, where it was measured); those that began to be
+        refused first, then by how much P_refuse changed.
+
+    Raises:
+        UserError: if fewer than two steps have verdicts, or one asked for has none.
+    """
+    refusal = run.refusal()
+    table = refusal.drop_duplicates(["step", "prompt"]).dropna(subset="refuses")
+    steps = sorted(table["step"].unique().tolist())
+    if len(steps) < 2:
+        raise UserError(
+            f"{run.folder} has verdicts on answers at {len(steps)} step{'s'[: len(steps) != 1]}, "
+            "and a flip takes two: measure more checkpoints, with --generate"
+        )
+    first, last = steps[0] if before is None else before, steps[-1] if after is None else after
+    for step in (first, last):
+        if step not in steps:
+            raise UserError(f"{run.folder} has no verdicts at step {step}: choose from {steps}")
+    one, two = (table[table["step"] == step].set_index("prompt") for step in (first, last))
+    now = two[["refuses", "probability"]].add_suffix("_after")
+    both = one.join(now, how="inner")
+    changed = both[both["refuses"] != both["refuses_after"]]
+    about = run.prompts.set_index("prompt")
+    found = pd.DataFrame(
+        {
+            "id": about["id"].reindex(changed.index),
+            "group": changed["group"],
+            "text": changed["text"],
+            "before": first,
+            "after": last,
+            "flip": [BEGAN if now else STOPPED for now in changed["refuses_after"]],
+            "probability_before": changed["probability"],
+            "probability_after": changed["probability_after"],
+            "similarity_before": _to_toxic(run, first).reindex(changed.index),
+            "similarity_after": _to_toxic(run, last).reindex(changed.index),
+            "push": _pushes(run, first).reindex(changed.index),
+        }
+    )
+    size = (found["probability_after"] - found["probability_before"]).abs()
+    order = found.assign(size=size).sort_values(["flip", "size"], ascending=[True, False])
+    return order.drop(columns="size").reset_index()
+
+
+def _to_toxic(run: Trajectory, step: int) -> pd.Series:
+    """Return each kernel prompt's mean similarity to the toxic prompts, itself left out."""
+    kernel = run.kernel()
+    at = kernel[(kernel["step"] == step) & (kernel["updated_group"] == "toxic")]
+    return at[at["observed"] != at["updated"]].groupby("observed")["similarity"].mean()
+
+
+def _pushes(run: Trajectory, step: int) -> pd.Series:
+    rows = run.influence()
+    at = rows[(rows["step"] == step) & (rows["target"] == "refusal_literal")]
+    return at.groupby("observed")["change"].sum()
+
+
+def flips_between(one: Evaluation, other: Evaluation) -> pd.DataFrame:
+    """Return the prompts that a judge calls refused for one of two models and not for the other.
+
+    Args:
+        one: the evaluation of the first model, such as a base.
+        other: that of the second, on some of the same benchmarks with some of the same judges.
+
+    Returns:
+        `benchmark, judge, kind, id, prompt, flip, verdict_before, verdict_after, answer_before,
+        answer_after`. A partial refusal counts as answered; what a judge could not judge in either
+        is left out, and so are prompts that were asked of one model only.
+
+    Raises:
+        UserError: if no benchmark was judged by the same refusal judge for both.
+    """
+    tables = [each.verdicts() for each in (one, other)]
+    told = [
+        t[(t["asks"] == "refusal") & t["verdict"].isin([REFUSAL, PARTIAL, COMPLIANCE])]
+        for t in tables
+    ]
+    both = told[0].merge(told[1][[*_KEYS, "verdict"]], on=_KEYS, suffixes=("_before", "_after"))
+    if both.empty:
+        raise UserError(
+            f"{one.folder} and {other.folder} share no benchmark that the same refusal judge has "
+            "judged: evaluate both models with the same --benchmark and --judge"
+        )
+    refused = [both[f"verdict_{when}"] == REFUSAL for when in ("before", "after")]
+    changed = both[refused[0] != refused[1]].copy()
+    changed["flip"] = [BEGAN if v == REFUSAL else STOPPED for v in changed["verdict_after"]]
+    for when, each in (("before", one), ("after", other)):
+        texts: dict[Any, str] = {
+            (name, row.id): row.answer
+            for name in changed["benchmark"].unique()
+            for row in each.answers(name).itertuples()
+        }
+        keys = zip(changed["benchmark"], changed["id"], strict=True)
+        changed[f"answer_{when}"] = [texts.get(key) for key in keys]
+    asked = {
+        (name, row.id): row.prompt
+        for name in changed["benchmark"].unique()
+        for row in one.prompts(name).itertuples()
+    }
+    changed["prompt"] = [asked[k] for k in zip(changed["benchmark"], changed["id"], strict=True)]
+    columns = ["benchmark", "judge", "kind", "id", "prompt", "flip", "verdict_before"]
+    columns += ["verdict_after", "answer_before", "answer_after"]
+    return changed.sort_values(["benchmark", "judge", "flip"], kind="stable")[columns].reset_index(
+        drop=True
+    )
