@@ -4,6 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # 2 is what the figures in the README were measured with; more cores only help.
 export TOKENIZERS_PARALLELISM ?= false
+# Threads that wait sleep, so that other programs may run; where one is set, it holds.
+ifeq ($(OMP_WAIT_POLICY)$(GOMP_SPINCOUNT)$(KMP_BLOCKTIME),)
+export OMP_WAIT_POLICY := passive
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo replicate test check families lint docs notebooks bench clean
