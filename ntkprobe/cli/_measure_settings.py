@@ -100,7 +100,9 @@ def _settings(options: dict[str, Any]) -> MeasureSettings:
     asked = _asked(options)
     layers = ActivationSettings.parse(options["layers"] or "all")
     refusal = RefusalSettings(
-        generate=not options["no_generate"], max_new_tokens=options["max_new_tokens"]
+        generate=not options["no_generate"],
+        max_new_tokens=options["max_new_tokens"],
+        exact_phrases=options["exact_phrases"],
     )
     load = {
         name: options[name] for name in ("dtype", "device", "device_map", "attn_implementation")

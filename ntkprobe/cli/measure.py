@@ -96,6 +96,10 @@ def measure(
         bool, Flag("--no-generate", help="Let the model answer nothing.")
     ] = False,
     max_new_tokens: Annotated[int, Flag(help="Of an answer.")] = 32,
+    exact_phrases: Annotated[
+        bool,
+        Flag("--exact-phrases", help="Run also phrases that change log P(refuse) by < 1e-4."),
+    ] = False,
     template: Annotated[
         str, Flag(help="auto (chat where the tokenizer has one), chat, raw, or a Jinja file.")
     ] = "auto",

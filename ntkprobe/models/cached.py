@@ -313,9 +313,7 @@ def _pass(
     itself = _order(tokens.shape[1], seen.shape[2] - tokens.shape[1], alone=True)
     logits = model(
         input_ids=tokens,
-        attention_mask=additive_masks(
-            model, seen | itself.to(seen.device), positions, of_columns
-        ),
+        attention_mask=additive_masks(model, seen | itself.to(seen.device), positions, of_columns),
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,

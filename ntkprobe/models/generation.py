@@ -185,9 +185,7 @@ def _answer(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stops: Sequenc
     return Answer(readable(tokenizer, ids[:end]), length, end is not None)
 
 
-def _stops(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", stop_ids: Sequence[int]
-) -> list[int]:
+def _stops(model: Any, tokenizer: "PreTrainedTokenizerBase", stop_ids: Sequence[int]) -> list[int]:
     """Return the tokens that end an answer."""
     return sorted({*_stop_ids(model), *stop_ids} | ({tokenizer.eos_token_id} - {None}))
 

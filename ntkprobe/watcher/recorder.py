@@ -328,6 +328,7 @@ class Recorder:
             apostrophes=how.apostrophes,
             generate=how.generate,
             max_new_tokens=how.max_new_tokens,
+            exact_phrases=how.exact_phrases,
             logits_processor=processors,
             batch_size=batch_size,
         )

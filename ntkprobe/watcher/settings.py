@@ -77,12 +77,15 @@ class RefusalSettings:
         apostrophes: `ascii`, `curly` or `both`.
         generate: whether the model answers, for the refusal rate.
         max_new_tokens: of an answer.
+        exact_phrases: run every phrase to its end, also those that cannot change log P_refuse by
+            more than `refusal.TOLERANCE`.
     """
 
     phrases: str = "paper31"
     apostrophes: str = "ascii"
     generate: bool = True
     max_new_tokens: int = 32
+    exact_phrases: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
