@@ -111,9 +111,7 @@ def refusal_sections(setting: Setting) -> list[str]:
         f"{len(phrases)} phrases, whose trie has {len(PhraseTrie.of(phrases).nodes)} nodes, of "
         f"which {run:.1f} in the mean are run behind a prompt; answers of {setting.new_tokens} "
         "tokens at most.",
-        table(
-            ["", "CPU s", "× one pass"], [[n, f"{s:.2f}", f"{r:.2f}"] for n, s, r in rows]
-        ),
+        table(["", "CPU s", "× one pass"], [[n, f"{s:.2f}", f"{r:.2f}"] for n, s, r in rows]),
         f"P(refuse) and answers / (one pass + `generate`): {both / (passed + generated):.2f}. "
         f"log P(refuse) is off by {float((literal - expected).abs().max()):.1e} at most, its bound "
         f"by {float((above - expected).abs().max()):.1e}; {same} of {len(ids)} answers are "

@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from .descent import Descent, Groups, kernels
 from .memory import prompts_at_a_time, ran_out
 from .passes import Route
 from .precision import full_float32
+from .remembered import RememberedTrials
 from .trial import Plan, plan
 
 _LOG = logging.getLogger("ntkprobe")
@@ -51,11 +52,15 @@ class Gram:
             drawn five to ten times as large by 6 and 14 %, deeper ones by more: what it is for is
             memory (`benchmarks/bfloat16.py`).
         allow_tf32: whether float32 matrices may be multiplied in less, as the process is set to.
+        remembered: trials of the rules, of this estimator; each architecture is tried once.
     """
 
     batch_size: int | Literal["auto"] = "auto"
     dtype: torch.dtype | None = None
     allow_tf32: bool = False
+    remembered: RememberedTrials = field(
+        default_factory=RememberedTrials, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
@@ -156,7 +161,11 @@ class Gram:
         tokens = [probe.tokens for _, some in sides for probe in some]
         read = [ids.cpu() for ids in tokens if ids is not None]
         columns = torch.cat(read).unique() if len(read) == len(tokens) else None
-        found = plan(Route(model, _listed(model), dtype, columns), probes, chosen)
+        route = Route(model, _listed(model), dtype, columns)
+        found = self.remembered.find(route, chosen)
+        if found is None:
+            found = plan(route, probes, chosen)
+            self.remembered.keep(found, route, chosen)
         counts = Counter(found.handled.values())
         told = ", ".join(f"{count} {how}" for how, count in counts.items())
         _LOG.info("%d parameters handled: %s", len(chosen), told)

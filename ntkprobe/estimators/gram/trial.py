@@ -39,11 +39,13 @@ class Plan:
         route: the model and its stages.
         handled: by parameter, `matrix`, `table`, `vector`, or `autograd` where no rule holds.
         stages: by parameter, the stages that use it, from the top down.
+        shown: whether the trial showed every rule at work: no gradient was zero in it.
     """
 
     route: Route
     handled: dict[str, str]
     stages: dict[str, list[int]]
+    shown: bool = False
 
     def corrected(self, unruled: AbstractSet[str], late: AbstractSet[str] = frozenset()) -> "Plan":
         """Return the plan with some parameters left to autograd, and some looked for everywhere."""
@@ -87,7 +89,8 @@ def plan(route: Route, probes: Sequence[Probe], watched: dict[str, nn.Parameter]
         formed.descend()
     handled = trial.judged(list(watched), _TOLERANCE[route.dtype])
     unseen = watched.keys() - trial.stages.keys()  # an expert that the two prompts do not come to
-    found = Plan(route, handled, {name: trial.stages.get(name, []) for name in watched})
+    stages = {name: trial.stages.get(name, []) for name in watched}
+    found = Plan(route, handled, stages, trial.shown(list(watched)))
     return found.corrected(ruled.unruled, unseen)
 
 
@@ -132,6 +135,12 @@ class _Trial:
             if not float((ruled - formed).norm()) <= allowed:
                 handled[name] = "autograd"
         return handled
+
+    def shown(self, names: list[str]) -> bool:
+        """Return whether every parameter has a kernel, so that its rule was tried."""
+        sizes = {name: float(formed.norm()) for name, (_, formed) in self._kernels.items()}
+        whole = sum(sizes.values())
+        return all(sizes.get(name, 0.0) > _NOISE * whole for name in names)
 
     def _multiply(self, name: str, ruled: list[list[Factor]], formed: list[list[Factor]]) -> None:
         """Add a parameter's two kernels to those that it has."""
