@@ -85,7 +85,7 @@ def main() -> None:
 def refusal_sections(setting: Setting) -> list[str]:
     """Return the sections on P(refuse) and answers."""
     ids, phrases = setting.ids, setting.phrases
-    passed, forward = min(timed(lambda s=s: forward_pass(setting, s)) for s in SIZES)
+    passed, _ = min(timed(lambda s=s: forward_pass(setting, s)) for s in SIZES)
     generated, theirs = min(
         (timed(lambda s=s: generate(setting, s)) for s in SIZES), key=lambda one: one[0]
     )
@@ -93,8 +93,8 @@ def refusal_sections(setting: Setting) -> list[str]:
     both, whole = timed(lambda: refusal(setting, generate=True))
     exact, scores = timed(lambda: score_phrases(setting.model, ids, phrases, batch_size=8))
     expected = reduce_phrases(scores, phrases)
-    literal = found.log_probabilities[("paper31", "literal")]
-    above = found.upper[("paper31", "literal")]
+    literal = found.log_probabilities["paper31", "literal"]
+    above = found.upper["paper31", "literal"]
     same = sum(a == b.text for a, b in zip(whole.answers, theirs, strict=True))
     rows = [
         ["one forward pass of the prompts", passed, 1.0],
@@ -107,7 +107,7 @@ def refusal_sections(setting: Setting) -> list[str]:
     run = nodes_run(setting)
     return [
         f"## Refusals of {len(ids)} prompts",
-        f"Prompts of {min(lengths)} to {max(lengths)} tokens, {len(shared_ids(ids))} of them shared; "
+        f"{min(lengths)} to {max(lengths)} tokens, {len(shared_ids(ids))} of them shared; "
         f"{len(phrases)} phrases, whose trie has {len(PhraseTrie.of(phrases).nodes)} nodes, of "
         f"which {run:.1f} in the mean are run behind a prompt; answers of {setting.new_tokens} "
         "tokens at most.",

@@ -6,7 +6,7 @@ Every name here is imported when it is first used, so that `import ntkprobe` doe
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import openmp as _openmp  # before torch, which reads the policy when it is loaded
+from . import openmp as openmp  # before torch, which reads the policy when it is loaded
 
 __version__ = "0.1.0"
 

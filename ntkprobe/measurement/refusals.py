@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import LogitsProcessor
 
 from ..jupyter import paragraph, table
@@ -20,6 +19,7 @@ from ..models.generation import (
     require_vocabulary,
 )
 from ..models.validation import count
+from ..progress import progress as long_stage
 from ..prompts.phrases import is_refusal, phrase_set
 from ..prompts.prompt_set import PromptSet
 from ..prompts.templates import Template
@@ -242,7 +242,9 @@ class _Reading:
             torch.zeros(size, dtype=torch.float64),
         )
         answers = [""] * len(ids)
-        with tqdm(total=len(ids), disable=not self.progress) as bar:
+        with long_stage(
+            total=len(ids), disable=not self.progress, desc="refusals", unit="prompt", leave=False
+        ) as bar:
             for rows, kept in batches(model, ids, count("batch_size", self.batch_size)):
                 found = bound_phrases(
                     kept, self.phrases, self.reductions, tolerance=self.tolerance, rows=rows

@@ -114,7 +114,11 @@ class CachedPrompts:
         return logits[:, -new:]
 
     def append(self, tokens: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocab"]:
-        """Run one more token of each text behind all there is of it, and return the logits."""
+        """Run one more token of each text, behind all there is of it.
+
+        Returns:
+            The logits after it.
+        """
         positions = self.positions.where(self.real, -1).amax(1, keepdim=True) + 1
         seen = torch.cat([self.real, torch.ones_like(self.real[:, :1])], 1)[:, None]
         return self.run(tokens[:, None], positions, seen)[:, 0]
@@ -214,6 +218,9 @@ def usable(model: nn.Module, prompts: Sequence[Ids], room: int) -> bool:
 
     Returns:
         False also where it is not known how to try.
+
+    Raises:
+        OutOfMemoryError: it is the batch that is too large, not the model that is odd.
     """
     if _excluded(model):
         return False
@@ -305,7 +312,10 @@ def _pass(
     cache: DynamicCache,
     keep: int,
 ) -> Float[Tensor, "batch keep vocab"]:
-    """Run tokens beside what a cache holds, and return the logits of the last ones.
+    """Run tokens beside what a cache holds.
+
+    Returns:
+        The logits after the last `keep` of them.
 
     Raises:
         ValueError: if the model keeps something else than a column for each token.

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import LongTensor, Tensor, nn
-from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..errors import UserError
+from ..progress import progress as long_stage
 from ..prompts.special_tokens import readable
 from . import batching
 from .architecture import clamped_casts
@@ -74,7 +74,9 @@ def generate_answers(
     """
     require_measurable(model, input_ids, room=count("max_new_tokens", max_new_tokens))
     answers = [""] * len(input_ids)
-    with tqdm(total=len(answers), disable=not progress) as bar:
+    with long_stage(
+        total=len(answers), disable=not progress, desc="answers", unit="prompt", leave=False
+    ) as bar:
         if not logits_processor and usable(model, input_ids, max_new_tokens - 1):
             for rows, kept in batches(model, input_ids, count("batch_size", batch_size)):
                 found = answer_kept(

@@ -86,7 +86,11 @@ def _run(
     chosen: Sequence[Sequence[int]],
     columns: Sequence[dict[int, int]],
 ) -> Float[Tensor, "batch nodes vocab"]:
-    """Run beginnings behind their prompts and ancestors, and note in which columns they are."""
+    """Run beginnings behind their prompts and ancestors, and note in which columns they are.
+
+    Returns:
+        The logits after each, padded at the end.
+    """
     before, new = batch.columns, max(map(len, chosen))
     size = (len(chosen), new)
     tokens, positions = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float64
 from torch import OutOfMemoryError, Tensor
-from tqdm.auto import tqdm
 from transformers import LogitsProcessor
 
 from ..errors import UserError
 from ..models.batching import together
 from ..models.cached import CachedPrompts
 from ..models.generation import Ids, length_batches, require_measurable, require_vocabulary
+from ..progress import progress as long_stage
 from ..prompts.templates import RAW, Template
 from ..prompts.unicode_text import flaw_of
 from .bounded import TOLERANCE, Bounded, score_bounded
@@ -151,7 +151,13 @@ def score_phrases(
     trie = PhraseTrie.of(ids)
     shared = not logits_processor and _obeys_masks(model, _extremes(model, input_ids), ids)
     scores = torch.full((len(input_ids), len(phrase_ids)), -torch.inf, dtype=torch.float64)
-    with tqdm(total=len(input_ids), disable=not progress) as bar:
+    with long_stage(
+        total=len(input_ids),
+        disable=not progress,
+        desc="refusal phrases",
+        unit="prompt",
+        leave=False,
+    ) as bar:
         words = model.get_input_embeddings().weight.shape[0]
         fitting = max(1, LARGEST // (len(trie.nodes) * words))
         for rows in length_batches(input_ids, min(batch_size, fitting)):

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FIRST_BATCH_SIZE = 16
+REFUSALS_AT_A_TIME = 4
+"""Times as many prompts where nothing is differentiated: each pass reads all weights once."""
 LARGEST_BLOCKS = 1 << 26
 """Numbers in all blocks up to which they are held, so that a measurement can be compared."""
 
@@ -331,8 +333,9 @@ class Recorder:
             generate=how.generate,
             max_new_tokens=how.max_new_tokens,
             exact_phrases=how.exact_phrases,
+            progress=True,
             logits_processor=processors,
-            batch_size=batch_size,
+            batch_size=batch_size * (REFUSALS_AT_A_TIME if self.settings.batch_size is None else 1),
         )
 
     def _activations(

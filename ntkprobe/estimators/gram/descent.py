@@ -4,10 +4,10 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ...kernel import Blocks, Probe
 from ...models.batching import split
+from ...progress import progress
 from .factors import Factor, summed
 from .formed import Formed
 from .memory import fits
@@ -114,14 +114,18 @@ def kernels(observed: Descent, updated: Descent, names: Sequence[str], groups: G
     keys = dict.fromkeys(key for name in names for key in groups(name))
     sums: Sums = {key: torch.zeros(shape, dtype=torch.float64) for key in keys}
     same = observed is updated
-    for stage in tqdm(observed.stages, desc="kernel", unit="stage", leave=False, disable=None):
-        for left, right, blocks in _stage(observed, updated, stage, groups):
-            for key, block in blocks.items():
-                sums[key][left, :, right] += block.cpu()
-                if same and left != right:
-                    sums[key][right, :, left] += block.cpu().permute(2, 3, 0, 1)
-        for tile in observed.tiles if same else [*observed.tiles, *updated.tiles]:
-            tile.descend(stage)
+    rows, columns = len(observed.tiles), len(updated.tiles)
+    products = len(observed.stages) * (rows * (rows + 1) // 2 if same else rows * columns)
+    with progress(total=products, desc="kernel", unit="product", leave=False) as bar:
+        for stage in observed.stages:
+            for left, right, blocks in _stage(observed, updated, stage, groups):
+                for key, block in blocks.items():
+                    sums[key][left, :, right] += block.cpu()
+                    if same and left != right:
+                        sums[key][right, :, left] += block.cpu().permute(2, 3, 0, 1)
+                bar.update()
+            for tile in observed.tiles if same else [*observed.tiles, *updated.tiles]:
+                tile.descend(stage)
     return {key: observed.restored(blocks, updated) for key, blocks in sums.items()}
 
 
