@@ -59,13 +59,16 @@ class Setting:
 def main() -> None:
     """Measure every part, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--prompts", required=True, type=Path)
+    parser.add_argument("--model")
+    parser.add_argument("--prompts", type=Path)
     parser.add_argument("--count", type=int, default=24, help="prompts of P(refuse) and answers")
     parser.add_argument("--kernel", type=int, default=12, help="prompts of the kernel")
     parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=64)
     given = parser.parse_args()
+    if given.model is None or given.prompts is None:
+        print("nothing measured: give --model MODEL (a folder or a GGUF file) and --prompts FILE")
+        return
     torch.set_num_threads(1)
     model, tokenizer = load_model(given.model), load_tokenizer(given.model)
     every = PromptSet.from_file(given.prompts)

@@ -160,7 +160,10 @@ def _answer_all(
     if not left:
         return 0, []
     given = 0
-    with _answering(subject, settings, batch_size) as respondent, progress(total=left, unit="prompt") as bar:
+    with (
+        _answering(subject, settings, batch_size) as respondent,
+        progress(total=left, unit="prompt") as bar,
+    ):
         for name, asked in missing.items():
             bar.set_description(name)
             for batch in respondent.answer(asked) if asked else ():
