@@ -8,6 +8,10 @@ STAMP := .venv/.installed
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 # Tokenizers that fork warn otherwise.
 export TOKENIZERS_PARALLELISM ?= false
+# Threads that wait sleep, so that other programs may run; where one is set, it holds.
+ifeq ($(OMP_WAIT_POLICY)$(GOMP_SPINCOUNT)$(KMP_BLOCKTIME),)
+export OMP_WAIT_POLICY := passive
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo replicate test check families lint docs notebooks bench clean

@@ -7,6 +7,8 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import openmp as openmp  # before torch, which reads the policy when it is loaded
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

@@ -113,21 +113,22 @@ def flips_between(one: Evaluation, other: Evaluation) -> pd.DataFrame:
     changed = both[refused[0] != refused[1]].copy()
     changed["flip"] = [BEGAN if v == REFUSAL else STOPPED for v in changed["verdict_after"]]
     for when, each in (("before", one), ("after", other)):
-        texts: dict[Any, str] = {
-            (name, row.id): row.answer
-            for name in changed["benchmark"].unique()
-            for row in each.answers(name).itertuples()
-        }
-        keys = zip(changed["benchmark"], changed["id"], strict=True)
-        changed[f"answer_{when}"] = [texts.get(key) for key in keys]
-    asked = {
-        (name, row.id): row.prompt
-        for name in changed["benchmark"].unique()
-        for row in one.prompts(name).itertuples()
-    }
-    changed["prompt"] = [asked[k] for k in zip(changed["benchmark"], changed["id"], strict=True)]
+        answers = {name: each.answers(name) for name in changed["benchmark"].unique()}
+        changed[f"answer_{when}"] = _looked_up(changed, answers, "answer")
+    asked = {name: one.prompts(name) for name in changed["benchmark"].unique()}
+    changed["prompt"] = _looked_up(changed, asked, "prompt")
     columns = ["benchmark", "judge", "kind", "id", "prompt", "flip", "verdict_before"]
     columns += ["verdict_after", "answer_before", "answer_after"]
     return changed.sort_values(["benchmark", "judge", "flip"], kind="stable")[columns].reset_index(
         drop=True
     )
+
+
+def _looked_up(rows: pd.DataFrame, tables: dict[str, pd.DataFrame], column: str) -> list[Any]:
+    """Return the text of each row, by its benchmark and id; None where there is none."""
+    texts = {
+        (name, key): text
+        for name, table in tables.items()
+        for key, text in zip(table["id"], table[column], strict=True)
+    }
+    return [texts.get(key) for key in zip(rows["benchmark"], rows["id"], strict=True)]

@@ -92,8 +92,8 @@ class Trajectory:
         """Return the refusal probability of every step and prompt.
 
         Returns:
-            `step, prompt, group, text, phrase_set, reduction, log_probability, probability` and
-            `refuses`, whether the generated answer refuses: missing where none was generated.
+            `step, prompt, group, text, phrase_set, reduction, log_probability, probability`,
+            `upper` (what the logarithm is at most) and `refuses` (of the answer, if there is one).
         """
         columns = ["step", "prompt", "phrase_set", "reduction", "log_probability", "refuses"]
         table = self._read("refusal", columns)
@@ -101,6 +101,8 @@ class Trajectory:
         table.insert(2, "group", table["prompt"].map(about["group"]))
         table.insert(3, "text", table["prompt"].map(about["text"]))
         table["probability"] = np.exp(table["log_probability"])
+        exact = table["log_probability"]  # as all are in tables from before there was a bound
+        table["upper"] = table.pop("upper").fillna(exact) if "upper" in table else exact
         table["refuses"] = table.pop("refuses").astype("boolean")
         return table
 

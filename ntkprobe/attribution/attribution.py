@@ -20,7 +20,7 @@ from ..models.projections import Projections
 from ..prompts.prompt_set import Prompt, PromptSet
 from ..watcher.choices import StepRange
 from ..watcher.models import Models
-from ..watcher.scout import Sighting
+from ..watcher.scan import ScannedCheckpoint
 from . import index
 from .blocks import Blocks
 from .encoded import Encoded
@@ -222,7 +222,7 @@ class _Work:
         sketched = self.how.estimator == "sketch" and self.index is not None
         return sketched and index.features_file(self.index, step).is_file()  # type: ignore[arg-type]
 
-    def _todo(self, sighting: Sighting, shard: tuple[int, int]) -> list[int]:
+    def _todo(self, sighting: ScannedCheckpoint, shard: tuple[int, int]) -> list[int]:
         """Return the blocks that are missing at a checkpoint."""
         step = sighting.checkpoint.step
         return [] if self._indexed(step) else self.blocks.missing(step, shard)
@@ -276,7 +276,9 @@ class _Work:
         return dict(zip(steps, found, strict=True)), [*remarks, *self.encoded.remarks]
 
 
-def _wanted(sightings: list[Sighting], over: str, steps: Sequence[StepRange]) -> list[Sighting]:
+def _wanted(
+    sightings: list[ScannedCheckpoint], over: str, steps: Sequence[StepRange]
+) -> list[ScannedCheckpoint]:
     """Return the checkpoints that count.
 
     Raises:

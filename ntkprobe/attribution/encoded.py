@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..checkpoints import load_tokenizer
 from ..prompts.prompt_set import PromptSet
-from ..watcher.scout import Sighting
+from ..watcher.scan import ScannedCheckpoint
 from .observed import Observed, observe
 from .settings import AttributionSettings
 from .training_run import OpenedRun, TrainedPair, TrainingRun
@@ -34,7 +34,7 @@ class Encoded:
         cls,
         run: TrainingRun,
         opened: OpenedRun,
-        first: Sighting,
+        first: ScannedCheckpoint,
         asked: PromptSet,
         how: AttributionSettings,
     ) -> "Encoded":

@@ -23,7 +23,7 @@ from ..training.data import IGNORED, Pair, digest, read_pairs
 from ..training.runs import REPORT, SETTINGS
 from ..training.sft import SFTConfig, encode_pair
 from ..watcher.models import Models
-from ..watcher.scout import Scout, Sighting
+from ..watcher.scan import CheckpointScanner, ScannedCheckpoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -174,13 +174,15 @@ class TrainingRun:
         known = {normalised(pair.prompt) for _, pair in self.texts}
         return [place for place, text in enumerate(texts) if normalised(text) in known]
 
-    def checkpoints(self) -> list[Sighting]:
+    def checkpoints(self) -> list[ScannedCheckpoint]:
         """Return the whole checkpoints by step; the final model alone where there is no other.
 
         Raises:
             UserError: if there is none.
         """
-        ready = [sighting for sighting in Scout(self.folder).look() if sighting.is_ready]
+        ready = [
+            sighting for sighting in CheckpointScanner(self.folder).look() if sighting.is_ready
+        ]
         if ready:
             return ready
         final = Checkpoint(int(self.report.get("steps", 0)), self.folder / "final")
@@ -189,7 +191,7 @@ class TrainingRun:
             raise UserError(
                 f"no whole checkpoints in {self.folder}: expected checkpoint-N or final"
             )
-        return [Sighting(final, verdict)]
+        return [ScannedCheckpoint(final, verdict)]
 
     def learning_rates(self) -> tuple[float, ...]:
         """Return the learning rate of every step of a run of ours; nothing of another trainer's."""
@@ -237,7 +239,7 @@ class OpenedRun:
     pins: Path
 
     @contextmanager
-    def opened(self, sighting: Sighting) -> Generator[tuple["nn.Module", str]]:
+    def opened(self, sighting: ScannedCheckpoint) -> Generator[tuple["nn.Module", str]]:
         """Load a checkpoint.
 
         Args:
@@ -254,7 +256,7 @@ class OpenedRun:
                 model = stack.enter_context(self.models.opened(pin, sighting.verdict.kind))
             yield model, which
 
-    def identity(self, sighting: Sighting) -> str:
+    def identity(self, sighting: ScannedCheckpoint) -> str:
         """Return which weights a checkpoint has, without loading them."""
         return identity(sighting.checkpoint.path, sighting.verdict.weights)
 

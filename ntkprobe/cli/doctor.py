@@ -45,8 +45,13 @@ def _devices() -> list[tuple[str, str]]:
     import torch
 
     from ..checkpoints import LoadSettings
+    from ..openmp import WAITING
 
-    found = [("device", LoadSettings().placement()), ("threads", str(torch.get_num_threads()))]
+    found = [
+        ("device", LoadSettings().placement()),
+        ("threads", str(torch.get_num_threads())),
+        ("threads wait", WAITING),
+    ]
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
         found.append((f"cuda:{index}", f"{about.name}, {about.total_memory / 1e9:.0f} GB"))

@@ -1,5 +1,6 @@
 """`ntkprobe flips`: the prompts whose verdict changed between two steps, or between two models."""
 
+from math import isnan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,13 +57,15 @@ def _of_run(place: Path, before: int | None, after: int | None) -> tuple[Any, li
 
     table = flips_of_run(Trajectory(place), before, after)
     lines = []
-    for row in table.itertuples():
-        numbers = [f"P(refuse) {row.probability_before:.2f} → {row.probability_after:.2f}"]
-        if row.similarity_before == row.similarity_before:  # measured
-            numbers.append(f"similarity to toxic {row.similarity_before:.2f}")
-        if row.push == row.push:
-            numbers.append(f"push {row.push:+.3g}")
-        lines.append(f"{row.group}, {row.flip}: {row.text[:SHOWN]} ({'; '.join(numbers)})")
+    for row in table.to_dict("records"):
+        before, after = row["probability_before"], row["probability_after"]
+        numbers = [f"P(refuse) {before:.2f} → {after:.2f}"]
+        if not isnan(row["similarity_before"]):
+            numbers.append(f"similarity to toxic {row['similarity_before']:.2f}")
+        if not isnan(row["push"]):
+            numbers.append(f"push {row['push']:+.3g}")
+        text = row["text"][:SHOWN]
+        lines.append(f"{row['group']}, {row['flip']}: {text} ({'; '.join(numbers)})")
     return table, lines
 
 
@@ -74,8 +77,8 @@ def _between(places: list[Path]) -> tuple[Any, list[str]]:
         raise UserError(f"{len(places)} folders: give one of measure, or two of evaluate")
     table = flips_between(*(Evaluation(place) for place in places))
     lines = []
-    for row in table.itertuples():
-        lines.append(f"{row.benchmark}, {row.kind}, {row.flip}: {row.prompt[:SHOWN]}")
-        lines += [f"  before: {str(row.answer_before)[:SHOWN]}"]
-        lines += [f"  after: {str(row.answer_after)[:SHOWN]}"]
+    for row in table.to_dict("records"):
+        about = f"{row['benchmark']}, {row['kind']}, {row['flip']}"
+        lines.append(f"{about}: {row['prompt'][:SHOWN]}")
+        lines += [f"  {when}: {str(row[f'answer_{when}'])[:SHOWN]}" for when in ("before", "after")]
     return table, lines

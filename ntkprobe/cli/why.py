@@ -1,6 +1,7 @@
 """`ntkprobe why`: which training pairs pushed a prompt towards refusal, and which away from it."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -192,7 +193,7 @@ def lines(found: "Attribution", top: int) -> list[str]:
     return shown
 
 
-def _pair(row: dict[str, Any]) -> str:
+def _pair(row: Mapping[Any, Any]) -> str:
     """Return one pair as a line."""
     error = f" ± {row['error']:.2g}" if row["error"] else ""
     numbers = f"{row['change']:+.3g}{error}  {row['share']:+.1%}"

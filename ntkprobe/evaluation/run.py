@@ -147,7 +147,7 @@ def _answer_all(
     batch_size: int | None,
 ) -> tuple[int, list[str]]:
     """Return the number of new answers, and the failures; the model is loaded only if needed."""
-    from tqdm.auto import tqdm
+    from ..progress import progress
 
     missing = {questions.name: _missing(folder, questions) for questions in benchmarks}
     left = sum(map(len, missing.values()))
@@ -156,7 +156,10 @@ def _answer_all(
     if not left:
         return 0, []
     given = 0
-    with _answering(subject, settings, batch_size) as respondent, tqdm(total=left) as bar:
+    with (
+        _answering(subject, settings, batch_size) as respondent,
+        progress(total=left, unit="prompt") as bar,
+    ):
         for name, asked in missing.items():
             bar.set_description(name)
             for batch in respondent.answer(asked) if asked else ():

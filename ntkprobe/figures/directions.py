@@ -61,7 +61,7 @@ def _rows(name: str, run: Trajectory) -> Iterator[dict[str, Any]]:
                 )
 
 
-@style.in_print
+@style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per direction, a line per run, dashed for its first step."""
     shown = [name for name in TITLES if name in set(numbers["direction"])]

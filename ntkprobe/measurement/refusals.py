@@ -11,12 +11,28 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor
 
 from ..jupyter import paragraph, table
-from ..models.generation import generate_answers
+from ..models.cached import batches, usable
+from ..models.generation import (
+    answer_kept,
+    generate_answers,
+    require_measurable,
+    require_vocabulary,
+)
 from ..models.validation import count
+from ..progress import progress as long_stage
 from ..prompts.phrases import is_refusal, phrase_set
 from ..prompts.prompt_set import PromptSet
 from ..prompts.templates import Template
-from ..refusal import REDUCTIONS, chosen_reductions, phrase_ids, reduce_phrases, score_phrases
+from ..refusal import (
+    REDUCTIONS,
+    TOLERANCE,
+    Bounded,
+    bound_phrases,
+    chosen_reductions,
+    phrase_ids,
+    reduce_phrases,
+    score_phrases,
+)
 from .encoding import Encoded, Texts, as_encoded, evaluating
 
 if TYPE_CHECKING:
@@ -31,6 +47,8 @@ class RefusalMeasurement:
     Attributes:
         prompts: what was measured on.
         log_probabilities: log P_refuse, `[n]` float64, for each (phrase set, reduction).
+        upper: what each of them is at most, with the phrases that were not run to their end
+            (`refusal.bounded`); `log_probabilities` themselves where all were.
         answers: the model's own answers, if they were generated; never written to disk.
         refuses: whether each answer begins with a refusal, if they were generated; None for one
             whose reasoning never ends.
@@ -42,6 +60,7 @@ class RefusalMeasurement:
     answers: tuple[str, ...] | None = None
     refuses: tuple[bool | None, ...] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    upper: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     def frame(self) -> pd.DataFrame:
         """Return a row per prompt and reduction: those of `Trajectory.refusal` without `step`."""
@@ -53,6 +72,7 @@ class RefusalMeasurement:
                 reduction=reduction,
                 log_probability=values.numpy(),
                 probability=np.exp(values.numpy()),
+                upper=self.upper.get((phrase_set, reduction), values).numpy(),
                 refuses=refuses,
             )
             for (phrase_set, reduction), values in self.log_probabilities.items()
@@ -99,6 +119,8 @@ def measure_refusal(
     max_length: int | None = None,
     logits_processor: Sequence[LogitsProcessor] = (),
     batch_size: int = 32,
+    exact_phrases: bool = False,
+    progress: bool = False,
 ) -> RefusalMeasurement:
     """Measure how probably a model's answer begins with a refusal (A.5), and whether it does.
 
@@ -116,6 +138,9 @@ def measure_refusal(
         max_length: longer prompts lose the end of their text.
         logits_processor: a decoding method's, as `mitigations.applied` yields it.
         batch_size: prompts at a time.
+        exact_phrases: run every phrase to its end; by default those are not that cannot add more
+            than `refusal.TOLERANCE` to log P_refuse, and `upper` says what they may add.
+        progress: show a bar on stderr.
 
     Returns:
         Log-probabilities, and answers if asked for.
@@ -129,21 +154,27 @@ def measure_refusal(
     label = phrases if isinstance(phrases, str) else "given"
     ends = phrase_ids(tokenizer, list(texts), encoded.template)
     ids = list(encoded.input_ids)
-    answers: Sequence[str] | None = None
+    how = _Reading(
+        tokenizer,
+        ends,
+        hows,
+        0.0 if exact_phrases else TOLERANCE,
+        max_new_tokens if generate else 0,
+        encoded.template.stop_ids(tokenizer),
+        batch_size,
+        progress,
+    )
     with evaluating(model), torch.no_grad():
-        scores = score_phrases(
-            model, ids, ends, logits_processor=logits_processor, batch_size=batch_size
-        )
-        if generate:
-            answers = generate_answers(
-                model,
-                tokenizer,
-                ids,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-                stop_ids=encoded.template.stop_ids(tokenizer),
-                logits_processor=logits_processor,
-            )
+        room = max(*map(len, ends), how.max_new_tokens) - 1
+        require_measurable(model, ids, room=max(map(len, ends)) - 1)
+        if logits_processor or not usable(model, ids, room):
+            scores, answers = how.plainly(model, ids, logits_processor)
+        else:
+            scores, answers = how.kept(model, ids)
+
+    def _sums(found: Tensor) -> dict[tuple[str, str], Tensor]:
+        return {(label, each): reduce_phrases(found, ends, each).cpu() for each in hows}
+
     settings = {
         "phrases": label if named else list(texts),
         "apostrophes": apostrophes if named else None,
@@ -153,8 +184,81 @@ def measure_refusal(
     }
     return RefusalMeasurement(
         encoded.prompts,
-        {(label, how): reduce_phrases(scores, ends, how).cpu() for how in hows},
+        _sums(scores.lower),
         None if answers is None else tuple(answers),
         None if answers is None else tuple(map(is_refusal, answers)),
         settings,
+        _sums(scores.upper),
     )
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How phrases are scored and answers generated."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    phrases: Sequence[tuple[int, ...]]
+    reductions: tuple[str, ...]
+    tolerance: float
+    max_new_tokens: int
+    stop_ids: Sequence[int]
+    batch_size: int
+    progress: bool
+
+    def plainly(
+        self, model: nn.Module, ids: list[Any], processors: Sequence[LogitsProcessor]
+    ) -> tuple[Bounded, list[str] | None]:
+        """Return the scores, all of them exact, and the answers, each from passes of its own."""
+        scores = score_phrases(
+            model,
+            ids,
+            self.phrases,
+            logits_processor=processors,
+            batch_size=self.batch_size,
+            progress=self.progress,
+        )
+        if not self.max_new_tokens:
+            return Bounded(scores, scores), None
+        answers = generate_answers(
+            model,
+            self.tokenizer,
+            ids,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+            stop_ids=self.stop_ids,
+            logits_processor=processors,
+            progress=self.progress,
+        )
+        return Bounded(scores, scores), answers
+
+    def kept(self, model: nn.Module, ids: list[Any]) -> tuple[Bounded, list[str] | None]:
+        """Return the same, within the tolerance, from one pass over each prompt."""
+        if self.max_new_tokens:
+            require_measurable(model, ids, room=self.max_new_tokens)
+        require_vocabulary(model, [t for each in self.phrases for t in each], "a refusal phrase")
+        size = (len(ids), len(self.phrases))
+        lower, upper = (
+            torch.zeros(size, dtype=torch.float64),
+            torch.zeros(size, dtype=torch.float64),
+        )
+        answers = [""] * len(ids)
+        with long_stage(
+            total=len(ids), disable=not self.progress, desc="refusals", unit="prompt", leave=False
+        ) as bar:
+            for rows, kept in batches(model, ids, count("batch_size", self.batch_size)):
+                found = bound_phrases(
+                    kept, self.phrases, self.reductions, tolerance=self.tolerance, rows=rows
+                )
+                lower[rows], upper[rows] = found.lower, found.upper
+                if self.max_new_tokens:
+                    new = answer_kept(
+                        kept,
+                        self.tokenizer,
+                        max_new_tokens=self.max_new_tokens,
+                        stop_ids=self.stop_ids,
+                        rows=rows,
+                    )
+                    for row, answer in zip(rows, new, strict=True):
+                        answers[row] = answer.text
+                bar.update(len(rows))
+        return Bounded(lower, upper), answers if self.max_new_tokens else None

@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import LongTensor, Tensor, nn
-from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..errors import UserError
+from ..progress import progress as long_stage
 from ..prompts.special_tokens import readable
 from . import batching
 from .architecture import clamped_casts
+from .cached import CachedPrompts, batches, usable
+from .greedy import greedy_tokens
 from .logits import try_padding
 from .prompt_validation import check_prompts
 from .validation import check_computable, check_measurable, count
+from .validation import require_numbers as require_numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,9 +74,20 @@ def generate_answers(
         `require_measurable`) and NaN logits are a `UserError`.
     """
     require_measurable(model, input_ids, room=count("max_new_tokens", max_new_tokens))
-    try_left_padding(model, input_ids, logits_processor)
     answers = [""] * len(input_ids)
-    with tqdm(total=len(answers), disable=not progress) as bar:
+    with long_stage(
+        total=len(answers), disable=not progress, desc="answers", unit="prompt", leave=False
+    ) as bar:
+        if not logits_processor and usable(model, input_ids, max_new_tokens - 1):
+            for rows, kept in batches(model, input_ids, count("batch_size", batch_size)):
+                found = answer_kept(
+                    kept, tokenizer, max_new_tokens=max_new_tokens, stop_ids=stop_ids, rows=rows
+                )
+                for row, answer in zip(rows, found, strict=True):
+                    answers[row] = answer.text
+                bar.update(len(rows))
+            return answers
+        try_left_padding(model, input_ids, logits_processor)
         for batch in length_batches(input_ids, batch_size):
             for rows in answered_together(model, input_ids, batch, max_new_tokens):
                 new = answer_batch(
@@ -131,7 +145,7 @@ def answer_batch(
     Returns:
         As `generate_answers`, with each answer's length and ending.
     """
-    stops = sorted({*_stop_ids(model), *stop_ids} | ({tokenizer.eos_token_id} - {None}))
+    stops = _stops(model, tokenizer, stop_ids)
     padding = next(t for t in (tokenizer.pad_token_id, *stops, 0) if t is not None)
     settings = GenerationConfig(
         do_sample=False,
@@ -142,15 +156,41 @@ def answer_batch(
     numbers = list(range(len(input_ids)) if rows is None else rows)
     with _own_settings_aside(model):
         new = _generate(model, list(input_ids), settings, numbers, logits_processor)
-    ends = [next((i for i, token in enumerate(ids) if token in stops), None) for ids in new]
-    return [
-        Answer(
-            readable(tokenizer, ids[:end]),
-            len(ids) if end is None else end,
-            end is not None,
-        )
-        for ids, end in zip(new, ends, strict=True)
-    ]
+    return [_answer(tokenizer, ids, stops) for ids in new]
+
+
+def answer_kept(
+    kept: CachedPrompts,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int] = (),
+    rows: Sequence[int] | None = None,
+) -> list[Answer]:
+    """Return the answers to prompts whose keys and values are kept, as `answer_batch` gives them.
+
+    Args:
+        kept: the prompts; not changed.
+        tokenizer: decodes.
+        max_new_tokens: an answer's length at most, in tokens.
+        stop_ids: tokens that end an answer besides EOS.
+        rows: the prompts' numbers, for messages.
+    """
+    stops = _stops(kept.model, tokenizer, stop_ids)
+    new = greedy_tokens(kept, stops, max_new_tokens, rows)
+    return [_answer(tokenizer, ids, stops) for ids in new]
+
+
+def _answer(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stops: Sequence[int]) -> Answer:
+    """Return the answer that tokens are, up to the first stop."""
+    end = next((i for i, token in enumerate(ids) if token in stops), None)
+    length = len(ids) if end is None else end
+    return Answer(readable(tokenizer, ids[:end]), length, end is not None)
+
+
+def _stops(model: Any, tokenizer: "PreTrainedTokenizerBase", stop_ids: Sequence[int]) -> list[int]:
+    """Return the tokens that end an answer."""
+    return sorted({*_stop_ids(model), *stop_ids} | ({tokenizer.eos_token_id} - {None}))
 
 
 @torch.no_grad()
@@ -305,24 +345,6 @@ class _RefuseNan(LogitsProcessor):
     def __call__(self, input_ids: LongTensor, scores: Any) -> Any:
         require_numbers(scores.isnan().any(-1), self.rows)
         return scores
-
-
-def require_numbers(broken: Tensor, rows: Sequence[int]) -> None:
-    """Refuse NaN logits.
-
-    Args:
-        broken: [batch] bool, whose logits are no numbers.
-        rows: the row numbers of the batch's prompts.
-
-    Raises:
-        UserError: naming the first such prompt.
-    """
-    if broken.any():
-        row = rows[int(broken.nonzero()[0, 0])]
-        raise UserError(
-            f"the model's logits for prompt {row} are NaN or infinite: its weights are broken, or "
-            "its precision is too low (try --dtype float32)"
-        )
 
 
 @torch.no_grad()

@@ -209,3 +209,21 @@ def refuse_broken(prompts: Sequence[int], dtype: torch.dtype) -> None:
         f"{who if each else 'a prompt has'} NaN or infinite logits: the weights are damaged, or "
         f"overflow {dtype}; {cure}measure another checkpoint"
     )
+
+
+def require_numbers(broken: Tensor, rows: Sequence[int]) -> None:
+    """Refuse NaN logits.
+
+    Args:
+        broken: [batch] bool, whose logits are no numbers.
+        rows: the row numbers of the batch's prompts.
+
+    Raises:
+        UserError: naming the first such prompt.
+    """
+    if broken.any():
+        row = rows[int(broken.nonzero()[0, 0])]
+        raise UserError(
+            f"the model's logits for prompt {row} are NaN or infinite: its weights are broken, or "
+            "its precision is too low (try --dtype float32)"
+        )

@@ -1,11 +1,14 @@
 """The refusal probability of A.5: P_refuse(x) = Σ_{y∈S} Π_t p(y_t | x, y_<t), in log space.
 
-`trie` scores all phrases in one pass over each prompt, `rows` scores them one by one and is the
-oracle; `probability` says what is summed.
+`bounded` runs phrases as far as they matter, behind prompts whose keys and values are kept; `trie`
+scores all phrases in one pass over each prompt; `rows` scores them one by one and is the oracle;
+`probability` says what is summed.
 """
 
+from .bounded import TOLERANCE, Bounded
 from .probability import (
     REDUCTIONS,
+    bound_phrases,
     chosen_reductions,
     differentiable_scorer,
     phrase_ids,
@@ -16,6 +19,9 @@ from .probability import (
 
 __all__ = [
     "REDUCTIONS",
+    "TOLERANCE",
+    "Bounded",
+    "bound_phrases",
     "chosen_reductions",
     "differentiable_scorer",
     "phrase_ids",

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float64
 from torch import OutOfMemoryError, Tensor
-from tqdm.auto import tqdm
 from transformers import LogitsProcessor
 
 from ..errors import UserError
 from ..models.batching import together
+from ..models.cached import CachedPrompts
 from ..models.generation import Ids, length_batches, require_measurable, require_vocabulary
+from ..progress import progress as long_stage
 from ..prompts.templates import RAW, Template
 from ..prompts.unicode_text import flaw_of
+from .bounded import TOLERANCE, Bounded, score_bounded
 from .processed import score_by_processors
 from .rows import row_scores, score_by_rows
 from .trie import PhraseTrie, score_by_trie, trie_scores
@@ -149,7 +151,13 @@ def score_phrases(
     trie = PhraseTrie.of(ids)
     shared = not logits_processor and _obeys_masks(model, _extremes(model, input_ids), ids)
     scores = torch.full((len(input_ids), len(phrase_ids)), -torch.inf, dtype=torch.float64)
-    with tqdm(total=len(input_ids), disable=not progress) as bar:
+    with long_stage(
+        total=len(input_ids),
+        disable=not progress,
+        desc="refusal phrases",
+        unit="prompt",
+        leave=False,
+    ) as bar:
         words = model.get_input_embeddings().weight.shape[0]
         fitting = max(1, LARGEST // (len(trie.nodes) * words))
         for rows in length_batches(input_ids, min(batch_size, fitting)):
@@ -165,6 +173,50 @@ def score_phrases(
             scores[torch.tensor(rows)[:, None], torch.tensor(written)] = found
             bar.update(len(rows))
     return scores
+
+
+def bound_phrases(
+    kept: CachedPrompts,
+    phrase_ids: Sequence[Sequence[int]],
+    reductions: Sequence[str] = REDUCTIONS,
+    *,
+    tolerance: float = TOLERANCE,
+    rows: Sequence[int] | None = None,
+) -> Bounded:
+    """Return log P(phrase | prompt), from below and above, behind prompts that were run.
+
+    Args:
+        kept: the prompts.
+        phrase_ids: the phrases' ids; `()` gets −∞.
+        reductions: the sums that are to be formed of them.
+        tolerance: by how much the logarithm of any of the sums may be too small; 0 runs all.
+        rows: the prompts' numbers, for messages.
+    """
+    written = [column for column, ids in enumerate(phrase_ids) if ids]
+    place = {column: number for number, column in enumerate(written)}
+    sums = [
+        [place[column] for column in _summed(phrase_ids, how) if column in place]
+        for how in chosen_reductions(reductions)
+    ]
+    trie = PhraseTrie.of([phrase_ids[column] for column in written])
+    found = score_bounded(kept, trie, sums, tolerance=tolerance, rows=rows)
+    return Bounded(
+        *(_spread(each, written, len(phrase_ids)) for each in (found.lower, found.upper))
+    )
+
+
+def _spread(
+    found: Float64[Tensor, "prompts written"], written: list[int], phrases: int
+) -> Float64[Tensor, "prompts phrases"]:
+    """Return −∞ for the phrases that cannot be written."""
+    every = torch.full((len(found), phrases), -torch.inf, dtype=torch.float64)
+    every[:, written] = found
+    return every
+
+
+def _summed(phrase_ids: Sequence[Sequence[int]], reduction: str) -> list[int]:
+    """Return the columns of the phrases that a reduction sums over."""
+    return list(range(len(phrase_ids))) if reduction == "literal" else _disjoint(phrase_ids)
 
 
 def chosen_reductions(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -198,8 +250,7 @@ def reduce_phrases(
         One float64 number for each prompt; an unknown reduction is a `UserError`.
     """
     chosen_reductions((reduction,))
-    columns = range(len(phrase_ids)) if reduction == "literal" else _disjoint(phrase_ids)
-    return log_probabilities[:, list(columns)].logsumexp(-1)
+    return log_probabilities[:, _summed(phrase_ids, reduction)].logsumexp(-1)
 
 
 def differentiable_scorer(

@@ -8,14 +8,16 @@ the last token of a phrase is read and never run.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from ..models.batching import LengthRule, forgetting_lengths, together
-from ..models.generation import Ids, input_device, left_padded, require_numbers, text_config
+from ..models.generation import Ids, input_device, left_padded, require_numbers
+from ..models.masks import additive_masks
 
 AT_A_TIME = 8  # nodes whose distributions are summed together
 
@@ -42,6 +44,29 @@ class PhraseTrie:
             nodes = [numbers.setdefault(each, len(numbers)) for each in beginnings]
             steps.append(tuple(zip(nodes, ids, strict=True)))
         return cls(tuple(numbers), tuple(steps))
+
+    @cached_property
+    def follow(self) -> tuple[tuple[tuple[int, int | None, list[int]], ...], ...]:
+        """By node: each next token, the node it leads to or None, and the phrases it ends."""
+        numbers = {node: number for number, node in enumerate(self.nodes)}
+        found: list[dict[int, list[int]]] = [{} for _ in self.nodes]
+        for phrase, steps in enumerate(self.steps):
+            for node, token in steps:
+                found[node].setdefault(token, [])
+            if steps:
+                found[steps[-1][0]][steps[-1][1]].append(phrase)
+        return tuple(
+            tuple((token, numbers.get((*node, token)), ends) for token, ends in each.items())
+            for node, each in zip(self.nodes, found, strict=True)
+        )
+
+    @cached_property
+    def ancestors(self) -> tuple[tuple[int, ...], ...]:
+        """By node: the nodes above it, the root left out."""
+        numbers = {node: number for number, node in enumerate(self.nodes)}
+        return tuple(
+            tuple(numbers[node[:length]] for length in range(1, len(node))) for node in self.nodes
+        )
 
     @property
     def depth(self) -> int:
@@ -133,7 +158,9 @@ def _node_logits(
     positions = torch.cat([real.cumsum(-1) - 1, real.sum(-1, keepdim=True) - 1 + depths], 1)
     logits = model(
         input_ids=torch.cat([prompts, branches.expand(len(prompts), -1)], 1),
-        attention_mask=_masks(model, _allowed(real.bool(), trie.descent.to(device)), positions),
+        attention_mask=additive_masks(
+            model, _allowed(real.bool(), trie.descent.to(device)), positions, positions
+        ),
         position_ids=positions.clamp(min=0),
         use_cache=False,
         logits_to_keep=len(trie.nodes),
@@ -164,46 +191,10 @@ def _allowed(
     return torch.cat([above, below], 1) | itself
 
 
-def _masks(
-    model: Any, allowed: Bool[Tensor, "batch seq seq"], positions: Int[Tensor, "batch seq"]
-) -> Tensor | dict[str, Tensor]:
-    """Return the additive 4-D mask, or one for each kind of layer where a sliding window bites.
-
-    Args:
-        model: says its window, and which layers slide.
-        allowed: who attends to whom.
-        positions: in the text, by which a window counts.
-
-    Returns:
-        What transformers' models take as `attention_mask`.
-    """
-    config = text_config(model)
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
-    near = allowed & (positions[:, :, None] - positions[:, None, :] < (window or torch.inf))
-    everywhere = _additive(allowed, model.dtype)
-    if "sliding_attention" not in kinds or bool((near == allowed).all()):
-        return everywhere
-    sliding = _additive(near, model.dtype)
-    if kinds == {"sliding_attention"}:
-        return sliding
-    return {"full_attention": everywhere, "sliding_attention": sliding}
-
-
-def _additive(
-    allowed: Bool[Tensor, "batch seq seq"], dtype: torch.dtype
-) -> Float[Tensor, "batch 1 seq seq"]:
-    # float32's minimum also in float64: models whose softmax is float32 would make -inf of more.
-    lowest = torch.finfo(torch.float32 if dtype == torch.float64 else dtype).min
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
-        ~allowed, lowest
-    )[:, None]
-
-
 def _read(
     logits: Float[Tensor, "batch nodes vocab"], trie: PhraseTrie, rows: Sequence[int]
 ) -> Float64[Tensor, "batch phrases"]:
-    total = torch.stack([_log_sums(row) for row in logits])
+    total = torch.stack([log_sums(row) for row in logits])
     require_numbers(~total.isfinite().all(-1), rows)
     scores = []
     for steps in trie.steps:
@@ -215,7 +206,7 @@ def _read(
     return torch.stack(scores, -1)
 
 
-def _log_sums(logits: Float[Tensor, "nodes vocab"]) -> Float64[Tensor, " nodes"]:
+def log_sums(logits: Float[Tensor, "nodes vocab"]) -> Float64[Tensor, " nodes"]:
     """Return log Σ exp over the vocabulary: terms in the model's precision, their sum in float64.
 
     Terms are at most 1, so that each is off by some 1e-7 of itself and so is their sum, however

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -19,6 +18,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..errors import UserError
+from ..progress import progress
 
 
 class Progress(TrainerCallback):
@@ -26,19 +26,19 @@ class Progress(TrainerCallback):
 
     def __init__(self, description: str) -> None:
         self.description = description
-        self.bar: tqdm | None = None
+        self.bar: Any = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Open the bar where the run stands."""
         if state.is_world_process_zero:
-            self.bar = tqdm(
+            self.bar = progress(
                 total=state.max_steps,
                 initial=state.global_step,
                 desc=self.description,
                 unit="step",
-                disable=args.disable_tqdm or None,  # None: no bar where nobody looks
+                disable=bool(args.disable_tqdm),
                 dynamic_ncols=True,
             )
 

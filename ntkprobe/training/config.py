@@ -40,6 +40,7 @@ class StageConfig(TrainingArguments):
     remove_unused_columns: bool = False
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
     seed: int = 0
+    disable_tqdm: bool | None = False
     template: str = "auto"
     max_length: int = 1024
     dtype: str = "float32"

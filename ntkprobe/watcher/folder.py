@@ -181,7 +181,7 @@ class MeasurementFolder:
 
     def write_refusal(self, step: int, identity: str, measured: RefusalMeasurement) -> None:
         """Write the refusals of one checkpoint."""
-        columns = ["prompt", "phrase_set", "reduction", "log_probability", "refuses"]
+        columns = ["prompt", "phrase_set", "reduction", "log_probability", "upper", "refuses"]
         self._write("refusal", step, identity, measured.frame()[columns])
 
     def write_activations(self, step: int, identity: str, measured: ActivationMeasurement) -> None:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ..checkpoints import Checkpoint, Incomplete
 from ..errors import UserError, one_line
 from ..measurement.verification import WrongMeasurement
+from ..progress import progress
 from .choices import Following
 from .measure import BASE_STEP, CheckpointMeasurer, Unfit
 from .outcome import Outcome
@@ -59,7 +60,7 @@ class MeasuringLoop:
         Raises:
             UserError: if nothing could be measured, and why.
         """  # ruff: ignore[docstring-extraneous-exception]
-        with tqdm(total=0, desc="measuring", unit="checkpoint", disable=None) as self._bar:
+        with progress(total=0, desc="measuring", unit="checkpoint") as self._bar:
             try:
                 self._measure_all()
                 self.measurer.check.compare_latest()

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FIRST_BATCH_SIZE = 16
+REFUSALS_AT_A_TIME = 4
+"""Times as many prompts where nothing is differentiated: each pass reads all weights once."""
 LARGEST_BLOCKS = 1 << 26
 """Numbers in all blocks up to which they are held, so that a measurement can be compared."""
 
@@ -80,6 +82,9 @@ class Recorder:
         self._batch_size = settings.batch_size or FIRST_BATCH_SIZE
         self._encoded: Encoded | None = None
         self._tokenizer: Any = None
+        # One for the whole run: it tries its rules once for an architecture.
+        name = settings.kernel.estimator if settings.kernel is not None else None
+        self._method: Any = plugins.load(estimators, name)() if name is not None else None
         self._verified = False
         self._remarked = False
         self._covered = False
@@ -211,9 +216,9 @@ class Recorder:
         """Say once how the parameters are handled, and keep it as an event."""
         if self._covered:
             return
-        method, chosen = plugins.load(estimators, how.estimator)(), self.encoded.take(self.rows)
+        chosen = self.encoded.take(self.rows)
         try:
-            found = coverage(method, model, chosen, how.parameters)
+            found = coverage(self._method, model, chosen, how.parameters)
         except torch.OutOfMemoryError:  # the kernel will say so
             return
         self._covered = True
@@ -235,14 +240,14 @@ class Recorder:
                 model,
                 self._tokenizer,
                 self.encoded.take(self.rows),
-                estimator=how.estimator,
+                estimator=self._method,
                 parameters=how.parameters,
             )
             told = str(found)
         except torch.OutOfMemoryError:
             told = "the estimator was not verified: two whole gradients do not fit"
         except WrongKernel as error:
-            if not hasattr(plugins.load(estimators, how.estimator), "rtol"):
+            if not hasattr(self._method, "rtol"):
                 raise
             told = f"warning: {error}"
         self._verified = True
@@ -282,7 +287,7 @@ class Recorder:
                 model,
                 self._tokenizer,
                 self.encoded.take(self.rows),
-                estimator=how.estimator,
+                estimator=self._method,
                 parameters=how.parameters,
                 top_k=how.top_k,
                 tokens=tokens,
@@ -293,8 +298,7 @@ class Recorder:
                 batch_size=size,
             )
 
-        method = plugins.load(estimators, how.estimator)()
-        return self._fitted(measured, getattr(method, "batch_size", None))
+        return self._fitted(measured, getattr(self._method, "batch_size", None))
 
     def _compares_blocks(self, how: KernelSettings) -> bool:
         """Return whether to hold the blocks until the measurement has been compared."""
@@ -346,8 +350,10 @@ class Recorder:
             apostrophes=how.apostrophes,
             generate=how.generate,
             max_new_tokens=how.max_new_tokens,
+            exact_phrases=how.exact_phrases,
+            progress=True,
             logits_processor=processors,
-            batch_size=batch_size,
+            batch_size=batch_size * (REFUSALS_AT_A_TIME if self.settings.batch_size is None else 1),
         )
 
     def _activations(

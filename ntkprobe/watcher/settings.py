@@ -123,6 +123,8 @@ class RefusalSettings:
         apostrophes: `ascii`, `curly` or `both`.
         generate: let the model answer, for the refusal rate.
         max_new_tokens: of an answer.
+        exact_phrases: run every phrase to its end, also those that cannot change log P_refuse by
+            more than `refusal.TOLERANCE`.
     """
 
     phrases: Annotated[str, NO_OPTION] = "paper31"
@@ -139,6 +141,10 @@ class RefusalSettings:
         ),
     ] = True
     max_new_tokens: Annotated[int, Flag(panel=REFUSAL)] = 32
+    exact_phrases: Annotated[
+        bool,
+        Flag(panel=REFUSAL, help="Run also phrases that change log P(refuse) by < 1e-4."),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import torch
 from tiny_runs import full_run
 
 from ntkprobe.cli import main
+from ntkprobe.openmp import WAITING
 
 
 def told(capsys, *flags):
@@ -45,3 +46,7 @@ def test_doctor_changes_no_random_number():
     torch.manual_seed(3)
     main(["doctor"])
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_doctor_tells_how_threads_wait(capsys):
+    assert f"threads wait     {WAITING}" in told(capsys)

@@ -26,7 +26,7 @@ from ntkprobe.refusal import (
     score_phrases,
 )
 from ntkprobe.refusal.rows import score_by_rows
-from ntkprobe.refusal.trie import PhraseTrie, _log_sums, score_by_trie
+from ntkprobe.refusal.trie import PhraseTrie, log_sums, score_by_trie
 from ntkprobe.tiny import measure_path, model_path
 
 # The paper's phrases with their real overlaps, folded into the small vocabulary of the models.
@@ -285,6 +285,6 @@ def test_an_unknown_reduction_batch_size_or_vocabulary_is_refused():
 def test_sums_over_a_large_vocabulary_are_exact_to_a_millionth(dtype):
     generator = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(11, 151_936, generator=generator)).to(dtype)
-    found = _log_sums(logits)
+    found = log_sums(logits)
     torch.testing.assert_close(found, logits.double().logsumexp(-1), atol=1e-7, rtol=0)
-    assert _log_sums(torch.full((1, 5), math.nan)).isnan().all()
+    assert log_sums(torch.full((1, 5), math.nan)).isnan().all()

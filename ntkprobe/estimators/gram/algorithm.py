@@ -15,7 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -29,6 +29,7 @@ from ...models.validation import count, refuse
 from .backward import BackwardSchedule
 from .microbatches import Groups, MicroBatches, is_out_of_memory, kernel_sums, microbatch_size
 from .precision import full_float32
+from .remembered_checks import RememberedChecks
 from .rule_check import Plan, plan_backward
 
 _LOG = logging.getLogger("ntkprobe")
@@ -52,11 +53,15 @@ class Gram:
             deeper models. Its purpose is to save memory (`benchmarks/bfloat16.py`).
         allow_tf32: whether float32 matrices may be multiplied in lower precision, as the process is
             set to; otherwise in float32.
+        remembered: checks of the rules by this estimator; each architecture is checked once.
     """
 
     batch_size: int | Literal["auto"] = "auto"
     dtype: torch.dtype | None = None
     allow_tf32: bool = False
+    remembered: RememberedChecks = field(
+        default_factory=RememberedChecks, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         """Refuse invalid settings."""
@@ -179,7 +184,10 @@ class Gram:
         read = [ids.cpu() for ids in tokens if ids is not None]
         columns = torch.cat(read).unique() if len(read) == len(tokens) else None
         schedule = BackwardSchedule(model, _block_list(model), dtype, columns)
-        plan = plan_backward(schedule, probes, chosen)
+        plan = self.remembered.find(schedule, chosen)
+        if plan is None:
+            plan = plan_backward(schedule, probes, chosen)
+            self.remembered.add(plan, schedule, chosen)
         counts = Counter(plan.handled.values())
         summary = ", ".join(f"{count} {how}" for how, count in counts.items())
         _LOG.info("%d parameters handled: %s", len(chosen), summary)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 import psutil
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ...kernel import Blocks, Probe
 from ...models.batching import split
+from ...progress import progress
 from .backward import BackwardSchedule, BlockwiseBackward, Factors, PerSampleGradients
 from .contractions import Cache
 from .factors import Factor, sum_factors
@@ -136,14 +136,18 @@ def kernel_sums(
     keys = dict.fromkeys(key for name in names for key in groups(name))
     sums: Sums = {key: torch.zeros(shape, dtype=torch.float64) for key in keys}
     same = observed is updated
-    for stage in tqdm(observed.stages, desc="kernel", unit="stage", leave=False, disable=None):
-        for rows, columns, blocks in _stage_blocks(observed, updated, stage, groups):
-            for key, block in blocks.items():
-                sums[key][rows, :, columns] += block.cpu()
-                if same and rows != columns:
-                    sums[key][columns, :, rows] += block.cpu().permute(2, 3, 0, 1)
-        for batch in observed.batches if same else [*observed.batches, *updated.batches]:
-            batch.advance(stage)
+    height, width = len(observed.batches), len(updated.batches)
+    products = len(observed.stages) * (height * (height + 1) // 2 if same else height * width)
+    with progress(total=products, desc="kernel", unit="product", leave=False) as bar:
+        for stage in observed.stages:
+            for rows, columns, blocks in _stage_blocks(observed, updated, stage, groups):
+                for key, block in blocks.items():
+                    sums[key][rows, :, columns] += block.cpu()
+                    if same and rows != columns:
+                        sums[key][columns, :, rows] += block.cpu().permute(2, 3, 0, 1)
+                bar.update()
+            for batch in observed.batches if same else [*observed.batches, *updated.batches]:
+                batch.advance(stage)
     return {key: observed.in_given_order(blocks, updated) for key, blocks in sums.items()}
 
 

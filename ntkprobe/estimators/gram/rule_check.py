@@ -41,11 +41,13 @@ class Plan:
         handled: by parameter, `matrix`, `table`, `vector`, `unused`, or `autograd` where no rule
             holds.
         stages: by parameter, the stages that use it, in the order of the backward pass.
+        complete: whether the check showed every rule at work: no gradient was zero in it.
     """
 
     schedule: BackwardSchedule
     handled: dict[str, str]
     stages: dict[str, list[int]]
+    complete: bool = False
 
     def with_fallbacks(
         self, no_rule: AbstractSet[str], used_later: AbstractSet[str] = frozenset()
@@ -104,7 +106,8 @@ def plan_backward(
         by_autograd.advance()
     handled = check.handling(list(watched), _TOLERANCE[schedule.dtype])
     unseen = watched.keys() - check.stages.keys()  # of experts that the two prompts do not reach
-    plan = Plan(schedule, handled, {name: check.stages.get(name, []) for name in watched})
+    stages = {name: check.stages.get(name, []) for name in watched}
+    plan = Plan(schedule, handled, stages, check.is_complete(list(watched)))
     return plan.with_fallbacks(by_rule.no_rule, unseen)
 
 
@@ -156,6 +159,12 @@ class _RuleCheck:
             if not float((ruled - formed).norm()) <= allowed:
                 handled[name] = "autograd"
         return handled
+
+    def is_complete(self, names: list[str]) -> bool:
+        """Return whether no parameter's kernel is zero, so that every rule was checked."""
+        sizes = {name: float(formed.norm()) for name, (_, formed) in self._kernels.items()}
+        whole = sum(sizes.values())
+        return all(sizes.get(name, 0.0) > _NOISE * whole for name in names)
 
     def _add_kernels(self, name: str, ruled: Slices, formed: Slices) -> None:
         pair = [_kernel(ruled), _kernel(formed)]

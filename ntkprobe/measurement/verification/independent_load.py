@@ -120,19 +120,20 @@ def _logit_error(model: nn.Module, sample: MeasuredSample) -> float:
 @torch.no_grad()
 def _refusal_error(model: nn.Module, sample: MeasuredSample, allowed: float) -> float:
     """Return the largest |Δ log P_refuse| / max(1, |log P_refuse|) over the prompts."""
-    assert sample.log_refusal is not None
-    pairs = zip(sample.input_ids, sample.log_refusal, strict=True)
-    return max(_refusal_difference(model, ids, found, sample, allowed) for ids, found in pairs)
+    least, most = sample.log_refusal, sample.log_refusal_at_most
+    assert least is not None and most is not None
+    each = zip(sample.input_ids, least, most, strict=True)
+    return max(_refusal_difference(model, ids, (a, b), sample, allowed) for ids, a, b in each)
 
 
 def _refusal_difference(
     model: nn.Module,
     ids: Sequence[int],
-    found: Float64[Tensor, ""],
+    bounds: tuple[Float64[Tensor, ""], Float64[Tensor, ""]],
     sample: MeasuredSample,
     allowed: float,
 ) -> float:
-    """Return the error at one prompt, with each phrase teacher-forced in a pass of its own.
+    """Return how far one prompt is outside its bounds, each phrase in a pass of its own.
 
     Where rotary factors depend on the length of the text (longrope), the probability of a token is
     that after the text before it: if the results disagree, each token has a pass of its own.
@@ -140,7 +141,8 @@ def _refusal_difference(
     error = float("inf")
     for score in (_phrase_at_once, _phrase_by_token):
         plain = torch.stack([score(model, ids, each) for each in sample.phrases]).logsumexp(0)
-        error = float((plain - found).abs() / plain.abs().clamp(min=1))
+        outside = (bounds[0] - plain).maximum(plain - bounds[1]).clamp(min=0)
+        error = float(outside / plain.abs().clamp(min=1))
         if error <= allowed:
             break
     return error

@@ -27,6 +27,7 @@ class MeasuredSample:
         input_ids: their tokens.
         logits: after each of them, `[n, vocab]` float64, from one batch.
         log_refusal: log P_refuse of each, `[n]` float64, summed over all phrases; or None.
+        log_refusal_at_most: its upper bound, where not all phrases were run to their ends.
         phrases: the phrases' tokens.
         kernel: K between the last two prompts at a token each, `[2, 2]` float64; or None.
         tokens: these tokens.
@@ -39,6 +40,7 @@ class MeasuredSample:
     input_ids: tuple[tuple[int, ...], ...]
     logits: Float64[Tensor, "n vocab"]
     log_refusal: Float64[Tensor, " n"] | None
+    log_refusal_at_most: Float64[Tensor, " n"] | None
     phrases: tuple[tuple[int, ...], ...]
     kernel: Float64[Tensor, "2 2"] | None
     tokens: tuple[int, int] | None
@@ -90,14 +92,17 @@ def sample_measurement(
     if kernel is not None and estimator is not None:
         named = chosen.parameters(model)
         block, tokens = _kernel_entries(model, kernel, estimator, chosen, ids[-2:], places[-2:])
-    values, ends = None, list[tuple[int, ...]]()
+    values, most, ends = None, None, list[tuple[int, ...]]()
     if refusal is not None:
         ends = phrase_ids(tokenizer, list(phrases), encoded.template)
-        values = _refusal_entries(refusal, [among[place] for place in places])
+        chosen_rows = [among[place] for place in places]
+        values = _refusal_entries(refusal.log_probabilities, chosen_rows)
+        most = _refusal_entries(refusal.upper, chosen_rows)
     return MeasuredSample(
         input_ids=tuple(sampled),
         logits=logits,
         log_refusal=values,
+        log_refusal_at_most=values if most is None else most,
         phrases=tuple(each for each in ends if each),
         kernel=block,
         tokens=tokens,
@@ -147,7 +152,9 @@ def _kernel_entries(
         return method(model, probes, selection)[:, 0, :, 0].double().cpu(), tokens
 
 
-def _refusal_entries(measured: RefusalMeasurement, rows: list[int]) -> Float64[Tensor, " n"] | None:
+def _refusal_entries(
+    measured: dict[tuple[str, str], Tensor], rows: list[int]
+) -> Float64[Tensor, " n"] | None:
     """Return the measured log P_refuse of some prompts; None if it was not summed over phrases."""
-    found = [v for (_, how), v in measured.log_probabilities.items() if how == "literal"]
+    found = [v for (_, how), v in measured.items() if how == "literal"]
     return found[0][rows].double().cpu() if found else None

@@ -1,0 +1,204 @@
+"""What measuring one checkpoint of a real model takes, part by part, beside the floor of each part.
+
+`python benchmarks/real_model.py --model MODEL --prompts FILE` writes `real_model.md`. MODEL is a
+folder or a GGUF file, FILE what `ntkprobe measure --prompts` takes. All parts run on the same
+prompts in one process and on one thread, by its processor time, which other programs disturb less
+than the clock; the ratios are what holds elsewhere.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import torch
+from support import floor
+from support.tables import machine, table, write
+from torch import Tensor
+from tqdm import tqdm
+
+from ntkprobe.checkpoints import load_model, load_tokenizer
+from ntkprobe.estimators.gram import Gram
+from ntkprobe.kernel import Probe
+from ntkprobe.measurement import Encoded, encode, measure_refusal
+from ntkprobe.models.cached import batches, shared_ids
+from ntkprobe.models.generation import answer_batch, left_padded, length_batches
+from ntkprobe.models.logits import top_tokens
+from ntkprobe.prompts.phrases import PAPER31
+from ntkprobe.prompts.prompt_set import PromptSet
+from ntkprobe.refusal import bound_phrases, phrase_ids, reduce_phrases, score_phrases
+from ntkprobe.refusal.trie import PhraseTrie
+
+SIZES = (8, 32)
+"""Prompts at a time that the floors are tried with; the better one counts."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: a model, its prompts, and how many tokens an answer has."""
+
+    model: Any
+    tokenizer: Any
+    encoded: Encoded
+    new_tokens: int
+    batch_size: int
+
+    @property
+    def ids(self) -> list[Tensor]:
+        """The prompts' tokens."""
+        return [torch.tensor(row) for row in self.encoded.input_ids]
+
+    @property
+    def phrases(self) -> list[tuple[int, ...]]:
+        """The phrases' tokens."""
+        return phrase_ids(self.tokenizer, PAPER31, self.encoded.template)
+
+
+def main() -> None:
+    """Measure every part, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model")
+    parser.add_argument("--prompts", type=Path)
+    parser.add_argument("--count", type=int, default=24, help="prompts of P(refuse) and answers")
+    parser.add_argument("--kernel", type=int, default=12, help="prompts of the kernel")
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=64)
+    given = parser.parse_args()
+    if given.model is None or given.prompts is None:
+        print("nothing measured: give --model MODEL (a folder or a GGUF file) and --prompts FILE")
+        return
+    torch.set_num_threads(1)
+    model, tokenizer = load_model(given.model), load_tokenizer(given.model)
+    every = PromptSet.from_file(given.prompts)
+    prompts = every.take(list(range(0, len(every), max(1, len(every) // given.count))))
+    encoded = encode(tokenizer, prompts.take(list(range(min(given.count, len(prompts))))))
+    setting = Setting(model, tokenizer, encoded, given.new_tokens, given.batch_size)
+    sections = [
+        "# One checkpoint of a real model, part by part",
+        f"{Path(given.model).name}; {machine()}, processor time; by `python "
+        "benchmarks/real_model.py`.",
+        *refusal_sections(setting),
+        *(kernel_sections(setting, given.kernel) if given.kernel else []),
+    ]
+    print(write(__file__, *sections))
+
+
+def refusal_sections(setting: Setting) -> list[str]:
+    """Return the sections on P(refuse) and answers."""
+    ids, phrases = setting.ids, setting.phrases
+    passed, _ = min(timed(lambda s=s: forward_pass(setting, s)) for s in SIZES)
+    generated, theirs = min(
+        (timed(lambda s=s: generate(setting, s)) for s in SIZES), key=lambda one: one[0]
+    )
+    bounded, found = timed(lambda: refusal(setting, generate=False))
+    both, whole = timed(lambda: refusal(setting, generate=True))
+    exact, scores = timed(lambda: score_phrases(setting.model, ids, phrases, batch_size=8))
+    expected = reduce_phrases(scores, phrases)
+    literal = found.log_probabilities["paper31", "literal"]
+    above = found.upper["paper31", "literal"]
+    same = sum(a == b.text for a, b in zip(whole.answers, theirs, strict=True))
+    rows = [
+        ["one forward pass of the prompts", passed, 1.0],
+        ["`generate`, at its best", generated, generated / passed],
+        ["P(refuse), within 1e-4", bounded, bounded / passed],
+        ["P(refuse) and answers", both, both / passed],
+        ["P(refuse), all phrases, nothing shared", exact, exact / passed],
+    ]
+    lengths = list(map(len, ids))
+    run = nodes_run(setting)
+    return [
+        f"## Refusals of {len(ids)} prompts",
+        f"{min(lengths)} to {max(lengths)} tokens, {len(shared_ids(ids))} of them shared; "
+        f"{len(phrases)} phrases, whose trie has {len(PhraseTrie.of(phrases).nodes)} nodes, of "
+        f"which {run:.1f} in the mean are run behind a prompt; answers of {setting.new_tokens} "
+        "tokens at most.",
+        table(["", "CPU s", "× one pass"], [[n, f"{s:.2f}", f"{r:.2f}"] for n, s, r in rows]),
+        f"P(refuse) and answers / (one pass + `generate`): {both / (passed + generated):.2f}. "
+        f"log P(refuse) is off by {float((literal - expected).abs().max()):.1e} at most, its bound "
+        f"by {float((above - expected).abs().max()):.1e}; {same} of {len(ids)} answers are "
+        "`generate`'s.",
+    ]
+
+
+def kernel_sections(setting: Setting, count: int) -> list[str]:
+    """Return the section on the kernel."""
+    ids = setting.ids[:count]
+    tops = top_tokens(setting.model, ids, 10)
+    probes = [Probe(x, tokens) for x, tokens in zip(ids, tops, strict=True)]
+    passes, _ = timed(lambda: floor.passes(setting.model, probes))
+    products = floor.multiply_adds(setting.model, probes) / floor.rate()
+    first, _ = timed(lambda: Gram().by_part(setting.model, probes))
+    rows = [
+        ["passes, the floor's", f"{passes:.2f}", ""],
+        ["products, the floor's", f"{products:.2f}", ""],
+        ["gram by layer", f"{first:.2f}", f"{first / (passes + products):.2f}"],
+    ]
+    return [f"## The kernel of {count} prompts", table(["", "CPU s", "× floor"], rows)]
+
+
+def timed(what: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the processor time of a call, and what it returned."""
+    start = process_time()
+    found = what()
+    seconds = process_time() - start
+    tqdm.write(f"{seconds:.2f} s")
+    return seconds, found
+
+
+@torch.no_grad()
+def forward_pass(setting: Setting, size: int) -> None:
+    """Run all prompts, of like lengths together, and read their last logits."""
+    for rows in length_batches(setting.ids, size):
+        ids, mask = left_padded([setting.ids[row] for row in rows])
+        setting.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+
+
+def generate(setting: Setting, size: int) -> list[Any]:
+    """Return what the model's own `generate` answers."""
+    answers: list[Any] = [None] * len(setting.ids)
+    for rows in length_batches(setting.ids, size):
+        found = answer_batch(
+            setting.model,
+            setting.tokenizer,
+            [setting.ids[row] for row in rows],
+            max_new_tokens=setting.new_tokens,
+            stop_ids=setting.encoded.template.stop_ids(setting.tokenizer),
+        )
+        for row, answer in zip(rows, found, strict=True):
+            answers[row] = answer
+    return answers
+
+
+def refusal(setting: Setting, *, generate: bool) -> Any:
+    """Return what the package measures."""
+    return measure_refusal(
+        setting.model,
+        setting.tokenizer,
+        setting.encoded,
+        generate=generate,
+        max_new_tokens=setting.new_tokens,
+        batch_size=setting.batch_size,
+    )
+
+
+def nodes_run(setting: Setting) -> float:
+    """Return how many beginnings of phrases are run behind a prompt, in the mean."""
+    counted: list[int] = []
+
+    def counting(tokens: Tensor, *rest: Any) -> Tensor:
+        counted.append(int(rest[2].sum()))
+        return kept_run(tokens, *rest)
+
+    for _, kept in batches(setting.model, setting.ids, setting.batch_size):
+        fork = kept.fork()
+        kept_run = fork.run
+        fork.run = counting  # type: ignore[method-assign]
+        fork.fork = lambda fork=fork: fork  # type: ignore[method-assign]
+        bound_phrases(fork, setting.phrases)
+    return sum(counted) / len(setting.ids)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""How far a long stage is: a bar with the time left on a terminal, a line now and then in a log."""
+
+import io
+import sys
+import time
+from typing import Any
+
+from tqdm.auto import tqdm
+from tqdm.std import tqdm as plain_tqdm
+
+from .errors import one_line
+
+SECONDS = 30.0
+"""Between two lines of a stage in a log; a stage that takes less says nothing there."""
+
+
+class Lines(plain_tqdm):
+    """A bar for where nobody looks on: whole lines on stderr, one every `SECONDS`."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        self._said = time.monotonic()
+        about = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} so far, {remaining} left"
+        settings = {**settings, "bar_format": about + "{postfix}", "miniters": 1}
+        own: dict[str, Any] = {"mininterval": SECONDS, "leave": False, "file": io.StringIO()}
+        super().__init__(*args, **{**settings, **own})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Print where the stage is, unless that was done a moment ago.
+
+        Returns:
+            True, as tqdm's own does.
+        """
+        if msg is None and time.monotonic() - self._said >= SECONDS:
+            self._said = time.monotonic()
+            print(one_line(self), file=sys.stderr, flush=True)
+        return True
+
+
+def progress(iterable: Any = None, **settings: Any) -> Any:
+    """Return a bar over something, or one to be updated: tqdm's, or `Lines` in a log.
+
+    Args:
+        iterable: what is gone through; None for a bar that is told by `update`.
+        settings: tqdm's, such as `total`, `desc` and `unit`, in the singular.
+    """
+    in_notebook = not issubclass(plain_tqdm, tqdm) and hasattr(tqdm, "container")
+    if in_notebook or sys.stderr.isatty():
+        return tqdm(iterable, **settings)
+    return Lines(iterable, **settings)

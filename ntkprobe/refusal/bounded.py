@@ -1,0 +1,208 @@
+"""Phrases after prompts, as far as they matter: a phrase is at most as probable as its beginning.
+
+The distribution after a prompt gives the probability of each phrase's first token, and so a bound
+of every phrase that begins with it. A beginning is run only while what it could add to any of the
+sums of phrases exceeds `tolerance` of that sum; what was not run is kept as a bound.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import expm1
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from ..models.cached import CachedPrompts
+from ..models.generation import require_numbers
+from .trie import PhraseTrie, log_sums
+
+TOLERANCE = 1e-4
+"""How far log P_refuse may be off, and by default is at most."""
+
+WIDEST = 1.5
+"""Beginnings of one prompt in a pass at most, in multiples of their mean: the rest is padding."""
+
+LARGEST = 1 << 27
+"""Logits held at once: half a GiB in float32."""
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """log P of phrases after prompts, from below and from above.
+
+    Attributes:
+        lower: `[prompts, phrases]` float64; −∞ where a phrase was not run to its end.
+        upper: the same where it was, else log P of the longest beginning that was.
+    """
+
+    lower: Float64[Tensor, "prompts phrases"]
+    upper: Float64[Tensor, "prompts phrases"]
+
+
+@torch.no_grad()
+def score_bounded(
+    read: CachedPrompts,
+    trie: PhraseTrie,
+    sums: Sequence[Sequence[int]],
+    *,
+    tolerance: float = TOLERANCE,
+    rows: Sequence[int] | None = None,
+) -> Bounded:
+    """Return log P of phrases behind a batch of prompts that was run.
+
+    Args:
+        read: the prompts; not changed.
+        trie: of the phrases, none of them empty.
+        sums: which phrases each of the sums to be formed is over.
+        tolerance: by how much the logarithm of any of the sums may be too small; 0 runs all.
+        rows: the prompts' numbers, for messages.
+
+    Returns:
+        The bounds: log Σ upper − log Σ lower is at most the tolerance, for each of the sums.
+    """
+    numbers = list(range(len(read.lengths)) if rows is None else rows)
+    room = LARGEST // (len(numbers) * read.logits.shape[1])
+    search = _Search(trie, sums, tolerance, len(numbers), room)
+    batch, active = read.fork(), list(range(len(numbers)))
+    search.enter(active, [[0]] * len(active), read.logits[:, None], numbers)
+    columns: list[dict[int, int]] = [{} for _ in active]
+    while True:
+        chosen = search.next_nodes(active)
+        going = [place for place, nodes in enumerate(chosen) if nodes]
+        if not going:
+            return search.found()
+        if len(going) < len(active):
+            batch.select(going)
+            active, chosen = ([each[place] for place in going] for each in (active, chosen))
+        logits = _run(batch, trie, chosen, [columns[row] for row in active])
+        search.enter(active, chosen, logits, numbers)
+
+
+def _run(
+    batch: CachedPrompts,
+    trie: PhraseTrie,
+    chosen: Sequence[Sequence[int]],
+    columns: Sequence[dict[int, int]],
+) -> Float[Tensor, "batch nodes vocab"]:
+    """Run beginnings behind their prompts and ancestors, and note in which columns they are.
+
+    Returns:
+        The logits after each, padded at the end.
+    """
+    before, new = batch.columns, max(map(len, chosen))
+    size = (len(chosen), new)
+    tokens, positions = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
+    real = torch.zeros(size, dtype=torch.bool)
+    seen = torch.zeros(*size, before + new, dtype=torch.bool)
+    for row, nodes in enumerate(chosen):
+        own = batch.real[row].cpu().clone()
+        own[list(columns[row].values())] = False  # the prompt alone
+        columns[row].update({node: before + place for place, node in enumerate(nodes)})
+        for place, node in enumerate(nodes):
+            ids = trie.nodes[node]
+            tokens[row, place], real[row, place] = ids[-1], True
+            positions[row, place] = batch.lengths[row] + len(ids) - 1
+            seen[row, place, :before] = own
+            seen[row, place, [columns[row][each] for each in trie.ancestors[node]]] = True
+    return batch.run(tokens, positions, seen.to(batch.real.device), real)
+
+
+class _Search:
+    """What is known of each beginning and phrase behind each prompt, and what to run next."""
+
+    def __init__(
+        self,
+        trie: PhraseTrie,
+        sums: Sequence[Sequence[int]],
+        tolerance: float,
+        prompts: int,
+        room: int,
+    ) -> None:
+        self.trie, self.share, self.room = trie, expm1(tolerance), max(1, room)
+        self.everything = tolerance <= 0
+        size = len(trie.nodes)
+        self.log_p = torch.full((prompts, size), -torch.inf, dtype=torch.float64)
+        self.log_p[:, 0] = 0
+        self.known = torch.zeros(prompts, size, dtype=torch.bool)
+        self.known[:, 0] = True
+        self.done = torch.zeros(prompts, size, dtype=torch.bool)
+        self.phrases = torch.full((prompts, len(trie.steps)), -torch.inf, dtype=torch.float64)
+        self.complete = torch.zeros(prompts, len(trie.steps), dtype=torch.bool)
+        self.summed = torch.zeros(len(sums), len(trie.steps), dtype=torch.float64)
+        for which, columns in enumerate(sums):
+            self.summed[which, list(columns)] = 1
+
+    @cached_property
+    def _through(self) -> Float64[Tensor, "nodes phrases"]:
+        """Which phrases go through which beginning."""
+        found = torch.zeros(len(self.trie.nodes), len(self.trie.steps), dtype=torch.float64)
+        for phrase, steps in enumerate(self.trie.steps):
+            found[[node for node, _ in steps], phrase] = 1
+        return found
+
+    def enter(
+        self,
+        active: Sequence[int],
+        chosen: Sequence[Sequence[int]],
+        logits: Tensor,
+        numbers: Sequence[int],
+    ) -> None:
+        """Take in the logits after beginnings that were run, and what follows from them."""
+        for place, (row, nodes) in enumerate(zip(active, chosen, strict=True)):
+            values = logits[place, : len(nodes)]
+            totals = log_sums(values)
+            require_numbers(~totals.isfinite().all()[None], [numbers[row]])
+            for value, total, node in zip(values, totals.cpu(), nodes, strict=True):
+                self.done[row, node] = True
+                tokens = [token for token, _, _ in self.trie.follow[node]]
+                steps = value[tokens].double().cpu() - total
+                for step, (_, child, ends) in zip(steps, self.trie.follow[node], strict=True):
+                    here = self.log_p[row, node] + step
+                    if child is not None:
+                        self.log_p[row, child], self.known[row, child] = here, True
+                    self.phrases[row, ends], self.complete[row, ends] = here, True
+
+    def next_nodes(self, active: Sequence[int]) -> list[list[int]]:
+        """Return which beginnings to run next behind each of some prompts; none where it is done.
+
+        What could add more than the tolerance to a sum, however large it gets, has to be run. If
+        there is no such beginning, the likeliest are until the rest together is within it.
+        """
+        found = [self._needed(row) for row in active]
+        busy = [len(nodes) for nodes in found if nodes]
+        most = max(1, round(WIDEST * sum(busy) / len(busy))) if busy else 0
+        return [nodes[: min(most, self.room)] for nodes in found]
+
+    def _needed(self, row: int) -> list[int]:
+        """Return the beginnings to be run behind one prompt, the likeliest first."""
+        frontier = (self.known[row] & ~self.done[row]).nonzero()[:, 0]
+        if self.everything:
+            return (~self.done[row]).nonzero()[:, 0].tolist()
+        open_phrases = self.summed * ~self.complete[row]
+        counts = open_phrases @ self._through[frontier].T
+        # In multiples of the largest, which no exponential makes zero.
+        largest = torch.cat([self.phrases[row], self.log_p[row, frontier]]).max()
+        mass = counts * (self.log_p[row, frontier] - largest).exp()
+        sums = (self.summed * (self.phrases[row] - largest).exp()).sum(1)
+        rest = mass.sum(1)
+        if bool((rest <= self.share * sums).all()):
+            return []
+        order = mass.amax(0).argsort(descending=True)
+        certain = (mass > self.share * (sums + rest)[:, None]).any(0)[order]
+        if bool(certain.any()):
+            return frontier[order][certain].tolist()
+        left = rest[:, None] - mass[:, order].cumsum(1)
+        enough = (left <= self.share * sums[:, None]).all(0)
+        first = int(enough.nonzero()[0, 0]) if bool(enough.any()) else len(order) - 1
+        return frontier[order][: first + 1].tolist()
+
+    def found(self) -> Bounded:
+        """Return what is known of every phrase."""
+        bounds = torch.full_like(self.phrases, 0.0)
+        for phrase, steps in enumerate(self.trie.steps):
+            nodes = [node for node, _ in steps]
+            bounds[:, phrase] = self.log_p[:, nodes].where(self.known[:, nodes], 0.0).amin(1)
+        upper = self.phrases.where(self.complete, bounds)
+        return Bounded(self.phrases.where(self.complete, -torch.inf), upper)

@@ -1,0 +1,55 @@
+"""Progress in a log: whole lines now and then, and nothing of short stages."""
+
+import io
+import sys
+
+import pytest
+
+from ntkprobe import progress as module
+from ntkprobe.progress import Lines, progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def gone_through(monkeypatch, seconds, stream=None, every=10.0):
+    """What stderr holds after 100 steps that took so many seconds each."""
+    stream, now = stream or io.StringIO(), [0.0]
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    monkeypatch.setattr(Lines, "monitor_interval", 0)
+    with progress(total=100, desc="kernel", unit="product", leave=False) as bar:
+        bar._time = lambda: now[0]
+        for _ in range(100):
+            now[0] += seconds
+            bar.update()
+            bar.set_postfix_str("step 7")
+    return stream.getvalue()
+
+
+def test_a_long_stage_says_every_half_minute_how_much_is_left(monkeypatch):
+    told = gone_through(monkeypatch, 10.0).splitlines()
+    assert len(told) == 33, told[-3:]
+    assert told[0].startswith("kernel: 3 of 100 products") and "left" in told[0]
+    assert "16:10 left" in told[0]  # 97 steps of 10 s
+
+
+def test_a_stage_of_less_than_half_a_minute_says_nothing(monkeypatch):
+    assert gone_through(monkeypatch, 0.29) == ""
+
+
+def test_on_a_terminal_there_is_a_bar(monkeypatch):
+    assert "%" in gone_through(monkeypatch, 10.0, Terminal())
+
+
+@pytest.mark.parametrize("disable", [True, False])
+def test_a_bar_that_is_not_wanted_says_nothing(monkeypatch, disable):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(module, "SECONDS", 0.0)
+    with progress(total=3, desc="x", unit="y", disable=disable) as bar:
+        bar.update(3)
+    assert (stream.getvalue() == "") == disable
