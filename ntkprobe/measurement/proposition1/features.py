@@ -41,7 +41,7 @@ class FeatureProducts:
 class HiddenStateProbe(Probe):
     """Reads `cotangents @ h`, with cotangents `[k, seq·d]`, instead of logits."""
 
-    def head_state(self, logits: Float[Tensor, " inputs"]) -> Float[Tensor, " k"]:
+    def read(self, logits: Float[Tensor, " inputs"]) -> Float[Tensor, " k"]:
         """Return the products with the prompt's own positions; later positions are padding."""
         assert self.cotangents is not None
         return self.cotangents.to(logits) @ logits[: self.cotangents.shape[1]]
