@@ -107,8 +107,8 @@ def require_every_weight(
     _require_one_of_each(model, file_of, name)
     if documented:
         kind = type(model).__name__
-        summary = f"{len(documented)} tensors of {name} that {kind} does not use are left out"
-        warnings.warn(f"{summary}: {some(sorted(documented))}", Remark, stacklevel=4)
+        told = f"{len(documented)} tensors of {name} that {kind} does not use are left out"
+        warnings.warn(f"{told}: {some(sorted(documented))}", Remark, stacklevel=4)
 
 
 def some(names: list[str]) -> str:
