@@ -12,7 +12,7 @@ from .. import estimators, kernel, plugins
 from ..errors import MeasurementWarning, UserError
 from ..jupyter import paragraph, table
 from ..kernel import Estimator
-from ..models.parameters import ParameterSelection, parse_selections, selection_warnings
+from ..models.parameters import ParameterSelection, parse_selections, remarks
 from ..models.validation import check_loaded, count
 from ..prompts.prompt_set import PromptSet
 from ..prompts.templates import Template
@@ -205,7 +205,7 @@ def measure_kernel(
     sized = method if batch_size is None else with_batch_size(method, batch_size)
     selection = ParameterSelection.parse(parameters)
     others = parse_selections(selections)
-    for remark in selection_warnings(model, [selection, *others]):
+    for remark in remarks(model, [selection, *others]):
         warnings.warn(remark, MeasurementWarning, stacklevel=2)
     with evaluating(model):
         found, besides = read_out(

@@ -110,7 +110,7 @@ class ParameterSelection:
         """Return the canonical names of the selected parameters, in the model's order."""
         return list(self.parameters(model))
 
-    def warnings(self, model: nn.Module) -> list[str]:
+    def remarks(self, model: nn.Module) -> list[str]:
         """Return what to know about this selection on this model, a sentence each."""
         parts, terms = part_of(model), set(self.terms)
         kinds = {parts[name].kind for name in self.names(model) if name in parts}
@@ -143,9 +143,9 @@ def parse_selections(
     return [ParameterSelection.parse(spec) for spec in specs]
 
 
-def selection_warnings(model: nn.Module, selections: Sequence[ParameterSelection]) -> list[str]:
-    """Return the warnings about several selections on a model, a line each."""
-    return [f"parameters {s}: {text}" for s in selections for text in s.warnings(model)]
+def remarks(model: nn.Module, selections: Sequence[ParameterSelection]) -> list[str]:
+    """Return the remarks about several selections on a model, a line each."""
+    return [f"parameters {s}: {text}" for s in selections for text in s.remarks(model)]
 
 
 def _deduplicate(named: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:

@@ -24,7 +24,7 @@ from ..measurement.influence import Influence, influence
 from ..measurement.readouts import Tokens, token_id
 from ..measurement.verification import WrongKernel, verify
 from ..models.memory import halving
-from ..models.parameters import ParameterSelection, selection_warnings
+from ..models.parameters import ParameterSelection, remarks
 from ..prompts.prompt_set import PromptSet
 from ..prompts.rendering import dated
 from ..refusal import REDUCTIONS
@@ -257,7 +257,7 @@ class Recorder:
         """Say, once, what a reader should know about the parameters measured on such a model."""
         if not self._remarked:
             self._remarked = True
-            for remark in selection_warnings(model, [ParameterSelection.parse(how.parameters)]):
+            for remark in remarks(model, [ParameterSelection.parse(how.parameters)]):
                 print(one_line(remark), file=sys.stderr)
 
     def _kernel(self, model: "nn.Module", how: KernelSettings) -> KernelMeasurement:

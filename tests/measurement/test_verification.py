@@ -92,7 +92,7 @@ class TestFailing:
             verify_pair(Narrow(), build("llama"), PAIR)
 
     def test_finite_differences_with_too_long_a_step_are_found(self):
-        with pytest.warns(UserWarning), pytest.raises(WrongKernel, match="too coarse"):
+        with pytest.warns(UserWarning), pytest.raises(WrongKernel, match="too inaccurate"):
             verify_pair(FiniteDifference(eps=0.1), build("llama"), PAIR)
 
     def test_a_kernel_that_is_not_a_number_is_found(self):

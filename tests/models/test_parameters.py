@@ -12,8 +12,8 @@ from ntkprobe.models.parameters import (
     adapter_parameters,
     effective_parameters,
     part_of,
+    remarks,
     requiring_grad,
-    selection_warnings,
 )
 
 TERMS = st.sampled_from(
@@ -88,17 +88,17 @@ def test_a_tied_head_is_the_embedding_and_says_so():
     tied, untied = build("qwen2-tied"), build("qwen2-untied")
     selection = ParameterSelection.parse("head")
     assert selection.names(tied) == ["model.embed_tokens.weight"] == names("embed", tied)
-    assert "tied" in selection.warnings(tied)[0]
-    assert selection.names(untied) == ["lm_head.weight"] and not selection.warnings(untied)
-    assert selection_warnings(
+    assert "tied" in selection.remarks(tied)[0]
+    assert selection.names(untied) == ["lm_head.weight"] and not selection.remarks(untied)
+    assert remarks(
         tied, [ParameterSelection.parse("below:1"), ParameterSelection.parse("all")]
-    ) == [f"parameters below:1: {selection.warnings(tied)[0]}"]
+    ) == [f"parameters below:1: {selection.remarks(tied)[0]}"]
 
 
 @pytest.mark.parametrize("spec", ["all+lora", "lora+last:1", "lora", "all"])
 def test_the_base_and_the_adapter_together_are_remarked_on_and_neither_alone(spec):
     model = with_lora(build("llama"), ["q_proj"])
-    found = ParameterSelection.parse(spec).warnings(model)
+    found = ParameterSelection.parse(spec).remarks(model)
     assert len(found) == ("+" in spec) and all("counted together" in said for said in found)
 
 

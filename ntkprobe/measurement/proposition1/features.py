@@ -41,14 +41,14 @@ class FeatureProducts:
 class HiddenStateProbe(Probe):
     """Reads `cotangents @ h`, with cotangents `[k, seq·d]`, instead of logits."""
 
-    def head_state(self, logits: Float[Tensor, " inputs"]) -> Float[Tensor, " k"]:
+    def read(self, logits: Float[Tensor, " inputs"]) -> Float[Tensor, " k"]:
         """Return the products with the prompt's own positions; later positions are padding."""
         assert self.cotangents is not None
         return self.cotangents.to(logits) @ logits[: self.cotangents.shape[1]]
 
 
 class TruncatedModel(nn.Module):
-    """A model that terms at layer ℓ: its "logits", at every position, are h at all positions."""
+    """A model that ends at layer ℓ: its "logits", at every position, are h at all positions."""
 
     def __init__(self, model: nn.Module, layer: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def truncated_after(model: nn.Module, layer: int) -> Generator[TruncatedModel]:
     """Truncate a model after layer ℓ inside the `with` block.
 
     Yields:
-        The model that terms there; the given one has lost its later blocks and its output matrix.
+        The truncated model; the original is without its later blocks and its output matrix.
     """
     blocks = architecture.decoder_list(model)
     architecture.layer_output(model, layer)
