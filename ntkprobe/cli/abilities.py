@@ -45,7 +45,7 @@ def abilities(
     device_map: Annotated[
         str | None, typer.Option(metavar="auto", help="Spread one model over all GPUs.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="BenchmarkPrompts at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
 ) -> None:
     """Measure general ability with lm-evaluation-harness: MMLU, ARC, OpenBookQA and PIQA.
 

@@ -28,7 +28,7 @@ def win_rate(
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Of a reply; more for an annotator that thinks first.")
     ] = 16,
-    concurrency: Annotated[int, typer.Option(min=1, help="BenchmarkPrompts at the same time.")] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, help="Questions at the same time.")] = 8,
     key_variable: Annotated[
         str, typer.Option(metavar="NAME", help="The environment variable that holds the key.")
     ] = "OPENAI_API_KEY",

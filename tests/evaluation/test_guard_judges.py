@@ -1,4 +1,4 @@
-"""GuardModel models as judges, through small stand-ins: the guards themselves cannot be had here.
+"""Guard models as judges, through small stand-ins: the guards themselves cannot be had here.
 
 A stand-in is a real checkpoint without attention to anything but the last token: it says what its
 table of successors has.

@@ -27,7 +27,7 @@ class LlamaGuard:
         batch_size: answers at a time.
     """
 
-    model: str = "meta-llama/Llama-GuardModel-3-8B"
+    model: str = "meta-llama/Llama-Guard-3-8B"
     dtype: str = "bfloat16"
     device: str = "auto"
     batch_size: int = 8
