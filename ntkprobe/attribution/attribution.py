@@ -258,7 +258,7 @@ class _Work:
         steps, pairs = [s.checkpoint.step for s in self.sightings], self.encoded.pairs
         mean = self.how.loss == "mean"
         tokens = 1.0 if mean else sum(pair.learnt for pair in pairs) / len(pairs)
-        remarks = []
+        remarks = [f"checkpoint {s} is not whole: left out" for s in self.run.left_out]
         rates: Sequence[float] = self.run.learning_rates()
         if not rates:
             logged = self.run.logged_rates(self.sightings[-1].checkpoint)

@@ -79,6 +79,7 @@ class TrainingRun:
                 "response)"
             )
         self.data = found
+        self.left_out: tuple[int, ...] = ()  # steps of checkpoints that are not whole
         own = recorded_data(folder)
         place = own.parent if own is not None else folder
         self.report = read_json(place / REPORT) if (place / REPORT).is_file() else {}
@@ -180,8 +181,10 @@ class TrainingRun:
         Raises:
             UserError: if there is none.
         """
-        ready = [sighting for sighting in Scout(self.folder).look() if sighting.is_ready]
+        seen = Scout(self.folder).look()
+        ready = [sighting for sighting in seen if sighting.is_ready]
         if ready:
+            self.left_out = tuple(s.checkpoint.step for s in seen if not s.is_ready)
             return ready
         final = Checkpoint(int(self.report.get("steps", 0)), self.folder / "final")
         verdict = readiness(final.path) if final.path.is_dir() else None
@@ -199,13 +202,14 @@ class TrainingRun:
         from transformers import get_scheduler
 
         config = self.config
+        special: Any = config.lr_scheduler_kwargs or {}
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
         schedule = get_scheduler(
             config.lr_scheduler_type,
             optimizer,
             config.get_warmup_steps(steps),
             steps,
-            scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs or {}),
+            scheduler_specific_kwargs=special,
         )
         rates = []
         for _ in range(steps):

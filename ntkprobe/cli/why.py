@@ -192,7 +192,7 @@ def lines(found: "Attribution", top: int) -> list[str]:
     return shown
 
 
-def _pair(row: dict[str, Any]) -> str:
+def _pair(row: dict[Any, Any]) -> str:
     """Return one pair as a line."""
     error = f" ± {row['error']:.2g}" if row["error"] else ""
     numbers = f"{row['change']:+.3g}{error}  {row['share']:+.1%}"
