@@ -113,14 +113,14 @@ class _Work:
         index_dir: str | PathLike[str] | None,
     ) -> None:
         self.run, self.opened, self.how, self.place = run, opened, how, place
-        self.sightings = _wanted(run.checkpoints(), how.over, steps)
-        self.encoded = Encoded.of(run, opened, self.sightings[-1], asked, how)
+        self.scanned = _wanted(run.checkpoints(), how.over, steps)
+        self.encoded = Encoded.of(run, opened, self.scanned[-1], asked, how)
         self.index = Path(index_dir) if index_dir else place / "index" if place else None
         exact = how.estimator == "exact"
         folder = (place / "products" if place else None) if exact else self.index
         self.blocks = Blocks(folder, len(self.encoded.pairs), how.block)
         self.weights, self.remarks = self._weights()
-        self.which = {s.checkpoint.step: opened.identity(s) for s in self.sightings}
+        self.which = {s.checkpoint.step: opened.identity(s) for s in self.scanned}
         if place is not None:
             settle(
                 place / "run.json",
@@ -137,19 +137,19 @@ class _Work:
 
     def compute(self, shard: tuple[int, int], progress: bool) -> None:
         """Compute the blocks that are missing, of this worker."""
-        todo = {s.checkpoint.step: self._todo(s, shard) for s in self.sightings}
+        todo = {s.checkpoint.step: self._todo(s, shard) for s in self.scanned}
         total = sum(len(self.blocks.rows(start)) for starts in todo.values() for start in starts)
         with tqdm(total=total, desc="attributing", unit="pair", disable=not progress) as bar:
-            for sighting in self.sightings:
-                step = sighting.checkpoint.step
+            for each_scanned in self.scanned:
+                step = each_scanned.checkpoint.step
                 if todo[step] or not self._prompts_known(step):
-                    with self.opened.opened(sighting) as (model, which), evaluating(model):
+                    with self.opened.opened(each_scanned) as (model, which), evaluating(model):
                         self._at(model, step, which, todo[step], bar)
 
     def result(self) -> Attribution | None:
         """Return the sum over the checkpoints; None where blocks are missing."""
-        steps = [s.checkpoint.step for s in self.sightings]
-        if any(self._todo(s, (0, 1)) for s in self.sightings):
+        steps = [s.checkpoint.step for s in self.scanned]
+        if any(self._todo(s, (0, 1)) for s in self.scanned):
             return None
         m, n = len(self.encoded.observed.prompts), len(self.encoded.pairs)
         total, variance, positive = (np.zeros((m, n)) for _ in range(3))
@@ -222,9 +222,9 @@ class _Work:
         sketched = self.how.estimator == "sketch" and self.index is not None
         return sketched and index.features_file(self.index, step).is_file()  # type: ignore[arg-type]
 
-    def _todo(self, sighting: ScannedCheckpoint, shard: tuple[int, int]) -> list[int]:
+    def _todo(self, each_scanned: ScannedCheckpoint, shard: tuple[int, int]) -> list[int]:
         """Return the blocks that are missing at a checkpoint."""
-        step = sighting.checkpoint.step
+        step = each_scanned.checkpoint.step
         return [] if self._indexed(step) else self.blocks.missing(step, shard)
 
     def _found(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -255,13 +255,13 @@ class _Work:
 
     def _weights(self) -> tuple[dict[int, float], list[str]]:
         """Return the weight of every checkpoint, and what should be said of it and the prompts."""
-        steps, pairs = [s.checkpoint.step for s in self.sightings], self.encoded.pairs
+        steps, pairs = [s.checkpoint.step for s in self.scanned], self.encoded.pairs
         mean = self.how.loss == "mean"
         tokens = 1.0 if mean else sum(pair.learnt for pair in pairs) / len(pairs)
-        remarks = []
+        remarks = [f"checkpoint {s} is not whole: left out" for s in self.run.left_out]
         rates: Sequence[float] = self.run.learning_rates()
         if not rates:
-            logged = self.run.logged_rates(self.sightings[-1].checkpoint)
+            logged = self.run.logged_rates(self.scanned[-1].checkpoint)
             rates = [logged[step] for step in sorted(logged)]
             if not rates:
                 rates = [1.0]
@@ -277,7 +277,7 @@ class _Work:
 
 
 def _wanted(
-    sightings: list[ScannedCheckpoint], over: str, steps: Sequence[StepRange]
+    scanned: list[ScannedCheckpoint], over: str, steps: Sequence[StepRange]
 ) -> list[ScannedCheckpoint]:
     """Return the checkpoints that count.
 
@@ -285,9 +285,9 @@ def _wanted(
         UserError: if there is none.
     """
     if steps:
-        chosen = [s for s in sightings if any(s.checkpoint.step in some for some in steps)]
+        chosen = [s for s in scanned if any(s.checkpoint.step in some for some in steps)]
         if not chosen:
-            have = [s.checkpoint.step for s in sightings]
+            have = [s.checkpoint.step for s in scanned]
             raise UserError(f"no checkpoint of the steps asked for: the run has {have}")
-        sightings = chosen
-    return sightings[-1:] if over == "final" else sightings
+        scanned = chosen
+    return scanned[-1:] if over == "final" else scanned

@@ -79,6 +79,7 @@ class TrainingRun:
                 "response)"
             )
         self.data = found
+        self.left_out: tuple[int, ...] = ()  # steps of checkpoints that are not whole
         own = recorded_data(folder)
         place = own.parent if own is not None else folder
         self.report = read_json(place / REPORT) if (place / REPORT).is_file() else {}
@@ -180,10 +181,10 @@ class TrainingRun:
         Raises:
             UserError: if there is none.
         """
-        ready = [
-            sighting for sighting in CheckpointScanner(self.folder).look() if sighting.is_ready
-        ]
+        seen = CheckpointScanner(self.folder).look()
+        ready = [each_scanned for each_scanned in seen if each_scanned.is_ready]
         if ready:
+            self.left_out = tuple(s.checkpoint.step for s in seen if not s.is_ready)
             return ready
         final = Checkpoint(int(self.report.get("steps", 0)), self.folder / "final")
         verdict = readiness(final.path) if final.path.is_dir() else None
@@ -201,13 +202,14 @@ class TrainingRun:
         from transformers import get_scheduler
 
         config = self.config
+        special: Any = config.lr_scheduler_kwargs or {}
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
         schedule = get_scheduler(
             config.lr_scheduler_type,
             optimizer,
             config.get_warmup_steps(steps),
             steps,
-            scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs or {}),
+            scheduler_specific_kwargs=special,
         )
         rates = []
         for _ in range(steps):
@@ -239,26 +241,26 @@ class OpenedRun:
     pins: Path
 
     @contextmanager
-    def opened(self, sighting: ScannedCheckpoint) -> Generator[tuple["nn.Module", str]]:
+    def opened(self, each_scanned: ScannedCheckpoint) -> Generator[tuple["nn.Module", str]]:
         """Load a checkpoint.
 
         Args:
-            sighting: one that is whole.
+            each_scanned: one that is whole.
 
         Yields:
             The model, its adapter not merged, and the checkpoint's identity.
         """
         with ExitStack() as stack:
-            with pinned(sighting.checkpoint, sighting.verdict, self.pins) as pin:
-                which = identity(pin, sighting.verdict.weights)
-                if sighting.verdict.kind == "adapter":
-                    self.models.learn_base(sighting.checkpoint.path)
-                model = stack.enter_context(self.models.opened(pin, sighting.verdict.kind))
+            with pinned(each_scanned.checkpoint, each_scanned.verdict, self.pins) as pin:
+                which = identity(pin, each_scanned.verdict.weights)
+                if each_scanned.verdict.kind == "adapter":
+                    self.models.learn_base(each_scanned.checkpoint.path)
+                model = stack.enter_context(self.models.opened(pin, each_scanned.verdict.kind))
             yield model, which
 
-    def identity(self, sighting: ScannedCheckpoint) -> str:
+    def identity(self, each_scanned: ScannedCheckpoint) -> str:
         """Return which weights a checkpoint has, without loading them."""
-        return identity(sighting.checkpoint.path, sighting.verdict.weights)
+        return identity(each_scanned.checkpoint.path, each_scanned.verdict.weights)
 
 
 @contextmanager

@@ -197,13 +197,21 @@ class TestSketch:
         ntk.attribute(trained, **options)
         other = tmp_path / "run"
         shutil.copytree(trained, other)
-        for name in ("adapter_model.safetensors",):
-            shutil.copy(trained / "checkpoint-4" / name, other / "checkpoint-8" / name)
+        weights = "adapter_model.safetensors"
+        shutil.copy(trained / "checkpoint-4" / weights, other / "checkpoint-8" / weights)
+        (other / "checkpoint-8" / "trainer_state.json").touch()
         with pytest.raises(UserError, match="made with checkpoint = "):
             ntk.attribute(other, **options)
 
 
 class TestMistakes:
+    def test_a_checkpoint_that_is_not_whole_is_left_out_and_said(self, trained, tmp_path):
+        shutil.copytree(trained, tmp_path / "run")
+        (tmp_path / "run" / "checkpoint-4" / "adapter_model.safetensors").unlink()
+        found = ntk.attribute(tmp_path / "run", **QUICK)
+        assert list(found.weights) == [0, 8]
+        assert found.remarks[0] == "checkpoint 4 is not whole: left out"
+
     def test_a_run_without_its_data_names_the_file_and_the_flag(self, trained, tmp_path):
         shutil.copytree(trained, tmp_path / "run")
         (tmp_path / "run" / "data.parquet").unlink()

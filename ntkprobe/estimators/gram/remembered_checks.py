@@ -83,7 +83,7 @@ def _described(module: nn.Module) -> tuple[Hashable, ...]:
     named: Hashable = tuple(
         getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooks
     )
-    return type(module), "forward" in vars(module), plain, named
+    return type(module), "forward" in vars(module), plain, names
 
 
 def _is_plain(value: Any) -> bool:
