@@ -24,7 +24,7 @@ class Lines(plain_tqdm):
         own: dict[str, Any] = {"mininterval": SECONDS, "leave": False, "file": io.StringIO()}
         super().__init__(*args, **{**settings, **own})
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # type: ignore[override]
         """Print where the stage is, unless that was done a moment ago.
 
         Returns:

@@ -126,7 +126,7 @@ class Attribution:
         rows = self.frame().groupby(["observed", "source"], sort=False)
         return rows.agg(pairs=("change", "size"), change=("change", "sum")).reset_index()
 
-    @style.in_print
+    @style.print_style
     def figure(self, prompts: int = 4, count: int = 3) -> "Figure":
         """Return a figure: the pairs that pushed each prompt most, both ways, under it.
 
@@ -144,8 +144,8 @@ class Attribution:
         ranked_bars(
             rows.assign(heading=rows["observed"].map(texts), label=labels, push=rows["change"]),
             ax,
-            colours=(style.look("toxic").colour, style.look("normal").colour),
-            texts=(style.look("seemingly_toxic").text, style.look("toxic").text),
+            colours=(style.group_style("toxic").colour, style.group_style("normal").colour),
+            texts=(style.group_style("seemingly_toxic").text, style.group_style("toxic").text),
         )
         low, high = rows["change"].min(), rows["change"].max()
         ax.set_xlim(min(0, 1.05 * low), max(0, 1.05 * high) or None)
@@ -193,4 +193,4 @@ class Attribution:
 
 
 def _short(text: str) -> str:
-    return style.safe(shorten(one_line(text), 60, placeholder=" …"))
+    return style.escaped(shorten(one_line(text), 60, placeholder=" …"))

@@ -159,7 +159,9 @@ class PerSampleGradients:
         with requiring_grad(self.model, self.chosen), torch.enable_grad():
             values = [forward([row])[0] for row in rows]
             for column in range(len(values[0])):
-                each = [gradients(v[column], self.chosen.values(), again=True) for v in values]
+                each = [
+                    gradients(v[column], self.chosen.values(), retain_graph=True) for v in values
+                ]
                 stacked = (torch.stack(parts) for parts in zip(*each, strict=True))
                 yield {n: [WholeGradients(p)] for n, p in zip(self.chosen, stacked, strict=True)}
 
@@ -203,7 +205,7 @@ class PerSampleGradients:
             weights = torch.linspace(1, -2, len(rows)).to(values)
             if any(not _fits(inputs, output, len(rows)) for _, inputs, output in uses):
                 return False
-            expected = gradients(values @ weights, self.chosen.values(), again=True)
+            expected = gradients(values @ weights, self.chosen.values(), retain_graph=True)
             found = self._factors(values.sum(), uses, again=False)
         return all(
             _near(found[name], weights, whole)

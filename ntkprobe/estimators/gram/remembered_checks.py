@@ -78,12 +78,15 @@ def _key(schedule: BackwardSchedule, watched: dict[str, nn.Parameter]) -> Hashab
 
 def _described(module: nn.Module) -> tuple[Hashable, ...]:
     """Return what a module is, with its settings and the hooks that are on it."""
-    plain: Hashable = tuple(sorted((k, repr(v)) for k, v in vars(module).items() if _is_plain(v)))
+    plain: tuple[Hashable, ...] = tuple(
+        sorted((k, repr(v)) for k, v in vars(module).items() if _is_plain(v))
+    )
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    named: Hashable = tuple(
+    names: tuple[Hashable, ...] = tuple(
         getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooks
     )
-    return type(module), "forward" in vars(module), plain, names
+    kind: Any = type(module)
+    return kind, "forward" in vars(module), plain, names
 
 
 def _is_plain(value: Any) -> bool:
