@@ -260,12 +260,15 @@ class Server:
             response = request().http_response
         except APIStatusError as error:
             response = error.response
-        except APITimeoutError:
-            raise _Transient(f"no reply within {self.timeout:g} s") from None
+        except UnicodeError:  # of a host name that cannot be encoded
+            raise _Transient("no such host", unreachable=True) from None
         except APIConnectionError as error:
-            if type(error.__cause__).__name__ in _UNREACHABLE:
-                raise _Transient(str(error.__cause__), unreachable=True) from None
             kind = type(error.__cause__ or error).__name__
+            if kind in _UNREACHABLE:
+                reason = str(error.__cause__) or f"no connection within {self.timeout:g} s"
+                raise _Transient(reason, unreachable=True) from None
+            if isinstance(error, APITimeoutError):
+                raise _Transient(f"no reply within {self.timeout:g} s") from None
             raise _Transient(f"connection lost ({kind})") from None
         return response.status_code, response.text, _retry_after(response.headers)
 

@@ -134,6 +134,11 @@ def test_an_unreachable_server_is_one_clear_line() -> None:
         Server(_nobody(), "judge").check()
 
 
+def test_a_host_name_that_cannot_be_encoded_is_one_clear_line() -> None:
+    with pytest.raises(UserError, match=r"cannot be reached \(no such host\)"):
+        Server("http://a..b/v1", "judge").check()
+
+
 def test_nobody_at_the_address_fails_every_conversation_without_an_exception() -> None:
     server = Server(_nobody(), "judge", retries=1, pause=0.01, concurrency=2)
     talks = [[{"role": "user", "content": str(row)}] for row in range(50)]
