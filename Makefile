@@ -40,7 +40,7 @@ demo: $(PACKAGE)  ## install the package alone, then train, measure and draw on 
 replicate: install  ## the paper's experiment: make replicate MODEL=FILE.gguf DATA=DIR (a night on 2 cores)
 	$(BIN)/ntkprobe replicate --model $(MODEL) --data $(DATA)
 
-test: install  ## the quick suite (under 5 minutes on 2 cores)
+test: install  ## the quick suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 check: install lint  ## lint and the slow rest of the tests: notebooks, docs, faults

@@ -102,7 +102,10 @@ def fails_the_comparison(out, call, *words):
 # --- what is right passes ---
 
 
-@pytest.mark.parametrize("tied", [False, True])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=SLOW), True])
 def test_the_base_and_the_first_and_last_checkpoints_are_compared(tmp_path, tied, capsys):
     run = adapter_run(tmp_path, (10, 20, 30), tied)
     assert measure(run, tmp_path / "out", GRAM, PROMPTS).status == 0
@@ -126,7 +129,9 @@ def test_no_comparison_where_none_is_wanted(tmp_path):
     assert not [e for e in events(tmp_path / "out") if "compare" in e["state"]]
 
 
-@pytest.mark.parametrize("parameters", ["all", "lora", "last:1", "last:1+lora"])
+@pytest.mark.parametrize(
+    "parameters", ["all", "lora", pytest.param("last:1", marks=SLOW), "last:1+lora"]
+)
 def test_every_selection_can_be_compared(tmp_path, parameters):
     run = adapter_run(tmp_path, (10,))
     kernel = replace(SETTINGS.kernel, parameters=parameters)
@@ -158,7 +163,13 @@ OTHER_ADAPTERS = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "parameters"), [*((kind, "all") for kind in OTHER_ADAPTERS), ("dora", "last:1")]
+    ("kind", "parameters"),
+    [
+        ("dora", "all"),
+        pytest.param("dora", "last:1", marks=SLOW),
+        pytest.param("ia3", "all", marks=SLOW),
+        ("loha", "all"),
+    ],
 )
 def test_adapters_that_are_no_plain_lora_pass(tmp_path, kind, parameters):
     run = adapter_run(tmp_path, (10,), config=OTHER_ADAPTERS[kind])
