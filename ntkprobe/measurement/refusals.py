@@ -182,6 +182,7 @@ def measure_refusal(
         "apostrophes": apostrophes if named else None,
         **encoded.record,
         "max_new_tokens": max_new_tokens if generate else None,
+        "exact_phrases": exact_phrases,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
     return RefusalMeasurement(
