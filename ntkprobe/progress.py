@@ -23,16 +23,11 @@ class Lines(tqdm):
         own: dict[str, Any] = {"mininterval": SECONDS, "leave": False, "file": io.StringIO()}
         super().__init__(*args, **{**settings, **own})
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Print where the stage is, unless that was done a moment ago.
-
-        Returns:
-            True, as tqdm's own does.
-        """
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Print where the stage is, unless that was done a moment ago."""
         if msg is None and time.monotonic() - self._said >= SECONDS:
             self._said = time.monotonic()
             print(one_line(self), file=sys.stderr, flush=True)
-        return True
 
 
 def progress(iterable: Any = None, **settings: Any) -> Any:

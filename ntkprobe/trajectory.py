@@ -392,8 +392,7 @@ def step_of(path: Path) -> int:
 
 def _ends(wide: pd.DataFrame, columns: int = 6) -> pd.DataFrame:
     """Return at most so many of a table's columns, the first, the last and some between."""
-    kept = np.unique(np.linspace(0, wide.shape[1] - 1, columns).round().astype(int))
-    return wide.iloc[:, kept]
+    return wide.iloc[:, np.unique(np.linspace(0, wide.shape[1] - 1, columns).round().astype(int))]
 
 
 def _look_up(values: pd.Series, steps: pd.Series, prompts: pd.Series) -> np.ndarray:
