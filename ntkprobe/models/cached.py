@@ -346,7 +346,8 @@ def _causal(positions: Int[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq seq"
 
 def _kept(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
     """Return keys and values by layer."""
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    layers: list[Any] = list(cache.layers)
+    return [(layer.keys, layer.values) for layer in layers]
 
 
 def _cache(pairs: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
