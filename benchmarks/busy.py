@@ -1,7 +1,7 @@
 """How much longer a kernel takes beside one busy process, by how OpenMP's threads wait.
 
 `python benchmarks/busy.py [--model MODEL]` writes `busy.md`. Each measurement is a fresh process
-with the threads that torch takes by itself: the demo's kernel, and with `--model` that model's.
+with as many threads as torch takes by itself: of the demo's kernel, and of one of MODEL.
 Idle means that this benchmark runs nothing beside it: a machine on which others work shows smaller
 ratios than it has. A fair half of two cores is a ratio of 2.
 """

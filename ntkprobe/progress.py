@@ -5,8 +5,7 @@ import sys
 import time
 from typing import Any
 
-from tqdm.auto import tqdm
-from tqdm.std import tqdm as plain_tqdm
+from tqdm import tqdm
 
 from .errors import one_line
 
@@ -14,7 +13,7 @@ SECONDS = 30.0
 """Between two lines of a stage in a log; a stage that takes less says nothing there."""
 
 
-class Lines(plain_tqdm):
+class Lines(tqdm):
     """A bar for where nobody looks on: whole lines on stderr, one every `SECONDS`."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -24,16 +23,11 @@ class Lines(plain_tqdm):
         own: dict[str, Any] = {"mininterval": SECONDS, "leave": False, "file": io.StringIO()}
         super().__init__(*args, **{**settings, **own})
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # type: ignore[override]
-        """Print where the stage is, unless that was done a moment ago.
-
-        Returns:
-            True, as tqdm's own does.
-        """
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Print where the stage is, unless that was done a moment ago."""
         if msg is None and time.monotonic() - self._said >= SECONDS:
             self._said = time.monotonic()
             print(one_line(self), file=sys.stderr, flush=True)
-        return True
 
 
 def progress(iterable: Any = None, **settings: Any) -> Any:
@@ -43,7 +37,4 @@ def progress(iterable: Any = None, **settings: Any) -> Any:
         iterable: what is gone through; None for a bar that is told by `update`.
         settings: tqdm's, such as `total`, `desc` and `unit`, in the singular.
     """
-    in_notebook = not issubclass(plain_tqdm, tqdm) and hasattr(tqdm, "container")
-    if in_notebook or sys.stderr.isatty():
-        return tqdm(iterable, **settings)
-    return Lines(iterable, **settings)
+    return (tqdm if sys.stderr.isatty() else Lines)(iterable, **settings)

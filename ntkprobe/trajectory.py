@@ -100,9 +100,8 @@ class Trajectory:
         about = self.prompts.set_index("prompt")
         table.insert(2, "group", table["prompt"].map(about["group"]))
         table.insert(3, "text", table["prompt"].map(about["text"]))
-        table["probability"] = np.exp(table["log_probability"])
-        exact = table["log_probability"]  # as all are in tables from before there was a bound
-        table["upper"] = table.pop("upper").fillna(exact) if "upper" in table else exact
+        table["probability"] = np.exp(log_p := table["log_probability"])
+        table["upper"] = table.get("upper", log_p).fillna(log_p)  # older tables have no bound
         table["refuses"] = table.pop("refuses").astype("boolean")
         return table
 
@@ -393,8 +392,7 @@ def step_of(path: Path) -> int:
 
 def _ends(wide: pd.DataFrame, columns: int = 6) -> pd.DataFrame:
     """Return at most so many of a table's columns, the first, the last and some between."""
-    kept = np.unique(np.linspace(0, wide.shape[1] - 1, columns).round().astype(int))
-    return wide.iloc[:, kept]
+    return wide.iloc[:, np.unique(np.linspace(0, wide.shape[1] - 1, columns).round().astype(int))]
 
 
 def _look_up(values: pd.Series, steps: pd.Series, prompts: pd.Series) -> np.ndarray:

@@ -158,6 +158,16 @@ def test_a_probability_is_the_exponential_and_an_answer_not_generated_is_missing
     assert table["group"].tolist() == GROUPS * 2
 
 
+def test_a_step_measured_before_there_was_a_bound_is_its_own_bound(folder):
+    bounded = refusal_table(10, len(GROUPS))
+    bounded["upper"] = bounded["log_probability"] + 1e-5
+    write_table(folder / "refusal" / "step-00000010.parquet", bounded)
+    table = Trajectory(folder).refusal().set_index("step")
+    gap = table["upper"] - table["log_probability"]
+    np.testing.assert_allclose(gap.loc[0], 0)
+    np.testing.assert_allclose(gap.loc[10], 1e-5, rtol=1e-6)
+
+
 def test_a_file_added_while_reading_is_there_at_the_next_look(folder):
     run = Trajectory(folder)
     assert run.steps == [0, 10]

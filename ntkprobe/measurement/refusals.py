@@ -167,6 +167,8 @@ def measure_refusal(
     with evaluating(model), torch.no_grad():
         room = max(*map(len, ends), how.max_new_tokens) - 1
         require_measurable(model, ids, room=max(map(len, ends)) - 1)
+        if generate:
+            require_measurable(model, ids, room=max_new_tokens)
         if logits_processor or not usable(model, ids, room):
             scores, answers = how.plainly(model, ids, logits_processor)
         else:
@@ -180,6 +182,7 @@ def measure_refusal(
         "apostrophes": apostrophes if named else None,
         **encoded.record,
         "max_new_tokens": max_new_tokens if generate else None,
+        "exact_phrases": exact_phrases,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
     return RefusalMeasurement(
@@ -233,8 +236,6 @@ class _Reading:
 
     def kept(self, model: nn.Module, ids: list[Any]) -> tuple[Bounded, list[str] | None]:
         """Return the same, within the tolerance, from one pass over each prompt."""
-        if self.max_new_tokens:
-            require_measurable(model, ids, room=self.max_new_tokens)
         require_vocabulary(model, [t for each in self.phrases for t in each], "a refusal phrase")
         size = (len(ids), len(self.phrases))
         lower, upper = (

@@ -71,12 +71,10 @@ class CachedPrompts:
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep some of the prompts only, in the order given."""
-        chosen = torch.tensor(list(rows), device=self.real.device)
-        self.cache = _cache(
-            [(k.index_select(0, chosen), v.index_select(0, chosen)) for k, v in _kept(self.cache)]
-        )
+        chosen = list(rows)
+        self.cache = _cache([(keys[chosen], values[chosen]) for keys, values in _kept(self.cache)])
         self.positions, self.real = self.positions[chosen], self.real[chosen]
-        self.logits = self.logits[chosen.to(self.logits.device)]
+        self.logits = self.logits[chosen]
         self.lengths = [self.lengths[row] for row in rows]
 
     def run(
@@ -273,7 +271,9 @@ def _trial_error(model: Any, prompts: Sequence[Ids], behind: int) -> float:
     chain, other = words[:behind], [(words[0] + 1) % _words(model), words[-1]]
     found = read(model, pair, Beginning.of(model, prompts))
     got = [found.logits[:, None]]
-    places = torch.tensor([[len(row) + depth for depth in (0, 1, *range(behind))] for row in rows])
+    places = torch.tensor(
+        [[len(row) + depth for depth in (0, min(1, behind - 1), *range(behind))] for row in rows]
+    )
     real, new = found.real.cpu(), 2 + behind
     apart = torch.ones(new, new, dtype=torch.bool).tril()
     apart[2:, :2] = False

@@ -82,7 +82,6 @@ class Recorder:
         self._batch_size = settings.batch_size or FIRST_BATCH_SIZE
         self._encoded: Encoded | None = None
         self._tokenizer: Any = None
-        # One for the whole run: it tries its rules once for an architecture.
         name = settings.kernel.estimator if settings.kernel is not None else None
         self._method: Any = plugins.load(estimators, name)() if name is not None else None
         self._verified = False

@@ -5,8 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from architectures import build
 from matplotlib import pyplot as plt
 from tiny_runs import TEXTS, tiny_adapter, tiny_model, tiny_tokenizer
+from toy_tokenizers import byte_bpe
 
 from ntkprobe import Prompt, PromptSet, UserError, measure_kernel, measure_refusal
 from ntkprobe.errors import MeasurementWarning
@@ -15,6 +17,7 @@ from ntkprobe.estimators.finite_difference import FiniteDifference
 from ntkprobe.estimators.gram import Gram
 from ntkprobe.kernel import Probe, norms
 from ntkprobe.measurement import encode, evaluating
+from ntkprobe.models.generation import answer_batch
 from ntkprobe.prompts.phrases import is_refusal
 
 matplotlib.use("Agg")
@@ -334,3 +337,29 @@ def test_refusals_draw_themselves_and_show_escaped(refusals):
     assert refusals.plot().get_xlabel() == "probability of a refusal"
     plt.close("all")
     assert "<table" in refusals._repr_html_()
+
+
+def test_phrases_that_hardly_count_are_bounded_unless_all_are_asked_for():
+    tokenizer = byte_bpe()
+    model = build("gpt2", n_positions=256, vocab_size=len(tokenizer))
+    found = measure_refusal(model, tokenizer, PROMPTS, generate=False)
+    exact = measure_refusal(model, tokenizer, PROMPTS, generate=False, exact_phrases=True)
+    below, every = found.frame(), exact.frame()
+    gap = below["upper"] - below["log_probability"]
+    assert gap.between(0, 1e-4).all() and (gap > 0).any()
+    assert (every["upper"] == every["log_probability"]).all()
+    assert (below["log_probability"] <= every["log_probability"] + 1e-6).all()
+    assert (every["log_probability"] <= below["upper"] + 1e-6).all()
+
+
+def test_answers_beside_the_phrases_are_those_alone():
+    model, tokenizer, prompts = tiny_model(), TOKENIZER, PROMPTS
+    found = measure_refusal(model, tokenizer, prompts, max_new_tokens=8, batch_size=2)
+    with evaluating(model):
+        encoded = encode(tokenizer, prompts)
+        stops = encoded.template.stop_ids(tokenizer)
+        expected = [
+            answer_batch(model, tokenizer, [ids], max_new_tokens=8, stop_ids=stops)[0].text
+            for ids in encoded.input_ids
+        ]
+    assert list(found.answers) == expected
