@@ -72,7 +72,7 @@ def attribute(
     """
     how = _settings(settings, options)
     trained = TrainingRun(Path(run), pairs)
-    trained.texts  # ruff: ignore[useless-expression] - other pairs than were trained on are told before anything is loaded
+    _ = trained.texts  # that they are others than were trained on is told before all else
     asked = as_prompt_set(prompts)
     if not len(asked):
         raise UserError("no prompts to explain: give one at least")
@@ -80,6 +80,11 @@ def attribute(
     models = Models(model, how.load, merge=False)
     with opening(models, place) as opened:
         if how.over == "steps":
+            if steps or shard != (0, 1):
+                raise UserError(
+                    "the sum over recorded steps takes all of them, in one process: leave out the "
+                    "choice of checkpoints and the shard"
+                )
             folder = Path(recorded_steps) if recorded_steps else None
             return over_steps(trained, opened, asked, how, folder, progress=progress)
         work = _Work(trained, opened, asked, how, steps, place, index_dir)
