@@ -72,7 +72,7 @@ def attribute(
     """
     how = _settings(settings, options)
     trained = TrainingRun(Path(run), pairs)
-    trained.texts  # ruff: ignore[useless-expression] - other pairs than were trained on are told before anything is loaded
+    _ = trained.texts  # that they are others than were trained on is told before all else
     asked = as_prompt_set(prompts)
     if not len(asked):
         raise UserError("no prompts to explain: give one at least")
@@ -80,6 +80,11 @@ def attribute(
     models = Models(model, how.load, merge=False)
     with opening(models, place) as opened:
         if how.over == "steps":
+            if steps or shard != (0, 1):
+                raise UserError(
+                    "the sum over recorded steps takes all of them, in one process: leave out the "
+                    "choice of checkpoints and the shard"
+                )
             folder = Path(recorded_steps) if recorded_steps else None
             return over_steps(trained, opened, asked, how, folder, progress=progress)
         work = _Work(trained, opened, asked, how, steps, place, index_dir)
@@ -119,6 +124,7 @@ class _Work:
         exact = how.estimator == "exact"
         folder = (place / "products" if place else None) if exact else self.index
         self.blocks = Blocks(folder, len(self.encoded.pairs), how.block)
+        self.prompts = Blocks(place / "prompts" if place else None, 1, 1)
         self.weights, self.remarks = self._weights()
         self.which = {s.checkpoint.step: opened.identity(s) for s in self.scanned}
         if place is not None:
@@ -238,20 +244,14 @@ class _Work:
 
     # What is known of the prompts at each checkpoint, beside the blocks.
 
-    def _own(self) -> Blocks:
-        if not hasattr(self, "_prompts"):
-            folder = self.place / "prompts" if self.place else None
-            self._prompts = Blocks(folder, 1, 1)
-        return self._prompts
-
     def _prompts_known(self, step: int) -> bool:
-        return not self._own().missing(step)
+        return not self.prompts.missing(step)
 
     def _held_file(self, step: int) -> dict[str, Tensor]:
-        return self._own().read(step, 0)
+        return self.prompts.read(step, 0)
 
     def _keep_held(self, step: int, tensors: dict[str, Tensor], which: str) -> None:
-        self._own().write(step, 0, tensors, which)
+        self.prompts.write(step, 0, tensors, which)
 
     def _weights(self) -> tuple[dict[int, float], list[str]]:
         """Return the weight of every checkpoint, and what should be said of it and the prompts."""

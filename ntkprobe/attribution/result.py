@@ -156,8 +156,8 @@ class Attribution:
         """Write the tables and what they depend on.
 
         Args:
-            folder: where to: `attribution.parquet`, `top.csv`, `pairs.parquet`, `prompts.parquet`,
-                `attribution.json`.
+            folder: where to: `attribution.parquet`, `top.parquet` (20 pairs each way),
+                `pairs.parquet`, `prompts.parquet`, `attribution.json`.
 
         Returns:
             The files.

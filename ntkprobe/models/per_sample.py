@@ -34,6 +34,16 @@ class MatrixFactors:
     left: Float[Tensor, "b t rows"]
     right: Float[Tensor, "b t columns"]
 
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return len(self.left)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.left.device
+
     def whole(self) -> Float[Tensor, "b rows columns"]:
         """Return the gradients, formed."""
         return self.left.transpose(1, 2) @ self.right
@@ -55,6 +65,16 @@ class LookupFactors:
     ids: Int[Tensor, "b t"]
     values: Float[Tensor, "b t columns"]
     rows: int
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return len(self.values)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.values.device
 
     def whole(self) -> Float[Tensor, "b rows columns"]:
         """Return the gradients, formed."""
@@ -80,6 +100,16 @@ class WholeGradients:
     """Gradients as they are, of a parameter of any shape."""
 
     values: Float[Tensor, "b ..."]
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return len(self.values)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.values.device
 
     def whole(self) -> Float[Tensor, "b ..."]:
         """Return the gradients."""

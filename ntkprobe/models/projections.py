@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .per_sample import Gradients, matrix_shape
+from .per_sample import Factors, Gradients, matrix_shape
 from .validation import count
 
 
@@ -99,20 +99,22 @@ class Projections:
         return sum(p * q for p, q in map(self._sides, self.shapes))
 
     def __call__(self, gradients: Gradients) -> Float[Tensor, "b parts size"]:
-        """Return the features of samples, in float32 at least."""
+        """Return the features of samples, in float32 at least; 0 where nothing depends on θ."""
+        known = [use for uses in gradients.values() for use in uses]
         parts = [
-            torch.cat(
-                [self._projected(name, uses, part) for name, uses in gradients.items() if uses], 1
-            )
+            [self._projected(name, uses, part, known) for name, uses in gradients.items()]
             for part in range(self.settings.parts)
         ]
-        return torch.stack(parts, 1)
+        return torch.stack([torch.cat(features, 1) for features in parts], 1)
 
-    def _projected(self, name: str, uses: list, part: int) -> Float[Tensor, "b pq"]:
+    def _projected(
+        self, name: str, uses: list[Factors], part: int, known: list[Factors]
+    ) -> Float[Tensor, "b pq"]:
         """Return the features of one parameter."""
         rows, columns = self._of(name, part)
-        total = sum(use.projected(rows, columns).flatten(1) for use in uses)
-        assert isinstance(total, Tensor)
+        if not uses:
+            return torch.zeros(known[0].samples, len(rows) * len(columns), device=known[0].device)
+        total = torch.stack([use.projected(rows, columns).flatten(1) for use in uses]).sum(0)
         return total if total.dtype == torch.float64 else total.float()
 
     def _sides(self, name: str) -> tuple[int, int]:

@@ -237,6 +237,7 @@ class TestMistakes:
             ({"target": "refusal"}, "goes with tokens"),
             ({"over": "everything"}, "no over 'everything'"),
             ({"estimator": "sketch", "over": "steps"}, "leave out the sketch"),
+            ({"over": "steps", "shard": (0, 2)}, "in one process"),
             ({"loss": "first_token"}, "no loss 'first_token'"),
             ({"steps": parse_steps("3")}, r"the run has \[0, 4, 8\]"),
             ({"colour": "red"}, "no setting 'colour'"),
