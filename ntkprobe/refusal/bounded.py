@@ -75,7 +75,8 @@ def score_bounded(
             return search.found()
         if len(going) < len(active):
             batch.select(going)
-            active, chosen = ([each[place] for place in going] for each in (active, chosen))
+            active = [active[place] for place in going]
+            chosen = [chosen[place] for place in going]
         logits = _run(batch, trie, chosen, [columns[row] for row in active])
         search.enter(active, chosen, logits, numbers)
 

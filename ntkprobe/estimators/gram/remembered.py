@@ -71,7 +71,7 @@ def _key(route: Route, watched: dict[str, nn.Parameter]) -> Hashable:
     return (told, modules, parameters, tied, tuple(watched), route.dtype, reads_all)
 
 
-def _described(module: nn.Module) -> tuple[Hashable, ...]:
+def _described(module: nn.Module) -> tuple[Any, ...]:
     """Return what a module is, with its settings and the hooks that are on it."""
     plain = tuple(sorted((k, repr(v)) for k, v in vars(module).items() if _is_plain(v)))
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
