@@ -381,9 +381,13 @@ class Digits:
         return " ".join(map(str, ids))
 
 
+@pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_in_float64_answers_to_prompts_of_unequal_length_are_those_alone(attention):
+def test_in_float64_answers_to_prompts_of_unequal_length_are_those_alone(
+    attention, kept, monkeypatch
+):
     model, given = build("qwen2-tied", torch.float64), prompts((5, 9, 2))
+    monkeypatch.setattr(generation, "usable", lambda *_: kept)
     model.set_attn_implementation(attention)
     found = generate_answers(model, Digits(), given, max_new_tokens=6)
     assert found == [generate_answers(model, Digits(), [ids], max_new_tokens=6)[0] for ids in given]
@@ -393,6 +397,7 @@ def test_without_clamped_casts_padding_in_float64_is_nan(monkeypatch):
     from contextlib import nullcontext
 
     model, given = build("qwen2-tied", torch.float64), prompts((5, 9, 2))
+    monkeypatch.setattr(generation, "usable", lambda *_: False)  # by generate() and its masks
     monkeypatch.setattr(generation, "clamped_casts", lambda model: nullcontext())
     monkeypatch.setattr(batching, "together", lambda m, p, **_: [list(range(len(p)))])
     with pytest.raises(UserError, match="NaN"):
