@@ -13,6 +13,7 @@ from ..plots import style
 from ..plots.profiles import profile
 from ..trajectory import Trajectory
 from .activation_geometry import first_and_last
+from .measured_tables import OTHER_PROMPTS
 
 RESAMPLES, PERMUTATIONS = 999, 199
 """Fewer than elsewhere: there is a bootstrap and a test for every layer, step and run."""
@@ -42,22 +43,22 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     if not rows:
         raise UserError(
             "no direction can be taken: it needs two prompts or more of each of two classes, toxic "
-            "and normal ones, or refused and answered ones at the same step"
+            f"and normal ones, or refused and answered ones at one step: {OTHER_PROMPTS}"
         )
     return pd.DataFrame(rows)
 
 
 def _rows(name: str, run: Trajectory) -> Iterator[dict[str, Any]]:
-    groups = run.prompts["group"].tolist()
+    groups, prompts = run.prompts["group"].tolist(), run.prompts["prompt"].to_numpy()
     refused = run.refusal().drop_duplicates(["step", "prompt"])
     for step in first_and_last(run):
         at = refused[refused["step"] == step].set_index("prompt")["refuses"]
-        verdicts = [at.get(prompt) for prompt in run.prompts["prompt"]]
+        verdicts = [at.get(prompt) for prompt in prompts]
         found = directions.classes(groups, verdicts)
         for layer, values in run.activations(step).items():
             for one in found:
                 yield {"run": name, "step": step, "layer": layer} | directions.separation(
-                    np.asarray(values), one, resamples=RESAMPLES, permutations=PERMUTATIONS
+                    np.asarray(values)[prompts], one, resamples=RESAMPLES, permutations=PERMUTATIONS
                 )
 
 
@@ -65,7 +66,7 @@ def _rows(name: str, run: Trajectory) -> Iterator[dict[str, Any]]:
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per direction, a line per run, dashed for its first step."""
     shown = [name for name in TITLES if name in set(numbers["direction"])]
-    figure, grid = style.panels(1, len(shown), width=2.4 * len(shown), height=2.7)
+    figure, grid = style.panels(1, len(shown), width=min(style.PAGE, 2.4 * len(shown)), height=2.7)
     axes = list(grid.flat)
     for name, ax in zip(shown, axes, strict=True):
         rows = numbers[numbers["direction"] == name]

@@ -378,7 +378,7 @@ def test_rates_need_answers_and_say_so(tmp_path):
 
 
 def test_an_unknown_figure_is_answered_with_the_choice(runs, tmp_path):
-    with pytest.raises(UserError, match=r"no figure 'fig99': choose from fig1, fig3"):
+    with pytest.raises(UserError, match=r"no figure 'fig99': choose from directions, fig1, fig3"):
         draw_figures(runs, tmp_path, ["fig99"])
 
 
@@ -406,8 +406,10 @@ def test_redrawing_loads_no_torch(folder, tmp_path):
 def test_directions_says_how_well_each_layer_tells_refused_prompts_apart(runs):
     numbers = figure("directions").numbers(runs).query("run == 'stl'")
     # Layer 2 is made of the toxic prompts but 3 of 12; at step 0 nothing is refused.
-    of_layer = numbers[(numbers["layer"] == 2) & (numbers["direction"] == "toxicity")]
-    assert (of_layer["value"] > 0.85).all() and (of_layer["p_value"] < 0.02).all()
+    toxicity = numbers[numbers["direction"] == "toxicity"].set_index(["layer", "step"])
+    # Layer 1 is made of every other prompt, whatever its group.
+    assert (toxicity.loc[2, "value"] > 0.85).all() and (toxicity.loc[1, "value"] < 0.6).all()
+    assert (toxicity.loc[2, "p_value"] < toxicity.loc[1, "p_value"]).all()
     assert set(numbers.loc[numbers["step"] == 0, "direction"]) == {"toxicity"}
     assert set(numbers.loc[numbers["step"] == 40, "direction"]) == {
         "refusal",

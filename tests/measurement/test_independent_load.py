@@ -94,7 +94,9 @@ def fails_the_comparison(out, call, *words):
     except UserError as why:  # nothing at all could be measured
         reasons, status = [str(why)], 2
     assert status in (1, 2) and reasons
-    assert all("loaded plainly" in reason or "no place for" in reason for reason in reasons)
+    assert all("loaded plainly" in reason or "no place for" in reason for reason in reasons), (
+        reasons
+    )
     assert all(word in reasons[0] for word in words)
     return sorted(path.name for path in (out / "unverified" / "kernel").glob("*"))
 
@@ -350,6 +352,7 @@ def test_a_long_prompt_that_changes_its_batch_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "ntkprobe.models.logits.keep_verdict", lambda *_: None
     )  # it would be seen there
+    monkeypatch.setattr("ntkprobe.watcher.recorder.verify", lambda *_, **__: "not verified")  # too
     fails_the_comparison(tmp_path / "wrong", call(tmp_path / "wrong"), "kernel")
 
 

@@ -187,7 +187,7 @@ def test_an_extraction_goes_on_with_the_day_that_it_began_on(on, tmp_path):
     on(SECOND)
     again = Progress(tmp_path / "t.jsonl", {"seed": 0})
     assert again.day == FIRST and again.known([Example("a")]) == {0: ScoredTrigger("b", 1.0)}
-    again.forget()
+    again.clear()
     assert again.day == SECOND
 
 
