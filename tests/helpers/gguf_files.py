@@ -136,6 +136,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer, template: bool, pre: str 
     writer.add_token_list(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
     writer.add_token_types([3 if i in special else 1 for i in range(len(tokenizer))])
     writer.add_token_merges([" ".join(m) if isinstance(m, list) else m for m in merges])
+    writer.add_bos_token_id(tokenizer.eos_token_id)  # transformers 5.17 cannot do without one
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_add_bos_token(False)
