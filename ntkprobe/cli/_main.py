@@ -86,10 +86,13 @@ def _show_version(wanted: bool) -> None:
 def _ntkprobe(
     version: Annotated[
         bool,
-        typer.Option("--version", help="Print it.", callback=_show_version, is_eager=True),
+        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Shows why a language model starts to refuse: the eNTK between prompts, and refusals."""
+    """Shows why a language model starts to refuse.
+
+    Measures the empirical neural tangent kernel (eNTK) between prompts, and refusal probabilities.
+    """
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,30 +25,31 @@ class MeasureOptions:
     Attributes:
         ckpt_dir: a training run, or one checkpoint of it.
         prompts: CSV, JSONL, JSON or Parquet; may be repeated.
-        model: the base model, a folder or hub name: step 0, and below adapters.
-        output_dir: where to.
-        only: only `kernel`, `refusal`, `activations`, `influence`; joined by `,`.
+        model: the base model, a folder or hub name; it is step 0, and the base of adapters.
+        output_dir: the folder that measurements are written to.
+        only: measure only these, separated by commas: `kernel`, `refusal`, `activations`,
+            `influence`.
         limit: only the first N prompts of each group, to try things out.
-        preset: as the paper, and where it is silent as its authors' code is said to do.
-        config: YAML with these options.
+        preset: settings of the paper and, where it gives none, those reported of its authors' code.
+        config: a YAML file with these options.
         dry_run: only list what would be measured.
-        overwrite: forget what OUT holds.
+        overwrite: discard what OUT holds.
         settings: how every checkpoint is measured.
         influence: predict what learning each of some pairs does to refusals.
-        updated: these pairs (prompt, response); else the run's own data.
+        updated: the pairs (prompt, response) that are learnt; by default the run's own data.
         answer: the response of updated prompts that have none.
-        influence_loss: of the answer's tokens.
+        influence_loss: loss of a pair: `sum` or `mean` over the answer's tokens, or the first's.
         influence_parameters: what a step moves: `auto` (`lora` for adapters, else `all`), or as
             for `--parameters`.
-        steps: only steps from A to B by C; joined by commas.
-        shard: be worker i of n; taken from torchrun or a Slurm array by itself.
-        revisions: with a hub `--model`: fetch these and measure them as a run.
+        steps: only steps from A to B by C; several ranges separated by commas.
+        shard: be worker i of n; under torchrun or a Slurm array this is set automatically.
+        revisions: with a hub `--model`: fetch these revisions and measure them as a run.
         ray: measure as tasks of this Ray cluster: `HOST:PORT`, or `auto`.
         follow: wait for checkpoints of a run that trains.
-        poll_interval: with `--follow`: seconds between two looks.
+        poll_interval: with `--follow`: seconds between two checks for new checkpoints.
         idle_timeout: with `--follow`: stop after so many seconds without a new checkpoint.
         until_step: with `--follow`: stop after this step.
-        report_to: show group means there, in OUT; may be repeated.
+        report_to: also write group means for TensorBoard, into OUT; may be repeated.
     """
 
     ckpt_dir: Annotated[Path | None, Flag(metavar="RUN")] = None

@@ -1,4 +1,4 @@
-"""`ntkprobe abilities`: general ability through lm-evaluation-harness, with mitigations too."""
+"""`ntkprobe abilities`: measure general ability with lm-evaluation-harness."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`ntkprobe doctor`: say what this machine can do, and what a run's file system allows."""
+"""`ntkprobe doctor`: report what this machine and a run's file system can do."""
 
 import os
 import shutil

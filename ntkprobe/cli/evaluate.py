@@ -27,18 +27,18 @@ class EvaluateOptions:
     Attributes:
         benchmark: what is asked; may be repeated. KIND is `safe` or `unsafe`; no such NAME lists
             all; FILE may be `FILE[:COLUMN=VALUE,…]`.
-        output_dir: where to.
+        output_dir: the folder of the evaluation.
         model: a folder, a hub name, or what the server calls it.
         adapter: an adapter over the model.
         mitigation: what `ntkprobe mitigate fit` wrote.
         label: the method's name in tables.
         trained_on: training data that no run of ours records; may be repeated.
         limit: only the first N prompts of each kind, to try things out.
-        preset: as the paper, and where it is silent as its authors' code is said to do.
-        config: YAML with these options.
-        overwrite: forget what E holds.
-        judge: who judges; may be repeated.
-        no_judge: only answers.
+        preset: settings of the paper and, where it gives none, those reported of its authors' code.
+        config: a YAML file with these options.
+        overwrite: discard what E holds.
+        judge: a judge of the answers; may be repeated.
+        no_judge: only generate answers.
         answers: how the model answers.
         base_url: an OpenAI-compatible server instead, as `http://HOST:PORT/v1`.
         concurrency: with `--base-url`: questions at the same time.

@@ -53,4 +53,5 @@ def figures(
 def _closing_line(drawn: Drawn, folder: Path) -> str:
     """Return what was drawn and where."""
     names = list(dict.fromkeys(path.stem for path in drawn.files))
-    return f"{len(names)} figures in {folder} ({', '.join(names)}), each as PNG, PDF and CSV."
+    figures = "1 figure" if len(names) == 1 else f"{len(names)} figures"
+    return f"{figures} in {folder} ({', '.join(names)}), each as PNG, PDF and CSV."

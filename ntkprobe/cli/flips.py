@@ -1,4 +1,4 @@
-"""`ntkprobe flips`: the prompts whose verdict changed between two steps, or between two models."""
+"""`ntkprobe flips`: list prompts whose verdict changed between steps or models."""
 
 from math import isnan
 from pathlib import Path
@@ -24,17 +24,20 @@ def flips(
     ],
     before: Annotated[
         int | None,
-        typer.Option("--from", metavar="STEP", help="Of a run.", show_default="its first"),
+        typer.Option(
+            "--from", metavar="STEP", help="Earlier step of a run.", show_default="its first"
+        ),
     ] = None,
     after: Annotated[
-        int | None, typer.Option("--to", metavar="STEP", help="Of a run.", show_default="its last")
+        int | None,
+        typer.Option("--to", metavar="STEP", help="Later step of a run.", show_default="its last"),
     ] = None,
     output_file: Annotated[
         Path | None,
         typer.Option(metavar="F.csv", help="Write the whole table.", show_default="none"),
     ] = None,
 ) -> None:
-    """Print the prompts that began to be refused, or stopped, with what was measured of them."""  # ruff: ignore[docstring-missing-exception]
+    """Print the prompts that began or stopped being refused, with what was measured of them."""  # ruff: ignore[docstring-missing-exception]
     table, lines = _of_run(places[0], before, after) if len(places) == 1 else _between(places)
     for line in lines:
         typer.echo(one_line(line))

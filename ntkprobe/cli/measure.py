@@ -1,4 +1,4 @@
-"""`ntkprobe measure`: measure the eNTK and the refusal probability at every checkpoint of a run."""
+"""`ntkprobe measure`: measure eNTK and refusal probability at every checkpoint."""
 
 import sys
 from pathlib import Path

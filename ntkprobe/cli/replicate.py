@@ -1,4 +1,4 @@
-"""`ntkprobe replicate`: the paper's experiment on a real model, in one command."""
+"""`ntkprobe replicate`: repeat the paper's experiment on a real model."""
 
 from pathlib import Path
 from typing import Annotated

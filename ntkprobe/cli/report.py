@@ -1,4 +1,4 @@
-"""`ntkprobe report`: one HTML page about measured runs and evaluations, to explore and to send."""
+"""`ntkprobe report`: write one HTML page about measured runs and evaluations."""
 
 from pathlib import Path
 from typing import Annotated

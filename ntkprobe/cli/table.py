@@ -1,4 +1,4 @@
-"""`ntkprobe table`: tables of evaluated models, beside the paper's."""
+"""`ntkprobe table`: write tables of evaluated models, beside the paper's."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`ntkprobe train`: train DCR and safety SFT, the paper's two stages, into ordinary checkpoints."""
+"""`ntkprobe train`: train DCR and safety SFT, the paper's two stages."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""`ntkprobe triggers`: find what is harmless in harmful prompts, and answer it, for safety SFT."""
+"""`ntkprobe triggers`: extract and answer the harmless parts of harmful prompts."""
 
 import sys
 from contextlib import nullcontext
@@ -24,11 +24,11 @@ class TriggerOptions:
     """What `ntkprobe triggers` is asked for.
 
     Attributes:
-        output_file: where to.
+        output_file: the file that triggers are written to.
         harmful: harmful training prompts, refused; may be repeated.
         extractor: `rule`, `llm` or `influence`.
         limit: only the first N harmful prompts.
-        config: YAML with these options.
+        config: a YAML file with these options.
         overwrite: begin anew.
         words: a list of harmful words of your own.
         base_url: a server, as `http://HOST:PORT/v1`.
@@ -41,7 +41,7 @@ class TriggerOptions:
         seed: of that draw.
         answers: compliant answers: trigger and response.
         model: the model before training: answers, and is measured.
-        max_new_tokens: of an answer.
+        max_new_tokens: at most so many tokens in an answer.
         template: `auto` (chat where the tokenizer has one), `chat`, `raw`, or a Jinja file.
         batch_size: answers at a time.
         dtype: `float32`, `float64`, `bfloat16` or `float16`.

@@ -1,4 +1,4 @@
-"""`ntkprobe why`: which training pairs pushed a prompt towards refusal, and which away from it."""
+"""`ntkprobe why`: find training pairs that pushed a prompt to or from refusal."""
 
 import sys
 from collections.abc import Mapping
@@ -23,7 +23,9 @@ def why(
     ],
     file: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FILE]...", help=f"Prompts, {SOURCE}.", show_default=False),
+        typer.Argument(
+            metavar="[FILE]...", help=f"Files of prompts: {SOURCE}.", show_default=False
+        ),
     ] = None,
     prompt: Annotated[
         list[str] | None, Flag(metavar="TEXT", help="A prompt; may be repeated.")
@@ -37,38 +39,42 @@ def why(
         Flag(metavar="FILE", help="What the run was trained on.", show_default="RUN/data.parquet"),
     ] = None,
     model: Annotated[
-        str | None, Flag(help="The model below adapters.", show_default="the one they name")
+        str | None, Flag(help="The base model of adapters.", show_default="the one they name")
     ] = None,
     output_dir: Annotated[
-        Path | None, Flag(metavar="DIR", help="Keep what is finished, and write tables and figure.")
+        Path | None, Flag(metavar="DIR", help="Keep finished work, and write tables and a figure.")
     ] = None,
     target: Annotated[
-        str, Flag(help="refusal, refusal_prefix_free, tokens or response.")
+        str, Flag(help="What was pushed: refusal, refusal_prefix_free, tokens or response.")
     ] = "refusal",
     token: Annotated[
-        list[str] | None, Flag(metavar="TEXT", help="With --target tokens; may be repeated.")
+        list[str] | None,
+        Flag(metavar="TEXT", help="With --target tokens: a token; may be repeated."),
     ] = None,
     over: Annotated[
         str, Flag(help="checkpoints (TracIn's sum), final, or steps (as StepCallback recorded).")
     ] = "checkpoints",
     recorded_steps: Annotated[
-        Path | None, Flag(metavar="DIR", help="With --over steps.", show_default="RUN-steps")
+        Path | None,
+        Flag(
+            metavar="DIR", help="With --over steps: the recorded steps.", show_default="RUN-steps"
+        ),
     ] = None,
     steps: Annotated[
         str | None, Flag(metavar="A:B:C", help="Only checkpoints of these steps.")
     ] = None,
-    estimator: Annotated[str, Flag(help="exact, or sketch with a standard error.")] = "exact",
+    estimator: Annotated[str, Flag(help="exact, or sketch (with a standard error).")] = "exact",
     side: Annotated[int, Flag(help="Of a sketch: rows and columns of a layer's projection.")] = 4,
     parts: Annotated[int, Flag(help="Of a sketch: independent projections.")] = 8,
     index: Annotated[
         Path | None,
-        Flag(metavar="DIR", help="Where a sketch's features are.", show_default="DIR/index"),
+        Flag(metavar="DIR", help="A sketch's folder of features.", show_default="DIR/index"),
     ] = None,
     loss: Annotated[str, Flag(help="Of a pair: sum over its tokens, or mean.")] = "sum",
     parameters: Annotated[
-        str, Flag(help="Which move; auto is lora with an adapter, else all.")
+        str, Flag(help="Parameters that training moves; auto is lora with an adapter, else all.")
     ] = "auto",
-    top: Annotated[int, Flag(help="Pairs shown each way.")] = 5,
+    top: Annotated[int, Flag(help="Pairs shown in each direction.")] = 5,
     shard: Annotated[
         str | None, Flag(metavar="i/n", help="Be worker i of n; needs --output-dir.")
     ] = None,
@@ -78,14 +84,17 @@ def why(
     config: Annotated[
         Path | None,
         Flag(
-            metavar="FILE", help="YAML with these options.", callback=config_defaults, is_eager=True
+            metavar="FILE",
+            help="A YAML file with these options.",
+            callback=config_defaults,
+            is_eager=True,
         ),
     ] = None,
 ) -> None:
     """Say which training pairs pushed prompts towards refusal, and which away from it.
 
-    To first order and summed over the run, signed, for every pair that was trained on. With
-    --output-dir it can be stopped: the same command goes on.
+    Effects are first-order and signed, summed over the run, for every pair that was trained on.
+    With --output-dir it can be stopped: the same command goes on.
     """
     _why(dict(locals()))
 

@@ -1,4 +1,4 @@
-"""`ntkprobe win-rate`: how often a model's answers are preferred to a reference run's."""
+"""`ntkprobe win-rate`: compare a model's answers with a reference run's."""
 
 from pathlib import Path
 from typing import Annotated

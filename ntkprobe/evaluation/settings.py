@@ -24,12 +24,12 @@ class AnswerSettings:
     """How a model answers.
 
     Attributes:
-        max_new_tokens: of an answer.
+        max_new_tokens: at most so many tokens in an answer.
         temperature: 0 for the most probable token each time; else answers are drawn.
-        seed: of drawn answers; the same answer comes out whatever the batch.
+        seed: seed of drawn answers; the same answer comes out whatever the batch.
         template: `auto` (chat where the tokenizer has one), `chat`, `raw`, a shipped one, or a
             Jinja file.
-        max_length: tokens of a prompt at most; a longer one loses the end of its text.
+        max_length: at most so many tokens in a prompt; a longer one loses the end of its text.
     """
 
     max_new_tokens: Annotated[int, Flag(panel=ANSWERS)] = 256

@@ -66,17 +66,17 @@ class KernelSettings:
     Attributes:
         estimator: `gram`, `finite_difference`, `forward_mode`, `dense`, or another module of
             `ntkprobe.estimators`.
-        parameters: which the kernel is over: `all`, `lora`, `embed`, `below:L`, `last:N`, `norm`,
-            `head`, `re:PATTERN`, joined by `+`.
-        by: `layer` keeps the share of every layer and part.
+        parameters: those that the kernel is over: `all`, `lora`, `embed`, `below:L`, `last:N`,
+            `norm`, `head`, `re:PATTERN`, joined by `+`.
+        by: `layer` also keeps each layer's and part's share of the kernel.
         top_k: size of a prompt's block: its most probable next tokens.
-        top_k_at: top tokens of `each` checkpoint (as we read the paper), or of the `first`.
-        tokens: the block's tokens instead, as ids or texts (a file: a JSON list of them).
+        top_k_at: use the top tokens of `each` checkpoint (as we read the paper), or of the `first`.
+        tokens: a JSON list of token ids or texts, used instead of the most probable tokens.
         full_vocabulary: read every logit, exactly, instead of a block.
-        random_probes: estimate that from so many random weightings of the logits.
-        keep_blocks: keep the blocks, not only norms.
-        per_group: prompts of each group in the kernel at most; 0 for all.
-        seed: of the choice of prompts.
+        random_probes: estimate the norm over all logits from R random weightings of them.
+        keep_blocks: keep the blocks of the kernel, not only their norms.
+        per_group: at most so many prompts of each group in the kernel; 0 for all.
+        seed: seed of the random choice of prompts.
     """
 
     estimator: Annotated[str, Flag(panel=KERNEL)] = "gram"
@@ -122,7 +122,7 @@ class RefusalSettings:
         phrases: the name of a phrase set.
         apostrophes: `ascii`, `curly` or `both`.
         generate: let the model answer, for the refusal rate.
-        max_new_tokens: of an answer.
+        max_new_tokens: at most so many tokens in an answer.
         exact_phrases: run every phrase to its end, also those that cannot change log P_refuse by
             more than `refusal.TOLERANCE`.
     """
@@ -137,13 +137,13 @@ class RefusalSettings:
             typed=bool,
             default=False,
             convert=not_,
-            help="Let the model answer nothing.",
+            help="Do not generate answers; there is then no refusal rate.",
         ),
     ] = True
     max_new_tokens: Annotated[int, Flag(panel=REFUSAL)] = 32
     exact_phrases: Annotated[
         bool,
-        Flag(panel=REFUSAL, help="Run also phrases that change log P(refuse) by < 1e-4."),
+        Flag(panel=REFUSAL, help="Also run phrases that change log P(refuse) by < 1e-4."),
     ] = False
 
 
@@ -254,13 +254,13 @@ class MeasureSettings:
         activations: keep the activations of these decoder blocks as well.
         influence: None to leave the influence of updated pairs out.
         template: `auto` (chat where the tokenizer has one), `chat`, `raw`, or a Jinja file.
-        max_length: tokens of a prompt at most; a longer one loses the end of its text.
+        max_length: at most so many tokens in a prompt; a longer one loses the end of its text.
         load: how models are loaded.
         batch_size: prompts at a time, which changes no number; `auto` (None) halves it when memory
             runs out.
         verify: compare the estimator with plain backward passes on the first model of a run, and
             the base, the first and the last checkpoint with their files loaded anew.
-        mitigation: what `ntkprobe mitigate fit` wrote, in force while a model is measured.
+        mitigation: a folder of `ntkprobe mitigate fit`, in force while a model is measured.
     """
 
     kernel: KernelSettings | None = field(default_factory=KernelSettings)
