@@ -98,12 +98,17 @@ def flips_between(one: Evaluation, other: Evaluation) -> pd.DataFrame:
     Raises:
         UserError: if no benchmark was judged by the same refusal judge for both.
     """
-    tables = [each.verdicts() for each in (one, other)]
-    told = [
-        t[(t["asks"] == "refusal") & t["verdict"].isin([REFUSAL, PARTIAL, COMPLIANCE])]
-        for t in tables
+    tables = [
+        table[
+            (table["asks"] == "refusal") & table["verdict"].isin([REFUSAL, PARTIAL, COMPLIANCE])
+        ].copy()
+        for table in (one.verdicts(), other.verdicts())
     ]
-    both = told[0].merge(told[1][[*_KEYS, "verdict"]], on=_KEYS, suffixes=("_before", "_after"))
+    for table, each in zip(tables, (one, other), strict=True):
+        texts = {name: each.prompts(name) for name in table["benchmark"].unique()}
+        table["prompt"] = _looked_up(table, texts, "prompt")  # ids may be of different prompts
+    keys = [*_KEYS, "prompt"]
+    both = tables[0].merge(tables[1][[*keys, "verdict"]], on=keys, suffixes=("_before", "_after"))
     if both.empty:
         raise UserError(
             f"{one.folder} and {other.folder} share no benchmark that the same refusal judge has "
@@ -115,8 +120,6 @@ def flips_between(one: Evaluation, other: Evaluation) -> pd.DataFrame:
     for when, each in (("before", one), ("after", other)):
         answers = {name: each.answers(name) for name in changed["benchmark"].unique()}
         changed[f"answer_{when}"] = _looked_up(changed, answers, "answer")
-    asked = {name: one.prompts(name) for name in changed["benchmark"].unique()}
-    changed["prompt"] = _looked_up(changed, asked, "prompt")
     columns = ["benchmark", "judge", "kind", "id", "prompt", "flip", "verdict_before"]
     columns += ["verdict_after", "answer_before", "answer_after"]
     return changed.sort_values(["benchmark", "judge", "flip"], kind="stable")[columns].reset_index(

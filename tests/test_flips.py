@@ -116,3 +116,11 @@ def test_hostile_texts_stay_on_their_line(tmp_path, capsys):
 def test_three_folders_are_too_many(models, capsys):
     assert main(["flips", *[str(models[0].folder)] * 3]) == 2
     assert "3 folders: give one of measure, or two of evaluate" in capsys.readouterr().err
+
+
+def test_an_id_that_names_another_prompt_in_the_other_evaluation_is_not_compared(models):
+    path = models[1].folder / "prompts/own.parquet"
+    table = pd.read_parquet(path)
+    table.loc[0, "prompt"] = "Something else?"
+    table.to_parquet(path)
+    assert flips_between(*models)["id"].tolist() == ["own-2"]

@@ -127,12 +127,16 @@ class _Work:
         self.prompts = Blocks(place / "prompts" if place else None, 1, 1)
         self.weights, self.remarks = self._weights()
         self.which = {s.checkpoint.step: opened.identity(s) for s in self.scanned}
+        adapted = self.scanned[-1].verdict.kind == "adapter"
+        self.base = (opened.models.base_identity() or ("", ""))[1] if adapted else ""
+        self._compare_index()
         if place is not None:
             settle(
                 place / "run.json",
                 {
                     "settings": how.record(),
                     "pairs": self.encoded.pairs_digest,
+                    "base": self.base,
                     "prompts": self.encoded.observed_digest,
                     "checkpoints": {str(step): which for step, which in self.which.items()},
                     "weights": {str(s): w for s, w in self.weights.items()},
@@ -214,8 +218,18 @@ class _Work:
     def _describe_index(self, step: int, which: str, selection: str) -> None:
         if self.index is not None:
             path = index.description(self.index, step)
-            digest = f"{self.encoded.pairs_digest}/{self.how.loss}"
-            index.describe(path, step, which, digest, selection, self.how.projection)
+            index.describe(path, step, which, self._index_digest(), selection, self.how.projection)
+
+    def _index_digest(self) -> str:
+        """Return what features depend on besides checkpoint, selection and projection."""
+        return f"{self.encoded.pairs_digest}/{self.how.loss}/{self.how.load.dtype}/{self.base}"
+
+    def _compare_index(self) -> None:
+        """Compare an index that is there with what it is to be used for."""
+        if self.how.estimator == "sketch" and self.index is not None:
+            for step, which in self.which.items():
+                path = index.description(self.index, step)
+                index.compare(path, which, self._index_digest(), self.how.projection)
 
     def _merge(self, step: int) -> None:
         """Make one file of a sketch's blocks, once all are there."""
@@ -262,7 +276,9 @@ class _Work:
         rates: Sequence[float] = self.run.learning_rates()
         if not rates:
             logged = self.run.logged_rates(self.scanned[-1].checkpoint)
-            rates = [logged[step] for step in sorted(logged)]
+            known = sorted(logged)
+            every = range(1, steps[-1] + 1) if known else ()  # interpolated between logged steps
+            rates = [float(np.interp(s, known, [logged[k] for k in known])) for s in every]
             if not rates:
                 rates = [1.0]
                 remarks.append(

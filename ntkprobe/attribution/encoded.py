@@ -61,6 +61,8 @@ class Encoded:
             f"prompt {row} ({asked[row].text!r}) is in the training set itself"
             for row in run.trained_on([prompt.text for prompt in asked])
         )
+        if run.config.system and how.target != "response":
+            remarks += ("trained with a system message, which the explained prompts do not have",)
         return cls(run.encoded(tokenizer), observed, remarks)
 
     @property

@@ -17,6 +17,7 @@ from jaxtyping import Float, Float64
 from safetensors import safe_open
 from torch import Tensor
 
+from ..errors import UserError
 from ..models.projections import ProjectionSettings
 from ..storage import replacing
 from .blocks import Blocks
@@ -56,6 +57,30 @@ def describe(
         },
     }
     settle(path, record, what="the index", instead="give another --index folder")
+
+
+def compare(path: Path, which: str, pairs: str, how: ProjectionSettings) -> None:
+    """Compare the description of an index, if there is one, with what it is to be used for.
+
+    Args:
+        path: its JSON file.
+        which: the checkpoint's identity.
+        pairs: the digest of the pairs' tokens, and of what else their features depend on.
+        how: the projection.
+
+    Raises:
+        UserError: if it was made of something else.
+    """
+    if not path.is_file():
+        return
+    found = json.loads(path.read_text())
+    wanted = {"checkpoint": which, "pairs": pairs, "projection": asdict(how)}
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise UserError(
+                f"the index {path.parent} was made with {name} = {found.get(name)}, and now it is "
+                f"{value}: give another --index folder"
+            )
 
 
 def merge(blocks: Blocks, step: int, path: Path) -> None:

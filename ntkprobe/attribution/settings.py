@@ -61,6 +61,11 @@ class AttributionSettings:
             raise UserError("the target 'tokens' goes with tokens: give both, or neither")
         if self.over == "steps" and self.estimator != "exact":
             raise UserError("the sum over recorded steps is exact: leave out the sketch")
+        if self.over == "steps" and (self.loss, self.parameters) != ("sum", "auto"):
+            raise UserError(
+                "the sum over recorded steps is of what the optimiser did: leave out loss and "
+                "parameters"
+            )
         if self.parameters != "auto":
             ParameterSelection.parse(self.parameters)
         count("batch_size", self.batch_size)

@@ -102,7 +102,9 @@ class TrainingRun:
                 "of ntkprobe train sft"
             )
         kept = {name: value for name, value in given.items() if name in _OURS}
-        return SFTConfig(**{**kept, "output_dir": str(self.folder), "use_cpu": True})
+        # Nothing is trained here: what the machine of the run could do is not asked of this one.
+        here = {"output_dir": str(self.folder), "use_cpu": True, "tf32": None}
+        return SFTConfig(**{**kept, **here})
 
     @cached_property
     def texts(self) -> list[tuple[str, Pair]]:

@@ -170,8 +170,13 @@ class MeasureOptions:
             raise UserError(f"--{flags[kind]} is about {kind}: give --only {only},{kind}")
         if decodes and "influence" in asked:
             raise UserError("a decoding method has no influence of its own: leave out --influence")
-        if "influence" not in asked and (self.updated or self.answer):
-            raise UserError("--updated and --answer go with --influence refusal")
+        usual_how = (InfluenceSettings.loss, InfluenceSettings.parameters)
+        changed = (self.influence_loss, self.influence_parameters) != usual_how
+        if "influence" not in asked and (self.updated or self.answer or changed):
+            raise UserError(
+                "--updated, --answer, --influence-loss and --influence-parameters go with "
+                "--influence refusal"
+            )
         return asked
 
     def _influence(self) -> InfluenceSettings:

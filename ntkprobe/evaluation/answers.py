@@ -163,6 +163,10 @@ class RemoteModel:
                 f"--template {settings.template} goes with a model in memory: a server renders its "
                 "own chat template; leave --template out"
             )
+        if settings.max_length is not None:
+            raise UserError(
+                "--max-length goes with a model in memory: a server is sent whole prompts"
+            )
         self.server, self.settings = server, settings
         self.batch_size = batch_size or FIRST_BATCH
         self.failures: list[str] = []

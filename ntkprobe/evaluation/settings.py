@@ -46,7 +46,7 @@ class AnswerSettings:
         """
         if self.max_new_tokens < 1:
             raise UserError(f"--max-new-tokens {self.max_new_tokens}: give 1 or more")
-        if self.temperature < 0:
+        if not self.temperature >= 0:  # NaN is refused, too
             raise UserError(f"--temperature {self.temperature}: give 0 (greedy) or more")
 
     def record(self) -> dict[str, Any]:

@@ -31,10 +31,13 @@ KINDS = {"full_attention", "sliding_attention"}
 TRIED_BEHIND = 16
 """Tokens behind a prompt in the trial, at most."""
 
+BESIDE = 128
+"""Tokens of other continuations in the trial: what counts columns shows by as many."""
+
 _LOG = logging.getLogger(__name__)
 _TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3}
 _TOLERANCE_LOW_PRECISION = 0.1  # of the logits' spread, as in `batching`
-_TRIED: WeakKeyDictionary[nn.Module, tuple[bool, int, int]] = WeakKeyDictionary()
+_TRIED: WeakKeyDictionary[nn.Module, dict[torch.dtype, tuple[bool, int, int]]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -223,7 +226,8 @@ def usable(model: nn.Module, prompts: Sequence[Ids], room: int) -> bool:
     if _excluded(model):
         return False
     longest, behind = max(map(len, prompts)), max(1, min(room, TRIED_BEHIND))
-    known = _TRIED.get(model)
+    dtype = next(model.parameters()).dtype
+    known = _TRIED.get(model, {}).get(dtype)
     if known is not None and (not known[0] or (longest <= known[1] and behind <= known[2])):
         return known[0]
     try:
@@ -233,9 +237,9 @@ def usable(model: nn.Module, prompts: Sequence[Ids], room: int) -> bool:
     except Exception as why:  # whatever a model makes of a cache or a mask that it does not know
         _LOG.info("keys and values are not kept: %s: %s", type(why).__name__, why)
         error = torch.inf
-    allowed = _TOLERANCES.get(next(model.parameters()).dtype, _TOLERANCE_LOW_PRECISION)
+    allowed = _TOLERANCES.get(dtype, _TOLERANCE_LOW_PRECISION)
     holds = error <= allowed
-    _TRIED[model] = (holds, longest, behind)
+    _TRIED.setdefault(model, {})[dtype] = (holds, longest, behind)
     if not holds:
         _LOG.info("keys and values are not kept: logits would be off by %.2g", error)
     return holds
@@ -244,7 +248,11 @@ def usable(model: nn.Module, prompts: Sequence[Ids], room: int) -> bool:
 def _excluded(model: nn.Module) -> bool:
     """Return whether a model is none of those whose passes may be split, by rule."""
     config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    kinds = set(
+        getattr(config, "layer_types", None)
+        or getattr(config, "attention_layers", None)  # GPT-Neo's "local" ones count columns
+        or ["full_attention"]
+    )
     apart = any(batching.padding_known(model, side) is False for side in ("left", "right"))
     return apart or bool(batching.LengthRule.of(model)) or not kinds <= KINDS or _hooked(model)
 
@@ -262,27 +270,28 @@ def _hooked(model: nn.Module) -> bool:
 def _trial_error(model: Any, prompts: Sequence[Ids], behind: int) -> float:
     """Return by how much of their spread logits are off, behind the longest and shortest prompt.
 
-    Two tokens of another continuation stand before the one that is compared, whose last token is
-    run after the others.
+    `BESIDE` tokens of other continuations stand before the one that is compared, whose last token
+    is run after the others.
     """
     pair = [max(prompts, key=len), min(prompts, key=len)]
     rows = [list(map(int, ids)) for ids in pair]
-    words = rows[0] * (behind // len(rows[0]) + 1)
-    chain, other = words[:behind], [(words[0] + 1) % _words(model), words[-1]]
+    chain = (rows[0] * (behind // len(rows[0]) + 1))[:behind]
+    repeated = rows[0] * (BESIDE // len(rows[0]) + 1)
+    other = [(word + 1) % _words(model) for word in repeated[:BESIDE]]
     found = read(model, pair, Beginning.of(model, prompts))
     got = [found.logits[:, None]]
-    places = torch.tensor(
-        [[len(row) + depth for depth in (0, min(1, behind - 1), *range(behind))] for row in rows]
-    )
-    real, new = found.real.cpu(), 2 + behind
+    depths = [*(min(each, behind - 1) for each in range(BESIDE)), *range(behind)]
+    places = torch.tensor([[len(row) + depth for depth in depths] for row in rows])
+    real, new = found.real.cpu(), BESIDE + behind
     apart = torch.ones(new, new, dtype=torch.bool).tril()
-    apart[2:, :2] = False
+    apart[BESIDE:, :BESIDE] = False
     for part in (slice(0, new - 1), slice(new - 1, new)):
         seen = torch.cat([real[:, None].expand(-1, new, -1), apart.expand(2, -1, -1)], 2)
         seen = seen[:, part, : real.shape[1] + (part.stop or 0)]
         tokens = torch.tensor([*other, *chain])[part].expand(2, -1)
         got.append(found.run(tokens, places[:, part], seen.to(found.real.device)))
-    behind_prompts = torch.cat(got, 1)[:, [0, *range(3, 3 + behind)]].double()
+    last = [0, *range(1 + BESIDE, 1 + BESIDE + behind)]
+    behind_prompts = torch.cat(got, 1)[:, last].double()
     return max(
         _error(model, [*row, *chain], logits)
         for row, logits in zip(rows, behind_prompts, strict=True)

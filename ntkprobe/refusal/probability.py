@@ -32,7 +32,6 @@ REDUCTIONS = ("literal", "prefix_free")
 LARGEST = 1 << 28
 """Logits held at once: 1 GiB in float32; larger batches are no faster."""
 
-_OTHERS = 5
 _AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-3}
 _AGREEMENT_LOW_PRECISION = 0.5  # of a sum over some 20 tokens, each off by a few hundredths
 
@@ -302,7 +301,8 @@ def _obeys_masks(model: Any, prompts: Sequence[Ids], phrase_ids: Sequence[Sequen
     """
     phrase = max(phrase_ids, key=len)
     # Before it, since a model without a mask sees what is before; from its root apart, if any are.
-    others = sorted(phrase_ids, key=lambda ids: ids[0] == phrase[0])[:_OTHERS]
+    # All of them, since what counts columns and not positions shows by as many as there are.
+    others = sorted(phrase_ids, key=lambda ids: ids[0] == phrase[0])
     trie = PhraseTrie.of([*others, phrase])
     expected = score_by_rows(model, prompts, [phrase])
     try:

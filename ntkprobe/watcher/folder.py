@@ -115,8 +115,9 @@ class MeasurementFolder:
             write_json(self.path / "run.json", merged)
 
     def write_prompts(self, encoded: Encoded, in_kernel: set[int]) -> None:
-        """Write `prompts.parquet`, if it is not there."""
-        if (self.path / "prompts.parquet").is_file():
+        """Write `prompts.parquet`, if it is not there, or names no prompt of the kernel yet."""
+        path = self.path / "prompts.parquet"
+        if path.is_file() and (not in_kernel or pd.read_parquet(path)["in_kernel"].any()):
             return
         table = encoded.prompts.frame()
         table["n_tokens"] = [len(row) for row in encoded.input_ids]

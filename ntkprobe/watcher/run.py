@@ -1,12 +1,13 @@
 """`measure_run`: every complete checkpoint of a run once, its tables whole or absent."""
 
 import statistics
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..models.parameters import ParameterSelection
 from ..prompts.prompt_set import PromptSet
 from .choices import Choice, Following
@@ -61,6 +62,10 @@ def measure_run(
     entries = {"ckpt_dir": str(ckpt_dir) if ckpt_dir else None, **(about or {})}
     recorder = open_recorder(prompts, output_dir, how, entries, overwrite=overwrite)
     folder = recorder.folder
+    before = folder.record.get("ckpt_dir")
+    if before and ckpt_dir and Path(before).resolve() != Path(ckpt_dir).resolve():
+        said = f"warning: {output_dir} was measured from {before} before, now from {ckpt_dir}"
+        print(one_line(said), file=sys.stderr)
     which = choice or Choice()
     if how.kernel is not None and how.kernel.top_k_at == "first" and which.shard[1] > 1:
         _require_first_tokens(folder)

@@ -1,7 +1,9 @@
 """Attribution is Eq. 2 for every pair, summed with the run's learning rates."""
 
+import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +110,21 @@ class TestNumbers:
         rates = [0.1, 0.4, 0.2, 0.3]
         assert sum(checkpoint_weights([1, 3], rates, 5, 2)) == pytest.approx(sum(rates) / 10)
 
+    @pytest.mark.parametrize("every", [1, 2, 4])
+    def test_a_run_that_logs_its_rates_less_often_has_the_same_weights(
+        self, trained, tmp_path, every
+    ):
+        shutil.copytree(trained, tmp_path / "run")
+        (tmp_path / "run" / "training.yaml").unlink()  # as another trainer leaves a run
+        marker = tmp_path / "run" / "checkpoint-8" / "trainer_state.json"
+        state = json.loads(marker.read_text())
+        steps = range(every, 9, every)
+        state["log_history"] = [{"step": s, "learning_rate": 1e-3, "loss": 1.0} for s in steps]
+        marker.write_text(json.dumps(state))
+        found = ntk.attribute(tmp_path / "run", **QUICK, over="checkpoints")
+        ratios = np.array(list(found.weights.values())) / found.weights[4]
+        np.testing.assert_allclose(ratios, [0.75, 1, 0.25])
+
 
 class TestRecordedSteps:
     def test_replayed_steps_are_those_recorded_and_their_parts_add_up(self, trained):
@@ -192,6 +209,17 @@ class TestSketch:
         with pytest.raises(UserError, match="made with projection"):
             ntk.attribute(trained, **options, projection=ProjectionSettings(side=5))
 
+    def test_an_index_of_another_seed_is_refused_also_where_the_prompts_are_known(
+        self, trained, tmp_path
+    ):
+        other = replace(SKETCH, projection=replace(SKETCH.projection, seed=1))
+        common = {"prompts": PROMPTS, "over": "final"}
+        ntk.attribute(trained, **common, settings=other, index_dir=tmp_path / "other")
+        here = {**common, "settings": SKETCH, "output_dir": tmp_path / "out"}
+        ntk.attribute(trained, **here, index_dir=tmp_path / "one")
+        with pytest.raises(UserError, match="made with projection"):
+            ntk.attribute(trained, **here, index_dir=tmp_path / "other")
+
     def test_an_index_of_another_checkpoint_is_refused(self, trained, tmp_path):
         options = {"prompts": PROMPTS, "settings": SKETCH, "over": "final", "index_dir": tmp_path}
         ntk.attribute(trained, **options)
@@ -238,6 +266,7 @@ class TestMistakes:
             ({"over": "everything"}, "no over 'everything'"),
             ({"estimator": "sketch", "over": "steps"}, "leave out the sketch"),
             ({"over": "steps", "shard": (0, 2)}, "in one process"),
+            ({"over": "steps", "loss": "mean"}, "leave out loss and parameters"),
             ({"loss": "first_token"}, "no loss 'first_token'"),
             ({"steps": parse_steps("3")}, r"the run has \[0, 4, 8\]"),
             ({"colour": "red"}, "no setting 'colour'"),

@@ -1,6 +1,7 @@
 """What the fault tests run in processes of their own, so that they can be killed."""
 
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ def measure(run: Path, out: Path, **options: object) -> object:
 
 def follow(run: Path, out: Path) -> None:
     """Wait for more checkpoints until interrupted, and leave with the exit status."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     sys.exit(measure(run, out, following=Following(poll_interval=0.02)).status)
 
 

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, VOCABULARY, build, ragged_prompts, with_lora
+from architectures import (
+    ARCHITECTURES,
+    VOCABULARY,
+    build,
+    perturbed,
+    ragged_prompts,
+    with_lora,
+)
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -188,3 +195,39 @@ def test_longer_prompts_are_tried_again(monkeypatch):
     assert tried == [4]
     assert usable(model, PROMPTS, 4) and usable(model, PROMPTS, 9)
     assert tried == [4, 4, 9]
+
+
+def test_a_local_window_that_counts_columns_is_excluded_by_rule_and_by_the_trial(monkeypatch):
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    torch.manual_seed(0)
+    config = GPTNeoConfig(
+        vocab_size=97,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=4,
+        intermediate_size=24,
+        max_position_embeddings=512,
+        attention_types=[[["global", "local"], 1]],
+        window_size=64,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model = perturbed(GPTNeoForCausalLM(config)).eval()
+    given = [torch.arange(40) % 97, torch.arange(38) % 97]
+    assert not usable(model, given, 8)
+    monkeypatch.setattr(cached, "KINDS", {*cached.KINDS, "global", "local"})
+    assert not usable(model, given, 8)
+    monkeypatch.setattr(cached, "BESIDE", 2)  # too few columns to show it
+    cached._TRIED.clear()
+    assert usable(model, given, 8)
+
+
+def test_a_verdict_is_of_one_dtype(monkeypatch):
+    model = build("llama", torch.bfloat16)
+    given = [torch.arange(1, 9), torch.arange(1, 6)]
+    errors = {torch.bfloat16: 0.05, torch.float32: 0.05}
+    monkeypatch.setattr(
+        cached, "_trial_error", lambda model, *_: errors[next(model.parameters()).dtype]
+    )
+    assert usable(model, given, 2) and not usable(model.float(), given, 2)
