@@ -7,9 +7,12 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import moved_modules
 from . import openmp as openmp  # before torch, which reads the policy when it is loaded
 
 __version__ = "0.1.0"
+
+moved_modules.install()
 
 if TYPE_CHECKING:
     from .attribution import Attribution as Attribution

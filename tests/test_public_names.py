@@ -8,6 +8,7 @@ from importlib import import_module
 import pytest
 
 import ntkprobe as ntk
+from ntkprobe import moved_modules
 
 
 @pytest.mark.parametrize("name", ntk.__all__)
@@ -54,3 +55,17 @@ def test_what_is_not_there_is_no_attribute(package):
 def test_importing_the_package_loads_no_torch():
     code = "import sys, ntkprobe, ntkprobe.estimators; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("old", "new"), moved_modules.MOVED.items())
+def test_a_module_is_found_by_its_old_name_with_a_warning(old, new):
+    sys.modules.pop(f"ntkprobe.{old}", None)
+    with pytest.warns(DeprecationWarning, match=f"ntkprobe.{old} has moved"):
+        found = import_module(f"ntkprobe.{old}")
+    home = import_module(f"ntkprobe.{new}")
+    assert found is home and home.__spec__.name == home.__name__ == f"ntkprobe.{new}"
+
+
+def test_a_module_that_never_was_is_not_found():
+    with pytest.raises(ModuleNotFoundError, match="nowhere"):
+        import_module("ntkprobe.nowhere")

@@ -1,0 +1,71 @@
+"""Modules by the names that they had before: imported from their new places, with a warning."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+MOVED = {
+    "answer_start": "prompts.answer_start",
+    "backward": "models.backward",
+    "batching": "models.batching",
+    "bounds": "measurement.proposition1",
+    "chat": "prompts.templates",
+    "checks": "models.validation",
+    "evaluation.panel": "evaluation.judge_specs",
+    "generation": "models.generation",
+    "hooks": "models.architecture",
+    "influences": "measurement.influence",
+    "intervals": "statistics",
+    "logits": "models.logits",
+    "losses": "training.losses",
+    "mitigations._draft": "mitigations.draft_model",
+    "mitigations._expert": "mitigations.lora_expert",
+    "mitigations._interface": "mitigations.base",
+    "mitigations._storage": "mitigations.storage",
+    "parameters": "models.parameters",
+    "phrases": "prompts.phrases",
+    "prompt_files": "prompts.files",
+    "random_probes": "measurement.random_probes",
+    "rendering": "prompts.rendering",
+    "server": "evaluation.server",
+    "special_tokens": "prompts.special_tokens",
+    "training.guards": "training.contamination",
+    "verification": "measurement.verification",
+    "vocabulary": "measurement.full_vocabulary",
+    "watcher.cluster": "watcher.ray_cluster",
+}
+"""Old name: new name, both within the package."""
+_PACKAGE = __package__ or "ntkprobe"
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Finds a module by its old name."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return a specification for an old name; None for any other."""
+        known = fullname.removeprefix(f"{_PACKAGE}.") in MOVED
+        return ModuleSpec(fullname, self) if known and fullname.startswith(_PACKAGE) else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Return the module at its new place."""
+        new = f"{_PACKAGE}.{MOVED[spec.name.removeprefix(f'{_PACKAGE}.')]}"
+        warnings.warn(f"{spec.name} has moved: import {new}", DeprecationWarning, stacklevel=2)
+        module = import_module(new)
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Leave the module as it is; its own specification is put back."""
+        module.__spec__ = getattr(module.__spec__, "loader_state", module.__spec__)
+
+
+def install() -> None:
+    """Let old names be found, after everything else was tried."""
+    if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(MovedModules())
