@@ -38,13 +38,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from time import process_time
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from support.interleaved import interleaved
 from support.tables import machine, table, write
 from torch import nn
 from tqdm import tqdm
@@ -376,15 +376,14 @@ def cost(world: World) -> list[str]:
                 "exact": partial(products, gradients, range(number), held),
                 "plain": partial(_plain_passes, model, chosen, gradients),
             }
-            seconds = _interleaved(ways)
+            seconds = interleaved(ways)
             ratio = seconds["exact"] / seconds["plain"]
             rows.append([number, f"{1e3 * seconds['exact'] / number:.2f}", f"{ratio:.2f}"])
-    size = len(world.explained)
     return [
         "## Cost",
-        f"LoRA, products with {size} prompts' gradients, {how.batch_size} pairs in a batch; "
+        f"LoRA, products with {len(world.explained)} prompts' gradients, {how.batch_size} pairs in a batch; "
         "medians of 3 interleaved runs, processor time. On disk "
-        f"{8 * size} bytes a pair and checkpoint.",
+        f"{8 * len(world.explained)} bytes a pair and checkpoint.",
         table(["pairs", "ms a pair", "× a plain forward and backward pass"], rows),
     ]
 
@@ -395,17 +394,6 @@ def _plain_passes(model: nn.Module, chosen: dict[str, Any], pairs: PairGradients
         for rows in length_batches(pairs.ids, pairs.batch_size):
             given = ([pairs.ids[row] for row in rows], [pairs.labels[row] for row in rows])
             torch.autograd.grad(pair_losses(model, *given).sum(), list(chosen.values()))
-
-
-def _interleaved(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the median seconds of each way, all of them run in turn after a first time."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(4):
-        for name, way in ways.items():
-            start = process_time()
-            way()
-            seconds[name].append(process_time() - start)
-    return {name: median(each[1:]) for name, each in seconds.items()}
 
 
 if __name__ == "__main__":

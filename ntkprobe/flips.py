@@ -50,6 +50,9 @@ def flips_of_run(
     both = one.join(now, how="inner")
     changed = both[both["refuses"] != both["refuses_after"]]
     about = run.prompts.set_index("prompt")
+    kernel = Trajectory(run.folder, steps=(first, last)).kernel()
+    influence = Trajectory(run.folder, steps=[first]).influence()
+    pushes = influence[influence["target"] == "refusal_literal"]
     found = pd.DataFrame(
         {
             "id": about["id"].reindex(changed.index),
@@ -60,9 +63,9 @@ def flips_of_run(
             "flip": [BEGAN if now else STOPPED for now in changed["refuses_after"]],
             "probability_before": changed["probability"],
             "probability_after": changed["probability_after"],
-            "similarity_before": _to_toxic(run, first).reindex(changed.index),
-            "similarity_after": _to_toxic(run, last).reindex(changed.index),
-            "push": _pushes(run, first).reindex(changed.index),
+            "similarity_before": _to_toxic(kernel, first).reindex(changed.index),
+            "similarity_after": _to_toxic(kernel, last).reindex(changed.index),
+            "push": pushes.groupby("observed")["change"].sum().reindex(changed.index),
         }
     )
     size = (found["probability_after"] - found["probability_before"]).abs()
@@ -70,17 +73,10 @@ def flips_of_run(
     return order.drop(columns="size").reset_index()
 
 
-def _to_toxic(run: Trajectory, step: int) -> pd.Series:
+def _to_toxic(kernel: pd.DataFrame, step: int) -> pd.Series:
     """Return each kernel prompt's mean similarity to the toxic prompts, itself left out."""
-    kernel = run.kernel()
     at = kernel[(kernel["step"] == step) & (kernel["updated_group"] == "toxic")]
     return at[at["observed"] != at["updated"]].groupby("observed")["similarity"].mean()
-
-
-def _pushes(run: Trajectory, step: int) -> pd.Series:
-    rows = run.influence()
-    at = rows[(rows["step"] == step) & (rows["target"] == "refusal_literal")]
-    return at.groupby("observed")["change"].sum()
 
 
 def flips_between(one: Evaluation, other: Evaluation) -> pd.DataFrame:

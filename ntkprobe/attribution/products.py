@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..models.batching import forgetting_lengths, together
 from ..models.generation import length_batches, require_measurable
 from ..models.logits import try_padding
-from ..models.per_sample import Gradients, PerSampleGradients
+from ..models.per_sample import Gradients, PerSampleFactors
 from ..models.validation import finite
 from .observed import pair_losses
 from .training_run import TrainedPair
@@ -42,7 +42,7 @@ class PairGradients:
         self.labels = [torch.tensor(pair.labels) for pair in pairs]
         largest = max((4 * p.numel() for p in chosen.values()), default=1)
         self.batch_size = max(1, min(batch_size, FORMED // largest))
-        self._gradients = PerSampleGradients(model, chosen)
+        self._gradients = PerSampleFactors(model, chosen)
         require_measurable(model, self.ids)
         try_padding(model, self.ids)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..kernel import Blocks, Probe, Table, last_logits, prepare
 from ..models.parameters import ParameterSelection
-from ..models.per_sample import PerSampleGradients
+from ..models.per_sample import PerSampleFactors
 from ..models.projections import Projections, ProjectionSettings
 from ..models.validation import count, finite
 
@@ -80,7 +80,7 @@ class Sketch:
         """Return the projected gradients of every prompt's values."""
         chosen = prepare(model, probes, parameters)
         project = Projections(chosen, self._settings())
-        gradients = PerSampleGradients(model, chosen)
+        gradients = PerSampleFactors(model, chosen)
 
         def forward(rows: Sequence[int]) -> Float[Tensor, "rows k"]:
             logits = finite(last_logits(model, [probes[row].input_ids for row in rows]), rows)

@@ -4,8 +4,9 @@ On disk: raw answers and raw verdicts (`E/answers`, `E/verdicts`). Rates, interv
 are derived when they are read, never stored.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy_imports import names_of
 
 if TYPE_CHECKING:
     from .results import Evaluation as Evaluation
@@ -17,12 +18,4 @@ _HOMES = {"Evaluation": "results", "Item": "verdicts", "Judge": "verdicts", "Ver
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
-    """Return a public name, imported now, so that `settings` alone loads no pandas (PEP 562).
-
-    Raises:
-        AttributeError: if there is no such name.
-    """
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_of(__name__, _HOMES)

@@ -67,25 +67,72 @@ def measure_activations(
     """
     check_loaded(model)
     encoded = as_encoded(tokenizer, prompts, template, max_length)
-    named = isinstance(layers, str) and layers != "all"
-    refuse(named, f"layers={layers!r}: give numbers of blocks, counted from 1, or 'all'")
-    numbers = range(1, len(decoder_layers(model)) + 1) if isinstance(layers, str) else layers
-    modules = {number: layer_output(model, number) for number in sorted(set(numbers))}
+    modules = layer_modules(model, layers)
     ids = [torch.tensor(row) for row in encoded.input_ids]
-    found: dict[int, list[Tensor]] = {number: [torch.empty(0)] * len(ids) for number in modules}
     with evaluating(model), torch.no_grad():
         require_measurable(model, ids)
-        for rows in _batches(model, ids, batch_size):
-            for number, values in _last_positions(model, modules, ids, rows):
-                for row, value in zip(rows, values, strict=True):
-                    found[number][row] = value
+        _, values = read_layers(model, modules, ids, [1], batch_size)
     settings = {
         "layers": list(modules),
         **encoded.record,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
-    stacked = {number: torch.stack(values) for number, values in found.items()}
-    return ActivationMeasurement(encoded.prompts, stacked, settings)
+    last = {number: at[:, 0] for number, at in values.items()}
+    return ActivationMeasurement(encoded.prompts, last, settings)
+
+
+def layer_modules(model: nn.Module, layers: Sequence[int] | str) -> dict[int, nn.Module]:
+    """Return the modules whose output is read, by layer.
+
+    Args:
+        model: any causal language model.
+        layers: numbers of blocks, counted from 1, or `all`; anything else is a `UserError`.
+    """
+    named = isinstance(layers, str) and layers != "all"
+    refuse(named, f"layers={layers!r}: give numbers of blocks, counted from 1, or 'all'")
+    numbers = range(1, len(decoder_layers(model)) + 1) if isinstance(layers, str) else layers
+    return {number: layer_output(model, number) for number in sorted(set(numbers))}
+
+
+def read_layers(
+    model: nn.Module,
+    modules: dict[int, nn.Module],
+    ids: list[Tensor],
+    back: list[int],
+    batch_size: int,
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Return each prompt's most probable next token `[n]`, and each layer `[n, positions, hidden]`.
+
+    Args:
+        model: in evaluation mode.
+        modules: those whose output is read, by layer.
+        ids: the prompts' tokens.
+        back: positions, counted from each prompt's end.
+        batch_size: prompts at a time.
+
+    Returns:
+        Tokens, and activations in float32 on the CPU.
+    """
+    tokens = torch.zeros(len(ids), dtype=torch.long)
+    rows: dict[int, list[Tensor]] = {number: [torch.empty(0)] * len(ids) for number in modules}
+    for batch in _batches(model, ids, batch_size):
+        prompts = [ids[row] for row in batch]
+        places = torch.tensor([[len(row) - b for b in back] for row in prompts])
+
+        def keeping(number: int, batch: list[int] = batch, places: Tensor = places) -> Hook:
+            def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+                values = hidden_state(output)
+                prompt = torch.arange(len(places), device=values.device)[:, None]
+                at = values[prompt, places.to(values.device)].float().cpu()
+                for row, value in zip(batch, at, strict=True):
+                    rows[number][row] = value
+
+            return keep
+
+        with hooked([(module, keeping(number)) for number, module in modules.items()]):
+            logits = finite(last_logits(model, prompts), batch)
+        tokens[batch] = logits.argmax(-1).cpu()
+    return tokens, {number: torch.stack(values) for number, values in rows.items()}
 
 
 def _batches(model: nn.Module, ids: list[Tensor], batch_size: int) -> Iterator[list[int]]:
@@ -93,24 +140,3 @@ def _batches(model: nn.Module, ids: list[Tensor], batch_size: int) -> Iterator[l
     for batch in length_batches(ids, batch_size):
         for rows in together(model, [ids[row] for row in batch]):
             yield [batch[row] for row in rows]
-
-
-def _last_positions(
-    model: nn.Module, modules: dict[int, nn.Module], ids: list[Tensor], batch: list[int]
-) -> list[tuple[int, Tensor]]:
-    """Return each layer's output `[batch, hidden]` at the last position of a batch of prompts."""
-    prompts = [ids[row] for row in batch]
-    last = torch.tensor([len(ids) - 1 for ids in prompts])
-    found: list[tuple[int, Tensor]] = []
-
-    def keeping(number: int) -> Hook:
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            values = hidden_state(output)
-            rows = torch.arange(len(last), device=values.device)
-            found.append((number, values[rows, last.to(values.device)].float().cpu()))
-
-        return keep
-
-    with hooked([(module, keeping(number)) for number, module in modules.items()]):
-        finite(last_logits(model, prompts), batch)
-    return found

@@ -5,7 +5,7 @@ it, the last of which is where the answer begins; `answer_1`, the first answered
 probable one). What is computed from the activations is in `ntkprobe.directions`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,19 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import directions
 from ..errors import UserError
 from ..mitigations.activations import instruction_end
-from ..models.architecture import decoder_layers, hidden_state, hooked, layer_output
-from ..models.batching import together
-from ..models.generation import length_batches
-from ..models.logits import last_logits
-from ..models.validation import check_loaded, finite, refuse
+from ..models.generation import require_measurable
+from ..models.validation import check_loaded, refuse
 from ..prompts.prompt_set import PromptSet
 from ..prompts.templates import Template
 from ..statistics import RESAMPLES
+from .activations import layer_modules, read_layers
 from .encoding import Encoded, Texts, as_encoded, evaluating
 from .refusals import measure_refusal
 
@@ -227,20 +225,20 @@ def measure_directions(
         refuses = measure_refusal(
             model, tokenizer, encoded, max_new_tokens=max_new_tokens, batch_size=batch_size
         ).refuses
-    numbers = range(1, len(decoder_layers(model)) + 1) if isinstance(layers, str) else layers
     names, back = _positions(tokenizer, encoded)
-    modules = {number: layer_output(model, number) for number in sorted(set(numbers))}
+    modules = layer_modules(model, layers)
     found: dict[tuple[str, int], np.ndarray] = {}
     with evaluating(model), torch.no_grad():
         ids = [torch.tensor(row) for row in encoded.input_ids]
-        first, values = _read(model, modules, ids, back, batch_size)
+        require_measurable(model, ids, room=1)
+        first, values = read_layers(model, modules, ids, back, batch_size)
         found |= {
             (name, layer): values[layer][:, place].numpy()
             for place, name in enumerate(names)
             for layer in modules
         }
         longer = [torch.cat([row, token[None]]) for row, token in zip(ids, first, strict=True)]
-        _, values = _read(model, modules, longer, [1], batch_size)
+        _, values = read_layers(model, modules, longer, [1], batch_size)
         found |= {("answer_1", layer): values[layer][:, 0].numpy() for layer in modules}
     settings = {
         "layers": list(modules),
@@ -267,52 +265,3 @@ def _positions(
         if list(ids[len(ids) - len(ending) :]) != ending or len(ids) <= len(ending):
             raise UserError(f"prompt {number} does not end as the template's other prompts do")
     return names, list(range(len(ending) + 1, 0, -1))
-
-
-def _read(
-    model: nn.Module,
-    modules: dict[int, nn.Module],
-    ids: list[Tensor],
-    back: list[int],
-    batch_size: int,
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """Return each prompt's most probable next token `[n]`, and each layer `[n, positions, hidden]`.
-
-    Args:
-        model: in evaluation mode.
-        modules: those whose output is read, by layer.
-        ids: the prompts' tokens.
-        back: positions, counted from each prompt's end.
-        batch_size: prompts at a time.
-
-    Returns:
-        Tokens, and activations in float32 on the CPU.
-    """
-    tokens = torch.zeros(len(ids), dtype=torch.long)
-    rows: dict[int, list[Tensor]] = {number: [torch.empty(0)] * len(ids) for number in modules}
-    for batch in _batches(model, ids, batch_size):
-        prompts = [ids[row] for row in batch]
-        places = torch.tensor([[len(row) - b for b in back] for row in prompts])
-
-        def keeping(
-            number: int, batch: list[int] = batch, places: Tensor = places
-        ) -> Callable[..., None]:
-            def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-                values = hidden_state(output)
-                prompt = torch.arange(len(places), device=values.device)[:, None]
-                at = values[prompt, places.to(values.device)].float().cpu()
-                for row, value in zip(batch, at, strict=True):
-                    rows[number][row] = value
-
-            return keep
-
-        with hooked([(module, keeping(number)) for number, module in modules.items()]):
-            logits = finite(last_logits(model, prompts), batch)
-        tokens[batch] = logits.argmax(-1).cpu()
-    return tokens, {number: torch.stack(values) for number, values in rows.items()}
-
-
-def _batches(model: nn.Module, ids: list[Tensor], batch_size: int) -> Iterator[list[int]]:
-    for batch in length_batches(ids, batch_size):
-        for rows in together(model, [ids[row] for row in batch]):
-            yield [batch[row] for row in rows]

@@ -10,7 +10,9 @@ What a method has to provide is described in `base`.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy_imports import names_of
 
 if TYPE_CHECKING:
     from .base import Decoding as Decoding
@@ -42,12 +44,4 @@ def names() -> list[str]:
     return plugins.names(import_module(__name__))
 
 
-def __getattr__(name: str) -> Any:
-    """Return a public name, imported now, so that `names` loads no torch (PEP 562).
-
-    Raises:
-        AttributeError: if there is no such name.
-    """
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_of(__name__, _HOMES)

@@ -34,16 +34,6 @@ class MatrixFactors:
     left: Float[Tensor, "b t rows"]
     right: Float[Tensor, "b t columns"]
 
-    @property
-    def samples(self) -> int:
-        """How many samples there are."""
-        return len(self.left)
-
-    @property
-    def device(self) -> torch.device:
-        """Where they are."""
-        return self.left.device
-
     def whole(self) -> Float[Tensor, "b rows columns"]:
         """Return the gradients, formed."""
         return self.left.transpose(1, 2) @ self.right
@@ -65,16 +55,6 @@ class LookupFactors:
     ids: Int[Tensor, "b t"]
     values: Float[Tensor, "b t columns"]
     rows: int
-
-    @property
-    def samples(self) -> int:
-        """How many samples there are."""
-        return len(self.values)
-
-    @property
-    def device(self) -> torch.device:
-        """Where they are."""
-        return self.values.device
 
     def whole(self) -> Float[Tensor, "b rows columns"]:
         """Return the gradients, formed."""
@@ -100,16 +80,6 @@ class WholeGradients:
     """Gradients as they are, of a parameter of any shape."""
 
     values: Float[Tensor, "b ..."]
-
-    @property
-    def samples(self) -> int:
-        """How many samples there are."""
-        return len(self.values)
-
-    @property
-    def device(self) -> torch.device:
-        """Where they are."""
-        return self.values.device
 
     def whole(self) -> Float[Tensor, "b ..."]:
         """Return the gradients."""
@@ -140,8 +110,8 @@ def matrix_shape(parameter: Tensor) -> tuple[int, int]:
     return parameter.shape[0], parameter[0].numel()
 
 
-class PerSampleGradients:
-    """The gradients of samples, in batches where that is right for the model.
+class PerSampleFactors:
+    """The gradients of samples as factors, in batches where that is right for the model.
 
     Args:
         model: in evaluation mode.

@@ -100,20 +100,18 @@ class Projections:
 
     def __call__(self, gradients: Gradients) -> Float[Tensor, "b parts size"]:
         """Return the features of samples, in float32 at least; 0 where nothing depends on θ."""
-        known = [use for uses in gradients.values() for use in uses]
-        parts = [
-            [self._projected(name, uses, part, known) for name, uses in gradients.items()]
-            for part in range(self.settings.parts)
-        ]
-        return torch.stack([torch.cat(features, 1) for features in parts], 1)
+        parts = [self._part(gradients, part) for part in range(self.settings.parts)]
+        return torch.stack(parts, 1)
 
-    def _projected(
-        self, name: str, uses: list[Factors], part: int, known: list[Factors]
-    ) -> Float[Tensor, "b pq"]:
+    def _part(self, gradients: Gradients, part: int) -> Float[Tensor, "b size"]:
+        found = {n: self._projected(n, uses, part) for n, uses in gradients.items() if uses}
+        one = next(iter(found.values()))  # of the samples' number, on their device
+        unused = {n: one.new_zeros(len(one), p * q) for n in gradients for p, q in [self._sides(n)]}
+        return torch.cat([{**unused, **found}[name] for name in gradients], 1)
+
+    def _projected(self, name: str, uses: list[Factors], part: int) -> Float[Tensor, "b pq"]:
         """Return the features of one parameter."""
         rows, columns = self._of(name, part)
-        if not uses:
-            return torch.zeros(known[0].samples, len(rows) * len(columns), device=known[0].device)
         total = torch.stack([use.projected(rows, columns).flatten(1) for use in uses]).sum(0)
         return total if total.dtype == torch.float64 else total.float()
 

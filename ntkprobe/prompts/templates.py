@@ -383,10 +383,8 @@ def _messages(text: str, answer: str | None = None, system: str | None = None) -
 
 
 def _require_text(text: str, what: str) -> None:
-    if not text.strip():
-        raise UserError(f"an empty {what}: give it some text")
-    if flaw := flaw_of(text):
-        raise UserError(f"a {what} {flaw}")
+    if (flaw := flaw_of(text)) or not text.strip():
+        raise UserError(f"a {what} {flaw}" if flaw else f"an empty {what}: give it some text")
 
 
 def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
@@ -396,8 +394,7 @@ def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
 def _continuation_ids(tokenizer: "PreTrainedTokenizerBase", before: str, answer: str) -> list[int]:
     """Return the ids of an answer that continues a rendered prompt."""
-    before_ids = _tokenise(tokenizer, before)
-    ids = _tokenise(tokenizer, before + answer)
+    before_ids, ids = _tokenise(tokenizer, before), _tokenise(tokenizer, before + answer)
     if ids[: len(before_ids)] == before_ids:
         return ids[len(before_ids) :]
     return _tokenise(tokenizer, answer)  # the last token of the prompt would merge with it

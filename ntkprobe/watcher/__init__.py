@@ -1,7 +1,8 @@
 """Measure each complete checkpoint of a run once, while it trains or afterwards."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy_imports import names_of
 
 if TYPE_CHECKING:
     from .choices import Choice as Choice
@@ -36,12 +37,4 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
-    """Return a public name, imported now, so that `settings` alone loads no torch (PEP 562).
-
-    Raises:
-        AttributeError: if there is no such name.
-    """
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_of(__name__, _HOMES)

@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from ntkprobe.kernel import last_logits
 from ntkprobe.models.parameters import ParameterSelection
-from ntkprobe.models.per_sample import PerSampleGradients, matrix_shape
+from ntkprobe.models.per_sample import PerSampleFactors, matrix_shape
 
 PROMPTS = [torch.tensor(row) for row in ([3, 4, 5, 6], [7, 8], [9, 3, 11], [4, 4, 4, 4, 5])]
 
@@ -47,9 +47,9 @@ def test_a_batch_gives_the_gradients_of_each_sample_alone(name):
     build, selection = MODELS[name]
     model = build().double()
     chosen, forward = parts(model, selection)
-    together = PerSampleGradients(model, chosen)
+    together = PerSampleFactors(model, chosen)
     for column, found in enumerate(together(forward, range(len(PROMPTS)))):
-        apart = list(PerSampleGradients(model, chosen)._apart(forward, range(len(PROMPTS))))
+        apart = list(PerSampleFactors(model, chosen)._apart(forward, range(len(PROMPTS))))
         expected = whole(apart[column], chosen)
         for key, value in whole(found, chosen).items():
             torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-10)
@@ -60,7 +60,7 @@ def test_a_batch_gives_the_gradients_of_each_sample_alone(name):
 def test_products_and_projections_are_those_of_the_formed_gradients():
     model = tiny_model().double()
     chosen, forward = parts(model, "all")
-    found = next(PerSampleGradients(model, chosen)(forward, range(len(PROMPTS))))
+    found = next(PerSampleFactors(model, chosen)(forward, range(len(PROMPTS))))
     generator = torch.Generator().manual_seed(0)
     for name, uses in found.items():
         rows, columns = matrix_shape(chosen[name])
@@ -89,7 +89,7 @@ def test_a_parameter_used_outside_its_module_is_noticed_and_still_right():
     torch.manual_seed(0)
     model, x = Outside().double(), torch.randn(3, 2, 4, dtype=torch.float64)
     chosen = dict(model.named_parameters())
-    gradients = PerSampleGradients(model, chosen)
+    gradients = PerSampleFactors(model, chosen)
 
     def forward(rows):
         return model(x[list(rows)]).square().sum((1, 2))[:, None]

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,10 +25,11 @@ from torch import nn
 from ...errors import UserError
 from ...kernel import Blocks, Probe, prepare
 from ...models.architecture import decoder_list, experts_one_by_one
+from ...models.memory import halving
 from ...models.parameters import ParameterSelection, Part, parse_selections, part_of
 from ...models.validation import count, refuse
 from .backward import BackwardSchedule
-from .microbatches import Groups, MicroBatches, is_out_of_memory, kernel_sums, microbatch_size
+from .microbatches import Groups, MicroBatches, kernel_sums, microbatch_size
 from .precision import full_float32
 from .remembered_checks import RememberedChecks
 from .rule_check import Plan, plan_backward
@@ -194,27 +196,12 @@ class Gram:
         return plan
 
     def _compute(self, sides: Sequence[Planned], groups: Groups) -> dict[Any, Blocks]:
-        """Return the sums, with as many prompts at a time as set or as fit into memory.
-
-        Raises:
-            OutOfMemoryError: if one prompt alone does not fit, on a GPU or on a CPU.
-            RuntimeError: any other error of the computation.
-            MemoryError: if memory runs out with the `batch_size` that was set.
-        """
+        """Return the sums, with as many prompts at a time as set or as fit into memory."""
         if self.batch_size != "auto":
             return _sums_with_fallbacks(sides, groups, self.batch_size)
         every = [probe for _, probes, _ in sides for probe in probes]
         size = microbatch_size(sides[0][0].schedule, every)
-        while True:
-            try:
-                return _sums_with_fallbacks(sides, groups, size)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if size == 1:
-                    raise torch.OutOfMemoryError(str(error)) from error
-            _LOG.warning("out of memory with %d prompts at a time: halving", size)
-            size //= 2
+        return halving(partial(_sums_with_fallbacks, sides, groups), size)[0]
 
 
 def _sums_with_fallbacks(sides: Sequence[Planned], groups: Groups, size: int) -> dict[Any, Blocks]:
