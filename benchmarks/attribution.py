@@ -381,8 +381,8 @@ def cost(world: World) -> list[str]:
             rows.append([number, f"{1e3 * seconds['exact'] / number:.2f}", f"{ratio:.2f}"])
     return [
         "## Cost",
-        f"LoRA, products with {len(world.explained)} prompts' gradients, {how.batch_size} pairs in a batch; "
-        "medians of 3 interleaved runs, processor time. On disk "
+        f"LoRA, products with {len(world.explained)} prompts' gradients, {how.batch_size} pairs in "
+        "a batch; medians of 3 interleaved runs, processor time. On disk "
         f"{8 * len(world.explained)} bytes a pair and checkpoint.",
         table(["pairs", "ms a pair", "× a plain forward and backward pass"], rows),
     ]
