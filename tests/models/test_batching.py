@@ -17,7 +17,7 @@ from ntkprobe.estimators.finite_difference import FiniteDifference
 from ntkprobe.estimators.forward_mode import ForwardMode
 from ntkprobe.estimators.gram import Gram, microbatches
 from ntkprobe.kernel import Probe, last_logits, top_tokens
-from ntkprobe.measurement.activations import _batches, _last_positions
+from ntkprobe.measurement.activations import read_layers
 from ntkprobe.measurement.influence.observations import LogProbabilities, Refusals
 from ntkprobe.mitigations import applied
 from ntkprobe.mitigations.activations import last_states
@@ -252,16 +252,14 @@ def test_influence_observes_each_prompt_alone(name):
 def test_states_and_activations_are_those_of_each_prompt_alone(name):
     model, given = ruled(name), prompts()
     modules = {2: layer_output(model, 2)}
-    found = torch.empty(len(given), 16)
     with torch.no_grad():
-        for rows in _batches(model, given, 32):
-            found[rows] = _last_positions(model, modules, given, rows)[0][1]
-        alone = [_last_positions(deepcopy(model), {}, [ids], [0]) for ids in given]
-        assert alone == [[]] * len(given)
+        tokens, found = read_layers(model, modules, given, [1], 32)
+        alone = [read_layers(deepcopy(model), {}, [ids], [1], 1)[0] for ids in given]
+        torch.testing.assert_close(tokens, torch.cat(alone), atol=0, rtol=0)
         each = [last_states(deepcopy(model), [ids], 2) for ids in given]
     states = last_states(model, given, 2)
     torch.testing.assert_close(states, torch.cat(each), atol=1e-4, rtol=0)
-    torch.testing.assert_close(found.double(), states[:, 1, -1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[2][:, 0].double(), states[:, 1, -1], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", MODELS)
