@@ -3,6 +3,7 @@
 A command has one frozen dataclass of settings. Its fields make the command's options, with the
 texts of the class's `Attributes:` as their help; the library takes the settings as they are; and
 `run.json` records them. `require_same_settings` is the one comparison of such records.
+`parse_yaml` reads what a user wrote.
 """
 
 import inspect
@@ -12,10 +13,23 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import yaml
+
 from .errors import UserError
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's
+_SCALARS = {
+    "tag:yaml.org,2002:null": (r"~|null|Null|NULL|", "~nN\0"),
+    "tag:yaml.org,2002:merge": (r"<<", "<"),
+    "tag:yaml.org,2002:bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "tag:yaml.org,2002:int": (r"[-+]?[0-9]+", "-+0123456789"),
+    "tag:yaml.org,2002:float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
+"""What YAML 1.2's core schema takes as something else than text, and how it may begin."""
 _ENTRY = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
@@ -181,3 +195,26 @@ def require_same_settings(
                 f"{folder} was {done} with {names(name)} = {before.get(name)!r}, now it is "
                 f"{now.get(name)!r}: give another --output-dir, or --overwrite"
             )
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `1e-4` as a number and `10:30`, `no` and `on` as text, unlike YAML 1.1."""
+
+    def construct_yaml_int(self, node: Any) -> int:
+        return int(self.construct_scalar(node))
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, (_pattern, _first) in _SCALARS.items():
+    _whole = re.compile(rf"(?:{_pattern})\Z")
+    _Loader.add_implicit_resolver(_tag, _whole, [c.replace("\0", "") for c in _first])
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what a user wrote as YAML, by the core schema of YAML 1.2.
+
+    Args:
+        text: a file's content or a value; what is no YAML is a `yaml.YAMLError`.
+    """
+    return yaml.load(text, Loader=_Loader)

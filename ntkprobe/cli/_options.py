@@ -10,6 +10,7 @@ import yaml
 
 from ..errors import UserError
 from ..presets.settings import preset_settings
+from ..settings import parse_yaml
 
 SOME = "FILE[:COLUMN=VALUE,…]"
 """How a file of prompts, or some of its rows, is named (`prompt_selections`)."""
@@ -34,7 +35,7 @@ def config_defaults(ctx: Any, path: Path | None) -> Path | None:
     if path is None or ctx.resilient_parsing:
         return path
     try:
-        values = yaml.safe_load(path.read_text())
+        values = parse_yaml(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--config {path} cannot be read as YAML: {error}") from error
     _set_defaults(ctx, values, f"--config {path}", first=True)

@@ -1,6 +1,5 @@
 """The options of `ntkprobe train` as a configuration: the preset's, the file's, the typed ones."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -11,6 +10,7 @@ import yaml
 
 from ..errors import UserError
 from ..presets.settings import preset_files, preset_settings
+from ..settings import parse_yaml
 from ..training.config import StageConfig
 
 Stage = TypeVar("Stage", bound=StageConfig)
@@ -20,8 +20,6 @@ INPUTS = ("model", "prompts", "corpus", "general", "safe", "seemingly", "trigger
 
 RECORDED = ("stage", "digests", "processes")
 """What a recorded run says besides its settings."""
-
-SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 def resolved(stage: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +40,7 @@ def resolved(stage: str, options: dict[str, Any]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for layer in (*layers, typed, dict(further)):
         merged |= _one_number_of_toxic(_chosen_saves(layer))
-    return {name: _number(value) for name, value in merged.items()}
+    return merged
 
 
 def configured(kind: type[Stage], settings: dict[str, Any]) -> tuple[Stage, dict[str, Any]]:
@@ -91,7 +89,7 @@ def _read(path: Path, stage: str) -> dict[str, Any]:
         UserError: if it is no mapping, or of another stage.
     """
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
+        values = parse_yaml(path.read_text("utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise UserError(f"--config {path} cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):
@@ -112,7 +110,7 @@ def assignment(text: str) -> tuple[str, Any]:
     if not equals:
         raise UserError(f"--set {text!r}: write NAME=VALUE, such as --set weight_decay=0.01")
     try:
-        return name.strip().replace("-", "_"), yaml.safe_load(value)
+        return name.strip().replace("-", "_"), parse_yaml(value)
     except yaml.YAMLError as error:
         raise UserError(f"--set {text!r}: the value is no YAML: {error}") from error
 
@@ -143,8 +141,3 @@ def _steps(value: Any) -> list[int]:
     if not isinstance(parts, list) or not all(str(part).strip().isdigit() for part in parts):
         raise UserError(f"save_at is {value!r}: give steps joined by commas, such as 0,1,2,5,10")
     return [int(part) for part in parts]
-
-
-def _number(value: Any) -> Any:
-    """Return `1e-4` as a number, which YAML reads as text."""
-    return float(value) if isinstance(value, str) and SCIENTIFIC.fullmatch(value) else value

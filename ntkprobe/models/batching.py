@@ -31,6 +31,8 @@ from torch import Tensor, nn
 _LOG = logging.getLogger(__name__)
 
 Regime = tuple[int, int]
+Computation = tuple[torch.dtype | None, str | None]
+"""A model's floating-point type and its implementation of attention: what a trial holds for."""
 
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}  # much is float32 inside, and may be TF32
 _TOLERANCE_LOW_PRECISION = 0.1  # of the logits' spread; positions that are off change more
@@ -44,7 +46,7 @@ class _Verdict:
     longest: int
 
 
-_TRIED: WeakKeyDictionary[nn.Module, dict[str, _Verdict]] = WeakKeyDictionary()
+_TRIED: WeakKeyDictionary[nn.Module, dict[tuple[str, Computation], _Verdict]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -180,9 +182,15 @@ def context_length(config: Any) -> int | None:
     return None if context is None else int(context * max([1.0, *factors]))
 
 
+def computation(model: nn.Module) -> Computation:
+    """Return what about a loaded model decides whether its passes may be split or padded."""
+    dtype = next((p.dtype for p in model.parameters()), None)
+    return dtype, getattr(getattr(model, "config", None), "_attn_implementation", None)
+
+
 def padding_known(model: nn.Module, side: str) -> bool | None:
     """Return whether padding on a side leaves a model's numbers alone; None if never tried."""
-    verdict = _TRIED.get(model, {}).get(side)
+    verdict = _TRIED.get(model, {}).get((side, computation(model)))
     return None if verdict is None else verdict.holds
 
 
@@ -198,7 +206,7 @@ def pair_to_try(
         do so in passes as long, or no two prompts would be padded. Of several groups of `together`
         it is that with the longest prompt of which this is not so.
     """
-    verdict = _TRIED.get(model, {}).get(side)
+    verdict = _TRIED.get(model, {}).get((side, computation(model)))
     if verdict is not None and not verdict.holds:
         return None
     tried = 0 if verdict is None else verdict.longest
@@ -234,7 +242,7 @@ def keep_verdict(
     error = float(((found - expected).norm(dim=-1) / spread.clamp(min=1e-12)).max())
     allowed = _TOLERANCE.get(padded.dtype, _TOLERANCE_LOW_PRECISION)
     holds = error <= allowed  # unlike `not error > allowed`, false for NaN
-    _TRIED.setdefault(model, {})[side] = _Verdict(holds, longest)
+    _TRIED.setdefault(model, {})[side, computation(model)] = _Verdict(holds, longest)
     if not holds:
         _LOG.warning(
             "%s gives a prompt other logits in a batch padded on the %s than alone (off by %.2g): "

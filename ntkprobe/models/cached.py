@@ -37,7 +37,9 @@ BESIDE = 128
 _LOG = logging.getLogger(__name__)
 _TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3}
 _TOLERANCE_LOW_PRECISION = 0.1  # of the logits' spread, as in `batching`
-_TRIED: WeakKeyDictionary[nn.Module, dict[torch.dtype, tuple[bool, int, int]]] = WeakKeyDictionary()
+_TRIED: WeakKeyDictionary[nn.Module, dict[batching.Computation, tuple[bool, int, int]]] = (
+    WeakKeyDictionary()
+)
 
 
 @dataclass
@@ -227,7 +229,8 @@ def usable(model: nn.Module, prompts: Sequence[Ids], room: int) -> bool:
         return False
     longest, behind = max(map(len, prompts)), max(1, min(room, TRIED_BEHIND))
     dtype = next(model.parameters()).dtype
-    known = _TRIED.get(model, {}).get(dtype)
+    computation = batching.computation(model)
+    known = _TRIED.get(model, {}).get(computation)
     if known is not None and (not known[0] or (longest <= known[1] and behind <= known[2])):
         return known[0]
     try:
@@ -239,7 +242,7 @@ def usable(model: nn.Module, prompts: Sequence[Ids], room: int) -> bool:
         error = torch.inf
     allowed = _TOLERANCES.get(dtype, _TOLERANCE_LOW_PRECISION)
     holds = error <= allowed
-    _TRIED.setdefault(model, {})[dtype] = (holds, longest, behind)
+    _TRIED.setdefault(model, {})[computation] = (holds, longest, behind)
     if not holds:
         _LOG.info("keys and values are not kept: logits would be off by %.2g", error)
     return holds

@@ -3,9 +3,8 @@
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
 from ..errors import UserError
+from ..settings import parse_yaml
 
 
 def preset_names() -> list[str]:
@@ -54,4 +53,4 @@ def _read(name: str) -> dict[str, Any]:
     """
     if name not in preset_names():
         raise UserError(f"no preset {name!r}: choose from {', '.join(preset_names())}")
-    return dict(yaml.safe_load((files(__package__) / f"{name}.yaml").read_text("utf-8")))
+    return dict(parse_yaml((files(__package__) / f"{name}.yaml").read_text("utf-8")))

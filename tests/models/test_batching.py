@@ -346,6 +346,19 @@ def test_padding_is_tried_again_for_longer_prompts_and_only_for_these():
     assert batching.pair_to_try(model, prompts((3, 90))) is None
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda model: model.double(), lambda model: model.set_attn_implementation("eager")],
+    ids=["dtype", "attention"],
+)
+def test_padding_is_tried_again_where_the_model_computes_otherwise(change):
+    model = build("llama")
+    logits.try_padding(model, prompts((3, 9)))
+    assert padding_known(model, "right") is True
+    change(model)
+    assert padding_known(model, "right") is None
+
+
 def test_a_pair_to_try_is_of_prompts_that_may_share_a_pass():
     given = prompts((5, LIMIT - 2, LIMIT + 1, 30, 9))
     assert batching.pair_to_try(ruled("longrope"), given) == (2, 3)
