@@ -65,7 +65,7 @@ def evaluate(
     model, trained = _model(subject), training_prompts(folders, trained_on)
     kept = {} if overwrite else folder.record.get("answers", {})
     template, remarks = _template(subject, chosen, kept.get("template_date"))
-    _insist_on_the_same_prompts(folder.path, kept, template)
+    require_same_prompts(folder.path, kept, template)
     check(judges)
     if overwrite:  # only now, when no mistake in the call is paid with answers
         _check_server(subject)
@@ -109,7 +109,7 @@ def _template(
     return record, template.remarks(subject.tokenizer)
 
 
-def _insist_on_the_same_prompts(
+def require_same_prompts(
     folder: Path, kept: Mapping[str, Any], template: Mapping[str, Any]
 ) -> None:
     """Check that the folder's answers are to prompts rendered as those of this call.

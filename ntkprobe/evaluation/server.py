@@ -246,7 +246,9 @@ class Server:
         )
         if status in TRANSIENT:
             raise _Transient(f"status {status}: {text}", pause)
-        return _read(text) if status == 200 else Failure(self._shown(f"status {status}: {text}"))
+        return (
+            read_reply(text) if status == 200 else Failure(self._shown(f"status {status}: {text}"))
+        )
 
     def _sent(self, request: Callable[[], Any]) -> tuple[int, str, float]:
         """Return the status and the text of a response, and the pause that the server asks for.
@@ -286,7 +288,7 @@ def _retry_after(headers: Any) -> float:
         return 0.0
 
 
-def _read(body: str) -> Reply | Failure:
+def read_reply(body: str) -> Reply | Failure:
     """Return the text of a chat completion.
 
     Without `content`, the text is the message's `refusal`; of a model that was cut off while it

@@ -96,7 +96,7 @@ def choose(
     """Return what Surgical learns, by the names of its fields."""
     count = len(instruction_end(tokenizer, template))
     tokens = first_tokens(tokenizer, settings.refusal_words, template)
-    train, held_out = _split(settings, tokenizer, template, prompts)
+    train, held_out = split_prompts(settings, tokenizer, template, prompts)
     require_measurable(
         model, [ids for part in (train, held_out) for g in part.values() for ids in g]
     )
@@ -228,7 +228,7 @@ class _HeldOutScores:
         return first_logits(self._model, self._prompts[group], self._settings.batch_size)
 
 
-def _split(
+def split_prompts(
     settings: _FitSettings,
     tokenizer: "PreTrainedTokenizerBase",
     template: Template,

@@ -24,7 +24,7 @@ def last_logits(
     """
     groups = together(model, prompts)
     with forgetting_lengths(model):
-        found = [_padded(model, [prompts[row] for row in rows]) for rows in groups]
+        found = [padded_logits(model, [prompts[row] for row in rows]) for rows in groups]
     if len(found) == 1:
         return found[0]
     places = torch.tensor([row for rows in groups for row in rows]).argsort()
@@ -44,12 +44,14 @@ def try_padding(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]) -> None:
         return
     pair = [torch.as_tensor(prompts[row]) for row in rows]
     with torch.no_grad(), experts_one_by_one(model), forgetting_lengths(model):
-        alone = [_padded(model, [ids]) for ids in pair]
+        alone = [padded_logits(model, [ids]) for ids in pair]
         if alone[0].shape == alone[1].shape:  # else its logits cover all positions of a text
-            keep_verdict(model, "right", _padded(model, pair), torch.cat(alone), len(pair[1]))
+            keep_verdict(model, "right", padded_logits(model, pair), torch.cat(alone), len(pair[1]))
 
 
-def _padded(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "batch vocab"]:
+def padded_logits(
+    model: nn.Module, prompts: Sequence[Int[Tensor, " _"]]
+) -> Float[Tensor, "batch vocab"]:
     """Return z of prompts in one pass."""
     device, longest = next(model.parameters()).device, max(map(len, prompts))
     # Padded with its own last token: at a pad token some models warn, some mask.

@@ -148,7 +148,7 @@ def score_phrases(
     ids = [phrase_ids[column] for column in written]
     require_vocabulary(model, [token for each in ids for token in each], "a refusal phrase")
     trie = PhraseTrie.of(ids)
-    shared = not logits_processor and _obeys_masks(model, _extremes(model, input_ids), ids)
+    shared = not logits_processor and obeys_masks(model, _extremes(model, input_ids), ids)
     scores = torch.full((len(input_ids), len(phrase_ids)), -torch.inf, dtype=torch.float64)
     with long_stage(
         total=len(input_ids),
@@ -262,7 +262,7 @@ def differentiable_scorer(
         longest: the longest prompt, to try the model with, as `score_phrases` does.
         phrase_ids: none of them empty.
     """
-    if _obeys_masks(model, [longest], phrase_ids):
+    if obeys_masks(model, [longest], phrase_ids):
         return partial(trie_scores, model, trie=PhraseTrie.of(phrase_ids))
     return partial(row_scores, model, phrase_ids=phrase_ids)
 
@@ -285,7 +285,7 @@ def _extremes(model: Any, input_ids: Sequence[Ids]) -> list[Ids]:
     return [longest, shortest] if len(shortest) < len(longest) else [longest]
 
 
-def _obeys_masks(model: Any, prompts: Sequence[Ids], phrase_ids: Sequence[Sequence[int]]) -> bool:
+def obeys_masks(model: Any, prompts: Sequence[Ids], phrase_ids: Sequence[Sequence[int]]) -> bool:
     """Return whether the longest phrase scores beside others as it does on its own.
 
     Args:

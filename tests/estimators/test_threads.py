@@ -56,7 +56,7 @@ def test_small_products_are_those_of_the_matrices_wherever_they_lie(dtype, kerne
 @pytest.fixture(params=[True, False], ids=["in place", "copied first"])
 def kernels(request, monkeypatch):
     """Small matrices multiplied in place, and as where numpy has no kernels for that."""
-    monkeypatch.setattr(threads, "_small_kernels", lambda: request.param)
+    monkeypatch.setattr(threads, "small_kernels", lambda: request.param)
 
 
 @pytest.mark.parametrize("order", ["ghost", "mixed", "explicit"])

@@ -188,7 +188,7 @@ class TestWays:
     def test_a_model_that_knows_no_mask_is_asked_phrase_by_phrase(self, monkeypatch):
         model = build("llama")
         shared = predicted(model).refusal
-        monkeypatch.setattr("ntkprobe.refusal.probability._obeys_masks", lambda *_: False)
+        monkeypatch.setattr("ntkprobe.refusal.probability.obeys_masks", lambda *_: False)
         for mode in ("forward", "reverse"):
             found = predicted(model, mode=mode).refusal
             torch.testing.assert_close(found, shared, rtol=1e-4, atol=1e-5)

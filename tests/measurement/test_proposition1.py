@@ -11,7 +11,7 @@ from ntkprobe.estimators.dense import jacobians
 from ntkprobe.kernel import Probe, norms
 from ntkprobe.measurement.full_vocabulary import Head, full_vocabulary_gradients
 from ntkprobe.measurement.proposition1.features import feature_products
-from ntkprobe.measurement.proposition1.measurement import _terms, right_sides, split_at
+from ntkprobe.measurement.proposition1.measurement import measure_terms, right_sides, split_at
 from ntkprobe.measurement.proposition1.tail import tail_at
 from ntkprobe.models.architecture import Float64Throughout, capture, hooked, layer_output
 from ntkprobe.models.parameters import requiring_grad
@@ -68,7 +68,7 @@ def world(request):
             "below": [whole_jacobian(model, ids, below) for ids in PROMPTS],
             "above": [whole_jacobian(model, ids, above) for ids in PROMPTS],
         }
-        terms = _terms(model, PROMPTS, LAYER, None, 0)
+        terms = measure_terms(model, PROMPTS, LAYER, None, 0)
     names = tuple(ntk.Prompt(str(row), "normal") for row in range(len(PROMPTS)))
     measured = ntk.BoundMeasurement(ntk.PromptSet(names), LAYER, **terms)
     return model, explicit, measured

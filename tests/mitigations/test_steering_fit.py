@@ -206,11 +206,11 @@ def test_the_limit_is_on_the_authors_divergence_or_on_the_exact_one():
 
 def halves(how):
     """Return the token ids of the prompts that Surgical chooses its vectors by."""
-    from ntkprobe.mitigations.surgical_fit import _split
+    from ntkprobe.mitigations.surgical_fit import split_prompts
 
     return {
         g: [i.tolist() for i in ids]
-        for g, ids in _split(how, byte_bpe(), TEMPLATE, PROMPTS)[1].items()
+        for g, ids in split_prompts(how, byte_bpe(), TEMPLATE, PROMPTS)[1].items()
     }
 
 

@@ -125,7 +125,7 @@ def test_logits_are_those_of_each_prompt_alone(name):
     tops = torch.stack(top_tokens(model, given, 3))
     assert torch.equal(tops, expected.topk(3).indices)
     with torch.no_grad():
-        one_pass = logits._padded(model, given)
+        one_pass = logits.padded_logits(model, given)
     assert (one_pass - expected).abs().max() > 0.01
 
 
@@ -174,7 +174,7 @@ def test_phrases_have_the_probability_of_each_token_after_the_text_before_it(
     name, way, monkeypatch
 ):
     if way == "rows":
-        monkeypatch.setattr(probability, "_obeys_masks", lambda *given: False)
+        monkeypatch.setattr(probability, "obeys_masks", lambda *given: False)
     model, given = ruled(name), prompts()
     processors = [LogitsProcessorThatKeeps()] if way == "processors" else []
     found = score_phrases(model, given, PHRASES, logits_processor=processors)
@@ -300,8 +300,10 @@ def test_ordinary_models_share_passes_as_before():
 
 def test_padding_is_tried_once_for_each_model_and_length_and_on_few_prompts(monkeypatch):
     model, passes = build("llama"), []
-    original = logits._padded
-    monkeypatch.setattr(logits, "_padded", lambda m, p: passes.append(len(p)) or original(m, p))
+    original = logits.padded_logits
+    monkeypatch.setattr(
+        logits, "padded_logits", lambda m, p: passes.append(len(p)) or original(m, p)
+    )
     given = prompts((9, 3, 5, 7, 8))
     logits.try_padding(model, given)
     logits.try_padding(model, given)
@@ -324,7 +326,7 @@ def test_a_model_that_looks_ahead_is_run_a_prompt_at_a_time(caplog):
     assert len([r for r in caplog.records if "one prompt at a time" in r.message]) == 1
     alone = torch.stack([model(ids[None]).logits[0, -1] for ids in given])
     assert torch.equal(torch.stack(tops), alone.topk(3).indices)
-    assert not torch.allclose(logits._padded(model, given), alone)
+    assert not torch.allclose(logits.padded_logits(model, given), alone)
 
 
 def test_an_effect_of_padding_that_begins_beyond_the_median_length_is_seen():
@@ -348,7 +350,7 @@ def test_padding_is_tried_again_for_longer_prompts_and_only_for_these():
 
 @pytest.mark.parametrize(
     "change",
-    [lambda model: model.double(), lambda model: model.set_attn_implementation("eager")],
+    [lambda model: model.double(), lambda model: model.set_attn_implementation("sdpa")],
     ids=["dtype", "attention"],
 )
 def test_padding_is_tried_again_where_the_model_computes_otherwise(change):

@@ -9,7 +9,7 @@ import training_world as world
 
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
-from ntkprobe.evaluation.run import _insist_on_the_same_prompts
+from ntkprobe.evaluation.run import require_same_prompts
 from ntkprobe.measurement import encode
 from ntkprobe.mitigations import load, save
 from ntkprobe.mitigations.prompt import Prompt as PromptMethod
@@ -213,7 +213,7 @@ def test_the_command_tells_that_it_measures_inside_responses(tmp_path, capsys):
 def test_answers_behind_prompts_that_ended_elsewhere_are_not_mixed_with_new_ones(tmp_path):
     now = {"resolved_template": "chat#1", "answer_start": "\n</think>\n\n"}
     with pytest.raises(UserError, match="behind other prompts"):
-        _insist_on_the_same_prompts(tmp_path, {"resolved_template": "chat#1"}, now)
+        require_same_prompts(tmp_path, {"resolved_template": "chat#1"}, now)
     for kept in ({}, now):
-        _insist_on_the_same_prompts(tmp_path, kept, now)
-    _insist_on_the_same_prompts(tmp_path, now, {"resolved_template": "chat#1"})
+        require_same_prompts(tmp_path, kept, now)
+    require_same_prompts(tmp_path, now, {"resolved_template": "chat#1"})

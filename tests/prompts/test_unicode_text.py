@@ -8,7 +8,7 @@ from measured_runs import GROUPS
 import ntkprobe as ntk
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation.benchmarks.own_files import read_own
-from ntkprobe.evaluation.server import _read
+from ntkprobe.evaluation.server import read_reply
 from ntkprobe.measurement.influence.pair_files import read_updated
 from ntkprobe.prompts.files import read_rows
 from ntkprobe.prompts.selections import PromptSelection
@@ -92,5 +92,5 @@ def test_prompts_and_phrases_in_memory_are_held_to_the_same():
 
 def test_a_servers_reply_is_repaired():
     said = {"choices": [{"message": {"content": f"No{HALF}. {WHOLE}"}, "finish_reason": "stop"}]}
-    assert _read(json.dumps(said)) == f"No\N{REPLACEMENT CHARACTER}. {WHOLE}"
+    assert read_reply(json.dumps(said)) == f"No\N{REPLACEMENT CHARACTER}. {WHOLE}"
     assert repaired("plain") == "plain"

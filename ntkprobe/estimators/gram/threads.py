@@ -86,7 +86,7 @@ def multiply(
 
 def in_place(like: Tensor) -> bool:
     """Return whether small matrices such as these are multiplied where they lie."""
-    return like.device.type == "cpu" and like.dtype in _BLAS_DTYPES and _small_kernels()
+    return like.device.type == "cpu" and like.dtype in _BLAS_DTYPES and small_kernels()
 
 
 def scratch(size: int, like: Tensor) -> Float[Tensor, " size"]:
@@ -105,7 +105,7 @@ def _do(piece: Callable[[], None]) -> None:
 
 
 @lru_cache(maxsize=1)
-def _small_kernels() -> bool:
+def small_kernels() -> bool:
     """Return whether numpy's BLAS has kernels for small matrices: OpenBLAS where AVX-512 is."""
     return any(one.get("architecture") in _WITH_SMALL_KERNELS for one in _found().info())
 

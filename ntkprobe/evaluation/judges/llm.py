@@ -72,7 +72,7 @@ class Llm:
         replies = self.server.chat(questions, temperature=0, max_tokens=self.max_tokens)
         for number, reply in replies:
             row = asked[number]
-            verdicts[row] = _verdict(items[row].id, reply)
+            verdicts[row] = verdict_of_reply(items[row].id, reply)
         return [verdict for verdict in verdicts if verdict is not None]
 
 
@@ -82,7 +82,7 @@ def _question(item: Item) -> list[dict[str, str]]:
     return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": fields}]
 
 
-def _verdict(identity: str, reply: Reply | Failure) -> Verdict:
+def verdict_of_reply(identity: str, reply: Reply | Failure) -> Verdict:
     """Return the verdict in one reply."""
     if isinstance(reply, Failure):
         return Verdict(identity, UNDETERMINED, f"{FAILED}{reply.reason}")

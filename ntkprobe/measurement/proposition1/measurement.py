@@ -157,7 +157,7 @@ def measure_bounds(
     with evaluating(model):
         check_logits(model, ids)
         layer_output(model, layer)
-        terms = _terms(model, ids, layer, directions, seed)
+        terms = measure_terms(model, ids, layer, directions, seed)
     settings = {
         "layer": layer,
         "directions": "exact" if directions is None else directions,
@@ -168,7 +168,7 @@ def measure_bounds(
     return BoundMeasurement(encoded.prompts, layer, settings=settings, **terms)
 
 
-def _terms(
+def measure_terms(
     model: nn.Module, ids: list[Tensor], layer: int, directions: int | None, seed: int
 ) -> dict[str, Tensor]:
     """Return the tensors of a `BoundMeasurement` by name."""
