@@ -97,8 +97,8 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     if name in _MOVED:
         home = f"{__name__}.{_MOVED[name]}"
-        told = f"ntkprobe.{name} has moved: from {home} import {name}"
-        warnings.warn(told, DeprecationWarning, stacklevel=2)
+        message = f"ntkprobe.{name} has moved: from {home} import {name}"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
         return getattr(import_module(home), name)
     if name in ("plots", "estimators", "kernel", "figures", "mitigations"):
         return import_module(f"{__name__}.{name}")

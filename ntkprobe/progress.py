@@ -34,7 +34,7 @@ def progress(iterable: Any = None, **settings: Any) -> Any:
     """Return a bar over something, or one to be updated: tqdm's, or `Lines` in a log.
 
     Args:
-        iterable: what is gone through; None for a bar that is told by `update`.
+        iterable: what is iterated over; None for a bar that `update` moves.
         settings: tqdm's, such as `total`, `desc` and `unit`, in the singular.
     """
     return (tqdm if sys.stderr.isatty() else Lines)(iterable, **settings)

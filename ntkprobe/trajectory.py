@@ -356,9 +356,9 @@ class Trajectory:
 
     def _repr_html_(self) -> str:
         steps, groups = self.steps, self.prompts["group"].value_counts(sort=False)
-        told = ", ".join(f"{count} {group}" for group, count in groups.items())
+        described = ", ".join(f"{count} {group}" for group, count in groups.items())
         span = f"{len(steps)} steps, {steps[0]} to {steps[-1]}" if steps else "no steps yet"
-        shown = [paragraph(f"{self.folder}: {span}; prompts: {told}")]
+        shown = [paragraph(f"{self.folder}: {span}; prompts: {described}")]
         if self._files("kernel"):
             means = self.group_means(resamples=0)
             pairs = means["observed_group"] + " ← " + means["updated_group"]

@@ -72,7 +72,7 @@ def attribute(
     """
     how = _settings(settings, options)
     trained = TrainingRun(Path(run), pairs)
-    _ = trained.texts  # that they are others than were trained on is told before all else
+    _ = trained.texts  # that they are others than were trained on is reported before all else
     asked = as_prompt_set(prompts)
     if not len(asked):
         raise UserError("no prompts to explain: give one at least")

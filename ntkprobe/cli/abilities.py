@@ -66,9 +66,9 @@ def abilities(
         include_path=include_path,
         batch_size=batch_size,
     )
-    told = (
+    results = (
         f"{name}: {row['metric']} {row['value']:.3f}"
         for name, rows in found.items()
         for row in rows
     )
-    typer.echo(f"{', '.join(told)}; next: ntkprobe table {output_dir}")
+    typer.echo(f"{', '.join(results)}; next: ntkprobe table {output_dir}")

@@ -64,7 +64,7 @@ def _attention() -> list[tuple[str, str]]:
 
     device = LoadSettings().placement()
     found = {name: _derivatives(name, device) for name in ("eager", "sdpa")}
-    return [(f"attention {name}", told) for name, told in found.items()]
+    return [(f"attention {name}", message) for name, message in found.items()]
 
 
 def _derivatives(attention: str, device: str) -> str:

@@ -42,8 +42,8 @@ def flips(
     for line in lines:
         typer.echo(one_line(line))
     counts = table["flip"].value_counts().to_dict()
-    told = ", ".join(f"{count} {name}" for name, count in counts.items()) or "no verdict changed"
-    typer.echo(f"{len(table)} flips: {told}." if counts else f"{told[0].upper()}{told[1:]}.")
+    counted = ", ".join(f"{count} {name}" for name, count in counts.items()) or "no verdict changed"
+    typer.echo(f"{len(table)} flips: {counted}." if counts else f"{counted[0].upper()}{counted[1:]}.")
     if output_file is None:
         return
     try:

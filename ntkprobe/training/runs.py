@@ -315,7 +315,7 @@ def _peak() -> dict[str, Any]:
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):  # not Linux: only time is told
+    except (OSError, StopIteration):  # not Linux: only time is reported
         return {}
     return {"peak_gib": round(kib / 2**20, 3), "memory": "process"}
 

@@ -38,12 +38,12 @@ class Coverage:
     def __str__(self) -> str:
         """Return one line for a log."""
         ruled = {kind: self.handled[kind] for kind in _RULES if kind in self.handled}
-        told = [f"{n} {kind if n == 1 else _RULES[kind]}" for kind, n in ruled.items()]
+        described = [f"{n} {kind if n == 1 else _RULES[kind]}" for kind, n in ruled.items()]
         left, unused = self.handled.get("autograd", 0), self.handled.get("unused", 0)
         shown = f"{100 * self.share_without_rule:.2g} % of the numbers"
         rest = f"{left} by autograd ({shown})" if left else "none by autograd"
         also = f"; {unused} unused" if unused else ""
-        return f"kernel over {self.numbers:,} parameters: {', '.join(told)} by rule; {rest}{also}"
+        return f"kernel over {self.numbers:,} parameters: {', '.join(described)} by rule; {rest}{also}"
 
 
 def coverage(

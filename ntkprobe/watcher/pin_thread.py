@@ -92,7 +92,7 @@ class PinThread:
             return sorted([*self._held.values(), *others], key=lambda s: s.checkpoint)
 
     def _watch(self) -> None:
-        """Look until told to stop."""
+        """Look until `stop` is called."""
         while not self._stop.wait(self._interval):
             try:
                 self._round()

@@ -242,15 +242,15 @@ class Recorder:
                 estimator=self._method,
                 parameters=how.parameters,
             )
-            told = str(found)
+            message = str(found)
         except torch.OutOfMemoryError:
-            told = "the estimator was not verified: two whole gradients do not fit"
+            message = "the estimator was not verified: two whole gradients do not fit"
         except WrongKernel as error:
             if not hasattr(self._method, "rtol"):
                 raise
-            told = f"warning: {error}"
+            message = f"warning: {error}"
         self._verified = True
-        print(one_line(told), file=sys.stderr)
+        print(one_line(message), file=sys.stderr)
 
     def _remark(self, model: "nn.Module", how: KernelSettings) -> None:
         """Say, once, what a reader should know about the parameters measured on such a model."""

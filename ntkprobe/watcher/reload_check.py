@@ -121,14 +121,14 @@ class ReloadCheck:
             self._say_not_compared(measured.step, why)
             return
         try:
-            told = self._compare(measured)
+            message = self._compare(measured)
         except WrongMeasurement:
             raise
         except (UserError, Incomplete, *FAILURES) as error:
             self._say_not_compared(measured.step, one_line(error))
             return
         self.unchecked.clear()
-        print(one_line(told), file=sys.stderr)
+        print(one_line(message), file=sys.stderr)
 
     def _say_not_compared(self, step: int, why: str) -> None:
         """Note that a measurement stands without a comparison, and why."""
