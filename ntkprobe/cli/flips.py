@@ -43,7 +43,9 @@ def flips(
         typer.echo(one_line(line))
     counts = table["flip"].value_counts().to_dict()
     counted = ", ".join(f"{count} {name}" for name, count in counts.items()) or "no verdict changed"
-    typer.echo(f"{len(table)} flips: {counted}." if counts else f"{counted[0].upper()}{counted[1:]}.")
+    typer.echo(
+        f"{len(table)} flips: {counted}." if counts else f"{counted[0].upper()}{counted[1:]}."
+    )
     if output_file is None:
         return
     try:

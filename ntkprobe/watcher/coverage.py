@@ -43,7 +43,9 @@ class Coverage:
         shown = f"{100 * self.share_without_rule:.2g} % of the numbers"
         rest = f"{left} by autograd ({shown})" if left else "none by autograd"
         also = f"; {unused} unused" if unused else ""
-        return f"kernel over {self.numbers:,} parameters: {', '.join(described)} by rule; {rest}{also}"
+        return (
+            f"kernel over {self.numbers:,} parameters: {', '.join(described)} by rule; {rest}{also}"
+        )
 
 
 def coverage(
