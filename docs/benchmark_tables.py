@@ -12,5 +12,6 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Return the page with the tables in place of the mark, their headings a level lower."""
     if MARK not in markdown:
         return markdown
-    pages = (path.read_text() for path in sorted(TABLES.glob("*.md")))
+    # Figures lie beside this file, so that the site has them as well.
+    pages = (path.read_text().replace("](../docs/", "](") for path in sorted(TABLES.glob("*.md")))
     return markdown.replace(MARK, "\n\n".join(re.sub(r"(?m)^#", "##", page) for page in pages))

@@ -18,10 +18,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def machine() -> str:
     """Return what the figures were measured with, in a line."""
     return (
-        f"{len(os.sched_getaffinity(0))} cores ({platform.machine()}), "
+        f"{len(os.sched_getaffinity(0))} cores ({processor()}), "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"transformers {transformers.__version__}"
     )
+
+
+def processor() -> str:
+    """Return the processor's name and the vector instructions that torch uses on it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{(names or [platform.machine()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def write(script: str, *sections: str) -> Path:

@@ -1,0 +1,200 @@
+"""How gram's cost grows with each size of the work, on the shape of a real model.
+
+`python benchmarks/scaling.py` writes `scaling.csv`, `scaling.md` and `docs/scaling.png`. One size
+is varied at a time around a base; the shape is SmolLM2-135M's with random weights, and narrower
+and flatter ones of the same proportions. Everything runs on one thread, by its processor time, which
+other programs disturb less than the clock. The exponent is the slope of log cost over log size
+between the two largest sizes, and over all sizes by least squares. A point that `scaling.csv` has
+is not measured again.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import process_time
+
+import numpy as np
+import pandas as pd
+import torch
+from support import floor
+from support.models import ragged_prompts, top_probes
+from support.tables import machine, table, write
+from torch import nn
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ntkprobe.estimators.gram import Gram
+
+
+@dataclass(frozen=True)
+class Work:
+    """The kernel between prompts of a Llama with heads of 64, a third as many for keys and values.
+
+    Attributes:
+        prompts: N.
+        tokens: T, of each prompt.
+        k: logits of each prompt.
+        width: of the residual stream, a multiple of 192.
+        depth: blocks.
+        vocabulary: tokens, tied.
+    """
+
+    prompts: int = 12
+    tokens: int = 24
+    k: int = 5
+    width: int = 576
+    depth: int = 30
+    vocabulary: int = 49152
+
+    def build(self) -> nn.Module:
+        """Return the model in evaluation mode."""
+        torch.manual_seed(0)
+        heads = self.width // 64
+        config = LlamaConfig(
+            hidden_size=self.width,
+            intermediate_size=self.width * 8 // 3,
+            num_hidden_layers=self.depth,
+            num_attention_heads=heads,
+            num_key_value_heads=heads // 3,
+            vocab_size=self.vocabulary,
+            tie_word_embeddings=True,
+        )
+        return LlamaForCausalLM(config).eval()
+
+
+BASE = Work()
+SWEEPS: dict[str, list[Work]] = {
+    "prompts": [replace(BASE, prompts=n) for n in (6, 12, 24, 48, 75)],
+    "tokens": [replace(BASE, tokens=t) for t in (12, 24, 48, 96)],
+    "k": [replace(BASE, k=k) for k in (1, 2, 5, 10, 20)],
+    "width": [replace(BASE, width=d) for d in (192, 384, 576, 768)],
+    "depth": [replace(BASE, depth=d) for d in (4, 8, 15, 30)],
+    "vocabulary": [replace(BASE, vocabulary=v) for v in (8192, 16384, 49152)],
+}
+PLACE = Path(__file__).with_suffix(".csv")
+FIGURE = Path(__file__).parents[1] / "docs" / "scaling.png"
+
+
+def main() -> None:
+    """Measure what is missing, and write the table and the figure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=2, help="the quickest counts")
+    repeats = parser.parse_args().repeats
+    torch.set_num_threads(1)
+    rows = pd.read_csv(PLACE).to_dict("records") if PLACE.is_file() else []
+    for work in tqdm(missing(rows)):
+        rows.append({**asdict(work), **measured(work, repeats)})
+        pd.DataFrame(rows).to_csv(PLACE, index=False)
+    found = pd.DataFrame(rows)
+    draw(found)
+    print(write(__file__, *sections(found)))
+
+
+def missing(rows: list[dict]) -> list[Work]:
+    """Return the works without a row, each once."""
+    names = list(asdict(BASE))
+    there = {tuple(int(row[name]) for name in names) for row in rows}
+    works = dict.fromkeys(work for sweep in SWEEPS.values() for work in sweep)
+    return [work for work in works if tuple(asdict(work).values()) not in there]
+
+
+def measured(work: Work, repeats: int) -> dict[str, float]:
+    """Return the processor seconds of gram, of one forward and k backward passes, and products."""
+    model = work.build()
+    prompts = ragged_prompts(work.prompts, (work.tokens, work.tokens), work.vocabulary)
+    probes = top_probes(model, prompts, work.k)
+    gram, passes = float("inf"), float("inf")
+    for _ in range(repeats):
+        start = process_time()
+        Gram()(model, probes)
+        gram = min(gram, process_time() - start)
+        start = process_time()
+        floor.passes(model, probes)
+        passes = min(passes, process_time() - start)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "gram": gram,
+        "passes": passes,
+        "multiply_adds": floor.multiply_adds(model, probes),
+    }
+
+
+def swept(found: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the rows of each size that is varied, in order."""
+    for name in SWEEPS:
+        others = [other for other in asdict(BASE) if other != name]
+        same = (found[others] == pd.Series(asdict(BASE))[others]).all(axis=1)
+        yield name, found[same].sort_values(name)
+
+
+def exponents(sizes: pd.Series, cost: pd.Series) -> tuple[float, float]:
+    """Return the slope between the two largest sizes, and that of least squares, in log log."""
+    x, y = np.log(sizes.to_numpy(float)), np.log(cost.to_numpy(float))
+    return float((y[-1] - y[-2]) / (x[-1] - x[-2])), float(np.polyfit(x, y, 1)[0])
+
+
+def sections(found: pd.DataFrame) -> list[str]:
+    """Return the page's sections."""
+    rate = floor.rate()
+    growth, tables = [], []
+    for name, rows in swept(found):
+        over = rows["parameters"] if name in ("width", "vocabulary") else rows[name]
+        last, fitted = exponents(over, rows["gram"])
+        growth.append(
+            [name if over is rows[name] else f"P, by {name}", f"{last:.2f}", f"{fitted:.2f}"]
+        )
+        cells = [
+            [
+                row[name],
+                f"{row['parameters'] / 1e6:.1f} M",
+                f"{row['gram']:.1f}",
+                f"{row['passes']:.1f}",
+                f"{row['multiply_adds'] / 1e9:.0f} G",
+                f"{row['gram'] / (row['passes'] + row['multiply_adds'] / rate):.2f}",
+            ]
+            for row in rows.to_dict("records")
+        ]
+        header = [name, "P", "gram, CPU s", "passes, CPU s", "products", "gram / floor"]
+        tables += [f"## Over {name}", table(header, cells)]
+    base = (
+        f"N = {BASE.prompts}, T = {BASE.tokens}, k = {BASE.k}, {BASE.depth} blocks of {BASE.width}"
+    )
+    return [
+        "# How gram's cost grows",
+        f"Around {base}, tied vocabulary of {BASE.vocabulary} (SmolLM2-135M's shape, random"
+        f" weights); {machine()}, processor time, the quickest of the repeats; by `python"
+        f" benchmarks/scaling.py`. The floor is the passes and the products at {rate / 1e9:.0f} G"
+        " multiply-adds a second.",
+        table(["growing", "exponent at the end", "over all"], growth),
+        "Passes grow as N, and products as N²: the exponent in N lies between, and nears 2 as N"
+        " grows. Likewise for k.",
+        "![cost over each size](../docs/scaling.png)",
+        *tables,
+    ]
+
+
+def draw(found: pd.DataFrame) -> None:
+    """Write the figure: a panel for each size."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(2, 3, figsize=(10, 6), sharey=True, layout="constrained")
+    for ax, (name, rows) in zip(panels.flat, swept(found), strict=True):
+        for column, label in (("gram", "gram"), ("passes", "its passes")):
+            ax.plot(rows[name], rows[column], "o-", label=label)
+        last, _ = exponents(rows[name], rows["gram"])
+        ax.set(xscale="log", yscale="log", xlabel=name, title=f"slope at the end {last:.2f}")
+        ax.set_xticks(rows[name], [str(size) for size in rows[name]])
+        ax.minorticks_off()
+    for ax in panels[:, 0]:
+        ax.set_ylabel("processor seconds")
+    panels[0, 0].legend(frameon=False)
+    figure.savefig(FIGURE, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
