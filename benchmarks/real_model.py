@@ -75,18 +75,27 @@ def main() -> None:
     prompts = every.take(list(range(0, len(every), max(1, len(every) // given.count))))
     encoded = encode(tokenizer, prompts.take(list(range(min(given.count, len(prompts))))))
     setting = Setting(model, tokenizer, encoded, given.new_tokens, given.batch_size)
+    refusals, refusals_floor = refusal_sections(setting)
+    kernel, kernel_floor = kernel_sections(setting, given.kernel) if given.kernel else ([], None)
     sections = [
         "# One checkpoint of a real model, part by part",
         f"{Path(given.model).name}; {machine()}, processor time; by `python "
         "benchmarks/real_model.py`.",
-        *refusal_sections(setting),
-        *(kernel_sections(setting, given.kernel) if given.kernel else []),
+        *refusals,
+        *kernel,
     ]
+    if kernel_floor:
+        whole = [sum(each) for each in zip(refusals_floor, kernel_floor, strict=True)]
+        sections.append(
+            "All of this together, kernel, P(refuse) and answers, takes "
+            f"{whole[0] / whole[1]:.2f} times its floors: the kernel's, one forward pass, and "
+            "`generate`."
+        )
     print(write(__file__, *sections))
 
 
-def refusal_sections(setting: Setting) -> list[str]:
-    """Return the sections on P(refuse) and answers."""
+def refusal_sections(setting: Setting) -> tuple[list[str], tuple[float, float]]:
+    """Return the sections on P(refuse) and answers; what both take, and their floor."""
     ids, phrases = setting.ids, setting.phrases
     passed, _ = min(timed(lambda s=s: forward_pass(setting, s)) for s in SIZES)
     generated, theirs = min(
@@ -108,7 +117,7 @@ def refusal_sections(setting: Setting) -> list[str]:
     ]
     lengths = list(map(len, ids))
     run = nodes_run(setting)
-    return [
+    text = [
         f"## Refusals of {len(ids)} prompts",
         f"{min(lengths)} to {max(lengths)} tokens, {len(shared_ids(ids))} of them shared; "
         f"{len(phrases)} phrases, whose trie has {len(PhraseTrie.of(phrases).nodes)} nodes, of "
@@ -120,10 +129,11 @@ def refusal_sections(setting: Setting) -> list[str]:
         f"by {float((above - expected).abs().max()):.1e}; {same} of {len(ids)} answers are "
         "`generate`'s.",
     ]
+    return text, (both, passed + generated)
 
 
-def kernel_sections(setting: Setting, count: int) -> list[str]:
-    """Return the section on the kernel."""
+def kernel_sections(setting: Setting, count: int) -> tuple[list[str], tuple[float, float]]:
+    """Return the section on the kernel; what it takes, and its floor."""
     ids = setting.ids[:count]
     tops = top_tokens(setting.model, ids, 10)
     probes = [Probe(x, tokens) for x, tokens in zip(ids, tops, strict=True)]
@@ -135,7 +145,8 @@ def kernel_sections(setting: Setting, count: int) -> list[str]:
         ["products, the floor's", f"{products:.2f}", ""],
         ["gram by layer", f"{first:.2f}", f"{first / (passes + products):.2f}"],
     ]
-    return [f"## The kernel of {count} prompts", table(["", "CPU s", "× floor"], rows)]
+    text = [f"## The kernel of {count} prompts", table(["", "CPU s", "× floor"], rows)]
+    return text, (first, passes + products)
 
 
 def timed(what: Callable[[], Any]) -> tuple[float, Any]:
