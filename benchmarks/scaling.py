@@ -2,10 +2,10 @@
 
 `python benchmarks/scaling.py` writes `scaling.csv`, `scaling.md` and `docs/scaling.png`. One size
 is varied at a time around a base; the shape is SmolLM2-135M's with random weights, and narrower
-and flatter ones of the same proportions. Everything runs on one thread, by its processor time, which
-other programs disturb less than the clock. The exponent is the slope of log cost over log size
-between the two largest sizes, and over all sizes by least squares. A point that `scaling.csv` has
-is not measured again.
+and flatter ones of the same proportions. Everything runs on one thread, by its processor time,
+which other programs disturb less than the clock. The exponent is the slope of log cost over log
+size between the two largest sizes, and over all sizes by least squares. A point that `scaling.csv`
+has is not measured again.
 """
 
 import argparse
