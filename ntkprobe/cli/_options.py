@@ -70,6 +70,10 @@ def _set_defaults(ctx: Any, values: Any, source: str, *, first: bool) -> None:
     known = {parameter.name for parameter in ctx.command.params} - {"config", "preset"}
     if unknown := sorted(set(named) - known):
         raise UserError(f"{source} sets {unknown[0]!r}, which is no option of {ctx.info_name}")
+    several = {each.name for each in ctx.command.params if getattr(each, "multiple", False)}
+    for name in several & set(named):  # one value of an option that may be repeated
+        if isinstance(named[name], str):
+            named[name] = [named[name]]
     older = dict(ctx.default_map or {})
     ctx.default_map = {**older, **named} if first else {**named, **older}
 

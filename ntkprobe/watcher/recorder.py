@@ -128,6 +128,21 @@ class Recorder:
             self.folder.write_updated(self.settings.influence.sample())
         self._tokenizer, self._encoded = tokenizer, encoded
 
+    def describe(self) -> str:
+        """Return what is measured of how many prompts, such as `kernel of 6 and refusal of 9`."""
+        count, pairs = len(self.prompts), self.settings.influence
+        parts = [
+            f"kernel of {len(self.rows)}" if self.rows else "",
+            f"refusal of {count}" if self.settings.refusal else "",
+            f"activations of {count}" if self.settings.activations else "",
+            f"influence of {len(pairs.sample())} pairs on {len(self.observed)}" if pairs else "",
+        ]
+        return " and ".join(filter(None, parts))
+
+    def named(self, step: int) -> str:
+        """Return what a step is called in messages."""
+        return f"step {step}"
+
     def remarks(self) -> list[str]:
         """Return what a reader should know about where in the prompts is measured, a line each."""
         return self.encoded.remarks(self._tokenizer)

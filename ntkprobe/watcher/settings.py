@@ -276,7 +276,7 @@ class MeasureSettings:
         ),
     ] = None
     influence: Annotated[InfluenceSettings | None, NO_OPTION] = None
-    template: Annotated[str, Flag(panel=ENCODING)] = "auto"
+    template: Annotated[str, NO_OPTION] = "auto"
     max_length: Annotated[int | None, Flag(panel=ENCODING)] = None
     load: LoadSettings = field(default_factory=LoadSettings)
     batch_size: Annotated[int | None, BATCH_SIZE] = None
@@ -337,7 +337,14 @@ def require_same(folder: object, old: Mapping[str, Any], new: Mapping[str, Any])
 
     Raises:
         UserError: naming the first such setting with both values.
-    """  # ruff: ignore[docstring-extraneous-exception]
+    """
+    if old and bool(old.get("stages")) != bool(new.get("stages")):
+        kinds = ("the steps of one run", "named stages")
+        before_is, now_is = (kinds[bool(record.get("stages"))] for record in (old, new))
+        raise UserError(
+            f"{folder} holds {before_is}, and these are {now_is}: give another --output-dir, or "
+            "--overwrite"
+        )
     before, now = (
         {
             name: value
