@@ -8,9 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _NAME = re.compile(r"[^\s.=/\\:][^=/\\:]{0,59}")
 
@@ -102,6 +105,26 @@ def require_distinct(stages: Sequence[Stage]) -> None:
             )
 
 
+def with_stage(table: "pd.DataFrame", names: Mapping[int, str]) -> "pd.DataFrame":
+    """Return a table with the name of each row's stage behind `step`, as an ordered category.
+
+    Args:
+        table: with a column `step`.
+        names: of the stages, by step; without any the table stays as it is.
+
+    Returns:
+        The table, with `stage`.
+    """
+    import pandas as pd
+
+    if not names:
+        return table
+    ordered = pd.Categorical(table["step"].map(names), list(names.values()), ordered=True)
+    named = table.drop(columns="stage", errors="ignore")
+    named.insert(list(named.columns).index("step") + 1, "stage", ordered)
+    return named
+
+
 def _parted(word: str) -> tuple[str, str]:
     """Return name and model of `NAME=MODEL`.
 
@@ -171,7 +194,8 @@ def differences(before: Record, now: Record) -> list[str]:
         now: the next one's.
     """
     lines, pair = [], f"{before['name']} and {now['name']}"
-    if before["tokens"] != now["tokens"]:
+    alike = before["same_vocabulary"] and now["same_vocabulary"]  # else tokens say nothing
+    if before["tokens"] != now["tokens"] if alike else before["template"] != now["template"]:
         names = [before["template"], now["template"]]
         how = f"{names[0]}, {names[1]}" if names[0] != names[1] else f"two kinds of {names[0]}"
         lines.append(

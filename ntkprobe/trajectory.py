@@ -17,6 +17,7 @@ import pandas as pd
 from .errors import UserError
 from .jupyter import Page, paragraph, table
 from .kernel_drift import drift_rows, require_fixed_tokens
+from .stages import with_stage
 from .statistics import RESAMPLES, mean_rows
 from .storage import read_tensors
 
@@ -60,6 +61,19 @@ class Trajectory:
         return json.loads((self.folder / "run.json").read_text())
 
     @property
+    def stages(self) -> list[dict[str, Any]]:
+        """What `run.json` says of named models, in order; empty for the checkpoints of a run."""
+        try:
+            return list(self.settings.get("stages") or [])
+        except FileNotFoundError:  # a folder without its run.json
+            return []
+
+    @property
+    def stage_names(self) -> dict[int, str]:
+        """The names of stages by step, which is their place; empty for the checkpoints of a run."""
+        return {step: stage["name"] for step, stage in enumerate(self.stages)}
+
+    @property
     def steps(self) -> list[int]:
         """The steps with at least one measurement, ascending."""
         kinds = ("kernel", "refusal", "activations", "influence")
@@ -86,7 +100,7 @@ class Trajectory:
         group = self.prompts.set_index("prompt")["group"]
         table.insert(3, "observed_group", table["observed"].map(group))
         table.insert(4, "updated_group", table["updated"].map(group))
-        return table
+        return with_stage(table, self.stage_names)
 
     def refusal(self) -> pd.DataFrame:
         """Return the refusal probability of every step and prompt.
@@ -103,16 +117,17 @@ class Trajectory:
         table["probability"] = np.exp(log_p := table["log_probability"])
         table["upper"] = table.get("upper", log_p).fillna(log_p)  # older tables have no bound
         table["refuses"] = table.pop("refuses").astype("boolean")
-        return table
+        return with_stage(table, self.stage_names)
 
     def tokens(self) -> pd.DataFrame:
         """Return which tokens each block is made of: `step, prompt, rank, token, text`."""
-        return self._read("tokens", ["step", "prompt", "rank", "token", "text"])
+        table = self._read("tokens", ["step", "prompt", "rank", "token", "text"])
+        return with_stage(table, self.stage_names)
 
     def parts(self) -> pd.DataFrame:
         """Return the kernel by layer: `step, observed, updated, layer, part, norm, share`."""
         columns = ["step", "observed", "updated", "layer", "part", "norm", "share"]
-        return self._read("parts", columns)
+        return with_stage(self._read("parts", columns), self.stage_names)
 
     @property
     def updated(self) -> pd.DataFrame:
@@ -162,7 +177,7 @@ class Trajectory:
         }
         place = list(table.columns).index("updated") + 1
         order = [*table.columns[:place], *groups, *table.columns[place:]]
-        return table.assign(**groups)[order]
+        return with_stage(table.assign(**groups)[order], self.stage_names)
 
     def activation_steps(self) -> list[int]:
         """Return the steps with activations, ascending."""
@@ -214,7 +229,8 @@ class Trajectory:
         groups = about.loc[about["in_kernel"], "group"].tolist()
         first = self.blocks(steps[0])
         tables = {step: drift_rows(first, self.blocks(step), groups) for step in steps}
-        return pd.concat(tables, names=["step"]).reset_index("step").reset_index(drop=True)
+        rows = pd.concat(tables, names=["step"]).reset_index("step").reset_index(drop=True)
+        return with_stage(rows, self.stage_names)
 
     def _tensors(self, kind: str, step: int) -> dict[str, np.ndarray]:
         """Return the tensors of one step's file.
@@ -261,7 +277,7 @@ class Trajectory:
         ]
         ends = ["low", "high"] if resamples else []
         columns = ["step", "observed_group", "updated_group", value, *ends, "pairs"]
-        return pd.DataFrame(rows, columns=columns)
+        return with_stage(pd.DataFrame(rows, columns=columns), self.stage_names)
 
     def _files(self, kind: str) -> list[Path]:
         """Return the files of one kind of table, by step."""
@@ -302,7 +318,8 @@ class Trajectory:
         keys = ["step", "group", "phrase_set", "reduction"]
         rows = self.refusal().astype({"refuses": "Float64"})
         means = rows.groupby(keys, sort=False)[["probability", "refuses"]].mean()
-        return means.rename(columns={"refuses": "refusal_rate"}).reset_index()
+        named = means.rename(columns={"refuses": "refusal_rate"}).reset_index()
+        return with_stage(named, self.stage_names)
 
     def plot(self, ax: "Axes | None" = None, what: str | None = None) -> "Axes":
         """Return the Axes with a line over the steps for every pair of groups, or every group.
@@ -358,15 +375,18 @@ class Trajectory:
         steps, groups = self.steps, self.prompts["group"].value_counts(sort=False)
         told = ", ".join(f"{count} {group}" for group, count in groups.items())
         span = f"{len(steps)} steps, {steps[0]} to {steps[-1]}" if steps else "no steps yet"
+        column = "stage" if (names := self.stage_names) else "step"
+        if names:
+            span = f"stages {', '.join(names[step] for step in steps if step in names)}"
         shown = [paragraph(f"{self.folder}: {span}; prompts: {told}")]
         if self._files("kernel"):
             means = self.group_means(resamples=0)
             pairs = means["observed_group"] + " ← " + means["updated_group"]
-            wide = means.assign(pair=pairs).pivot(index="pair", columns="step", values="similarity")
+            wide = means.assign(pair=pairs).pivot(index="pair", columns=column, values="similarity")
             shown += [paragraph("Mean similarity, observed ← updated"), table(_ends(wide))]
         if self._files("refusal"):
             rates = self._first_reduction()
-            wide = rates.pivot(index="group", columns="step", values="probability")
+            wide = rates.pivot(index="group", columns=column, values="probability")
             shown += [paragraph("Mean refusal probability"), table(_ends(wide))]
         return "".join(shown)
 

@@ -11,9 +11,11 @@ from .. import directions
 from ..errors import UserError
 from ..plots import style
 from ..plots.profiles import profile
+from ..plots.steps import template_note, titled
 from ..trajectory import Trajectory
 from .activation_geometry import first_and_last
 from .measured_tables import OTHER_PROMPTS
+from .stages import stage_by_stage
 
 RESAMPLES, PERMUTATIONS = 999, 199
 """Fewer than elsewhere: there is a bootstrap and a test for every layer, step and run."""
@@ -24,6 +26,7 @@ TITLES = {
 }
 
 
+@stage_by_stage
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return how well each direction tells its classes apart, at each run's first and last step.
 
@@ -80,7 +83,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
                 profile(
                     line.sort_values("layer"), ax, x="layer", colour=colour, dashed=step != last
                 )
-                ax.lines[-1].set_label(f"{style.run_label(run)}, step {step}")
+                ax.lines[-1].set_label(titled(style.run_label(run), lines, step))
     axes[0].set_ylabel("AUC, held out")
     handles = {line.get_label(): line for ax in axes for line in ax.lines}
     labels = [label for label in handles if not label.startswith("_")]
@@ -95,7 +98,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
     style.footnote(
         figure,
         "Difference of means at the prompt's last position; each prompt is scored by means without "
-        f"it. Bands: 95 % bootstrap intervals, {RESAMPLES} resamples. Dashed: first step. "
-        "Dotted: chance.",
+        f"it. Bands: 95 % bootstrap intervals, {RESAMPLES} resamples. "
+        + ("" if "stage" in numbers else "Dashed: first step. ")
+        + f"Dotted: chance. {template_note(numbers)}",
     )
     return figure
