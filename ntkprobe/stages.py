@@ -84,6 +84,21 @@ def parse_stages(stages: Sequence[str], templates: Sequence[str] = ()) -> tuple[
     return found
 
 
+def only_template(templates: Sequence[str] | None) -> str:
+    """Return the `--template` of one model: `auto` where none is given.
+
+    Args:
+        templates: those given.
+
+    Raises:
+        UserError: if there are several.
+    """
+    given = list(templates or ["auto"])
+    if len(given) > 1:
+        raise UserError(f"--template {' and '.join(given)}: one model has one, give one")
+    return given[0]
+
+
 def require_distinct(stages: Sequence[Stage]) -> None:
     """Raise unless every stage has a name of its own; upper and lower case make no difference.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from .. import estimators, mitigations, plugins
 from ..errors import UserError, one_line
 from ..settings import Flag
-from ..stages import Stage, parse_stages
+from ..stages import Stage, only_template, parse_stages
 from ..watcher.settings import (
     ENCODING,
     OUTPUT,
@@ -156,7 +156,7 @@ class MeasureOptions:
         activations = how.activations or ActivationSettings()
         return replace(
             how,
-            template=self._template(),
+            template="auto" if self.stage else only_template(self.template),
             kernel=how.kernel if "kernel" in asked else None,
             refusal=how.refusal if "refusal" in asked else None,
             activations=activations if "activations" in asked else None,
@@ -179,17 +179,6 @@ class MeasureOptions:
                     "names models: leave one of them out"
                 )
         return parse_stages(self.stage, self.template or ())
-
-    def _template(self) -> str:
-        """Return the template of a run.
-
-        Raises:
-            UserError: if there are several.
-        """
-        given = self.template or ["auto"]
-        if len(given) > 1 and not self.stage:
-            raise UserError(f"--template {' and '.join(given)}: a run has one template")
-        return given[0]
 
     def _asked(self) -> set[str]:
         """Return what is to be measured: by default kernel and refusal, and what a flag is about.

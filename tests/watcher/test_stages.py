@@ -180,8 +180,10 @@ def test_a_base_rewritten_below_its_adapter_is_refused(world, measured, tmp_path
         shutil.copytree(world / name, root / name)
     weights = load_file(root / "base/model.safetensors")
     save_file({k: v + 0.1 for k, v in weights.items()}, root / "base/model.safetensors")
+    stages = [*three(world)[:2], three(root)[2]]
+    assert measure_stages(PROMPTS, out, stages, settings=SETTINGS).known == [0, 1, 2]
     with pytest.raises(UserError, match="stage dpo from the base"):
-        measure_stages(PROMPTS, out, three(root), model=str(root / "base"), settings=SETTINGS)
+        measure_stages(PROMPTS, out, stages, model=str(root / "base"), settings=SETTINGS)
 
 
 def test_a_stage_whose_weights_were_rewritten_is_measured_again(world, measured, tmp_path):
