@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from .direction_measurement import DirectionMeasurement, direction_measurement, step_to_step
 from .errors import UserError
 from .jupyter import Page, paragraph, table
 from .kernel_drift import drift_rows, require_fixed_tokens
@@ -76,7 +77,7 @@ class Trajectory:
     @property
     def steps(self) -> list[int]:
         """The steps with at least one measurement, ascending."""
-        kinds = ("kernel", "refusal", "activations", "influence")
+        kinds = ("kernel", "refusal", "activations", "directions", "influence")
         return sorted({step_of(path) for kind in kinds for path in self._files(kind)})
 
     def kernel_steps(self) -> list[int]:
@@ -196,6 +197,32 @@ class Trajectory:
         tensors = self._tensors("activations", step)
         numbered = {int(name.removeprefix("layer_")): value for name, value in tensors.items()}
         return dict(sorted(numbered.items()))
+
+    def direction_steps(self) -> list[int]:
+        """Return the steps with activations at named positions, ascending."""
+        return [step_of(path) for path in self._files("directions")]
+
+    def directions(self, step: int) -> DirectionMeasurement:
+        """Return what lies along refusal, over-refusal and toxicity at one step.
+
+        Args:
+            step: one of `direction_steps()`.
+
+        Returns:
+            Activations at named positions and layers with their verdicts, as `measure_directions`
+            returns them. A step without any is a `UserError`.
+        """
+        return direction_measurement(self.prompts, self._tensors("directions", step))
+
+    def direction_drift(self) -> pd.DataFrame:
+        """Return how directions turned and groups moved from step to step, and since the first.
+
+        Returns:
+            `step, since` (an earlier step: the one before, and the first), `position, layer, what,
+            name, value`, as `DirectionMeasurement.drift_from` has them. Steps of another
+            width, or without two classes, are left out.
+        """
+        return with_stage(step_to_step(self.direction_steps(), self.directions), self.stage_names)
 
     def blocks(self, step: int) -> np.ndarray:
         """Return the kernel itself at one step, as `ntkprobe measure --keep-blocks` kept it.
@@ -400,6 +427,7 @@ _EMPTY = {
 
 _TENSORS = {
     "activations": "--only activations",
+    "directions": "--only directions",
     "blocks": "--only kernel --keep-blocks --output-dir NEW",
 }
 """Tables that are no Parquet, and what keeps them."""

@@ -13,8 +13,10 @@ from ..watcher.settings import (
     ENCODING,
     OUTPUT,
     ActivationSettings,
+    DirectionSettings,
     InfluenceSettings,
     MeasureSettings,
+    RefusalSettings,
 )
 from ._options import SOURCE, config_defaults, preset_defaults
 
@@ -37,7 +39,7 @@ class MeasureOptions:
             once for each, in order.
         output_dir: the folder that measurements are written to.
         only: measure only these, separated by commas: `kernel`, `refusal`, `activations`,
-            `influence`.
+            `directions`, `influence`.
         limit: only the first N prompts of each group, to try things out.
         preset: settings of the paper and, where it gives none, those reported of its authors' code.
         config: a YAML file with these options.
@@ -154,12 +156,17 @@ class MeasureOptions:
             plugins.load(estimators, how.kernel.estimator)
         asked = self._asked()
         activations = how.activations or ActivationSettings()
+        directions = DirectionSettings(
+            layers=activations.layers,
+            max_new_tokens=(how.refusal or RefusalSettings()).max_new_tokens,
+        )
         return replace(
             how,
             template="auto" if self.stage else only_template(self.template),
             kernel=how.kernel if "kernel" in asked else None,
             refusal=how.refusal if "refusal" in asked else None,
             activations=activations if "activations" in asked else None,
+            directions=directions if "directions" in asked else None,
             influence=self._influence() if "influence" in asked else None,
         )
 
@@ -189,6 +196,8 @@ class MeasureOptions:
         flags = {"activations": "layers", "influence": "influence"}
         given = {"activations": self.settings.activations, "influence": self.influence}
         extra = {kind for kind, value in given.items() if value}
+        if "directions" in (self.only or ""):
+            extra -= {"activations"}  # --layers are theirs
         mitigation = self.settings.mitigation
         decodes = mitigation is not None and mitigations.load(mitigation).kind == "decoding"
         if self.only is None and decodes:
@@ -200,10 +209,10 @@ class MeasureOptions:
         usual = {"refusal"} if decodes else {"kernel", "refusal"}
         only = self.only
         asked = usual | extra if only is None else set(only.replace(" ", "").split(","))
-        if unknown := sorted(asked - {"kernel", "refusal", *flags}):
+        if unknown := sorted(asked - {"kernel", "refusal", "directions", *flags}):
             raise UserError(
-                f"no --only {unknown[0]!r}: choose from kernel, refusal, activations and influence,"
-                " joined by ,"
+                f"no --only {unknown[0]!r}: choose from kernel, refusal, activations, directions "
+                "and influence, joined by ,"
             )
         if left_out := sorted(extra - asked):
             kind = left_out[0]

@@ -52,6 +52,15 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
 
 
 def _rows(name: str, run: Trajectory) -> Iterator[dict[str, Any]]:
+    if not run.activation_steps() and (kept := run.direction_steps()):
+        for step in sorted({kept[0], kept[-1]}):
+            measured = run.directions(step)
+            for layer, values in measured.at_answer_start().items():
+                for one in measured.classes:
+                    yield {"run": name, "step": step, "layer": layer} | directions.separation(
+                        values, one, resamples=RESAMPLES, permutations=PERMUTATIONS
+                    )
+        return
     groups, prompts = run.prompts["group"].tolist(), run.prompts["prompt"].to_numpy()
     refused = run.refusal().drop_duplicates(["step", "prompt"])
     for step in first_and_last(run):

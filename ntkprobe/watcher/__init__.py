@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .run import measure_run as measure_run
     from .run import plan as plan
     from .settings import ActivationSettings as ActivationSettings
+    from .settings import DirectionSettings as DirectionSettings
     from .settings import InfluenceSettings as InfluenceSettings
     from .settings import KernelSettings as KernelSettings
     from .settings import MeasureSettings as MeasureSettings
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ActivationSettings": "settings",
     "Choice": "choices",
+    "DirectionSettings": "settings",
     "Following": "choices",
     "InfluenceSettings": "settings",
     "KernelSettings": "settings",

@@ -4,11 +4,13 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from .. import estimators, mitigations, plugins
+from ..direction_measurement import DirectionMeasurement
 from ..errors import MeasurementWarning, UserError, one_line
 from ..measurement import (
     ActivationMeasurement,
@@ -20,6 +22,7 @@ from ..measurement import (
     measure_kernel,
     measure_refusal,
 )
+from ..measurement.directions import measure_directions
 from ..measurement.influence import Influence, influence
 from ..measurement.readouts import Tokens, token_id
 from ..measurement.verification import WrongKernel, verify
@@ -31,6 +34,7 @@ from ..refusal import REDUCTIONS
 from .coverage import coverage
 from .folder import MeasurementFolder
 from .settings import (
+    DirectionSettings,
     InfluenceSettings,
     KernelSettings,
     MeasureSettings,
@@ -135,6 +139,7 @@ class Recorder:
             f"kernel of {len(self.rows)}" if self.rows else "",
             f"refusal of {count}" if self.settings.refusal else "",
             f"activations of {count}" if self.settings.activations else "",
+            f"directions of {count}" if self.settings.directions else "",
             f"influence of {len(pairs.sample())} pairs on {len(self.observed)}" if pairs else "",
         ]
         return " and ".join(filter(None, parts))
@@ -154,6 +159,7 @@ class Recorder:
             "kernel": how.kernel,
             "refusal": how.refusal,
             "activations": how.activations,
+            "directions": how.directions,
             "influence": how.influence,
         }
         return [
@@ -220,6 +226,10 @@ class Recorder:
             layers = self.settings.activations.layers
             found = self._in_batches(lambda size: self._activations(model, layers, size))
             self.folder.write_activations(step, identity, found)
+        if "directions" in kinds and self.settings.directions is not None:
+            answered = self._verdicts(refusals, self.settings.directions)
+            lying = self._in_batches(partial(self._directions, model, answered))
+            self.folder.write_directions(step, identity, lying)
         if "influence" in kinds and self.settings.influence is not None:
             pairs = self.settings.influence
             predicted = self._in_batches(lambda size: self._influence(model, pairs, size))
@@ -376,6 +386,30 @@ class Recorder:
         """Return the activations."""
         return measure_activations(
             model, self._tokenizer, self.encoded, layers=layers, batch_size=batch_size
+        )
+
+    def _verdicts(
+        self, refusals: RefusalMeasurement | None, how: DirectionSettings
+    ) -> tuple[bool | None, ...] | None:
+        """Return which prompts were refused, where answers of that length were just judged."""
+        given = self.settings.refusal
+        same = given is not None and given.max_new_tokens == how.max_new_tokens
+        return refusals.refuses if refusals is not None and same else None
+
+    def _directions(
+        self, model: "nn.Module", refuses: tuple[bool | None, ...] | None, batch_size: int
+    ) -> DirectionMeasurement:
+        """Return the activations at named positions."""
+        how = self.settings.directions
+        assert how is not None
+        return measure_directions(
+            model,
+            self._tokenizer,
+            self.encoded,
+            refuses=refuses,
+            layers=how.layers,
+            max_new_tokens=how.max_new_tokens,
+            batch_size=batch_size,
         )
 
     def _influence(self, model: "nn.Module", how: InfluenceSettings, batch_size: int) -> Influence:

@@ -138,7 +138,7 @@ class StageLoop(MeasuringLoop):
             UserError: if there is nothing that can be.
         """
         how = self.recorder.settings
-        alone = not (how.refusal or how.activations or how.influence)
+        alone = not (how.refusal or how.activations or how.directions or how.influence)
         if one.other_vocabulary and alone:
             raise UserError(
                 f"another vocabulary ({one.other_vocabulary}): kernels over different tokens do "
