@@ -199,13 +199,36 @@ def direction_measurement(
     keys = [(name.partition(".layer_")[0], int(name.rpartition("_")[2])) for name in names]
     found = dict(zip(keys, (tensors[name] for name in names), strict=True))
     verdicts = [None if value < 0 else bool(value) for value in tensors["refuses"]]
-    texts = zip(prompts["text"], prompts["group"], strict=True)
     return DirectionMeasurement(
-        PromptSet(tuple(Prompt(text, group) for text, group in texts)),
+        _prompt_set(prompts),
         tuple(verdicts),
         {key: found[key] for key in sorted(found, key=_place)},
         settings={"positions": list(dict.fromkeys(key[0] for key in sorted(found, key=_place)))},
     )
+
+
+def at_last_position(
+    prompts: pd.DataFrame, layers: dict[int, np.ndarray], refuses: pd.Series
+) -> DirectionMeasurement:
+    """Return a measurement from activations at the prompts' last position alone.
+
+    Args:
+        prompts: `prompts.parquet` of the folder.
+        layers: `[n, hidden]` for each.
+        refuses: of each prompt by its number, as far as it is known.
+    """
+    rows = prompts["prompt"].to_numpy()
+    found = [refuses.get(row) for row in rows]
+    verdicts = tuple(None if v is None or pd.isna(v) else bool(v) for v in found)
+    values = {("last", layer): np.asarray(each)[rows] for layer, each in layers.items()}
+    return DirectionMeasurement(
+        _prompt_set(prompts), verdicts, values, settings={"positions": ["last"]}
+    )
+
+
+def _prompt_set(prompts: pd.DataFrame) -> PromptSet:
+    texts = zip(prompts["text"], prompts["group"], strict=True)
+    return PromptSet(tuple(Prompt(text, group) for text, group in texts))
 
 
 def _place(key: tuple[str, int]) -> tuple[int, int, int]:

@@ -134,7 +134,8 @@ def with_stage(table: "pd.DataFrame", names: Mapping[int, str]) -> "pd.DataFrame
 
     if not names:
         return table
-    ordered = pd.Categorical(table["step"].map(names), list(names.values()), ordered=True)
+    values = pd.Categorical(table["step"].map(names), list(names.values()), ordered=True)
+    ordered = pd.Series(values, index=table.index)
     named = table.drop(columns="stage", errors="ignore")
     named.insert(list(named.columns).index("step") + 1, "stage", ordered)
     return named

@@ -5,7 +5,7 @@ each is whole from the moment it is there.
 """
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -14,9 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .direction_measurement import DirectionMeasurement, direction_measurement, step_to_step
+from .direction_measurement import (
+    DirectionMeasurement,
+    at_last_position,
+    direction_measurement,
+    step_to_step,
+)
 from .errors import UserError
-from .jupyter import Page, paragraph, table
+from .jupyter import Page
 from .kernel_drift import drift_rows, require_fixed_tokens
 from .stages import with_stage
 from .statistics import RESAMPLES, mean_rows
@@ -199,8 +204,8 @@ class Trajectory:
         return dict(sorted(numbered.items()))
 
     def direction_steps(self) -> list[int]:
-        """Return the steps with activations at named positions, ascending."""
-        return [step_of(path) for path in self._files("directions")]
+        """Return the steps with directions, at named positions or the last one, ascending."""
+        return [step_of(path) for path in self._files("directions")] or self.activation_steps()
 
     def directions(self, step: int) -> DirectionMeasurement:
         """Return what lies along refusal, over-refusal and toxicity at one step.
@@ -209,18 +214,21 @@ class Trajectory:
             step: one of `direction_steps()`.
 
         Returns:
-            Activations at named positions and layers with their verdicts, as `measure_directions`
-            returns them. A step without any is a `UserError`.
+            Activations and verdicts, as `measure_directions` returns them; of `--only activations`
+            at the position `last` alone. A step without any is a `UserError`.
         """
-        return direction_measurement(self.prompts, self._tensors("directions", step))
+        if self._files("directions"):
+            return direction_measurement(self.prompts, self._tensors("directions", step))
+        table = self.refusal()
+        verdicts = table[table["step"] == step].drop_duplicates("prompt").set_index("prompt")
+        return at_last_position(self.prompts, self.activations(step), verdicts["refuses"])
 
     def direction_drift(self) -> pd.DataFrame:
         """Return how directions turned and groups moved from step to step, and since the first.
 
         Returns:
-            `step, since` (an earlier step: the one before, and the first), `position, layer, what,
-            name, value`, as `DirectionMeasurement.drift_from` has them. Steps of another
-            width, or without two classes, are left out.
+            `step, since` (the step before, and the first), `position, layer, what, name, value`, as
+            `DirectionMeasurement.drift_from` has them; pairs of different widths are left out.
         """
         return with_stage(step_to_step(self.direction_steps(), self.directions), self.stage_names)
 
@@ -357,65 +365,24 @@ class Trajectory:
                 the first of the first two that was measured.
 
         Returns:
-            The Axes.
-
-        Raises:
-            UserError: if that was not measured, or of one prompt only.
+            The Axes; what was not measured, or of one prompt only, is a `UserError`.
         """
-        from .plots.style import new_axes
-        from .plots.trajectories import drift_lines, refusal_lines, similarity_lines
+        from .trajectory_views import drawn
 
-        kinds: dict[str, tuple[Callable[[], pd.DataFrame], Callable[..., Axes]]] = {
-            "kernel": (self.group_means, similarity_lines),
-            "refusal": (self._first_reduction, refusal_lines),
-            "drift": (self.drift, drift_lines),
-        }
-        kind = what or ("kernel" if self._files("kernel") else "refusal")
-        if kind not in kinds or not (kind == "drift" or self._files(kind)):
-            raise UserError(
-                f"no {kind} was measured in {self.folder}: choose kernel, refusal or drift"
-            )
-        rows, draw = kinds[kind]
-        table = rows()
-        if table.empty:
-            raise UserError(
-                f"{self.folder} has no pair of different prompts to draw the {kind} of: measure it"
-                " on more prompts, into another folder"
-            )
-        return draw(table, new_axes() if ax is None else ax)
+        return drawn(self, ax, what)
 
     def report(self, *, blur: bool = False) -> Page:
         """Return a page that Jupyter shows and `.save(path)` writes; `blur` hides toxic texts."""
         # By its name: the page is made of figures' and tables' numbers, which stand on this module.
         return import_module("ntkprobe.report").make_report([self.folder], blur=blur)
 
-    def _first_reduction(self) -> pd.DataFrame:
-        """Return the rows of `refusal_means` for the phrases and the sum that were listed first."""
-        means = self.refusal_means()
-        first = means[["phrase_set", "reduction"]].iloc[:1]
-        return means.merge(first, on=["phrase_set", "reduction"])
-
     def __repr__(self) -> str:
         return f"Trajectory({str(self.folder)!r}, {len(self.steps)} steps)"
 
     def _repr_html_(self) -> str:
-        steps, groups = self.steps, self.prompts["group"].value_counts(sort=False)
-        told = ", ".join(f"{count} {group}" for group, count in groups.items())
-        span = f"{len(steps)} steps, {steps[0]} to {steps[-1]}" if steps else "no steps yet"
-        column = "stage" if (names := self.stage_names) else "step"
-        if names:
-            span = f"stages {', '.join(names[step] for step in steps if step in names)}"
-        shown = [paragraph(f"{self.folder}: {span}; prompts: {told}")]
-        if self._files("kernel"):
-            means = self.group_means(resamples=0)
-            pairs = means["observed_group"] + " ← " + means["updated_group"]
-            wide = means.assign(pair=pairs).pivot(index="pair", columns=column, values="similarity")
-            shown += [paragraph("Mean similarity, observed ← updated"), table(_ends(wide))]
-        if self._files("refusal"):
-            rates = self._first_reduction()
-            wide = rates.pivot(index="group", columns=column, values="probability")
-            shown += [paragraph("Mean refusal probability"), table(_ends(wide))]
-        return "".join(shown)
+        from .trajectory_views import summary
+
+        return summary(self)
 
 
 _EMPTY = {
@@ -436,11 +403,6 @@ _TENSORS = {
 def step_of(path: Path) -> int:
     """Return the step in a file name such as `step-00000100.parquet`."""
     return int(path.stem.removeprefix("step-"))
-
-
-def _ends(wide: pd.DataFrame, columns: int = 6) -> pd.DataFrame:
-    """Return at most so many of a table's columns, the first, the last and some between."""
-    return wide.iloc[:, np.unique(np.linspace(0, wide.shape[1] - 1, columns).round().astype(int))]
 
 
 def _look_up(values: pd.Series, steps: pd.Series, prompts: pd.Series) -> np.ndarray:

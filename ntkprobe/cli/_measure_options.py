@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from .. import estimators, mitigations, plugins
 from ..errors import UserError, one_line
 from ..settings import Flag
-from ..stages import Stage, only_template, parse_stages
+from ..stages import Stage, only_template
 from ..watcher.settings import (
     ENCODING,
     OUTPUT,
@@ -18,7 +18,7 @@ from ..watcher.settings import (
     MeasureSettings,
     RefusalSettings,
 )
-from ._options import SOURCE, config_defaults, preset_defaults
+from ._options import SOURCE, config_defaults, named_stages, preset_defaults
 
 if TYPE_CHECKING:
     from ..watcher.choices import Choice, Following
@@ -185,7 +185,7 @@ class MeasureOptions:
                     f"--{name.replace('_', '-')} is about the checkpoints of a run, and --stage "
                     "names models: leave one of them out"
                 )
-        return parse_stages(self.stage, self.template or ())
+        return named_stages(self.stage, self.template)
 
     def _asked(self) -> set[str]:
         """Return what is to be measured: by default kernel and refusal, and what a flag is about.

@@ -3,19 +3,41 @@
 import logging
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ..errors import UserError
 from ..presets.settings import preset_settings
 
+if TYPE_CHECKING:
+    from ..stages import Stage
+
 SOME = "FILE[:COLUMN=VALUE,…]"
 """How a file of prompts, or some of its rows, is named (`prompt_selections`)."""
 
 SOURCE = f"{SOME}[=GROUP]"
 """The same where prompts are in groups."""
+
+
+def named_stages(stages: list[str], templates: list[str] | None) -> "tuple[Stage, ...]":
+    """Return the stages of `--stage` and `--template`, with `package:…` models where they are.
+
+    Args:
+        stages: as `NAME=MODEL`, in order.
+        templates: of all, or as `NAME=TEMPLATE` of one.
+    """
+    from ..stages import parse_stages
+    from ..training.runs import located
+
+    found = parse_stages(stages, templates or ())
+    packaged = [stage.model.startswith("package:") for stage in found]
+    return tuple(
+        replace(stage, model=located(stage.model)) if inside else stage
+        for stage, inside in zip(found, packaged, strict=True)
+    )
 
 
 def config_defaults(ctx: Any, path: Path | None) -> Path | None:

@@ -10,8 +10,8 @@ import typer
 from ..errors import UserError, one_line
 from ..evaluation.settings import ANSWERS, AnswerSettings
 from ..settings import BATCH_SIZE, Flag, LoadSettings
-from ..stages import Stage, only_template, parse_stages
-from ._options import SOME, config_defaults, preset_defaults, quieten
+from ..stages import Stage, only_template
+from ._options import SOME, config_defaults, named_stages, preset_defaults, quieten
 from ._signature import command_of
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class EvaluateOptions:
                     f"--{name.replace('_', '-')} is about one model, and --stage names several: "
                     "leave one of them out"
                 )
-        return parse_stages(self.stage, self.template or ())
+        return named_stages(self.stage, self.template)
 
     def subject(self) -> Union["EvaluatedModel", "Server"]:
         """Return the model on disk, or the server.

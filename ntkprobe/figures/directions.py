@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -13,8 +12,7 @@ from ..plots import style
 from ..plots.profiles import profile
 from ..plots.steps import template_note, titled
 from ..trajectory import Trajectory
-from .activation_geometry import first_and_last
-from .measured_tables import OTHER_PROMPTS
+from .measured_tables import OTHER_PROMPTS, missing_message
 from .stages import stage_by_stage
 
 RESAMPLES, PERMUTATIONS = 999, 199
@@ -52,25 +50,14 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
 
 
 def _rows(name: str, run: Trajectory) -> Iterator[dict[str, Any]]:
-    if not run.activation_steps() and (kept := run.direction_steps()):
-        for step in sorted({kept[0], kept[-1]}):
-            measured = run.directions(step)
-            for layer, values in measured.at_answer_start().items():
-                for one in measured.classes:
-                    yield {"run": name, "step": step, "layer": layer} | directions.separation(
-                        values, one, resamples=RESAMPLES, permutations=PERMUTATIONS
-                    )
-        return
-    groups, prompts = run.prompts["group"].tolist(), run.prompts["prompt"].to_numpy()
-    refused = run.refusal().drop_duplicates(["step", "prompt"])
-    for step in first_and_last(run):
-        at = refused[refused["step"] == step].set_index("prompt")["refuses"]
-        verdicts = [at.get(prompt) for prompt in prompts]
-        found = directions.classes(groups, verdicts)
-        for layer, values in run.activations(step).items():
-            for one in found:
+    if not (steps := run.direction_steps()):
+        raise UserError(missing_message(run, "activations", "--only activations", run.folder))
+    for step in sorted({steps[0], steps[-1]}):
+        measured = run.directions(step)
+        for layer, values in measured.at_answer_start().items():
+            for one in measured.classes:
                 yield {"run": name, "step": step, "layer": layer} | directions.separation(
-                    np.asarray(values)[prompts], one, resamples=RESAMPLES, permutations=PERMUTATIONS
+                    values, one, resamples=RESAMPLES, permutations=PERMUTATIONS
                 )
 
 
@@ -95,7 +82,12 @@ def draw(numbers: pd.DataFrame) -> Figure:
                 ax.lines[-1].set_label(titled(style.run_label(run), lines, step))
     axes[0].set_ylabel("AUC, held out")
     handles = {line.get_label(): line for ax in axes for line in ax.lines}
-    labels = [label for label in handles if not label.startswith("_")]
+    order = [
+        titled(style.run_label(run), lines, step)
+        for run, lines in numbers.groupby("run", sort=False)
+        for step in sorted(lines["step"].unique())
+    ]
+    labels = [label for label in order if label in handles]
     figure.legend(
         [handles[label] for label in labels],
         labels,

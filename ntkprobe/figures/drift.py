@@ -43,7 +43,8 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
         names, steps = run.stage_names, run.direction_steps()
         ends = (table["since"] == steps[0]) & (table["step"] == steps[-1])
         after = table["step"].map(dict(zip(steps[1:], steps[:-1], strict=True)))
-        rows = table[ends | (after == table["since"])] if names else table[ends]
+        onwards = after == table["since"]
+        rows = pd.concat([table[onwards], table[ends & ~onwards]]) if names else table[ends]
         told = [names.get(since, f"step {since}") for since in rows["since"]]
         tables.append(rows.assign(run=name, since_name=told))
     whole = pd.concat(tables, ignore_index=True)
@@ -60,7 +61,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     pairs = list(rows.groupby(["run", "since", "step"], sort=False))
     figure, axes = style.panels(len(pairs), 2, height=1.9)
     several = rows["run"].nunique() > 1
-    farthest = rows.loc[rows["what"] == "centroid", "value"].max() * 1.05
+    farthest = rows.loc[rows["what"] == "centroid", "value"].max() * 1.05 or 1.0
     for ((name, _, step), table), (left, right) in zip(pairs, axes, strict=True):
         since = style.escaped(str(table["since_name"].iloc[0]))
         whose = f"{style.run_label(name)}: " if several else ""
@@ -68,7 +69,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
         _lines(table[table["what"] == "direction"], left, title)
         left.set(ylabel="cosine of directions", ylim=(min(-0.05, rows["value"].min() - 0.05), 1.05))
         _lines(table[table["what"] == "centroid"], right, title)
-        right.set(ylabel="centroid moved (spreads)", ylim=(0, farthest))
+        right.set(ylabel="centroid moved", ylim=(0, farthest))
     for ax in axes[-1]:
         ax.set_xlabel("layer")
     style.letter(list(axes.flat))
@@ -87,5 +88,6 @@ def _lines(rows: pd.DataFrame, ax: Axes, title: str) -> None:
         colour = COLOURS[str(name)] if known else style.group_style(name).colour
         label = str(name).replace("_", " ")
         ordered = line.sort_values("layer")
-        ax.plot(ordered["layer"], ordered["value"], color=colour, marker="o", label=label)
+        wide = 3.5 if name == "refusal" else 1.4  # it may lie under the line of toxicity
+        ax.plot(ordered["layer"], ordered["value"], color=colour, marker="o", label=label, lw=wide)
     ax.set_title(title)
