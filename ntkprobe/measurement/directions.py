@@ -6,6 +6,7 @@ probable one). What is computed from them is in `ntkprobe.direction_measurement`
 """
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,18 +73,17 @@ def measure_directions(
         refuses = measure_refusal(
             model, tokenizer, encoded, max_new_tokens=max_new_tokens, batch_size=batch_size
         ).refuses
-    names, back = _positions(tokenizer, encoded)
+    names, back, of_text = _positions(tokenizer, encoded)
     modules = layer_modules(model, layers)
     found: dict[tuple[str, int], np.ndarray] = {}
     with evaluating(model), torch.no_grad():
         ids = [torch.tensor(row) for row in encoded.input_ids]
         require_measurable(model, ids, room=1)
         first, values = read_layers(model, modules, ids, back, batch_size)
-        found |= {
-            (name, layer): values[layer][:, place].numpy()
-            for place, name in enumerate(names)
-            for layer in modules
-        }
+        for layer in modules:
+            found["prompt", layer] = values[layer][torch.arange(n), of_text].numpy()
+            for place, name in enumerate(names[1:], start=len(back) - len(names) + 1):
+                found[name, layer] = values[layer][:, place].numpy()
         longer = [torch.cat([row, token[None]]) for row, token in zip(ids, first, strict=True)]
         _, values = read_layers(model, modules, longer, [1], batch_size)
         found |= {("answer_1", layer): values[layer][:, 0].numpy() for layer in modules}
@@ -100,15 +100,34 @@ def measure_directions(
 
 def _positions(
     tokenizer: "PreTrainedTokenizerBase", encoded: Encoded
-) -> tuple[list[str], list[int]]:
-    """Return the names of positions, and how far from a prompt's end each is, 1 for its last.
+) -> tuple[list[str], list[int], list[int]]:
+    """Return the positions that are read.
+
+    The first of the template's tokens behind the text may merge with its end, in some of the
+    prompts (`?` and a line break): it is then no position of its own, and what it merged with is
+    the last of the prompt's text.
+
+    Returns:
+        The names of positions; how far from a prompt's end each token is that is read, 1 for its
+        last; and which of these, for each prompt, is the last of its text.
 
     Raises:
         UserError: if a prompt ends otherwise than with what the template puts behind its text.
     """
     ending = [] if encoded.template.raw else instruction_end(tokenizer, encoded.template)
-    names = ["prompt", *(f"template_{number}" for number in range(1, len(ending) + 1))]
+    whole = []
     for number, ids in enumerate(encoded.input_ids):
-        if list(ids[len(ids) - len(ending) :]) != ending or len(ids) <= len(ending):
+        shared = _shared_end(ids, ending)
+        if shared < max(len(ending) - 1, min(len(ending), 1)) or len(ids) <= len(ending):
             raise UserError(f"prompt {number} does not end as the template's other prompts do")
-    return names, list(range(len(ending) + 1, 0, -1))
+        whole.append(shared == len(ending))
+    count = len(ending) if all(whole) else len(ending) - 1
+    names = ["prompt", *(f"template_{number}" for number in range(1, count + 1))]
+    back = list(range(len(ending) + 1, 0, -1))
+    return names, back, [0 if apart else 1 for apart in whole]
+
+
+def _shared_end(ids: Sequence[int], ending: Sequence[int]) -> int:
+    """Return how many tokens at the end of a prompt are those of an ending."""
+    pairs = zip(reversed(ids), reversed(ending), strict=False)
+    return sum(1 for _ in takewhile(lambda two: two[0] == two[1], pairs))

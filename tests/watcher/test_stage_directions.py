@@ -21,6 +21,11 @@ from ntkprobe.watcher import (
 )
 
 PROMPTS = PromptSet.from_texts(TEXTS)
+CHAT = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ 'sure ' + m.content }}"
+    "{% else %}{{ m.content + ' . ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'sure ' }}{% endif %}"
+)
 SETTINGS = MeasureSettings(
     kernel=None,
     refusal=None,
@@ -35,10 +40,12 @@ def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("directions")
     for seed, name in enumerate(("base", "sft", "dpo")):
         save_base(root / name, seed=seed)
+    (root / "chat.jinja").write_text(CHAT)
     return root
 
 
-def stages(world, template="plain"):
+def stages(world):
+    template = str(world / "chat.jinja")
     return [Stage(name, str(world / name), template) for name in ("base", "sft", "dpo")]
 
 
@@ -48,8 +55,9 @@ def run(world):
     return Trajectory(world / "out")
 
 
-def alone(world, name, template="plain"):
+def alone(world, name):
     model, tokenizer = load_model(str(world / name), SETTINGS.load), load_tokenizer(world / name)
+    template = str(world / "chat.jinja")
     return measure_directions(model, tokenizer, PROMPTS, template=template, max_new_tokens=4)
 
 
@@ -60,12 +68,8 @@ def test_what_is_kept_of_a_stage_is_what_the_model_alone_gives(world, run):
         assert found.refuses == wanted.refuses
         for key, values in wanted.activations.items():
             np.testing.assert_allclose(found.activations[key], values, rtol=1e-4, atol=1e-6)
-        assert found.separation(resamples=9, permutations=9).equals(
-            wanted.separation(resamples=9, permutations=9)
-        ) or np.allclose(
-            found.projections(resamples=0)["value"], wanted.projections(resamples=0)["value"],
-            rtol=1e-3,
-        )  # fmt: skip
+        values = (one.projections(resamples=0)["value"] for one in (found, wanted))
+        np.testing.assert_allclose(*values, rtol=1e-3)
     first, second = (run.directions(step).at_answer_start()[2] for step in (0, 1))
     assert not np.allclose(first, second, rtol=0.01)
 
@@ -82,7 +86,8 @@ def test_drift_is_that_of_two_measurements_from_stage_to_stage_and_since_the_fir
 
 
 def test_a_stage_has_not_drifted_from_itself(world, tmp_path):
-    same = [Stage("one", str(world / "base"), "plain"), Stage("two", str(world / "base"), "plain")]
+    one = stages(world)[0]
+    same = [replace(one, name="one"), replace(one, name="two")]
     measure_stages(PROMPTS, tmp_path / "out", same, settings=SETTINGS)
     table = Trajectory(tmp_path / "out").direction_drift()
     assert table.query("what == 'direction'")["value"].to_numpy() == pytest.approx(1)
@@ -103,7 +108,7 @@ def test_templates_of_different_lengths_are_compared_where_the_answer_begins(wor
 def test_stages_of_another_width_have_no_drift_and_the_others_have(world, tmp_path):
     tiny_model(seed=5, hidden_size=16).save_pretrained(tmp_path / "wide")
     tiny_tokenizer().save_pretrained(tmp_path / "wide")
-    mixed = [*stages(world)[:2], Stage("wide", str(tmp_path / "wide"), "plain")]
+    mixed = [*stages(world)[:2], Stage("wide", str(tmp_path / "wide"), stages(world)[0].template)]
     measure_stages(PROMPTS, tmp_path / "out", mixed, settings=SETTINGS)
     pairs = Trajectory(tmp_path / "out").direction_drift()[["since", "step"]].drop_duplicates()
     assert pairs.to_numpy().tolist() == [[0, 1]]
