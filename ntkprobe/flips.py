@@ -14,18 +14,19 @@ _KEYS = ["benchmark", "judge", "id"]
 
 
 def flips_of_run(
-    run: Trajectory, before: int | None = None, after: int | None = None
+    run: Trajectory, before: int | str | None = None, after: int | str | None = None
 ) -> pd.DataFrame:
     """Return the prompts whose own answer refuses at one of two steps and not at the other.
 
     Args:
         run: a measured run.
-        before: the earlier step; None for the first with verdicts.
+        before: the earlier step, or the name of a stage; None for the first with verdicts.
         after: the later one; None for the last.
 
     Returns:
         `prompt, id, group, text, before, after, flip, probability_before, probability_after`
-        (A.5's P_refuse, the first way to sum), `similarity_before, similarity_after` (mean to the
+        (`before` and `after` are steps, or the names of stages; A.5's P_refuse, the first way to
+        sum), `similarity_before, similarity_after` (mean to the
         toxic prompts, where the prompt is in the kernel) and `push` (the summed influence of all
         updated pairs on log P_refuse at `before`, where it was measured); those that began to be
         refused first, then by how much P_refuse changed.
@@ -39,12 +40,11 @@ def flips_of_run(
     if len(steps) < 2:
         raise UserError(
             f"{run.folder} has verdicts on answers at {len(steps)} step{'s'[: len(steps) != 1]}, "
-            "and a flip takes two: measure more checkpoints, with --generate"
+            "and a flip takes two: measure more checkpoints, without --no-generate"
         )
-    first, last = steps[0] if before is None else before, steps[-1] if after is None else after
-    for step in (first, last):
-        if step not in steps:
-            raise UserError(f"{run.folder} has no verdicts at step {step}: choose from {steps}")
+    names = run.stage_names
+    first = steps[0] if before is None else _step(run, before, steps)
+    last = steps[-1] if after is None else _step(run, after, steps)
     one, two = (table[table["step"] == step].set_index("prompt") for step in (first, last))
     now = two[["refuses", "probability"]].add_suffix("_after")
     both = one.join(now, how="inner")
@@ -58,8 +58,8 @@ def flips_of_run(
             "id": about["id"].reindex(changed.index),
             "group": changed["group"],
             "text": changed["text"],
-            "before": first,
-            "after": last,
+            "before": names.get(first, first),
+            "after": names.get(last, last),
             "flip": [BEGAN if now else STOPPED for now in changed["refuses_after"]],
             "probability_before": changed["probability"],
             "probability_after": changed["probability_after"],
@@ -71,6 +71,23 @@ def flips_of_run(
     size = (found["probability_after"] - found["probability_before"]).abs()
     order = found.assign(size=size).sort_values(["flip", "size"], ascending=[True, False])
     return order.drop(columns="size").reset_index()
+
+
+def _step(run: Trajectory, named: int | str, steps: list[int]) -> int:
+    """Return the step that a number or the name of a stage means.
+
+    Raises:
+        UserError: if it has no verdicts.
+    """
+    names = run.stage_names
+    places = {name: step for step, name in names.items()}
+    number = int(named) if str(named).isdecimal() else -1
+    step = places.get(str(named), number)
+    if step not in steps:
+        choice = [names.get(each, each) for each in steps]
+        what = "" if names else "step "
+        raise UserError(f"{run.folder} has no verdicts at {what}{named}: choose from {choice}")
+    return step
 
 
 def _to_toxic(kernel: pd.DataFrame, step: int) -> pd.Series:

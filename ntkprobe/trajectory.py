@@ -5,7 +5,7 @@ each is whole from the moment it is there.
 """
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -14,9 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from .direction_measurement import (
+    DirectionMeasurement,
+    at_last_position,
+    direction_measurement,
+    step_to_step,
+)
 from .errors import UserError
-from .jupyter import Page, paragraph, table
+from .jupyter import Page
 from .kernel_drift import drift_rows, require_fixed_tokens
+from .stages import with_stage
 from .statistics import RESAMPLES, mean_rows
 from .storage import read_tensors
 
@@ -60,9 +67,22 @@ class Trajectory:
         return json.loads((self.folder / "run.json").read_text())
 
     @property
+    def stages(self) -> list[dict[str, Any]]:
+        """What `run.json` says of named models, in order; empty for the checkpoints of a run."""
+        try:
+            return list(self.settings.get("stages") or [])
+        except FileNotFoundError:  # a folder without its run.json
+            return []
+
+    @property
+    def stage_names(self) -> dict[int, str]:
+        """The names of stages by step, which is their place; empty for the checkpoints of a run."""
+        return {step: stage["name"] for step, stage in enumerate(self.stages)}
+
+    @property
     def steps(self) -> list[int]:
         """The steps with at least one measurement, ascending."""
-        kinds = ("kernel", "refusal", "activations", "influence")
+        kinds = ("kernel", "refusal", "activations", "directions", "influence")
         return sorted({step_of(path) for kind in kinds for path in self._files(kind)})
 
     def kernel_steps(self) -> list[int]:
@@ -86,7 +106,7 @@ class Trajectory:
         group = self.prompts.set_index("prompt")["group"]
         table.insert(3, "observed_group", table["observed"].map(group))
         table.insert(4, "updated_group", table["updated"].map(group))
-        return table
+        return with_stage(table, self.stage_names)
 
     def refusal(self) -> pd.DataFrame:
         """Return the refusal probability of every step and prompt.
@@ -103,16 +123,17 @@ class Trajectory:
         table["probability"] = np.exp(log_p := table["log_probability"])
         table["upper"] = table.get("upper", log_p).fillna(log_p)  # older tables have no bound
         table["refuses"] = table.pop("refuses").astype("boolean")
-        return table
+        return with_stage(table, self.stage_names)
 
     def tokens(self) -> pd.DataFrame:
         """Return which tokens each block is made of: `step, prompt, rank, token, text`."""
-        return self._read("tokens", ["step", "prompt", "rank", "token", "text"])
+        table = self._read("tokens", ["step", "prompt", "rank", "token", "text"])
+        return with_stage(table, self.stage_names)
 
     def parts(self) -> pd.DataFrame:
         """Return the kernel by layer: `step, observed, updated, layer, part, norm, share`."""
         columns = ["step", "observed", "updated", "layer", "part", "norm", "share"]
-        return self._read("parts", columns)
+        return with_stage(self._read("parts", columns), self.stage_names)
 
     @property
     def updated(self) -> pd.DataFrame:
@@ -162,7 +183,7 @@ class Trajectory:
         }
         place = list(table.columns).index("updated") + 1
         order = [*table.columns[:place], *groups, *table.columns[place:]]
-        return table.assign(**groups)[order]
+        return with_stage(table.assign(**groups)[order], self.stage_names)
 
     def activation_steps(self) -> list[int]:
         """Return the steps with activations, ascending."""
@@ -181,6 +202,35 @@ class Trajectory:
         tensors = self._tensors("activations", step)
         numbered = {int(name.removeprefix("layer_")): value for name, value in tensors.items()}
         return dict(sorted(numbered.items()))
+
+    def direction_steps(self) -> list[int]:
+        """Return the steps with directions, at named positions or the last one, ascending."""
+        return [step_of(path) for path in self._files("directions")] or self.activation_steps()
+
+    def directions(self, step: int) -> DirectionMeasurement:
+        """Return what lies along refusal, over-refusal and toxicity at one step.
+
+        Args:
+            step: one of `direction_steps()`.
+
+        Returns:
+            Activations and verdicts, as `measure_directions` returns them; of `--only activations`
+            at the position `last` alone. A step without any is a `UserError`.
+        """
+        if self._files("directions"):
+            return direction_measurement(self.prompts, self._tensors("directions", step))
+        table = self.refusal()
+        verdicts = table[table["step"] == step].drop_duplicates("prompt").set_index("prompt")
+        return at_last_position(self.prompts, self.activations(step), verdicts["refuses"])
+
+    def direction_drift(self) -> pd.DataFrame:
+        """Return how directions turned and groups moved from step to step, and since the first.
+
+        Returns:
+            `step, since` (the step before, and the first), `position, layer, what, name, value`, as
+            `DirectionMeasurement.drift_from` has them; pairs of different widths are left out.
+        """
+        return with_stage(step_to_step(self.direction_steps(), self.directions), self.stage_names)
 
     def blocks(self, step: int) -> np.ndarray:
         """Return the kernel itself at one step, as `ntkprobe measure --keep-blocks` kept it.
@@ -214,7 +264,8 @@ class Trajectory:
         groups = about.loc[about["in_kernel"], "group"].tolist()
         first = self.blocks(steps[0])
         tables = {step: drift_rows(first, self.blocks(step), groups) for step in steps}
-        return pd.concat(tables, names=["step"]).reset_index("step").reset_index(drop=True)
+        rows = pd.concat(tables, names=["step"]).reset_index("step").reset_index(drop=True)
+        return with_stage(rows, self.stage_names)
 
     def _tensors(self, kind: str, step: int) -> dict[str, np.ndarray]:
         """Return the tensors of one step's file.
@@ -261,7 +312,7 @@ class Trajectory:
         ]
         ends = ["low", "high"] if resamples else []
         columns = ["step", "observed_group", "updated_group", value, *ends, "pairs"]
-        return pd.DataFrame(rows, columns=columns)
+        return with_stage(pd.DataFrame(rows, columns=columns), self.stage_names)
 
     def _files(self, kind: str) -> list[Path]:
         """Return the files of one kind of table, by step."""
@@ -302,7 +353,8 @@ class Trajectory:
         keys = ["step", "group", "phrase_set", "reduction"]
         rows = self.refusal().astype({"refuses": "Float64"})
         means = rows.groupby(keys, sort=False)[["probability", "refuses"]].mean()
-        return means.rename(columns={"refuses": "refusal_rate"}).reset_index()
+        named = means.rename(columns={"refuses": "refusal_rate"}).reset_index()
+        return with_stage(named, self.stage_names)
 
     def plot(self, ax: "Axes | None" = None, what: str | None = None) -> "Axes":
         """Return the Axes with a line over the steps for every pair of groups, or every group.
@@ -313,62 +365,24 @@ class Trajectory:
                 the first of the first two that was measured.
 
         Returns:
-            The Axes.
-
-        Raises:
-            UserError: if that was not measured, or of one prompt only.
+            The Axes; what was not measured, or of one prompt only, is a `UserError`.
         """
-        from .plots.style import new_axes
-        from .plots.trajectories import drift_lines, refusal_lines, similarity_lines
+        from .trajectory_views import drawn
 
-        kinds: dict[str, tuple[Callable[[], pd.DataFrame], Callable[..., Axes]]] = {
-            "kernel": (self.group_means, similarity_lines),
-            "refusal": (self._first_reduction, refusal_lines),
-            "drift": (self.drift, drift_lines),
-        }
-        kind = what or ("kernel" if self._files("kernel") else "refusal")
-        if kind not in kinds or not (kind == "drift" or self._files(kind)):
-            raise UserError(
-                f"no {kind} was measured in {self.folder}: choose kernel, refusal or drift"
-            )
-        rows, draw = kinds[kind]
-        table = rows()
-        if table.empty:
-            raise UserError(
-                f"{self.folder} has no pair of different prompts to draw the {kind} of: measure it"
-                " on more prompts, into another folder"
-            )
-        return draw(table, new_axes() if ax is None else ax)
+        return drawn(self, ax, what)
 
     def report(self, *, blur: bool = False) -> Page:
         """Return a page that Jupyter shows and `.save(path)` writes; `blur` hides toxic texts."""
         # By its name: the page is made of figures' and tables' numbers, which stand on this module.
         return import_module("ntkprobe.report").make_report([self.folder], blur=blur)
 
-    def _first_reduction(self) -> pd.DataFrame:
-        """Return the rows of `refusal_means` for the phrases and the sum that were listed first."""
-        means = self.refusal_means()
-        first = means[["phrase_set", "reduction"]].iloc[:1]
-        return means.merge(first, on=["phrase_set", "reduction"])
-
     def __repr__(self) -> str:
         return f"Trajectory({str(self.folder)!r}, {len(self.steps)} steps)"
 
     def _repr_html_(self) -> str:
-        steps, groups = self.steps, self.prompts["group"].value_counts(sort=False)
-        described = ", ".join(f"{count} {group}" for group, count in groups.items())
-        span = f"{len(steps)} steps, {steps[0]} to {steps[-1]}" if steps else "no steps yet"
-        shown = [paragraph(f"{self.folder}: {span}; prompts: {described}")]
-        if self._files("kernel"):
-            means = self.group_means(resamples=0)
-            pairs = means["observed_group"] + " ← " + means["updated_group"]
-            wide = means.assign(pair=pairs).pivot(index="pair", columns="step", values="similarity")
-            shown += [paragraph("Mean similarity, observed ← updated"), table(_ends(wide))]
-        if self._files("refusal"):
-            rates = self._first_reduction()
-            wide = rates.pivot(index="group", columns="step", values="probability")
-            shown += [paragraph("Mean refusal probability"), table(_ends(wide))]
-        return "".join(shown)
+        from .trajectory_views import summary
+
+        return summary(self)
 
 
 _EMPTY = {
@@ -380,6 +394,7 @@ _EMPTY = {
 
 _TENSORS = {
     "activations": "--only activations",
+    "directions": "--only directions",
     "blocks": "--only kernel --keep-blocks --output-dir NEW",
 }
 """Tables that are no Parquet, and what keeps them."""
@@ -388,11 +403,6 @@ _TENSORS = {
 def step_of(path: Path) -> int:
     """Return the step in a file name such as `step-00000100.parquet`."""
     return int(path.stem.removeprefix("step-"))
-
-
-def _ends(wide: pd.DataFrame, columns: int = 6) -> pd.DataFrame:
-    """Return at most so many of a table's columns, the first, the last and some between."""
-    return wide.iloc[:, np.unique(np.linspace(0, wide.shape[1] - 1, columns).round().astype(int))]
 
 
 def _look_up(values: pd.Series, steps: pd.Series, prompts: pd.Series) -> np.ndarray:

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 from .. import estimators, mitigations, plugins
 from ..errors import UserError, one_line
 from ..settings import Flag
-from ..watcher.settings import OUTPUT, ActivationSettings, InfluenceSettings, MeasureSettings
-from ._options import SOURCE, config_defaults, preset_defaults
+from ..stages import Stage, only_template
+from ..watcher.settings import (
+    ENCODING,
+    OUTPUT,
+    ActivationSettings,
+    DirectionSettings,
+    InfluenceSettings,
+    MeasureSettings,
+    RefusalSettings,
+)
+from ._options import SOURCE, config_defaults, named_stages, preset_defaults
 
 if TYPE_CHECKING:
     from ..watcher.choices import Choice, Following
@@ -26,15 +35,19 @@ class MeasureOptions:
         ckpt_dir: a training run, or one checkpoint of it.
         prompts: CSV, JSONL, JSON or Parquet; may be repeated.
         model: the base model, a folder or hub name; it is step 0, and the base of adapters.
+        stage: a named model (folder, hub name, GGUF file, adapter) in place of a run's checkpoints;
+            once for each, in order.
         output_dir: the folder that measurements are written to.
         only: measure only these, separated by commas: `kernel`, `refusal`, `activations`,
-            `influence`.
+            `directions`, `influence`.
         limit: only the first N prompts of each group, to try things out.
         preset: settings of the paper and, where it gives none, those reported of its authors' code.
         config: a YAML file with these options.
         dry_run: only list what would be measured.
         overwrite: discard what OUT holds.
         settings: how every checkpoint is measured.
+        template: `auto` (chat where the tokenizer has one), `chat`, `raw`, `plain` (User: …,
+            Assistant:), or a Jinja file; with stages `STAGE=` names the one it is for.
         influence: predict what learning each of some pairs does to refusals.
         updated: the pairs (prompt, response) that are learnt; by default the run's own data.
         answer: the response of updated prompts that have none.
@@ -55,6 +68,7 @@ class MeasureOptions:
     ckpt_dir: Annotated[Path | None, Flag(metavar="RUN")] = None
     prompts: Annotated[list[str] | None, Flag(metavar=SOURCE)] = None
     model: str | None = None
+    stage: Annotated[list[str] | None, Flag(metavar="NAME=MODEL")] = None
     output_dir: Annotated[Path | None, Flag(metavar="OUT", shows="RUN-ntk")] = None
     only: Annotated[str | None, Flag(metavar="WHAT")] = None
     limit: int | None = None
@@ -63,6 +77,9 @@ class MeasureOptions:
     dry_run: bool = False
     overwrite: bool = False
     settings: MeasureSettings = field(default_factory=MeasureSettings)
+    template: Annotated[
+        list[str] | None, Flag(panel=ENCODING, metavar="[STAGE=]TEMPLATE", shows="auto")
+    ] = None
     influence: Annotated[str | None, Flag(panel=INFLUENCE, metavar="refusal")] = None
     updated: Annotated[str | None, Flag(panel=INFLUENCE, metavar=SOURCE)] = None
     answer: Annotated[str | None, Flag(panel=INFLUENCE)] = None
@@ -89,8 +106,13 @@ class MeasureOptions:
         Raises:
             UserError: if there is nothing to measure, or the revisions cannot be had.
         """
+        if self.stage:
+            return self
         if self.ckpt_dir is None and self.model is None:
-            raise UserError("nothing to measure: give --ckpt-dir RUN, or --model MODEL, or both")
+            raise UserError(
+                "nothing to measure: give --ckpt-dir RUN, or --model MODEL, or both; or --stage "
+                "NAME=MODEL for each of several models"
+            )
         if not self.revisions:
             return self
         from ..checkpoints.revisions import fetch_revisions
@@ -109,13 +131,15 @@ class MeasureOptions:
         """Return `--output-dir`, or `RUN-ntk`, or `NAME-ntk` here; `RUN-M-ntk` under a mitigation.
 
         Returns:
-            The folder of the measurements.
+            The folder of the measurements; that of stages is `stages-ntk`.
         """
         if self.output_dir is not None:
             return self.output_dir
         mitigation = self.settings.mitigation
         end = f"-{mitigation.name}-ntk" if mitigation else "-ntk"
         run = self.ckpt_dir
+        if self.stage:
+            return Path("stages" + end)
         if run is not None:
             there = run if run.name not in ("", "..") else run.resolve()
             return there.with_name(there.name + end)
@@ -132,13 +156,36 @@ class MeasureOptions:
             plugins.load(estimators, how.kernel.estimator)
         asked = self._asked()
         activations = how.activations or ActivationSettings()
+        directions = DirectionSettings(
+            layers=activations.layers,
+            max_new_tokens=(how.refusal or RefusalSettings()).max_new_tokens,
+        )
         return replace(
             how,
+            template="auto" if self.stage else only_template(self.template),
             kernel=how.kernel if "kernel" in asked else None,
             refusal=how.refusal if "refusal" in asked else None,
             activations=activations if "activations" in asked else None,
+            directions=directions if "directions" in asked else None,
             influence=self._influence() if "influence" in asked else None,
         )
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the named models that are measured, with their templates; empty for a run.
+
+        Raises:
+            UserError: if an option of a run is given with them.
+        """
+        if not self.stage:
+            return ()
+        of_run = ("ckpt_dir", "revisions", "ray", "follow", "until_step", "idle_timeout")
+        for name in of_run:
+            if getattr(self, name):
+                raise UserError(
+                    f"--{name.replace('_', '-')} is about the checkpoints of a run, and --stage "
+                    "names models: leave one of them out"
+                )
+        return named_stages(self.stage, self.template)
 
     def _asked(self) -> set[str]:
         """Return what is to be measured: by default kernel and refusal, and what a flag is about.
@@ -149,6 +196,8 @@ class MeasureOptions:
         flags = {"activations": "layers", "influence": "influence"}
         given = {"activations": self.settings.activations, "influence": self.influence}
         extra = {kind for kind, value in given.items() if value}
+        if "directions" in (self.only or ""):
+            extra -= {"activations"}  # --layers are theirs
         mitigation = self.settings.mitigation
         decodes = mitigation is not None and mitigations.load(mitigation).kind == "decoding"
         if self.only is None and decodes:
@@ -160,10 +209,10 @@ class MeasureOptions:
         usual = {"refusal"} if decodes else {"kernel", "refusal"}
         only = self.only
         asked = usual | extra if only is None else set(only.replace(" ", "").split(","))
-        if unknown := sorted(asked - {"kernel", "refusal", *flags}):
+        if unknown := sorted(asked - {"kernel", "refusal", "directions", *flags}):
             raise UserError(
-                f"no --only {unknown[0]!r}: choose from kernel, refusal, activations and influence,"
-                " joined by ,"
+                f"no --only {unknown[0]!r}: choose from kernel, refusal, activations, directions "
+                "and influence, joined by ,"
             )
         if left_out := sorted(extra - asked):
             kind = left_out[0]

@@ -3,8 +3,9 @@
 import logging
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -12,11 +13,32 @@ from ..errors import UserError
 from ..presets.settings import preset_settings
 from ..settings import parse_yaml
 
+if TYPE_CHECKING:
+    from ..stages import Stage
+
 SOME = "FILE[:COLUMN=VALUE,…]"
 """How a file of prompts, or some of its rows, is named (`prompt_selections`)."""
 
 SOURCE = f"{SOME}[=GROUP]"
 """The same where prompts are in groups."""
+
+
+def named_stages(stages: list[str], templates: list[str] | None) -> "tuple[Stage, ...]":
+    """Return the stages of `--stage` and `--template`, with `package:…` models where they are.
+
+    Args:
+        stages: as `NAME=MODEL`, in order.
+        templates: of all, or as `NAME=TEMPLATE` of one.
+    """
+    from ..stages import parse_stages
+    from ..training.runs import located
+
+    found = parse_stages(stages, templates or ())
+    packaged = [stage.model.startswith("package:") for stage in found]
+    return tuple(
+        replace(stage, model=located(stage.model)) if inside else stage
+        for stage, inside in zip(found, packaged, strict=True)
+    )
 
 
 def config_defaults(ctx: Any, path: Path | None) -> Path | None:
@@ -71,6 +93,10 @@ def _set_defaults(ctx: Any, values: Any, source: str, *, first: bool) -> None:
     known = {parameter.name for parameter in ctx.command.params} - {"config", "preset"}
     if unknown := sorted(set(named) - known):
         raise UserError(f"{source} sets {unknown[0]!r}, which is no option of {ctx.info_name}")
+    several = {each.name for each in ctx.command.params if getattr(each, "multiple", False)}
+    for name in several & set(named):  # one value of an option that may be repeated
+        if isinstance(named[name], str):
+            named[name] = [named[name]]
     older = dict(ctx.default_map or {})
     ctx.default_map = {**older, **named} if first else {**named, **older}
 

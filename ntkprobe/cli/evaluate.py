@@ -1,16 +1,17 @@
 """`ntkprobe evaluate`: let a model answer benchmarks, and judge the answers."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import typer
 
 from ..errors import UserError, one_line
-from ..evaluation.settings import AnswerSettings
+from ..evaluation.settings import ANSWERS, AnswerSettings
 from ..settings import BATCH_SIZE, Flag, LoadSettings
-from ._options import SOME, config_defaults, preset_defaults, quieten
+from ..stages import Stage, only_template
+from ._options import SOME, config_defaults, named_stages, preset_defaults, quieten
 from ._signature import command_of
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class EvaluateOptions:
         output_dir: the folder of the evaluation.
         model: a folder, a hub name, or what the server calls it.
         adapter: an adapter over the model.
+        stage: a named model (folder, hub name, GGUF file, adapter), into E/NAME; once for each, in
+            order.
         mitigation: what `ntkprobe mitigate fit` wrote.
         label: the method's name in tables.
         trained_on: training data that no run of ours records; may be repeated.
@@ -40,6 +43,8 @@ class EvaluateOptions:
         judge: a judge of the answers; may be repeated.
         no_judge: only generate answers.
         answers: how the model answers.
+        template: `auto` (chat where the tokenizer has one), `chat`, `raw`, a shipped one, or a
+            Jinja file; with stages `STAGE=` names the one it is for.
         base_url: an OpenAI-compatible server instead, as `http://HOST:PORT/v1`.
         concurrency: with `--base-url`: questions at the same time.
         load: how the model is loaded.
@@ -50,6 +55,7 @@ class EvaluateOptions:
     output_dir: Annotated[Path | None, Flag(metavar="E", shows="eval-LABEL")] = None
     model: str | None = None
     adapter: Annotated[Path | None, Flag(metavar="A")] = None
+    stage: Annotated[list[str] | None, Flag(metavar="NAME=MODEL")] = None
     mitigation: Annotated[Path | None, Flag(metavar="M")] = None
     label: Annotated[str | None, Flag(shows="the run's")] = None
     trained_on: Annotated[list[str] | None, Flag(metavar=SOME)] = None
@@ -63,10 +69,29 @@ class EvaluateOptions:
     ] = None
     no_judge: Annotated[bool, Flag(panel=JUDGES)] = False
     answers: AnswerSettings = field(default_factory=AnswerSettings)
+    template: Annotated[
+        list[str] | None, Flag(panel=ANSWERS, metavar="[STAGE=]TEMPLATE", shows="auto")
+    ] = None
     base_url: Annotated[str | None, Flag(panel=SERVER, metavar="URL")] = None
     concurrency: Annotated[int, Flag(panel=SERVER)] = 8
     load: LoadSettings = field(default_factory=lambda: LoadSettings(attn_implementation="sdpa"))
     batch_size: Annotated[int | None, BATCH_SIZE] = None
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the named models; empty where one model is evaluated.
+
+        Raises:
+            UserError: if an option of one model is given with them.
+        """
+        if not self.stage:
+            return ()
+        for name in ("adapter", "mitigation", "label", "base_url"):
+            if getattr(self, name) is not None:
+                raise UserError(
+                    f"--{name.replace('_', '-')} is about one model, and --stage names several: "
+                    "leave one of them out"
+                )
+        return named_stages(self.stage, self.template)
 
     def subject(self) -> Union["EvaluatedModel", "Server"]:
         """Return the model on disk, or the server.
@@ -102,29 +127,52 @@ def evaluate(options: EvaluateOptions) -> int:
     judges = read_judges([] if options.no_judge else options.judge or DEFAULT)
     benchmarks = [read_benchmark(word).first(options.limit) for word in options.benchmark]
     quieten()
-    subject = options.subject()
-    from ..evaluation.run import evaluate as run
-    from ..evaluation.run import label_of
-
+    stages = options.stages()
+    subject = None if stages else options.subject()
     for questions in benchmarks:
         if questions.note:
             _tell(one_line(questions.note))
-    done = run(
+    how: dict[str, Any] = {
+        "judges": judges,
+        "trained_on": options.trained_on or (),
+        "batch_size": options.batch_size,
+        "overwrite": options.overwrite,
+        "argv": sys.argv[1:],
+    }
+    done = _evaluated(options, subject, stages, benchmarks, how)
+    for line in done.lines():
+        _tell(one_line(line) if stages else line)
+    typer.echo(one_line(done.closing_line()))
+    return done.status
+
+
+def _evaluated(
+    options: EvaluateOptions, subject: Any, stages: Any, benchmarks: Any, how: dict[str, Any]
+) -> Any:
+    """Return what became of the model, or of each of the named ones."""
+    if stages:
+        from ..evaluation.stages import evaluate_stages
+
+        return evaluate_stages(
+            stages,
+            benchmarks,
+            options.output_dir or Path("eval-stages"),
+            model=options.model,
+            load=options.load,
+            settings=options.answers,
+            **how,
+        )
+    from ..evaluation.run import evaluate as run
+    from ..evaluation.run import label_of
+
+    return run(
         subject,
         benchmarks,
         options.output_dir or Path(f"eval-{options.label or label_of(subject)}"),
-        judges=judges,
-        settings=options.answers,
+        settings=replace(options.answers, template=only_template(options.template)),
         label=options.label,
-        trained_on=options.trained_on or (),
-        batch_size=options.batch_size,
-        overwrite=options.overwrite,
-        argv=sys.argv[1:],
+        **how,
     )
-    for line in done.lines():
-        _tell(line)
-    typer.echo(one_line(done.closing_line()))
-    return done.status
 
 
 def _tell(message: str) -> None:

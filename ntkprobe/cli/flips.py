@@ -18,19 +18,28 @@ def flips(
         list[Path],
         typer.Argument(
             metavar="OUT | E1 E2",
-            help="A folder of ntkprobe measure, or two of ntkprobe evaluate: before and after.",
+            help="A folder of ntkprobe measure, or two of ntkprobe evaluate: before and after; "
+            "of stages one.",
             show_default=False,
         ),
     ],
     before: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            "--from", metavar="STEP", help="Earlier step of a run.", show_default="its first"
+            "--from",
+            metavar="STEP|STAGE",
+            help="Earlier step of a run, or name of a stage.",
+            show_default="the first",
         ),
     ] = None,
     after: Annotated[
-        int | None,
-        typer.Option("--to", metavar="STEP", help="Later step of a run.", show_default="its last"),
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="STEP|STAGE",
+            help="Later step of a run, or name of a stage.",
+            show_default="the last",
+        ),
     ] = None,
     output_file: Annotated[
         Path | None,
@@ -38,6 +47,7 @@ def flips(
     ] = None,
 ) -> None:
     """Print the prompts that began or stopped being refused, with what was measured of them."""  # ruff: ignore[docstring-missing-exception]
+    places = _stages_of(places[0], before, after) if len(places) == 1 else places
     table, lines = _of_run(places[0], before, after) if len(places) == 1 else _between(places)
     for line in lines:
         typer.echo(one_line(line))
@@ -56,15 +66,36 @@ def flips(
     typer.echo(f"The table is in {output_file}.")
 
 
-def _of_run(place: Path, before: int | None, after: int | None) -> tuple[Any, list[str]]:
+def _stages_of(place: Path, before: str | None, after: str | None) -> list[Path]:
+    """Return the folders of two stages, where a folder holds the evaluations of several.
+
+    Raises:
+        UserError: if there is no such stage, or only one.
+    """
+    from ..evaluation.results import evaluations_in
+
+    found = evaluations_in(place)
+    if not found or (place / "prompts.parquet").is_file():
+        return [place]
+    names = [path.name for path in found]
+    for name in (before, after):
+        if name is not None and name not in names:
+            raise UserError(f"{place} has no stage {name!r}: choose from {names}")
+    chosen = [place / (before or names[0]), place / (after or names[-1])]
+    if chosen[0] == chosen[1]:
+        raise UserError(f"{place} has the stage {names[0]} alone, and a flip takes two")
+    return chosen
+
+
+def _of_run(place: Path, before: str | None, after: str | None) -> tuple[Any, list[str]]:
     from ..flips import flips_of_run
     from ..trajectory import Trajectory
 
     table = flips_of_run(Trajectory(place), before, after)
     lines = []
     for row in table.to_dict("records"):
-        before, after = row["probability_before"], row["probability_after"]
-        numbers = [f"P(refuse) {before:.2f} → {after:.2f}"]
+        one, two = row["probability_before"], row["probability_after"]
+        numbers = [f"P(refuse) {one:.2f} → {two:.2f}"]
         if not isnan(row["similarity_before"]):
             numbers.append(f"similarity to toxic {row['similarity_before']:.2f}")
         if not isnan(row["push"]):

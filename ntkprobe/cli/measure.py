@@ -16,6 +16,8 @@ from ._signature import command_of
 def measure(options: MeasureOptions) -> int:
     """Measure the eNTK and the refusal probability at every checkpoint of a run.
 
+    Or of named models: --stage base=MODEL --stage sft=MODEL …, such as the stages of post-training.
+
     What OUT holds already is not measured again: run the same command to go on. Folders of
     checkpoints are only read; the base model, where it is known, counts as step 0.
     """  # ruff: ignore[docstring-missing-returns, docstring-missing-exception]
@@ -31,11 +33,17 @@ def measure(options: MeasureOptions) -> int:
     settings, choice, following = options.measured(), options.choice(), options.following()
     run, model, place = options.ckpt_dir, options.model, options.place()
     if options.dry_run:
-        from ..watcher import plan
+        from ..watcher import plan, plan_stages
 
-        for line in plan(place, ckpt_dir=run, choice=choice):
+        stages = options.stages()
+        lines = plan_stages(place, stages) if stages else plan(place, ckpt_dir=run, choice=choice)
+        for line in lines:
             typer.echo(line)
         return 0
+    if options.stage:
+        outcome = _measured_stages(options, prompts, settings)
+        typer.echo(one_line(outcome.closing_line()))
+        return outcome.status
     _tell(prompts.describe())
     about = {"argv": sys.argv[1:], "trained_on": _trained_on(prompts, run, model)}
     if model and not Path(model).exists():
@@ -55,6 +63,26 @@ def measure(options: MeasureOptions) -> int:
     )
     typer.echo(one_line(outcome.closing_line()))
     return outcome.status
+
+
+def _measured_stages(options: MeasureOptions, prompts: Any, settings: Any) -> Any:
+    """Return the outcome of `measure_stages`."""
+    from ..watcher import measure_stages
+
+    stages = options.stages()
+    _tell(prompts.describe())
+    trained = _trained_on(prompts, *(stage.model for stage in stages))
+    return measure_stages(
+        prompts,
+        options.place(),
+        stages,
+        model=options.model,
+        settings=settings,
+        choice=options.choice(),
+        overwrite=options.overwrite,
+        report_to=options.report_to or (),
+        about={"argv": sys.argv[1:], "trained_on": trained},
+    )
 
 
 def _measured(ray: str | None, prompts: Any, place: Path, **call: Any) -> Any:

@@ -137,6 +137,7 @@ class LocalModel:
                 ids,
                 max_new_tokens=self.settings.max_new_tokens,
                 stop_ids=self.template.stop_ids(self.tokenizer),
+                stop_texts=self.template.stop_texts(self.tokenizer),
                 logits_processor=[*self.processors, *sampling],
             )
         except OutOfMemoryError:

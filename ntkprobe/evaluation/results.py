@@ -21,6 +21,8 @@ from .verdict_files import KEY, digest
 from .verdicts import SAFE, UNDETERMINED, UNSAFE
 
 PROMPTS = ["id", "prompt", "kind", "type", "pair"]
+STAGES = "stages.json"
+"""In a folder of several evaluations: the names of the named models' folders, in order."""
 
 
 class Evaluation:
@@ -207,6 +209,13 @@ class Evaluation:
                 asks=_asks(path, table["verdict"]),
                 verdict=[said.get(name, UNDETERMINED) for name in prompts["id"]],
             )
+
+
+def evaluations_in(place: Path) -> list[Path]:
+    """Return the evaluations that a folder holds: named models in order, then others by name."""
+    found = sorted(path for path in place.glob("*") if (path / "prompts").is_dir())
+    named = [place / str(name) for name in _json(place / STAGES).get("stages", [])]
+    return sorted(found, key=lambda path: named.index(path) if path in named else len(named))
 
 
 def row(score: scores.Score) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from ..errors import UserError
-from ..settings import Flag, leaves, require_same_settings
+from ..settings import NO_OPTION, Flag, leaves, require_same_settings
 
 COMPARED = ("model", "answers", "benchmarks")
 """Sections of `run.json` of which one folder has one setting."""
@@ -35,7 +35,7 @@ class AnswerSettings:
     max_new_tokens: Annotated[int, Flag(panel=ANSWERS)] = 256
     temperature: Annotated[float, Flag(panel=ANSWERS)] = 0.0
     seed: Annotated[int, Flag(panel=ANSWERS)] = 0
-    template: Annotated[str, Flag(panel=ANSWERS)] = "auto"
+    template: Annotated[str, NO_OPTION] = "auto"
     max_length: Annotated[int | None, Flag(panel=ANSWERS)] = None
 
     def __post_init__(self) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -11,9 +10,10 @@ from .. import directions
 from ..errors import UserError
 from ..plots import style
 from ..plots.profiles import profile
+from ..plots.steps import template_note, titled
 from ..trajectory import Trajectory
-from .activation_geometry import first_and_last
-from .measured_tables import OTHER_PROMPTS
+from .measured_tables import OTHER_PROMPTS, missing_message
+from .stages import stage_by_stage
 
 RESAMPLES, PERMUTATIONS = 999, 199
 """Fewer than elsewhere: there is a bootstrap and a test for every layer, step and run."""
@@ -24,6 +24,7 @@ TITLES = {
 }
 
 
+@stage_by_stage
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return how well each direction tells its classes apart, at each run's first and last step.
 
@@ -49,16 +50,14 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
 
 
 def _rows(name: str, run: Trajectory) -> Iterator[dict[str, Any]]:
-    groups, prompts = run.prompts["group"].tolist(), run.prompts["prompt"].to_numpy()
-    refused = run.refusal().drop_duplicates(["step", "prompt"])
-    for step in first_and_last(run):
-        at = refused[refused["step"] == step].set_index("prompt")["refuses"]
-        verdicts = [at.get(prompt) for prompt in prompts]
-        found = directions.classes(groups, verdicts)
-        for layer, values in run.activations(step).items():
-            for one in found:
+    if not (steps := run.direction_steps()):
+        raise UserError(missing_message(run, "activations", "--only activations", run.folder))
+    for step in sorted({steps[0], steps[-1]}):
+        measured = run.directions(step)
+        for layer, values in measured.at_answer_start().items():
+            for one in measured.classes:
                 yield {"run": name, "step": step, "layer": layer} | directions.separation(
-                    np.asarray(values)[prompts], one, resamples=RESAMPLES, permutations=PERMUTATIONS
+                    values, one, resamples=RESAMPLES, permutations=PERMUTATIONS
                 )
 
 
@@ -80,10 +79,15 @@ def draw(numbers: pd.DataFrame) -> Figure:
                 profile(
                     line.sort_values("layer"), ax, x="layer", colour=colour, dashed=step != last
                 )
-                ax.lines[-1].set_label(f"{style.run_label(run)}, step {step}")
+                ax.lines[-1].set_label(titled(style.run_label(run), lines, step))
     axes[0].set_ylabel("AUC, held out")
     handles = {line.get_label(): line for ax in axes for line in ax.lines}
-    labels = [label for label in handles if not label.startswith("_")]
+    order = [
+        titled(style.run_label(run), lines, step)
+        for run, lines in numbers.groupby("run", sort=False)
+        for step in sorted(lines["step"].unique())
+    ]
+    labels = [label for label in order if label in handles]
     figure.legend(
         [handles[label] for label in labels],
         labels,
@@ -95,7 +99,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
     style.footnote(
         figure,
         "Difference of means at the prompt's last position; each prompt is scored by means without "
-        f"it. Bands: 95 % bootstrap intervals, {RESAMPLES} resamples. Dashed: first step. "
-        "Dotted: chance.",
+        f"it. Bands: 95 % bootstrap intervals, {RESAMPLES} resamples. "
+        + ("" if "stage" in numbers else "Dashed: first step. ")
+        + f"Dotted: chance. {template_note(numbers)}",
     )
     return figure

@@ -6,11 +6,14 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.lines import group_lines, label_ends
+from ..plots.steps import step_axis, template_note
 from ..trajectory import Trajectory
 from .example_prompts import example_rows, note_on_examples
 from .measured_tables import refusal_rates, refusal_rows
+from .stages import with_stages
 
 
+@with_stages
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return the refusal rates (panel a) and the refusal probabilities of three prompts (panel b).
 
@@ -39,7 +42,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
         row[0].set_title(f"{style.run_label(name)}: refusal rate", loc="left")
         row[1].set_title(f"{style.run_label(name)}: three prompts", loc="left")
     style.letter(list(axes.flat))
-    style.footnote(figure, _footnote(numbers))
+    style.footnote(figure, f"{_footnote(numbers)} {template_note(numbers)}".strip())
     for name, row in zip(names, axes, strict=True):
         of_run = numbers[numbers["run"] == name]
         _draw_rates(of_run[of_run["panel"] == "a"], row[0])
@@ -48,10 +51,11 @@ def draw(numbers: pd.DataFrame) -> Figure:
 
 
 def _draw_rates(rates: pd.DataFrame, ax: Axes) -> None:
-    ax.set(ylim=(-3, 103), xlabel="optimiser step", ylabel="answers that refuse (%)")
+    ax.set(ylim=(-3, 103), ylabel="answers that refuse (%)")
     if rates.empty:
         style.write_reason(ax, "no toxic or seemingly toxic prompts measured")
         return
+    step_axis(ax, rates)
     percent = rates.assign(
         value=rates["value"] * 100, low=rates["low"] * 100, high=rates["high"] * 100
     )
@@ -59,7 +63,7 @@ def _draw_rates(rates: pd.DataFrame, ax: Axes) -> None:
 
 
 def _draw_examples(examples: pd.DataFrame, ax: Axes) -> None:
-    ax.set(xlabel="optimiser step", ylabel="refusal probability\n(sum over phrase set)")
+    step_axis(ax, examples).set_ylabel("refusal probability\n(sum over phrase set)")
     ax.set_ylim(-0.03, max(1.03, examples["value"].max() * 1.03))
     group_lines(examples.drop(columns=["low", "high"]), ax, labels=False)
     last = examples[examples["step"] == examples["step"].max()]

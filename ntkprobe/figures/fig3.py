@@ -5,10 +5,13 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.lines import pair_lines
+from ..plots.steps import step_axis, template_note
 from ..trajectory import Trajectory
 from .measured_tables import kernel_means
+from .stages import with_stages
 
 
+@with_stages
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return the mean similarity of every ordered pair of groups at every step.
 
@@ -30,11 +33,11 @@ def draw(numbers: pd.DataFrame) -> Figure:
     figure, axes = style.row([style.run_label(name) for name in names], height=2.6)
     note = "Observed ← updated; dashed: the observed group's colour on the updated group's."
     bands = " Bold: seemingly toxic ↔ toxic, with 95 % bootstrap bands over prompts."
-    style.footnote(figure, note + bands)
+    style.footnote(figure, f"{note}{bands} {template_note(numbers)}".strip())
     for ax in axes[:: style.ACROSS]:
         ax.set_ylabel("mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
     limits = min(0.0, numbers["low"].min()), numbers["high"].max() * 1.04
     for name, ax in zip(names, axes, strict=True):
-        ax.set(ylim=limits, xlabel="optimiser step")
+        step_axis(ax, numbers[numbers["run"] == name]).set(ylim=limits)
         pair_lines(numbers[numbers["run"] == name], ax, emphasised=("seemingly_toxic", "toxic"))
     return figure

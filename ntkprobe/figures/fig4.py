@@ -5,11 +5,14 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.paths import shaded_path
+from ..plots.steps import template_note
 from ..trajectory import Trajectory
 from .measured_tables import refusal_rates, refusal_rows, require_groups
 from .paper_numbers import MODEL, method_of, paper_table
+from .stages import with_stages
 
 
+@with_stages
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return the share of toxic prompts refused and of seemingly toxic ones answered, per step.
 
@@ -46,7 +49,9 @@ def draw(numbers: pd.DataFrame) -> Figure:
         )
     ax.set(xlabel="seemingly toxic prompts answered (%)", ylabel="toxic prompts refused (%)")
     ax.grid(True, axis="both")
-    style.footnote(figure, "A point per checkpoint, paler is earlier; up and right is better.")
+    point = "stage" if "stage" in numbers else "checkpoint"
+    note = f"A point per {point}, paler is earlier; up and right is better."
+    style.footnote(figure, f"{note} {template_note(numbers)}".strip())
     return figure
 
 

@@ -5,10 +5,13 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.lines import group_lines
+from ..plots.steps import step_axis, template_note
 from ..trajectory import Trajectory
 from .measured_tables import refusal_probabilities, refusal_rows
+from .stages import with_stages
 
 
+@with_stages
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return the mean refusal probability of every group at every step, and its interval.
 
@@ -32,9 +35,10 @@ def draw(numbers: pd.DataFrame) -> Figure:
     counts = ", ".join(
         f"{sizes[g]} {style.group_style(g).label}" for g in style.in_order(sizes.index)
     )
-    style.footnote(figure, f"Means over {counts} prompts; bands: 95 % bootstrap over prompts.")
+    note = f"Means over {counts} prompts; bands: 95 % bootstrap over prompts."
+    style.footnote(figure, f"{note} {template_note(numbers)}".strip())
     top = max(1.0, numbers["high"].max())
     for name, ax in zip(names, axes, strict=True):
-        ax.set(ylim=(-0.03 * top, 1.03 * top), xlabel="optimiser step")
+        step_axis(ax, numbers[numbers["run"] == name]).set(ylim=(-0.03 * top, 1.03 * top))
         group_lines(numbers[numbers["run"] == name], ax)
     return figure

@@ -8,11 +8,14 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.heatmap import group_map
+from ..plots.steps import template_note, titled
 from ..trajectory import Trajectory
 from .measured_tables import kernel_means
 from .paper_numbers import paper_table
+from .stages import stage_by_stage
 
 
+@stage_by_stage
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return the group means of each run's first measured step.
 
@@ -31,7 +34,9 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a map per run on one colour scale, values printed."""
     firsts = numbers.groupby("run", sort=False)["step"].first()
-    titles = [f"{_model(name)}, step {step}" for name, step in firsts.items()]
+    titles = [
+        titled(_model(name), numbers[numbers["run"] == name], step) for name, step in firsts.items()
+    ]
     figure, axes = style.row(titles, width=1.0 + 2.6 * min(len(titles), style.ACROSS), height=2.9)
     low = math.floor(numbers["similarity"].min() * 10) / 10
     limits = low, max(math.ceil(numbers["similarity"].max() * 10) / 10, low + 0.1)
@@ -40,7 +45,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     note = "Means over pairs of different prompts."
     if "paper" in numbers and numbers["paper"].notna().any():
         note += " In brackets: the paper's figure 6a, of the base model."
-    style.footnote(figure, note)
+    style.footnote(figure, f"{note} {template_note(numbers)}".strip())
     bar = figure.colorbar(axes[0].collections[0], ax=axes, shrink=0.75, pad=0.02)
     bar.set_label("mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
     bar.outline.set_visible(False)

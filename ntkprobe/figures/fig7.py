@@ -11,12 +11,15 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.lines import label_ends
 from ..plots.profiles import profile
+from ..plots.steps import template_note, titled
 from ..statistics import wilson
 from ..trajectory import Trajectory
 from .activation_geometry import GROUPS, correctly_clustered, first_and_last, toxic_looking
 from .paper_numbers import paper_value
+from .stages import stage_by_stage
 
 
+@stage_by_stage
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return the accuracy of two clusters at every layer, at each run's first and last step.
 
@@ -61,7 +64,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     figure, (ax,) = style.row(["Seemingly toxic or toxic? Two clusters"], width=4.6, height=2.6)
     ax.set(xlabel="layer", ylabel="prompts in the right cluster (%)", ylim=(_floor(numbers), 103))
     ax.set_xticks(_ticks(numbers["layer"]))
-    style.footnote(figure, _footnote(numbers))
+    style.footnote(figure, f"{_footnote(numbers)} {template_note(numbers)}".strip())
     chance = numbers["chance"].max() * 100
     ax.axhline(chance, color="0.5", lw=0.8, ls=":")
     ends = [(chance, "larger group's share", "0.4")]
@@ -84,7 +87,7 @@ def _draw_run(
         line = layers.sort_values("layer")
         percent = line.assign(**{c: line[c] * 100 for c in ("value", "low", "high")})
         profile(percent, ax, x="layer", colour=colour, dashed=step != rows["step"].max())
-        ends.append((percent["value"].iloc[-1], f"{label}, step {step}", colour))
+        ends.append((percent["value"].iloc[-1], titled(label, rows, step), colour))
     return ends
 
 

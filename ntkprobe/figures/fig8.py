@@ -9,12 +9,15 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.points import group_points
+from ..plots.steps import template_note, titled
 from ..trajectory import Trajectory
 from .activation_geometry import GROUPS, classical_scaling, first_and_last, toxic_looking
+from .stages import stage_by_stage
 
 PANELS = 4
 
 
+@stage_by_stage
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return two coordinates of every toxic-looking prompt by classical MDS (A.9).
 
@@ -61,11 +64,11 @@ def draw(numbers: pd.DataFrame) -> Figure:
             _panel(points, ax, f"layer {layer} ({100 * points['share'].iloc[0]:.0f} %)")
         for ax in row[rows["layer"].nunique() :]:
             ax.set_visible(False)
-        row[0].set_ylabel(f"{style.run_label(name)}, step {rows['step'].iloc[0]}")
+        row[0].set_ylabel(titled(style.run_label(name), rows, rows["step"].iloc[0]))
     style.group_legend(figure, axes[0, 0])
     note = "Classical MDS of the activations at the last prompt position, each panel to its own"
     note += " scale; in brackets: the share of the variance that the plane shows."
-    style.footnote(figure, note)
+    style.footnote(figure, f"{note} {template_note(numbers)}".strip())
     return figure
 
 

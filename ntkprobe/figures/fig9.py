@@ -5,11 +5,14 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.lines import group_lines
+from ..plots.steps import step_axis, template_note
 from ..trajectory import Trajectory
 from .example_prompts import example_rows, note_on_examples
 from .measured_tables import refusal_rows
+from .stages import with_stages
 
 
+@with_stages
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return the refusal probability of one prompt of each group at every step of every run.
 
@@ -29,8 +32,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
     width = style.COLUMN * (1.3 if len(names) == 1 else style.ACROSS)
     figure, axes = style.row([style.run_label(name) for name in names], width=width, height=2.3)
     top = max(1.0, numbers["value"].max())
-    for ax in axes:
-        ax.set(xlabel="optimiser step", ylim=(-0.03 * top, 1.03 * top))
+    for name, ax in zip(names, axes, strict=True):
+        step_axis(ax, numbers[numbers["run"] == name]).set(ylim=(-0.03 * top, 1.03 * top))
     for ax in axes[:: style.ACROSS]:
         ax.set_ylabel("refusal probability\n(sum over phrase set)")
     style.footnote(figure, _footnote(numbers))
@@ -46,5 +49,5 @@ def _footnote(numbers: pd.DataFrame) -> str:
         for group in style.in_order(numbers["group"])
         for texts in [numbers.loc[numbers["group"] == group, "text"].unique()]
     ]
-    note = note_on_examples(numbers)
-    return style.escaped("\n".join(filter(None, [*lines, note])))
+    notes = [style.escaped(note_on_examples(numbers)), template_note(numbers)]
+    return "\n".join(filter(None, [*map(style.escaped, lines), *notes]))

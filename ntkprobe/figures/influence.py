@@ -5,10 +5,13 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.heatmap import group_map
+from ..plots.steps import template_note, titled
 from ..trajectory import Trajectory
 from .measured_tables import influence_rows
+from .stages import stage_by_stage
 
 
+@stage_by_stage
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return the mean change of log P_refuse by groups, at each run's first and last step.
 
@@ -45,7 +48,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
         own scale, symmetric about 0.
     """
     parts = list(numbers.groupby(["run", "step"], sort=False))
-    titles = [f"{style.run_label(name)}, step {step}" for (name, step), _ in parts]
+    titles = [titled(style.run_label(name), rows, step) for (name, step), rows in parts]
     figure, axes = style.row(titles, width=1.0 + 2.6 * min(len(titles), style.ACROSS), height=2.9)
     for (_, table), ax in zip(parts, axes, strict=True):
         largest = float(table["change"].abs().max()) or 1.0
@@ -61,7 +64,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
     style.footnote(
         figure,
         "Mean change of log P(refuse | x′) per unit step of gradient descent on (x, y), to first "
-        "order. Red: refused more; blue: less; as deep as it is large within its map.",
+        "order. Red: refused more; blue: less; as deep as it is large within its map. "
+        + template_note(numbers),
     )
     return figure
 

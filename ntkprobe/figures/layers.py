@@ -7,8 +7,10 @@ from matplotlib.figure import Figure
 from ..errors import UserError
 from ..plots import style
 from ..plots.bars import stacked_bars
+from ..plots.steps import template_note, titled
 from ..trajectory import Trajectory
 from .measured_tables import missing_message, require_groups
+from .stages import stage_by_stage
 
 DIRECTIONS = (("seemingly_toxic", "toxic"), ("toxic", "seemingly_toxic"))
 """Observed and updated group."""
@@ -26,6 +28,7 @@ KINDS = {"mlp": "MLP", "embed": "embedding", "embed+head": "embedding", "norm": 
 PLACES = {"embed+head": "embed\n+head", "norm": "final\nnorm"}
 
 
+@stage_by_stage
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return what every part contributes to the similarity of seemingly toxic and toxic prompts.
 
@@ -85,13 +88,14 @@ def draw(numbers: pd.DataFrame) -> Figure:
             _panel(of_run[ends], ax)
             pair = f"{style.group_style(observed).label} ← {style.group_style(updated).label}"
             mean = of_run.loc[ends, "contribution"].sum()
-            ax.set_title(f"{style.run_label(name)}, step {step}\n{pair}: {mean:.2f}")
+            where = titled(style.run_label(name), of_run, step)
+            ax.set_title(f"{where}\n{pair}: {mean:.2f}")
             ax.set_ylim(*limits)
         row[0].set_ylabel("contribution to similarity")
     style.letter(list(axes.flat))
     axes[0, -1].legend(frameon=False)
     note = "Observed ← updated. The bars of a panel sum to the mean similarity in its title."
-    style.footnote(figure, note)
+    style.footnote(figure, f"{note} {template_note(numbers)}".strip())
     return figure
 
 

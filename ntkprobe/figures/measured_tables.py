@@ -1,5 +1,6 @@
 """Tables of several measured runs as one, and means over prompts with intervals."""
 
+import shlex
 from collections.abc import Iterable
 
 import pandas as pd
@@ -97,14 +98,21 @@ def missing_message(run: Trajectory, what: str, option: str, place: object = "NE
     Returns:
         The line.
     """
-    try:
-        measured = run.settings.get("ckpt_dir") or "RUN"
-    except OSError:  # a folder without its run.json
-        measured = "RUN"
     return (
-        f"{run.folder} has no {what}: make it with `ntkprobe measure --ckpt-dir {measured} "
+        f"{run.folder} has no {what}: make it with `ntkprobe measure {_source(run)} "
         f"--prompts FILE {option} --output-dir {place}`"
     )
+
+
+def _source(run: Trajectory) -> str:
+    """Return the options of `ntkprobe measure` that name what a run was measured from."""
+    if stages := run.stages:
+        words = (f"{stage['name']}={stage['model']}" for stage in stages)
+        return " ".join(f"--stage {shlex.quote(word)}" for word in words)
+    try:
+        return f"--ckpt-dir {run.settings.get('ckpt_dir') or 'RUN'}"
+    except OSError:  # a folder without its run.json
+        return "--ckpt-dir RUN"
 
 
 def refusal_rates(rows: pd.DataFrame) -> pd.DataFrame:

@@ -8,10 +8,13 @@ from matplotlib.figure import Figure
 from ..errors import UserError
 from ..plots import style
 from ..plots.dots import labelled_dots
+from ..plots.steps import template_note, titled
 from ..trajectory import Trajectory
 from .measured_tables import missing_message, require_groups
+from .stages import stage_by_stage
 
 
+@stage_by_stage
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return, for every seemingly toxic prompt, the toxic prompt it is most similar to.
 
@@ -65,7 +68,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     figure, axes = style.panels(1, 1, height=0.7 + 0.17 * len(first))
     ax = axes[0, 0]
     for position, (name, rows) in enumerate(numbers.groupby("run", sort=False)):
-        label = f"{style.run_label(name)}, step {rows['step'].iloc[0]}"
+        label = titled(style.run_label(name), rows, rows["step"].iloc[0])
         values = rows.set_index("prompt")["similarity"].reindex(first["prompt"])
         labelled_dots(values, ax, colour=style.run_colour(position), label=label)
     right = ax.secondary_yaxis("right")
@@ -79,5 +82,6 @@ def draw(numbers: pd.DataFrame) -> Figure:
     ax.set_xlabel("similarity to the nearest toxic prompt")
     ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(numbers))
     run = style.run_label(numbers["run"].iloc[0])
-    style.footnote(figure, f"Left: seemingly toxic prompt x′. Right: the toxic x nearest in {run}.")
+    note = f"Left: seemingly toxic prompt x′. Right: the toxic x nearest in {run}."
+    style.footnote(figure, f"{note} {template_note(numbers)}".strip())
     return figure

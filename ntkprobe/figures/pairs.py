@@ -6,10 +6,13 @@ from matplotlib.figure import Figure
 from ..errors import UserError
 from ..plots import style
 from ..plots.distributions import spreads
+from ..plots.steps import template_note, titled
 from ..trajectory import Trajectory
 from .measured_tables import OTHER_PROMPTS, missing_message
+from .stages import stage_by_stage
 
 
+@stage_by_stage
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return the similarity of every ordered pair of different prompts at each run's first step.
 
@@ -57,7 +60,10 @@ def _first_step(run: Trajectory) -> pd.DataFrame:
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a panel per run, a violin per ordered pair of groups."""
     firsts = numbers.groupby("run", sort=False)["step"].first()
-    titles = [f"{style.run_label(name)}, step {step}" for name, step in firsts.items()]
+    titles = [
+        titled(style.run_label(name), numbers[numbers["run"] == name], step)
+        for name, step in firsts.items()
+    ]
     figure, axes = style.row(titles, height=3.2)
     groups = style.in_order(numbers["observed_group"])
     labels = {f"{a} {b}": f"{_short(a)} ← {_short(b)}" for a in groups for b in groups}
@@ -73,7 +79,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     for ax in set(axes) - set(axes[:: style.ACROSS]):
         ax.tick_params(axis="y", length=0, labelleft=False)
     note = "Observed ← updated; pairs of different prompts; lines inside: quartiles."
-    style.footnote(figure, note)
+    style.footnote(figure, f"{note} {template_note(numbers)}".strip())
     return figure
 
 

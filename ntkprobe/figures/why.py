@@ -8,12 +8,15 @@ from matplotlib.figure import Figure
 from ..errors import UserError
 from ..plots import style
 from ..plots.ranked import ranked_bars
+from ..plots.steps import step_name, template_note
 from ..trajectory import Trajectory
 from .measured_tables import OTHER_PROMPTS, influence_rows
+from .stages import with_stages
 
 PROMPTS, PAIRS = 4, 3
 
 
+@with_stages
 def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return, for the seemingly toxic prompts refused most, the pairs of largest influence.
 
@@ -117,7 +120,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
     style.footnote(
         figure,
         "Bold: the seemingly toxic prompts refused most at the end, and the step from which this "
-        "rose most. Below each: the toxic training pairs that then pushed it most.",
+        "rose most. Below each: the toxic training pairs that then pushed it most. "
+        + template_note(numbers),
     )
     return figure
 
@@ -126,7 +130,7 @@ def _heading(rows: pd.DataFrame) -> str:
     """Return a prompt's text, and where known how probably it is refused in the end, and when."""
     first = rows.iloc[0]
     refused = "" if pd.isna(first["refusal"]) else f"{first['refusal']:.0%} refused, "
-    return f"{_short(first['text'])}  ({refused}step {first['step']})"
+    return f"{_short(first['text'])}  ({refused}{step_name(rows, first['step'])})"
 
 
 def _short(text: str) -> str:

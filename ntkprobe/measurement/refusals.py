@@ -161,6 +161,7 @@ def measure_refusal(
         0.0 if exact_phrases else TOLERANCE,
         max_new_tokens if generate else 0,
         encoded.template.stop_ids(tokenizer),
+        encoded.template.stop_texts(tokenizer),
         batch_size,
         progress,
     )
@@ -205,6 +206,7 @@ class _Reading:
     tolerance: float
     max_new_tokens: int
     stop_ids: Sequence[int]
+    stop_texts: Sequence[str]
     batch_size: int
     progress: bool
 
@@ -229,6 +231,7 @@ class _Reading:
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
             stop_ids=self.stop_ids,
+            stop_texts=self.stop_texts,
             logits_processor=processors,
             progress=self.progress,
         )
@@ -257,6 +260,7 @@ class _Reading:
                         self.tokenizer,
                         max_new_tokens=self.max_new_tokens,
                         stop_ids=self.stop_ids,
+                        stop_texts=self.stop_texts,
                         rows=rows,
                     )
                     for row, answer in zip(rows, new, strict=True):

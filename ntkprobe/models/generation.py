@@ -2,17 +2,22 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import LongTensor, Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
 
 from ..errors import UserError
 from ..progress import progress as long_stage
-from ..prompts.special_tokens import readable
 from . import batching
+from .answer_ends import Answer as Answer
+from .answer_ends import answer_of, stopping_criteria, written
 from .architecture import clamped_casts
 from .cached import CachedPrompts, batches, usable
 from .greedy import greedy_tokens
@@ -28,21 +33,6 @@ Ids = Sequence[int] | Tensor
 """Token ids of one text, a tensor or not."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a model answered to one prompt.
-
-    Attributes:
-        text: without special tokens, but with the marks of reasoning in it (`reasoning`).
-        n_tokens: its length, the token that ended it not counted.
-        ended: whether the model ended it, and not `max_new_tokens`.
-    """
-
-    text: str
-    n_tokens: int
-    ended: bool
-
-
 def generate_answers(
     model: Any,
     tokenizer: "PreTrainedTokenizerBase",
@@ -51,6 +41,7 @@ def generate_answers(
     max_new_tokens: int = 64,
     batch_size: int = 16,
     stop_ids: Sequence[int] = (),
+    stop_texts: Sequence[str] = (),
     logits_processor: Sequence[LogitsProcessor] = (),
     progress: bool = False,
 ) -> list[str]:
@@ -66,6 +57,8 @@ def generate_answers(
         max_new_tokens: an answer's length at most, in tokens.
         batch_size: prompts at a time; prompts of similar length go together.
         stop_ids: tokens that end an answer besides EOS, such as `template.stop_ids(tokenizer)`.
+        stop_texts: texts that end an answer and are no part of it, such as
+            `template.stop_texts(tokenizer)`.
         logits_processor: what changes the logits first, as `mitigations.applied` yields it.
         progress: show a bar on stderr.
 
@@ -81,7 +74,12 @@ def generate_answers(
         if not logits_processor and usable(model, input_ids, max_new_tokens - 1):
             for rows, kept in batches(model, input_ids, count("batch_size", batch_size)):
                 found = answer_kept(
-                    kept, tokenizer, max_new_tokens=max_new_tokens, stop_ids=stop_ids, rows=rows
+                    kept,
+                    tokenizer,
+                    max_new_tokens=max_new_tokens,
+                    stop_ids=stop_ids,
+                    stop_texts=stop_texts,
+                    rows=rows,
                 )
                 for row, answer in zip(rows, found, strict=True):
                     answers[row] = answer.text
@@ -96,6 +94,7 @@ def generate_answers(
                     [input_ids[row] for row in rows],
                     max_new_tokens=max_new_tokens,
                     stop_ids=stop_ids,
+                    stop_texts=stop_texts,
                     logits_processor=logits_processor,
                     rows=rows,
                 )
@@ -128,6 +127,7 @@ def answer_batch(
     *,
     max_new_tokens: int,
     stop_ids: Sequence[int] = (),
+    stop_texts: Sequence[str] = (),
     logits_processor: Sequence[LogitsProcessor] = (),
     rows: Sequence[int] | None = None,
 ) -> list[Answer]:
@@ -139,6 +139,7 @@ def answer_batch(
         input_ids: encoded prompts, answered at the same time: one group of `answered_together`.
         max_new_tokens: an answer's length at most, in tokens.
         stop_ids: tokens that end an answer besides EOS.
+        stop_texts: texts that end an answer and are no part of it.
         logits_processor: what changes the logits first.
         rows: the prompts' numbers, for messages.
 
@@ -155,8 +156,15 @@ def answer_batch(
     )
     numbers = list(range(len(input_ids)) if rows is None else rows)
     with _own_settings_aside(model):
-        new = _generate(model, list(input_ids), settings, numbers, logits_processor)
-    return [_answer(tokenizer, ids, stops) for ids in new]
+        new = _generate(
+            model,
+            list(input_ids),
+            settings,
+            numbers,
+            logits_processor,
+            stopping_criteria(tokenizer, stop_texts, max(map(len, input_ids))),
+        )
+    return [answer_of(tokenizer, ids, stops, stop_texts) for ids in new]
 
 
 def answer_kept(
@@ -165,6 +173,7 @@ def answer_kept(
     *,
     max_new_tokens: int,
     stop_ids: Sequence[int] = (),
+    stop_texts: Sequence[str] = (),
     rows: Sequence[int] | None = None,
 ) -> list[Answer]:
     """Return the answers to prompts whose keys and values are kept, as `answer_batch` gives them.
@@ -174,18 +183,13 @@ def answer_kept(
         tokenizer: decodes.
         max_new_tokens: an answer's length at most, in tokens.
         stop_ids: tokens that end an answer besides EOS.
+        stop_texts: texts that end an answer and are no part of it.
         rows: the prompts' numbers, for messages.
     """
     stops = _stops(kept.model, tokenizer, stop_ids)
-    new = greedy_tokens(kept, stops, max_new_tokens, rows)
-    return [_answer(tokenizer, ids, stops) for ids in new]
-
-
-def _answer(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stops: Sequence[int]) -> Answer:
-    """Return the answer that tokens are, up to the first stop."""
-    end = next((i for i, token in enumerate(ids) if token in stops), None)
-    length = len(ids) if end is None else end
-    return Answer(readable(tokenizer, ids[:end]), length, end is not None)
+    over = written(tokenizer, stop_texts) if stop_texts else None
+    new = greedy_tokens(kept, stops, max_new_tokens, rows, over)
+    return [answer_of(tokenizer, ids, stops, stop_texts) for ids in new]
 
 
 def _stops(model: Any, tokenizer: "PreTrainedTokenizerBase", stop_ids: Sequence[int]) -> list[int]:
@@ -354,10 +358,11 @@ def _generate(
     settings: GenerationConfig,
     rows: list[int],
     processors: Sequence[LogitsProcessor],
+    criteria: StoppingCriteriaList,
 ) -> list[list[int]]:
     _, mask = left_padded(prompts)
     begin(processors, mask.to(input_device(model)))
-    out = _generated(model, prompts, settings, [_RefuseNan(rows), *processors])
+    out = _generated(model, prompts, settings, [_RefuseNan(rows), *processors], criteria)
     return out[:, mask.shape[1] :].tolist()
 
 
@@ -366,6 +371,7 @@ def _generated(
     prompts: Sequence[Ids],
     settings: GenerationConfig,
     processors: Sequence[LogitsProcessor],
+    criteria: StoppingCriteriaList | None = None,
 ) -> Any:
     """Return what the model's own `generate` does for prompts in one batch."""
     ids, mask = left_padded(prompts, settings.pad_token_id, input_device(model))
@@ -375,4 +381,5 @@ def _generated(
             attention_mask=mask,  # from which generate() derives the position ids
             generation_config=settings,
             logits_processor=LogitsProcessorList(processors),
+            stopping_criteria=criteria,
         )

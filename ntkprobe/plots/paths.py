@@ -5,6 +5,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
+from .steps import stage_names, step_name
+
 
 def shaded_path(
     table: pd.DataFrame,
@@ -36,6 +38,10 @@ def shaded_path(
     ax.plot(rows[x], rows[y], color=colour, lw=0.8, alpha=0.4, zorder=2)
     ax.scatter(rows[x], rows[y], c=shades, s=28, edgecolors=colour, linewidths=0.6, zorder=3)
     first, last = rows.iloc[0], rows.iloc[-1]
+    if stage_names(rows):  # each point is a model of its own
+        for _, point in rows.iterrows():
+            _name_end((point[x], point[y]), step_name(rows, point["step"]), ax, colour)
+        return ax
     if start:
         _name_end((first[x], first[y]), f"step {rows['step'].iloc[0]}", ax, "0.35")
     _name_end((last[x], last[y]), f"{label}, step {rows['step'].iloc[-1]}", ax, colour)

@@ -4,24 +4,24 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from .lines import group_lines, pair_lines
+from .steps import step_axis
 from .style import in_order
 
 _ACROSS = ("seemingly_toxic", "toxic")
-_STEPS = "optimiser step"
 
 
 def similarity_lines(means: pd.DataFrame, ax: Axes) -> Axes:
     """Return `ax` with mean similarities and their bands, a line per ordered pair of groups."""
     ax.set_ylim(0, means["high"].max() * 1.04)
     pair_lines(means, ax, emphasised=_ACROSS)
-    ax.set(xlabel=_STEPS, ylabel="mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
+    step_axis(ax, means).set(ylabel="mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
     return ax
 
 
 def refusal_lines(means: pd.DataFrame, ax: Axes) -> Axes:
     """Return `ax` with mean refusal probabilities, a line for every group."""
     group_lines(means, ax, y="probability")
-    ax.set(xlabel=_STEPS, ylabel="mean refusal probability")
+    step_axis(ax, means).set(ylabel="mean refusal probability")
     return ax
 
 
@@ -46,5 +46,5 @@ def drift_lines(table: pd.DataFrame, ax: Axes) -> Axes:
     once = pairs["observed_group"].map(order) <= pairs["updated_group"].map(order)
     pair_lines(pairs[once], ax, emphasised=_ACROSS, y="drift")
     ax.legend(frameon=False, loc="upper left", fontsize=7.5)
-    ax.set(xlabel=_STEPS, ylabel="1 − cos(K$_t$, K$_0$)")
+    step_axis(ax, table).set(ylabel="1 − cos(K$_t$, K$_0$)")
     return ax

@@ -58,6 +58,12 @@ def single_bos(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int
     return ids[max(extra, 0) :]
 
 
+def puts_bos_first(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Return whether the tokenizer itself puts BOS before a text."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and list(tokenizer("Hello")["input_ids"])[:1] == [bos]
+
+
 def ended(tokenizer: "PreTrainedTokenizerBase", answer: list[int]) -> list[int]:
     """Return an answer's ids with the token that ends it: EOS, unless a special one is there.
 
@@ -88,10 +94,13 @@ class TurnEnd:
             token does.
         stops: the ids at which an answer that is generated ends: that token, the first one behind
             an answer, and the first one before the user's next turn.
+        next_turn: what begins the user's next turn, at which an answer ends where no token does;
+            None where one does, or nothing is known.
     """
 
     text: str | None
     stops: tuple[int, ...]
+    next_turn: str | None = None
 
 
 def turn_end(tokenizer: "PreTrainedTokenizerBase", tail: str, between: str) -> TurnEnd:
@@ -114,7 +123,8 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase", tail: str, between: str) -> T
     first = [found[:1] for found in (places, _added_tokens_in(tokenizer, between))]
     ending = common[-1:] or places[:1]
     stops = [token for place in (ending, *first) for _, token in place]
-    return TurnEnd(tail[: ending[0][0]] if ending else None, tuple(dict.fromkeys(stops)))
+    turn = None if stops else (between.rstrip() or None)
+    return TurnEnd(tail[: ending[0][0]] if ending else None, tuple(dict.fromkeys(stops)), turn)
 
 
 def _added_tokens_in(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ from .answer_start import AnswerStart, find_answer_start, text_after_prompt
 from .prompt_set import Prompt
 from .reasoning import answered
 from .rendering import Messages, current_day, prints_the_day, render, takes_lists
-from .special_tokens import TurnEnd, ended, single_bos, turn_end
+from .special_tokens import TurnEnd, ended, puts_bos_first, single_bos, turn_end
 from .template_files import shipped_templates, template_from_file
 from .unicode_text import flaw_of
 
@@ -151,6 +151,18 @@ class Template:
         more = () if self.raw else self._usual_ends(tokenizer)[1].stops
         return sorted({self.end_of_turn(tokenizer), *more})
 
+    def stop_texts(self, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+        r"""Return the texts that generation has to stop at, where no token ends a turn.
+
+        Args:
+            tokenizer: the model's.
+
+        Returns:
+            What begins the user's next turn, such as `\nUser:`; nothing for other templates.
+        """
+        turn = None if self.raw else self._usual_ends(tokenizer)[1].next_turn
+        return () if turn is None else (turn,)
+
     def opening(self, tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> list[int]:
         """Return the ids before the user's first text; a last one that merges with it is left out.
 
@@ -224,6 +236,11 @@ class Template:
             return []
         dated = f"the template {self.name!r} prints a date: {self.day}, throughout this run"
         first = [dated] if self.day else []
+        if turns := self.stop_texts(tokenizer):
+            first.append(
+                f"the template {self.name!r} has no token that ends a turn: an answer ends where "
+                f"the model writes {turns[0]!r}, the user's next turn"
+            )
         usual = self._usual_ends(tokenizer)[0].change
         own = Counter(self._answer_start(tokenizer, text, system)[1].change for text in texts)
         switched = [
@@ -335,7 +352,7 @@ def resolve_template(tokenizer: "PreTrainedTokenizerBase", spec: str | Path = "a
     Args:
         tokenizer: the model's.
         spec: `chat` (the tokenizer's own), `raw`, `auto` (`chat` where the tokenizer has one, else
-            `raw`), a shipped template (`qwen2.5`, `llama-3`) or a Jinja file.
+            `raw`), a shipped template (`plain`, `qwen2.5`, `llama-3`) or a Jinja file.
 
     Returns:
         A template that has been rendered once, so that a broken one is refused before a model runs.
@@ -352,6 +369,9 @@ def resolve_template(tokenizer: "PreTrainedTokenizerBase", spec: str | Path = "a
         )
     if name in ("auto", "chat"):
         template = Template("chat")
+    elif name == "plain":
+        first = "{{- bos_token -}}" if puts_bos_first(tokenizer) else ""
+        template = Template(name, first + shipped[name])
     elif name in shipped:
         template = Template(name, shipped[name])
     else:

@@ -31,7 +31,8 @@ def contents_of(sources: Sources) -> dict[str, Any]:
     by_prompts: dict[tuple, dict[str, Trajectory]] = {}
     for name, run in sources.runs.items():
         table = run.prompts
-        key = tuple(zip(table["group"], table["text"], strict=True))
+        asked = tuple(zip(table["group"], table["text"], strict=True))
+        key = asked, tuple(run.stage_names.values())  # one axis holds steps, or the same stages
         by_prompts.setdefault(key, {})[name] = run
     budget = PAIR_BUDGET // max(1, len(sources.runs))
     sets = [_set(runs, sources, budget) for runs in by_prompts.values()]
@@ -45,6 +46,7 @@ def _set(runs: dict[str, Trajectory], sources: Sources, budget: int) -> dict[str
     return {
         "prompts": {"text": texts, "group": groups, "tokens": table["n_tokens"].tolist()},
         "groups": [_group(name) for name in in_order(groups)],
+        "stages": list(next(iter(runs.values())).stage_names.values()) or None,
         "runs": [_run(name, run, budget) for name, run in runs.items()],
         "settings": settings_table(runs),
         "cautions": cautions(runs),

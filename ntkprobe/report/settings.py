@@ -1,11 +1,13 @@
 """The settings of measured runs, and the cautions that a reader of their numbers needs."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
 
 from ..prompts.prompt_set import PromptSet
+from ..stages import differences
 from ..tiny import measure_path
 from ..trajectory import Trajectory
 from .folders import Sources, settings_of
@@ -30,6 +32,7 @@ def _shown_settings(run: Trajectory) -> dict[str, Any]:
     settings = settings_of(run)
     versions = settings.get("versions") or {}
     shown = {key: settings[key] for key in _SHOWN if settings.get(key) is not None}
+    shown["stages"] = {one["name"]: one for one in settings.get("stages") or []}
     return {**shown, "versions": versions, "mitigation": settings.get("mitigation") or {}}
 
 
@@ -52,6 +55,7 @@ def cautions(runs: Mapping[str, Trajectory]) -> list[str]:
         *_about_estimators(settings),
         *_about_tokens(settings.values()),
         *_about_training(runs),
+        *_about_stages(settings.values()),
     ]
     return [
         *found,
@@ -85,7 +89,15 @@ def _about_differences(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 def _about_templates(runs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a caution on the templates of the prompts."""
-    for template in dict.fromkeys((one.get("prompts") or {}).get("template") for one in runs):
+    named = [
+        template
+        for one in runs
+        for template in (
+            (one.get("prompts") or {}).get("template"),
+            *(stage.get("template") for stage in one.get("stages") or []),
+        )
+    ]
+    for template in dict.fromkeys(named):
         if template == "raw":
             yield (
                 "Prompts were given raw, without a chat template: a chat model that is used with "
@@ -96,6 +108,17 @@ def _about_templates(runs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
                 f"Prompts were wrapped in a template ({template}); similarity and P(refuse) belong "
                 "to its last position and change with it."
             )
+
+
+def _about_stages(runs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield cautions about stages between which more than training differs."""
+    for one in runs:
+        stages = [stage for stage in one.get("stages") or [] if "tokens" in stage]
+        for before, now in pairwise(stages):
+            yield from (f"{line}." for line in differences(before, now))
+        for stage in stages:
+            if not stage["same_vocabulary"]:
+                yield f"{stage['name']} has another vocabulary: its kernel was not measured."
 
 
 def _about_estimators(runs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

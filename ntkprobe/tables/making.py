@@ -13,7 +13,9 @@ import pandas as pd
 from .. import plugins
 from ..errors import UserError
 from ..evaluation import Evaluation
+from ..evaluation.results import evaluations_in
 from .columns import Judges
+from .notes import templates_differ
 from .paper_reference import paper_models
 from .rendering import Table
 
@@ -61,6 +63,8 @@ def make_table(
     table = module.table(runs, Judges(judge, safety_judge))
     if table.numbers.empty:
         raise UserError(f"nothing to show in table {name}: {module.MISSING}")
+    evaluated = {row: run for row, run in runs.items() if isinstance(run, Evaluation)}
+    table = replace(table, notes=(*table.notes, *templates_differ(evaluated)))
     if compare is None:
         return _without_key(table)
     return _with_paper_numbers(module, table, runs, compare.partition(":")[2] or None)
@@ -95,7 +99,7 @@ def _named(place: str) -> Iterator[tuple[str, Evaluation]]:
     if equals and not Path(place).exists():
         yield name, Evaluation(folder)
         return
-    inside = sorted(path for path in Path(place).glob("*") if (path / "prompts").is_dir())
+    inside = evaluations_in(Path(place))
     for path in [Path(place)] if (Path(place) / "prompts").is_dir() or not inside else inside:
         run = Evaluation(path)
         yield run.label, run

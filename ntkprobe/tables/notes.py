@@ -57,6 +57,29 @@ def not_whole(runs: dict[str, Evaluation], columns: Iterable[Column]) -> tuple[s
     return tuple(notes)
 
 
+def templates_differ(runs: dict[str, Evaluation]) -> tuple[str, ...]:
+    """Return a note on models that were asked in different templates; none where all had one.
+
+    Args:
+        runs: evaluations by name; of a model behind a server the template is not known.
+
+    Returns:
+        A line at most.
+    """
+    known = {
+        row: str(template)
+        for row, run in runs.items()
+        if (template := (run.settings.get("answers") or {}).get("resolved_template"))
+    }
+    if len(set(known.values())) < 2:
+        return ()
+    told = ", ".join(f"{row} {template}" for row, template in known.items())
+    return (
+        f"Templates differ ({told}): between such rows a difference mixes the template with "
+        "training.",
+    )
+
+
 def _part(about: tuple[str, dict]) -> str:
     """Return how many prompts of a benchmark were asked; empty for all."""
     name, record = about

@@ -90,6 +90,7 @@ def generated(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         stop_ids=resolved.stop_ids(tokenizer),
+        stop_texts=resolved.stop_texts(tokenizer),
         progress=progress,
     )
     for row, answer in zip(rows, answers, strict=True):

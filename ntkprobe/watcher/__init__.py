@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     from .run import measure_run as measure_run
     from .run import plan as plan
     from .settings import ActivationSettings as ActivationSettings
+    from .settings import DirectionSettings as DirectionSettings
     from .settings import InfluenceSettings as InfluenceSettings
     from .settings import KernelSettings as KernelSettings
     from .settings import MeasureSettings as MeasureSettings
     from .settings import RefusalSettings as RefusalSettings
+    from .stage_run import measure_stages as measure_stages
+    from .stage_run import plan_stages as plan_stages
 
 _HOMES = {
     "ActivationSettings": "settings",
     "Choice": "choices",
+    "DirectionSettings": "settings",
     "Following": "choices",
     "InfluenceSettings": "settings",
     "KernelSettings": "settings",
@@ -30,9 +34,11 @@ _HOMES = {
     "Outcome": "outcome",
     "RefusalSettings": "settings",
     "measure_run": "run",
+    "measure_stages": "stage_run",
     "parse_shard": "choices",
     "parse_steps": "choices",
     "plan": "run",
+    "plan_stages": "stage_run",
 }
 __all__ = sorted(_HOMES)
 

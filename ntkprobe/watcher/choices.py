@@ -51,6 +51,11 @@ class Choice:
         index, workers = self.shard
         return workers == 1 or _ordinal(checkpoint, position) % workers == index
 
+    def wants_place(self, place: int) -> bool:
+        """Return whether the stage at a place, counted from 0, is this worker's."""
+        chosen = not self.steps or any(place in steps for steps in self.steps)
+        return chosen and place % self.shard[1] == self.shard[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Following:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from ..checkpoints import remove_stale_pins
+from ..direction_measurement import DirectionMeasurement
 from ..errors import UserError
 from ..measurement import (
     ActivationMeasurement,
@@ -33,9 +35,9 @@ from ..trajectory import step_of
 from .settings import SCHEMA_VERSION, require_same
 
 COMPANIONS = {"kernel": ("tokens", "parts", "blocks"), "influence": ("terms",)}
-MEASURED = ("kernel", "refusal", "activations", "influence")
+MEASURED = ("kernel", "refusal", "activations", "directions", "influence")
 TABLES = (*MEASURED, *(name for names in COMPANIONS.values() for name in names))
-TENSORS = ("activations", "blocks")  # the others are Parquet
+TENSORS = ("activations", "directions", "blocks")  # the others are Parquet
 IDENTITY = "ntkprobe.identity"
 ABANDONED = 3600.0  # seconds; no table takes so long to write
 
@@ -189,6 +191,16 @@ class MeasurementFolder:
         """Write the activations of one checkpoint, `[prompts, hidden]` for each layer."""
         tensors = {f"layer_{number}": values for number, values in measured.layers.items()}
         write_tensors(self.file("activations", step), tensors, _stamp(identity))
+
+    def write_directions(self, step: int, identity: str, measured: DirectionMeasurement) -> None:
+        """Write activations at named positions, and which prompts were refused (-1: unknown)."""
+        tensors = {
+            f"{position}.layer_{layer}": torch.from_numpy(values).contiguous()
+            for (position, layer), values in measured.activations.items()
+        }
+        verdicts = [-1 if refused is None else int(refused) for refused in measured.refuses]
+        tensors["refuses"] = torch.tensor(verdicts, dtype=torch.int8)
+        write_tensors(self.file("directions", step), tensors, _stamp(identity))
 
     def write_influence(
         self, step: int, identity: str, measured: Influence, rows: list[int]

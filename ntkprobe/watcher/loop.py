@@ -208,7 +208,7 @@ class MeasuringLoop:
                 if self.sinks is not None:
                     self.sinks.show(step)
             else:
-                self._bar.set_postfix_str(f"step {step} is known")
+                self._bar.set_postfix_str(f"{self.measurer.recorder.named(step)} is known")
             (self.outcome.new if kinds else self.outcome.known).append(step)
             self.outcome.failed.pop(step, None)
             self._settle(checkpoint, scanned)

@@ -58,37 +58,32 @@ class CheckpointMeasurer:
     def describe(self) -> str:
         """Return one line about what is measured on what."""
         recorder, base = self.recorder, self.models.name
-        kernel = f"kernel of {len(recorder.rows)}" if recorder.rows else ""
-        refusal = f"refusal of {len(recorder.prompts)}" if recorder.settings.refusal else ""
-        activations = f"activations of {len(recorder.prompts)}"
-        kept = activations if recorder.settings.activations else ""
-        pairs = recorder.settings.influence
-        moved = (
-            f"influence of {len(pairs.sample())} pairs on {len(recorder.observed)}" if pairs else ""
-        )
-        what = " and ".join(filter(None, [kernel, refusal, kept, moved]))
         below = f", base {base}" if base else ", no base known (step 0 needs --model)"
         folder = recorder.settings.mitigation
         under = f", under the mitigation {folder}" if folder else ""
-        return f"{what} prompts, template {recorder.encoded.template.name}{below}{under}"
+        what, template = recorder.describe(), recorder.encoded.template.name
+        return f"{what} prompts, template {template}{below}{under}"
 
-    def of_base(self) -> list[str]:
-        """Measure the base as step 0.
+    def of_base(self, step: int = BASE_STEP) -> list[str]:
+        """Measure the base, as step 0 unless another one is given.
+
+        Args:
+            step: its step.
 
         Returns:
             What was measured now, such as `kernel`; nothing if all was there.
         """
         known = self.models.base_identity()
         assert known is not None
-        kinds = self.recorder.missing(BASE_STEP, known[1])
+        kinds = self.recorder.missing(step, known[1])
         how = self.recorder.settings.influence
         if how is not None and how.needs_adapter and self.models.adapts:
             kinds = [kind for kind in kinds if kind != "influence"]  # it has nothing that moves
         if kinds:
-            self._note_ready(BASE_STEP, known[1])
+            self._note_ready(step, known[1])
             model = self.models.base()
-            found = self.recorder.record(model, BASE_STEP, known[1], kinds)
-            self.check.note(model, BASE_STEP, known[1], None, found)
+            found = self.recorder.record(model, step, known[1], kinds)
+            self.check.note(model, step, known[1], None, found)
             self.check.compare_first()
         return kinds
 

@@ -34,9 +34,11 @@ class Models:
         merge: whether adapters are folded into the base.
     """
 
-    def __init__(self, named: str | None, load: LoadSettings, *, merge: bool = True) -> None:
+    def __init__(
+        self, named: str | None, load: LoadSettings | None = None, *, merge: bool = True
+    ) -> None:
         self.name = named
-        self.load = load
+        self.load = load or LoadSettings()
         self.merge = merge
         self.adapts = False  # whether the run's checkpoints are adapters
         self._base: PreTrainedModel | None = None
@@ -61,11 +63,11 @@ class Models:
             return None
         folder = Path(self.name)
         if (file := gguf_identity(folder)) is not None:
-            return _told_as(folder), file
+            return told_as(folder), file
         if not folder.is_dir():
             return self.name, f"hub:{self.name}"
         verdict = readiness(folder)
-        return _told_as(folder), identity(folder, verdict.weights or _stamps(folder))
+        return told_as(folder), identity(folder, verdict.weights or _stamps(folder))
 
     def base(self) -> "PreTrainedModel":
         """Return the model below the adapters, loaded once.
@@ -119,9 +121,11 @@ class Models:
         return load_tokenizer(self.name, local=False)
 
 
-def _told_as(folder: Path) -> str:
-    """Return where a model is: a full path, or `package:…` for the one that comes with us."""
-    package, full = Path(__file__).resolve().parents[1], folder.resolve()
+def told_as(model: str | Path) -> str:
+    """Return where a model is: its full path, a hub name, or `package:…` if it comes with us."""
+    if not Path(model).exists():
+        return str(model)
+    package, full = Path(__file__).resolve().parents[1], Path(model).resolve()
     if not full.is_relative_to(package):
         return str(full)
     place = full.relative_to(package)

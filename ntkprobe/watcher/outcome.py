@@ -18,6 +18,7 @@ class Outcome:
         failed: why, by step, for those that could not be measured.
         total: how many steps the folder holds now.
         interrupted: whether the user stopped it.
+        names: what steps are called, where these are stages.
     """
 
     folder: Path
@@ -26,6 +27,7 @@ class Outcome:
     failed: dict[int, str] = field(default_factory=dict)
     total: int = 0
     interrupted: bool = False
+    names: dict[int, str] = field(default_factory=dict)
 
     @property
     def status(self) -> int:
@@ -49,11 +51,13 @@ class Outcome:
             more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
             raise UserError(f"nothing could be measured: {failed[0]}{more}")
         for step, reason in self.failed.items():
-            print(f"ntkprobe: step {step} failed: {one_line(reason)}", file=sys.stderr)
+            name = self.names.get(step, f"step {step}")
+            print(one_line(f"ntkprobe: {name} failed: {reason}"), file=sys.stderr)
 
     def closing_line(self) -> str:
         """Return what there is now, and what to do next."""
-        count = f"{self.total} step{'' if self.total == 1 else 's'} in {self.folder}"
+        what = "stage" if self.names else "step"
+        count = f"{self.total} {what}{'' if self.total == 1 else 's'} in {self.folder}"
         failed = f", {len(self.failed)} failed" if self.failed else ""
         if self.interrupted:
             return f"{count}, {len(self.new)} new{failed}; stopped: run the same command to go on"

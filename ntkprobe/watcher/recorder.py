@@ -2,39 +2,29 @@
 
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import estimators, mitigations, plugins
-from ..errors import MeasurementWarning, UserError, one_line
+from .. import mitigations
+from ..errors import MeasurementWarning, one_line
 from ..measurement import (
-    ActivationMeasurement,
-    Encoded,
     KernelMeasurement,
     RefusalMeasurement,
     encode,
-    measure_activations,
-    measure_kernel,
-    measure_refusal,
 )
-from ..measurement.influence import Influence, influence
-from ..measurement.readouts import Tokens, token_id
 from ..measurement.verification import WrongKernel, verify
-from ..models.memory import halving
 from ..models.parameters import ParameterSelection, remarks
 from ..prompts.prompt_set import PromptSet
 from ..prompts.rendering import dated
-from ..refusal import REDUCTIONS
 from .coverage import coverage
 from .folder import MeasurementFolder
+from .model_measurer import ModelMeasurer
 from .settings import (
-    InfluenceSettings,
     KernelSettings,
     MeasureSettings,
-    RefusalSettings,
     require_same,
 )
 
@@ -42,15 +32,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
-T = TypeVar("T")
-FIRST_BATCH_SIZE = 16
-REFUSALS_AT_A_TIME = 4
-"""Times as many prompts where nothing is differentiated: each pass reads all weights once."""
-LARGEST_BLOCKS = 1 << 26
-"""Numbers in all blocks up to which they are held, so that a measurement can be compared."""
 
-
-class Recorder:
+class Recorder(ModelMeasurer):
     """Measures models of one run on one set of prompts, into one folder.
 
     Args:
@@ -67,39 +50,13 @@ class Recorder:
         settings: MeasureSettings,
         about: dict[str, Any],
     ) -> None:
-        self.folder = folder
-        self.prompts = prompts
-        self.settings = settings
+        super().__init__(folder, prompts, settings)
         self.about = about
-        self.rows: list[int] = []
-        if settings.kernel is not None:
-            chosen = prompts.sampled_rows(settings.kernel.per_group, settings.kernel.seed)
-            self.rows = list(chosen)
-        self.observed: list[int] = []
-        if settings.influence is not None:
-            how = settings.influence
-            self.observed = list(prompts.sampled_rows(how.per_group, how.seed))
-        self._batch_size = settings.batch_size or FIRST_BATCH_SIZE
-        self._encoded: Encoded | None = None
-        self._tokenizer: Any = None
-        name = settings.kernel.estimator if settings.kernel is not None else None
-        self._method: Any = plugins.load(estimators, name)() if name is not None else None
         self._verified = False
         self._remarked = False
         self._covered = False
         folder_of = settings.mitigation
         self._mitigation = mitigations.load(folder_of) if folder_of is not None else None
-
-    @property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The run's tokenizer, once `prepare` was called."""
-        return self._tokenizer
-
-    @property
-    def encoded(self) -> Encoded:
-        """The prompts and their tokens, once `prepare` was called."""
-        assert self._encoded is not None
-        return self._encoded
 
     def check(self) -> None:
         """Raise if the folder holds something else, as far as this is known without a tokenizer."""
@@ -128,6 +85,22 @@ class Recorder:
             self.folder.write_updated(self.settings.influence.sample())
         self._tokenizer, self._encoded = tokenizer, encoded
 
+    def describe(self) -> str:
+        """Return what is measured of how many prompts, such as `kernel of 6 and refusal of 9`."""
+        count, pairs = len(self.prompts), self.settings.influence
+        parts = [
+            f"kernel of {len(self.rows)}" if self.rows else "",
+            f"refusal of {count}" if self.settings.refusal else "",
+            f"activations of {count}" if self.settings.activations else "",
+            f"directions of {count}" if self.settings.directions else "",
+            f"influence of {len(pairs.sample())} pairs on {len(self.observed)}" if pairs else "",
+        ]
+        return " and ".join(filter(None, parts))
+
+    def named(self, step: int) -> str:
+        """Return what a step is called in messages."""
+        return f"step {step}"
+
     def remarks(self) -> list[str]:
         """Return what a reader should know about where in the prompts is measured, a line each."""
         return self.encoded.remarks(self._tokenizer)
@@ -139,6 +112,7 @@ class Recorder:
             "kernel": how.kernel,
             "refusal": how.refusal,
             "activations": how.activations,
+            "directions": how.directions,
             "influence": how.influence,
         }
         return [
@@ -205,6 +179,10 @@ class Recorder:
             layers = self.settings.activations.layers
             found = self._in_batches(lambda size: self._activations(model, layers, size))
             self.folder.write_activations(step, identity, found)
+        if "directions" in kinds and self.settings.directions is not None:
+            answered = self._verdicts(refusals, self.settings.directions)
+            lying = self._in_batches(partial(self._directions, model, answered))
+            self.folder.write_directions(step, identity, lying)
         if "influence" in kinds and self.settings.influence is not None:
             pairs = self.settings.influence
             predicted = self._in_batches(lambda size: self._influence(model, pairs, size))
@@ -258,141 +236,3 @@ class Recorder:
             self._remarked = True
             for remark in remarks(model, [ParameterSelection.parse(how.parameters)]):
                 print(one_line(remark), file=sys.stderr)
-
-    def _kernel(self, model: "nn.Module", how: KernelSettings) -> KernelMeasurement:
-        """Return the kernel at this model's top tokens, the first one's, or those given."""
-        if how.tokens is not None:
-            return self._kernel_at(
-                model, how, [token_id(self._tokenizer, token) for token in how.tokens]
-            )
-        if how.top_k_at == "each" or how.full_vocabulary or how.random_probes:
-            return self._kernel_at(model, how, None)
-        first = self.folder.first_tokens(self.rows)
-        found = self._kernel_at(model, how, first)
-        if first is None and found.tokens is not None:  # this is the first
-            self.folder.write_first_tokens(self.rows, found.tokens)
-            settled = self.folder.first_tokens(self.rows)
-            if settled != found.tokens.tolist():  # another process was faster
-                return self._kernel_at(model, how, settled)
-        return found
-
-    def _kernel_at(
-        self, model: "nn.Module", how: KernelSettings, tokens: Tokens | None
-    ) -> KernelMeasurement:
-        """Return the kernel at tokens, `[k]` or `[n, k]`; None where the model's own are read."""
-
-        def measured(size: int | None) -> KernelMeasurement:
-            return measure_kernel(
-                model,
-                self._tokenizer,
-                self.encoded.take(self.rows),
-                estimator=self._method,
-                parameters=how.parameters,
-                top_k=how.top_k,
-                tokens=tokens,
-                full_vocabulary=how.full_vocabulary,
-                random_probes=how.random_probes,
-                by=how.by,
-                keep_blocks=how.keep_blocks or self._compares_blocks(how),
-                batch_size=size,
-            )
-
-        return self._fitted(measured, getattr(self._method, "batch_size", None))
-
-    def _compares_blocks(self, how: KernelSettings) -> bool:
-        """Return whether to hold the blocks until the measurement has been compared."""
-        size = len(self.rows) * (how.top_k if how.tokens is None else len(how.tokens))
-        all_logits = how.full_vocabulary or how.random_probes is not None
-        return self.settings.verify and not all_logits and size**2 <= LARGEST_BLOCKS
-
-    def _fitted(
-        self, measure: Callable[[int | None], KernelMeasurement], own: int | str | None
-    ) -> KernelMeasurement:
-        """Return the kernel, at the batch size given, or at the estimator's own where it fits.
-
-        Args:
-            measure: measures it with so many prompts at a time.
-            own: the estimator's batch size; it finds `auto` by itself, and halves it by itself.
-
-        Returns:
-            The kernel.
-
-        Raises:
-            UserError: if memory runs out for good.
-        """
-        if self.settings.batch_size is not None and own is not None:
-            return self._in_batches(measure)
-        try:
-            return measure(None)
-        except torch.OutOfMemoryError as error:
-            if not isinstance(own, int):
-                raise UserError(
-                    "out of memory, and fewer prompts at a time would not help: try a smaller"
-                    " --per-group or --top-k, or --dtype bfloat16"
-                ) from error
-        torch.cuda.empty_cache()
-        return self._in_batches(measure)
-
-    def _refusal(
-        self,
-        model: "nn.Module",
-        how: RefusalSettings,
-        batch_size: int,
-        processors: "LogitsProcessorList",
-    ) -> Any:
-        """Return the refusals."""
-        return measure_refusal(
-            model,
-            self._tokenizer,
-            self.encoded,
-            phrases=how.phrases,
-            apostrophes=how.apostrophes,
-            generate=how.generate,
-            max_new_tokens=how.max_new_tokens,
-            exact_phrases=how.exact_phrases,
-            progress=True,
-            logits_processor=processors,
-            batch_size=batch_size * (REFUSALS_AT_A_TIME if self.settings.batch_size is None else 1),
-        )
-
-    def _activations(
-        self, model: "nn.Module", layers: tuple[int, ...] | str, batch_size: int
-    ) -> ActivationMeasurement:
-        """Return the activations."""
-        return measure_activations(
-            model, self._tokenizer, self.encoded, layers=layers, batch_size=batch_size
-        )
-
-    def _influence(self, model: "nn.Module", how: InfluenceSettings, batch_size: int) -> Influence:
-        """Return the influence on refusals."""
-        return influence(
-            model,
-            self._tokenizer,
-            observed=self.encoded.take(self.observed),
-            updated=how.sample(),
-            loss=how.loss,
-            tokens=None,
-            phrases=how.phrases,
-            apostrophes=how.apostrophes,
-            reductions=REDUCTIONS,
-            parameters=how.parameters,
-            batch_size=batch_size,
-        )
-
-    def _in_batches(self, measure: Callable[[int], T]) -> T:
-        """Return what `measure` returns for the largest batch size that memory allows.
-
-        Raises:
-            UserError: if memory runs out at the size given, or at 1.
-        """
-        given, size = self.settings.batch_size is not None, self._batch_size
-        try:
-            if given:
-                return measure(size)
-            found, self._batch_size = halving(measure, size)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"out of memory with {size if given else 1} prompts at a time:"
-                " try a smaller --batch-size, --per-group or --dtype bfloat16"
-            ) from error
-        return found

@@ -133,7 +133,8 @@ class ReloadCheck:
     def _say_not_compared(self, step: int, why: str) -> None:
         """Note that a measurement stands without a comparison, and why."""
         self.recorder.folder.note("not compared", step=step, reason=why)
-        print(one_line(f"step {step} was not compared with its files: {why}"), file=sys.stderr)
+        told = f"{self.recorder.named(step)} was not compared with its files: {why}"
+        print(one_line(told), file=sys.stderr)
 
     def _compare(self, measured: _Measured) -> str:
         """Return what a comparison found, for a line."""
@@ -143,7 +144,7 @@ class ReloadCheck:
                 measured.sample, model, adapter, self.models.load, named=str(place)
             )
         self.recorder.folder.note("compared", step=measured.step, errors=found.errors)
-        return f"step {measured.step} {found}"
+        return f"{self.recorder.named(measured.step)} {found}"
 
     @contextmanager
     def _files(self, measured: _Measured) -> Generator[tuple[str, Path | None], None, None]:

@@ -68,9 +68,9 @@ def measure_run(
         print(one_line(said), file=sys.stderr)
     which = choice or Choice()
     if how.kernel is not None and how.kernel.top_k_at == "first" and which.shard[1] > 1:
-        _require_first_tokens(folder)
+        require_first_tokens(folder)
     worker = "-of-".join(map(str, which.shard))
-    over_adapter = _kernel_needs_adapter(how)
+    over_adapter = kernel_needs_adapter(how)
     apart = over_adapter or (how.influence is not None and how.influence.needs_adapter)
     models = Models(model, how.load, merge=not apart)
     scanner = CheckpointScanner(ckpt_dir, which) if ckpt_dir is not None else None
@@ -112,7 +112,7 @@ def open_recorder(
     return recorder
 
 
-def _kernel_needs_adapter(how: MeasureSettings) -> bool:
+def kernel_needs_adapter(how: MeasureSettings) -> bool:
     """Return whether the kernel is over an adapter's own parameters."""
     return (
         how.kernel is not None and "lora" in ParameterSelection.parse(how.kernel.parameters).terms
@@ -133,7 +133,7 @@ def require_place(ckpt_dir: Path | None, model: str | None, output_dir: Path) ->
         )
 
 
-def _require_first_tokens(folder: MeasurementFolder) -> None:
+def require_first_tokens(folder: MeasurementFolder) -> None:
     """Raise unless it is settled which tokens all workers read: else the fastest one would choose.
 
     Raises:

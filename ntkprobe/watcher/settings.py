@@ -26,7 +26,7 @@ from ..settings import (
 SCHEMA_VERSION = 1
 NOT_COMPARED = ("base", "method")
 """Entries of `run.json` that say again, in other words, what others do."""
-COMPARED = ("prompts", "model", "kernel", "refusal", "activations", "influence")
+COMPARED = ("prompts", "model", "kernel", "refusal", "activations", "directions", "influence")
 KERNEL, REFUSAL, ACTIVATIONS = "Kernel", "Refusals", "Activations"
 ENCODING, OUTPUT = "Prompts", "Progress and checks"
 """Headings of the options in `ntkprobe measure --help`."""
@@ -179,6 +179,19 @@ class ActivationSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DirectionSettings:
+    """Which activations are kept at the named positions, and how prompts are answered.
+
+    Attributes:
+        layers: as for `ActivationSettings`.
+        max_new_tokens: of the answer by which a prompt counts as refused.
+    """
+
+    layers: tuple[int, ...] | str = "all"
+    max_new_tokens: int = RefusalSettings.max_new_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
 class InfluenceSettings:
     """Which pairs' influence on which answers is measured, and how.
 
@@ -252,6 +265,7 @@ class MeasureSettings:
         kernel: None to leave the kernel out.
         refusal: None to leave refusals out.
         activations: keep the activations of these decoder blocks as well.
+        directions: None to leave the activations at named positions out.
         influence: None to leave the influence of updated pairs out.
         template: `auto` (chat where the tokenizer has one), `chat`, `raw`, or a Jinja file.
         max_length: at most so many tokens in a prompt; a longer one loses the end of its text.
@@ -275,8 +289,9 @@ class MeasureSettings:
             convert=_activations,
         ),
     ] = None
+    directions: Annotated[DirectionSettings | None, NO_OPTION] = None
     influence: Annotated[InfluenceSettings | None, NO_OPTION] = None
-    template: Annotated[str, Flag(panel=ENCODING)] = "auto"
+    template: Annotated[str, NO_OPTION] = "auto"
     max_length: Annotated[int | None, Flag(panel=ENCODING)] = None
     load: LoadSettings = field(default_factory=LoadSettings)
     batch_size: Annotated[int | None, BATCH_SIZE] = None
@@ -293,12 +308,14 @@ class MeasureSettings:
 
         if self.kernel is not None:
             ParameterSelection.parse(self.kernel.parameters)
-        if self.mitigation is None or not (self.kernel or self.activations or self.influence):
+        inner = (self.kernel, self.activations, self.directions, self.influence)
+        if self.mitigation is None or not any(inner):
             return
         if mitigations.load(self.mitigation).kind == "decoding":
             raise UserError(
                 f"{self.mitigation} is a decoding method, which has refusal probabilities but no "
-                "kernel, activations or influence of its own: measure it with --only refusal"
+                "kernel, activations, directions or influence of its own: measure it with --only "
+                "refusal"
             )
 
     def record(
@@ -323,6 +340,7 @@ class MeasureSettings:
             "kernel": self.kernel.record() if self.kernel else None,
             "refusal": asdict(self.refusal) if self.refusal else None,
             "activations": asdict(self.activations) if self.activations else None,
+            "directions": asdict(self.directions) if self.directions else None,
             "influence": self.influence.record() if self.influence else None,
         }
 
@@ -337,7 +355,14 @@ def require_same(folder: object, old: Mapping[str, Any], new: Mapping[str, Any])
 
     Raises:
         UserError: naming the first such setting with both values.
-    """  # ruff: ignore[docstring-extraneous-exception]
+    """
+    if old and bool(old.get("stages")) != bool(new.get("stages")):
+        kinds = ("the steps of one run", "named stages")
+        before_is, now_is = (kinds[bool(record.get("stages"))] for record in (old, new))
+        raise UserError(
+            f"{folder} holds {before_is}, and these are {now_is}: give another --output-dir, or "
+            "--overwrite"
+        )
     before, now = (
         {
             name: value

@@ -378,7 +378,7 @@ def test_rates_need_answers_and_say_so(tmp_path):
 
 
 def test_an_unknown_figure_is_answered_with_the_choice(runs, tmp_path):
-    with pytest.raises(UserError, match=r"no figure 'fig99': choose from directions, fig1, fig3"):
+    with pytest.raises(UserError, match=r"no figure 'fig99': choose from directions, drift, fig1"):
         draw_figures(runs, tmp_path, ["fig99"])
 
 

@@ -76,7 +76,7 @@ def test_the_model_in_memory_and_its_checkpoint_are_the_same_measurement(make, t
 
 def test_a_failure_to_measure_does_not_end_the_training(tmp_path, monkeypatch):
     callback = TrajectoryCallback(PROMPTS, settings=SETTINGS)
-    monkeypatch.setattr("ntkprobe.watcher.recorder.measure_kernel", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("ntkprobe.watcher.model_measurer.measure_kernel", lambda *_, **__: 1 / 0)
     train(tmp_path / "run", adapter(), callback)
     assert [e["state"] for e in events(tmp_path / "run-ntk")] == ["measuring", "failed"] * 3
 

@@ -8,8 +8,12 @@ function csvCell(value) {
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
+// Where steps are named stages, their names stand behind them.
 function csv(columns, rows) {
-  const lines = [columns, ...rows.map((row) => columns.map((name) => row[name]))];
+  const stages = theSet()?.stages;
+  const named = stages && columns.includes("step") ? columns.flatMap((name) => (name === "step" ? ["step", "stage"] : [name])) : columns;
+  const cell = (row, name) => (name === "stage" && stages ? stages[row.step] : row[name]);
+  const lines = [named, ...rows.map((row) => named.map((name) => cell(row, name)))];
   return lines.map((line) => line.map(csvCell).join(",")).join("\r\n") + "\r\n";
 }
 

@@ -89,7 +89,7 @@ class LayersView {
       title: plain(run.label),
       caption: () => {
         const rows = this.barRows(run);
-        return `${plain(run.label)}, step ${rows[0].step}: sum ${number(sum(rows.map((row) => row.value ?? 0)))}`;
+        return `${plain(run.label)}, ${stepName(rows[0].step)}: sum ${number(sum(rows.map((row) => row.value ?? 0)))}`;
       },
       columns: ["step", "place", "part", "value"],
       rows: () => this.barRows(run),
@@ -135,7 +135,7 @@ class LayersView {
       signals: () => ({ now: String(layers.steps[placeOfStep(layers.steps, theStep())]) }),
       spec: (width) => {
         const limit = Math.max(0.001, ...this.runs.flatMap((one) => this.timeRows(one).map((row) => row.value)));
-        const x = { field: "step", type: "ordinal", sort: layers.steps.map(String), title: "step", axis: { labelAngle: 0, labelOverlap: true } };
+        const x = { field: "step", type: "ordinal", sort: layers.steps.map(String), title: stepWord(), axis: { labelAngle: 0, labelOverlap: true, ...stageLabels() } };
         const y = { field: "place", type: "nominal", sort: [...layers.places].reverse().map(placeName), title: "layer", axis: { labelOverlap: true } };
         return {
           ...FIT,
@@ -149,7 +149,7 @@ class LayersView {
         };
       },
       label: () => `Contribution of each layer at each step of ${plain(run.label)}`,
-      tip: (row) => row.place && [element("p", {}, `layer ${row.place}, step ${row.step}`), element("p", {}, number(row.value, 4))],
+      tip: (row) => row.place && [element("p", {}, `layer ${row.place}, ${stepName(row.step)}`), element("p", {}, number(row.value, 4))],
       click: (row) => row.step !== undefined && change({ step: Number(row.step) }),
     });
   }

@@ -14,7 +14,14 @@ function stepRule() {
 function stepAxis() {
   const steps = stepsOfSet(theSet());
   const domain = steps.length > 1 ? [steps[0], steps.at(-1)] : [steps[0] - 1, steps[0] + 1];
-  return { field: "step", type: "quantitative", title: "step", scale: { domain, nice: false }, axis: { tickCount: 6 } };
+  const axis = theSet()?.stages ? { values: steps, ...stageLabels() } : { tickCount: 6 };
+  return { field: "step", type: "quantitative", title: stepWord(), scale: { domain, nice: false }, axis };
+}
+
+// A step is written as the name of the stage at its place; JSON keeps a name within its quotes.
+function stageLabels() {
+  const stages = theSet()?.stages;
+  return stages ? { labelExpr: `${JSON.stringify(stages.map((name) => plain(name, 24)))}[datum.value]` } : {};
 }
 
 // A line and its band for each group: rows `step, group, value, low, high`. Without a domain the

@@ -50,7 +50,7 @@ class Overview {
       { class: "view overview" },
       element("h2", {}, "Overview"),
       this.cards(),
-      element("h3", {}, "First step and the one chosen, side by side"),
+      element("h3", {}, `First ${stepWord()} and the one chosen, side by side`),
       this.table,
       runLegend(set.runs),
       element("div", { class: "row three" }, this.pictures.map((picture) => picture.node)),
@@ -75,7 +75,7 @@ class Overview {
     return new Picture({
       name: `overview-${quantity.replace(/\W+/g, "-")}`,
       title: quantity,
-      caption: () => `${quantity}, step ${theStep()}`,
+      caption: () => `${quantity}, ${stepName(theStep())}`,
       note:
         quantity === "similarity"
           ? "Observed ← updated; 95 % bootstrap intervals over prompts."
@@ -85,7 +85,7 @@ class Overview {
       columns: ["run", "quantity", "key", "label", "step", "value", "low", "high"],
       rows,
       key: () => runs.length,
-      label: (all) => `${quantity} at step ${theStep()}: ${all.map((row) => `${row.run}, ${row.label}: ${withInterval(row.value, row.low, row.high, isRate ? percent : number)}`).join("; ")}`,
+      label: (all) => `${quantity} at ${stepName(theStep())}: ${all.map((row) => `${row.run}, ${row.label}: ${withInterval(row.value, row.low, row.high, isRate ? percent : number)}`).join("; ")}`,
       spec: (width, all) =>
         intervals(width, {
           title: quantity,
@@ -118,7 +118,9 @@ class Overview {
       ["Runs", set.runs.map((run) => plain(run.label)).join(", ")],
       ["Prompts", `${set.prompts.text.length}: ${counts.join(", ")}`],
       ["In the kernel", `${Math.max(...inKernel)} prompts`],
-      ["Steps", steps.length ? `${steps.length}, ${steps[0]} to ${steps.at(-1)}` : "none"],
+      set.stages
+        ? ["Stages", steps.map(stepName).join(", ")]
+        : ["Steps", steps.length ? `${steps.length}, ${steps[0]} to ${steps.at(-1)}` : "none"],
     ];
     return element(
       "dl",
@@ -141,7 +143,7 @@ class Overview {
       {},
       element("th", { scope: "col" }, "quantity"),
       element("th", { scope: "col" }, "prompts"),
-      runs.flatMap((run) => steps.map((step) => element("th", { scope: "col" }, `${plain(run.label)}, step ${step}`))),
+      runs.flatMap((run) => steps.map((step) => element("th", { scope: "col" }, `${plain(run.label)}, ${stepName(step)}`))),
     );
     const body = names.map((key) => {
       const [quantity, label] = JSON.parse(key);
@@ -155,7 +157,7 @@ class Overview {
             const row = cells.get(JSON.stringify([quantity, label, run.name, step]));
             if (!row) return element("td", {}, "–");
             const interval = row.low === null || row.low === undefined ? null : ` [${row.form(row.low)}, ${row.form(row.high)}]`;
-            const late = row.step === step ? null : ` at step ${row.step}`;
+            const late = row.step === step ? null : ` at ${stepName(row.step)}`;
             return element("td", { class: "number", title: `of ${row.of}` }, element("b", {}, row.form(row.value)), interval && element("span", { class: "faint" }, interval), late && element("span", { class: "faint" }, late));
           }),
         ),

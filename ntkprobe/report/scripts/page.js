@@ -80,7 +80,7 @@ function makeStepControl() {
     if (next >= 0 && next < steps.length) change({ step: steps[next] });
   };
   const button = (words, name, by) => element("button", { type: "button", id: name.replace(" ", "-").toLowerCase(), "aria-label": name, onclick: () => move(by) }, words);
-  place.replaceChildren(element("label", { for: "step" }, "step ", element("output", { id: "step-now", for: "step" })), button("‹", "Step before", -1), slider, button("›", "Next step", 1));
+  place.replaceChildren(element("label", { for: "step" }, `${stepWord()} `, element("output", { id: "step-now", for: "step" })), button("‹", "Step before", -1), slider, button("›", "Next step", 1));
 }
 
 function showStep() {
@@ -88,8 +88,8 @@ function showStep() {
   const slider = document.getElementById("step");
   if (!slider) return;
   slider.value = steps.indexOf(theStep());
-  slider.setAttribute("aria-valuetext", `step ${theStep()}`);
-  document.getElementById("step-now").textContent = theStep();
+  slider.setAttribute("aria-valuetext", `${stepName(theStep())}`);
+  document.getElementById("step-now").textContent = theSet().stages ? stepName(theStep()) : theStep();
 }
 
 function makeTools() {

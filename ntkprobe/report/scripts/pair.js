@@ -58,7 +58,7 @@ class PairPanel {
       spec: (width) => runLines(width, this.set.runs, { title: "similarity", dash: "direction" }),
       signals: () => ({ step: theStep(), top: Math.max(0.1, ...rows().map((row) => row.value)) }),
       label: (all) => `Similarity of the pair along training, ${all.length} numbers in the table`,
-      tip: (row) => row.run && [element("p", {}, `${plain(row.run)}, step ${row.step}, ${row.direction}`), element("p", {}, number(row.value, 3))],
+      tip: (row) => row.run && [element("p", {}, `${plain(row.run)}, ${stepName(row.step)}, ${row.direction}`), element("p", {}, number(row.value, 3))],
     });
   }
 
@@ -72,7 +72,7 @@ class PairPanel {
     return new Picture({
       name: "pair-by-layer",
       title: "By layer",
-      caption: () => `By layer, step ${rows()[0]?.step ?? theStep()}`,
+      caption: () => `By layer, ${stepName(rows()[0]?.step ?? theStep())}`,
       note: "Contributions sum to the similarity; kept to 1 in 32,767 of the largest.",
       columns: ["run", "step", "place", "value"],
       rows,

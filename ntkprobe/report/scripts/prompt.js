@@ -70,7 +70,7 @@ class PromptView {
       spec: (width) => runLines(width, runs, { title: "P(refuse)", format: ".1f", height: 220 }),
       signals: () => ({ step: theStep(), top: Math.max(1, ...rows().map((row) => row.value)) }),
       label: (all) => `P(refuse) of the prompt: ${runs.map((run) => `${plain(run.label)} ends at ${number(all.filter((row) => row.run === run.name).at(-1)?.value)}`).join(", ")}`,
-      tip: (row) => row.run && [element("p", {}, `${plain(row.run)}, step ${row.step}`), element("p", {}, `P(refuse) ${number(row.value, 3)}; answer refuses: ${row.refuses}`)],
+      tip: (row) => row.run && [element("p", {}, `${plain(row.run)}, ${stepName(row.step)}`), element("p", {}, `P(refuse) ${number(row.value, 3)}; answer refuses: ${row.refuses}`)],
       click: (row) => row.step !== undefined && change({ step: row.step }),
     });
   }
@@ -106,7 +106,7 @@ class PromptView {
       spec: (width) => groupLines(set, width, { title: "mean similarity", band: false }),
       signals: () => ({ step: theStep(), top: this.top }),
       label: () => `Mean similarity of the prompt to each group along ${plain(run.label)}`,
-      tip: (row) => row.group && [element("p", {}, tag(set, row.group), ` step ${row.step}`), element("p", {}, `${number(row.value, 3)}, mean of ${row.prompts}`)],
+      tip: (row) => row.group && [element("p", {}, tag(set, row.group), ` ${stepName(row.step)}`), element("p", {}, `${number(row.value, 3)}, mean of ${row.prompts}`)],
       click: (row) => row.step !== undefined && change({ step: row.step }),
     });
   }
@@ -127,7 +127,7 @@ class PromptView {
       .map((run) => {
         const near = this.neighbours(run, theStep());
         const step = run.kernel.steps[placeOfStep(run.kernel.steps, theStep())];
-        const title = element("h4", {}, `${plain(run.label)}, step ${step}`);
+        const title = element("h4", {}, `${plain(run.label)}, ${stepName(step)}`);
         if (!near) return element("div", { class: "picture" }, title, element("p", { class: "note" }, "This prompt is not among those of the kernel: measure more with --per-group."));
         const rows = set.groups.flatMap((group) => near.filter((one) => one.group === group.name).slice(0, NEAREST));
         const strips = rows.map((one) => layersOfPair(run, this.prompt, one.prompt, step));
@@ -144,7 +144,7 @@ class PromptView {
         };
         const columns = ["group", "prompt", "similarity", ...(strips.some(Boolean) ? ["layers"] : [])];
         const kept = strips.find(Boolean)?.step;
-        const titles = { layers: kept === step ? "by layer, input left" : `by layer at step ${kept}, input left` };
+        const titles = { layers: kept === step ? "by layer, input left" : `by layer at ${stepName(kept)}, input left` };
         const csvRows = () => near.map((one) => ({ run: run.name, step, prompt: this.prompt, neighbour: one.prompt, group: one.group, similarity: exact(one.similarity), text: set.prompts.text[one.prompt], ...this.layerColumns(run, one.prompt, step) }));
         const csvColumns = ["run", "step", "prompt", "neighbour", "group", "similarity", "text", ...(run.layers ? ["layers_at_step", ...run.layers.places.map(placeName)] : [])];
         return element("div", { class: "picture" }, title, table(columns, rows, { titles, cell: (one, name) => cells[name](one), caption: `Nearest prompts, ${plain(run.label)}` }), csvButton(`nearest-${plain(run.name)}`, csvColumns, csvRows));
@@ -167,7 +167,7 @@ class PromptView {
         const { pushes } = run;
         const row = pushes.prompts.indexOf(this.prompt);
         const place = placeOfStep(pushes.steps, theStep());
-        const title = element("h4", {}, `${plain(run.label)}, step ${pushes.steps[place]}`);
+        const title = element("h4", {}, `${plain(run.label)}, ${stepName(pushes.steps[place])}`);
         const rows = row < 0 ? [] : this.pushRows(pushes, place, row);
         if (!rows.length) return element("div", { class: "picture" }, title, element("p", { class: "note" }, "No influence on this prompt was kept at this step."));
         const largest = Math.max(...rows.map((one) => Math.abs(one.change)));
@@ -210,7 +210,7 @@ class PromptView {
         const place = placeOfStep(tokens.steps, theStep());
         const texts = row < 0 ? [] : Array.from({ length: tokens.codes.shape[2] }, (_, rank) => at(tokens.codes, place, row, rank)).filter((code) => code >= 0).map((code) => tokens.texts[code]);
         const chips = texts.map((text) => element("li", {}, ...shown(text.replace(/\n/g, "⏎").replace(/ /g, "␣"))));
-        return element("div", { class: "picture" }, element("h4", {}, `${plain(run.label)}, step ${tokens.steps[place]}`), chips.length ? element("ol", { class: "tokens" }, chips) : element("p", { class: "note" }, "None were kept for this prompt."));
+        return element("div", { class: "picture" }, element("h4", {}, `${plain(run.label)}, ${stepName(tokens.steps[place])}`), chips.length ? element("ol", { class: "tokens" }, chips) : element("p", { class: "note" }, "None were kept for this prompt."));
       });
     this.tokens.replaceChildren(...blocks);
   }

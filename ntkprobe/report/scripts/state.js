@@ -91,6 +91,15 @@ function stepsOfSet(set) {
   return unique((set?.runs ?? []).flatMap((run) => run.steps)).sort((a, b) => a - b);
 }
 
+// Returns what a step is called: `step 5`, or the name of a stage.
+function stepName(step) {
+  const name = theSet()?.stages?.[step];
+  return name === undefined || name === null ? `step ${step}` : plain(name, 40);
+}
+
+// Returns `step`, or `stage` where the runs shown are named models.
+const stepWord = () => (theSet()?.stages ? "stage" : "step");
+
 // Returns the step that is shown: the one chosen, else the last.
 function theStep() {
   const steps = stepsOfSet(theSet());

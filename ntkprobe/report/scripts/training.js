@@ -54,8 +54,8 @@ class Training {
 
   caption(run, steps) {
     const step = steps[placeOfStep(steps, theStep())];
-    const late = step === theStep() ? "" : ` (measured last before ${theStep()})`;
-    return `${plain(run.label)}, step ${step}${late}`;
+    const late = step === theStep() ? "" : ` (measured last before ${stepName(theStep())})`;
+    return `${plain(run.label)}, ${stepName(step)}${late}`;
   }
 
   lines(run, table, title, domain, format) {
@@ -71,9 +71,9 @@ class Training {
       label: () => {
         const steps = run.refusal.steps;
         const step = steps[placeOfStep(steps, theStep())];
-        return `${title} of ${plain(run.label)} at step ${step}: ${rows.filter((row) => row.step === step).map((row) => `${labelOf(this.set, row.group)} ${form(row.value)}`).join(", ")}`;
+        return `${title} of ${plain(run.label)} at ${stepName(step)}: ${rows.filter((row) => row.step === step).map((row) => `${labelOf(this.set, row.group)} ${form(row.value)}`).join(", ")}`;
       },
-      tip: (row) => row.group && [element("p", {}, tag(this.set, row.group), ` step ${row.step}`), element("p", {}, withInterval(row.value, row.low, row.high, form), ` of ${row.prompts} prompts`)],
+      tip: (row) => row.group && [element("p", {}, tag(this.set, row.group), ` ${stepName(row.step)}`), element("p", {}, withInterval(row.value, row.low, row.high, form), ` of ${row.prompts} prompts`)],
       click: (row) => row.step !== undefined && change({ step: row.step }),
     });
   }
@@ -99,7 +99,7 @@ class Training {
       spec: (width) => pairLines(this.set, width, { domain: [0, this.topSimilarity()] }),
       signals: () => ({ step: theStep() }),
       label: () => `Mean similarity of every ordered pair of groups along ${plain(run.label)}: ${rows.length} numbers in the table`,
-      tip: (row) => row.pair && [element("p", {}, tag(this.set, row.observed), " ← ", tag(this.set, row.updated), ` step ${row.step}`), element("p", {}, withInterval(row.value, row.low, row.high, number), ` over ${row.pairs} pairs`)],
+      tip: (row) => row.pair && [element("p", {}, tag(this.set, row.observed), " ← ", tag(this.set, row.updated), ` ${stepName(row.step)}`), element("p", {}, withInterval(row.value, row.low, row.high, number), ` over ${row.pairs} pairs`)],
       click: (row) => row.step !== undefined && change({ step: row.step }),
     });
   }
@@ -224,7 +224,7 @@ class Training {
     }
     for (const { map, run, caption } of this.maps) {
       caption.textContent = this.caption(run, run.kernel.steps);
-      map.place.setAttribute("aria-label", `Similarity of ${map.count} × ${map.count} pairs of ${plain(run.label)}, step ${theStep()}; arrow keys move, Enter chooses`);
+      map.place.setAttribute("aria-label", `Similarity of ${map.count} × ${map.count} pairs of ${plain(run.label)}, ${stepName(theStep())}; arrow keys move, Enter chooses`);
       map.update(this.limit);
     }
     document.querySelectorAll(".map + .tools details[open]").forEach((details) => details.dispatchEvent(new Event("toggle")));

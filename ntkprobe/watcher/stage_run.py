@@ -1,0 +1,201 @@
+"""`measure_stages`: each of some named models once, in order, into one folder."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import Checkpoint
+from ..errors import UserError, one_line
+from ..measurement.verification import WrongMeasurement
+from ..prompts.prompt_set import PromptSet
+from ..prompts.rendering import current_day
+from ..stages import Stage, require_distinct
+from .choices import Choice
+from .folder import MeasurementFolder
+from .loop import MeasuringLoop
+from .measure import CheckpointMeasurer
+from .models import Models
+from .outcome import Outcome
+from .reporting import Sinks
+from .run import kernel_needs_adapter, require_first_tokens
+from .settings import MeasureSettings
+from .stage_preparation import PreparedStage, prepared, remarks
+from .stage_recorder import StageRecorder
+
+
+def measure_stages(
+    prompts: PromptSet,
+    output_dir: Path,
+    stages: Sequence[Stage],
+    *,
+    model: str | None = None,
+    settings: MeasureSettings | None = None,
+    choice: Choice | None = None,
+    overwrite: bool = False,
+    report_to: Sequence[str] = (),
+    about: dict[str, Any] | None = None,
+) -> Outcome:
+    """Measure named models into a folder; what is there already is not measured again.
+
+    Each stage has a tokenizer and a template of its own. A stage that cannot be measured does not
+    keep the others from it; a further stage at the end is measured in addition.
+
+    Args:
+        prompts: what to measure on.
+        output_dir: the folder, in none of the models' own.
+        stages: in order; their place from 0 is the step of their tables.
+        model: the model below adapters that name none here.
+        settings: how to measure; templates are those of the stages.
+        choice: which of them, by place.
+        overwrite: forget what the folder holds.
+        report_to: names of sinks, such as `tensorboard`, that show group means meanwhile.
+        about: further entries of `run.json`.
+
+    Returns:
+        What became of every stage, by its place.
+
+    Raises:
+        UserError: if nothing can be measured as asked.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    require_distinct(stages)
+    for stage in stages:
+        _require_outside(stage, output_dir)
+    how, which = _without_auto(settings or MeasureSettings(), stages), choice or Choice()
+    how.check()
+    folder = MeasurementFolder(output_dir, overwrite=overwrite)
+    recorder = StageRecorder(folder, prompts, how, about or {})
+    recorder.check()
+    if how.kernel is not None and how.kernel.top_k_at == "first" and which.shard[1] > 1:
+        require_first_tokens(folder)
+    kernels = [n for n in range(len(stages)) if folder.measured("kernel", n) is not None]
+    ready = prepared(
+        stages,
+        prompts,
+        base=model,
+        max_length=how.max_length,
+        day=folder.record.get("prompts", {}).get("template_date") or current_day(),
+        reference=kernels[0] if kernels else None,
+    )
+    worker = "-of-".join(map(str, which.shard))
+    with closing(folder), closing(Sinks(report_to, output_dir, worker)) as sinks:
+        loop = StageLoop(recorder, [one for one in ready if which.wants_place(one.step)], sinks)
+        try:
+            if any(one.failure is None for one in ready):
+                recorder.settle(ready)
+                for line in (_description(recorder, ready), *remarks(ready)):
+                    print(one_line(line), file=sys.stderr)
+            loop.run()
+        except KeyboardInterrupt:
+            loop.outcome.interrupted = True
+    loop.outcome.names = dict(enumerate(stage.name for stage in stages))
+    loop.outcome.total = len(folder.steps_in(output_dir))
+    return loop.outcome
+
+
+class StageLoop(MeasuringLoop):
+    """Measures stages one after the other.
+
+    Args:
+        recorder: what measures.
+        stages: in order.
+        sinks: where to show what was measured.
+    """
+
+    def __init__(
+        self, recorder: StageRecorder, stages: Sequence[PreparedStage], sinks: Sinks
+    ) -> None:
+        super().__init__(CheckpointMeasurer(recorder, Models(None)), None, None, sinks)
+        self.recorder = recorder
+        self.stages = stages
+        self.outcome.names = {one.step: one.stage.name for one in stages}
+
+    def _measure_all(self) -> None:
+        how = self.recorder.settings
+        apart = kernel_needs_adapter(how) or (how.influence is not None and _moves_adapter(how))
+        models = Models(None)
+        self._bar.total = len(self.stages)
+        for one in self.stages:
+            self._bar.set_postfix_str(one.stage.name)
+            place = Checkpoint(one.step, Path(one.stage.model))
+            if one.failure is not None:
+                self._fail(place, one.failure, None)
+            else:
+                if models.name != one.base:  # a base stays in memory for the adapters over it
+                    models = Models(one.base, how.load, merge=not apart)
+                self.measurer = CheckpointMeasurer(self.recorder, models)
+                self.recorder.take_up(one)
+                self._attempt(place, partial(self._measured, one), one.adapter)
+            self._bar.update()
+
+    def _measured(self, one: PreparedStage) -> list[str]:
+        """Return what was measured of a stage now.
+
+        Raises:
+            UserError: if there is nothing that can be.
+        """
+        how = self.recorder.settings
+        alone = not (how.refusal or how.activations or how.directions or how.influence)
+        if one.other_vocabulary and alone:
+            raise UserError(
+                f"another vocabulary ({one.other_vocabulary}): kernels over different tokens do "
+                "not compare, so that there is nothing to measure"
+            )
+        try:
+            if one.adapter is not None:
+                return self.measurer.of_checkpoint(one.adapter)
+            return self.measurer.of_base(one.step)
+        except WrongMeasurement as why:  # of this stage: the others are loaded on their own
+            self.folder.set_aside(one.step)
+            raise UserError(str(why)) from why
+
+
+def plan_stages(output_dir: Path, stages: Sequence[Stage]) -> list[str]:
+    """Return what `measure_stages` would measure, a line each; nothing is written or loaded.
+
+    Args:
+        output_dir: as there.
+        stages: as there.
+    """
+    known = MeasurementFolder.steps_in(output_dir)
+    return [
+        f"{stage.name}: {stage.model}{', has measurements' if step in known else ''}"
+        for step, stage in enumerate(stages)
+    ]
+
+
+def _description(recorder: StageRecorder, stages: Sequence[PreparedStage]) -> str:
+    """Return one line about what is measured on what."""
+    names = ", ".join(
+        f"{one.stage.name} ({one.record['template']})" for one in stages if not one.failure
+    )
+    return f"{recorder.describe()} prompts at the stages {names}"
+
+
+def _moves_adapter(how: MeasureSettings) -> bool:
+    return how.influence is not None and how.influence.needs_adapter
+
+
+def _without_auto(how: MeasureSettings, stages: Sequence[Stage]) -> MeasureSettings:
+    """Return settings by which influence is over the same parameters at every stage."""
+    pairs = how.influence
+    if pairs is None or pairs.parameters != "auto" or all(one.adapter for one in stages):
+        return how
+    return replace(how, influence=replace(pairs, parameters="all"))
+
+
+def _require_outside(stage: Stage, output_dir: Path) -> None:
+    """Raise if the folder of measurements lies inside a model's.
+
+    Raises:
+        UserError: if it does.
+    """
+    place = Path(stage.model)
+    if place.is_dir() and output_dir.resolve().is_relative_to(place.resolve()):
+        raise UserError(
+            f"--output-dir {output_dir} lies inside the stage {stage.name}, which is only read: "
+            "choose another"
+        )
