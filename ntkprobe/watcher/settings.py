@@ -145,7 +145,6 @@ class RefusalSettings:
             typed=list[str] | None,
             default=["paper31"],
             convert=_phrase_sets,
-            shows="paper31",
         ),
     ] = "paper31"
     apostrophes: Annotated[str, NO_OPTION] = "ascii"
