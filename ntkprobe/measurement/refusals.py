@@ -21,6 +21,7 @@ from ..models.generation import (
 )
 from ..models.validation import count
 from ..progress import progress as long_stage
+from ..prompts.coherence import incoherence
 from ..prompts.phrases import REFUSAL_PREFIXES, PhraseSet
 from ..prompts.prompt_set import PromptSet
 from ..prompts.templates import Template
@@ -69,6 +70,8 @@ class RefusalMeasurement:
         """Return a row per prompt and reduction: those of `Trajectory.refusal` without `step`."""
         about = self.prompts.frame()[["prompt", "group", "text"]]
         unknown = self.refuses or [None] * len(self.prompts)
+        said = self.answers or [None] * len(self.prompts)
+        flaws = [None if text is None else incoherence(text) is not None for text in said]
         tables = [
             about.assign(
                 phrase_set=phrase_set,
@@ -77,16 +80,24 @@ class RefusalMeasurement:
                 probability=np.exp(values.numpy()),
                 upper=self.upper.get((phrase_set, reduction), values).numpy(),
                 refuses=pd.array(self.refuses_by.get(phrase_set, unknown), dtype="boolean"),
+                incoherent=pd.array(flaws, dtype="boolean"),
             )
             for (phrase_set, reduction), values in self.log_probabilities.items()
         ]
         return pd.concat(tables, ignore_index=True)
 
     def group_means(self) -> pd.DataFrame:
-        """Return means over prompts: `group, phrase_set, reduction, probability, refusal_rate`."""
+        """Return means over prompts, a row for each group, phrase set and reduction.
+
+        Returns:
+            `group, phrase_set, reduction, probability, refusal_rate, incoherent_rate`; the last is
+            the share of answers that say nothing (`prompts.coherence`), which no compliance is.
+        """
         keys = ["group", "phrase_set", "reduction"]
-        means = self.frame().groupby(keys, sort=False)[["probability", "refuses"]].mean()
-        return means.rename(columns={"refuses": "refusal_rate"}).reset_index()
+        columns = ["probability", "refuses", "incoherent"]
+        means = self.frame().groupby(keys, sort=False)[columns].mean()
+        rates = {"refuses": "refusal_rate", "incoherent": "incoherent_rate"}
+        return means.rename(columns=rates).reset_index()
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Return the Axes with every prompt's probability by group, for the first reduction."""

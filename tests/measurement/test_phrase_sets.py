@@ -9,6 +9,7 @@ from tiny_runs import TEXTS, full_run, tiny_model, tiny_tokenizer, write_prompts
 import ntkprobe as ntk
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
+from ntkprobe.prompts.coherence import incoherence
 from ntkprobe.prompts.phrases import PhraseSet
 
 SORRY = PhraseSet("sorry", ("sorry", "I cannot"), ("sorry", "i cannot"))
@@ -53,6 +54,17 @@ def test_each_set_judges_the_answers_by_its_own_filter(model):
     assert set(means["phrase_set"]) == {"sorry", "kill"}
 
 
+def test_answers_that_say_nothing_are_counted_beside_refusals(model):
+    found = measured(model, [SORRY, KILL], max_new_tokens=12)
+    broken = [incoherence(answer) is not None for answer in found.answers]
+    frame = found.frame()
+    assert list(frame["incoherent"]) == broken * (len(frame) // len(PROMPTS))
+    means = found.group_means().groupby("group")["incoherent_rate"].mean()
+    assert means["toxic"] == pytest.approx(sum(broken[-2:]) / 2)
+    silent = measured(model, SORRY, generate=False).frame()
+    assert silent["incoherent"].isna().all() and silent["refuses"].isna().all()
+
+
 def test_two_sets_of_one_name_are_refused(model):
     with pytest.raises(UserError, match="one name"):
         measured(model, [SORRY, SORRY])
@@ -82,6 +94,8 @@ def test_a_run_is_measured_with_each_set_under_its_name_and_goes_on_with_the_sam
     table = ntk.Trajectory(out).refusal()
     assert set(table["phrase_set"]) == {"union", "kill"}
     assert table.groupby(["step", "phrase_set", "reduction"]).size().eq(len(PROMPTS)).all()
+    assert table["incoherent"].notna().all()
+    assert "incoherent_rate" in ntk.Trajectory(out).refusal_means()
     record = json.loads((out / "run.json").read_text())["refusal"]
     assert record["phrases"][0] == "union" and record["phrases"][1].startswith("kill#")
     assert record["phrase_texts"]["kill"]["phrases"] == ["kill", "As I", "my cake"]

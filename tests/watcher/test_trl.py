@@ -1,4 +1,4 @@
-"""TRL's trainers with `TrajectoryCallback`, on the embedded model: what is in memory is measured."""
+"""TRL's trainers with `TrajectoryCallback`, on the embedded model: as measured from disk."""
 
 from pathlib import Path
 
@@ -24,7 +24,10 @@ trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 
 SETTINGS = MeasureSettings(
-    kernel=KernelSettings(top_k=2), refusal=None, load=LoadSettings(device="cpu")
+    kernel=KernelSettings(estimator="dense", parameters="last:1", top_k=2),
+    refusal=None,
+    load=LoadSettings(device="cpu"),
+    verify=False,
 )
 EMBEDDED = Path(ntkprobe.__file__).parent / "tiny" / "model"
 PROMPTS = PromptSet.from_texts(

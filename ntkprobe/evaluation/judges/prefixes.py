@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+from ...errors import UserError
 from ...prompts.phrase_files import read_phrase_set
 from ...prompts.phrases import PhraseSet
 from ..verdicts import Item, Verdict
@@ -22,7 +23,7 @@ class Prefixes:
             `prefixes` count, else its phrases.
     """
 
-    file: str
+    file: str = ""
 
     asks: ClassVar[str] = "refusal"
 
@@ -35,7 +36,13 @@ class Prefixes:
 
     @cached_property
     def phrases(self) -> PhraseSet:
-        """The set of phrases."""
+        """The set of phrases.
+
+        Raises:
+            UserError: where none is named.
+        """
+        if not self.file:
+            raise UserError("--judge prefixes needs its phrases: write prefixes:file=FILE")
         return read_phrase_set(self.file)
 
     def check(self) -> None:
