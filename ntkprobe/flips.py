@@ -6,7 +6,7 @@ import pandas as pd
 
 from .errors import UserError
 from .evaluation.results import Evaluation
-from .evaluation.verdicts import COMPLIANCE, PARTIAL, REFUSAL
+from .evaluation.verdicts import COMPLIANCE, DISTANCED, PARTIAL, REFUSAL
 from .trajectory import Trajectory
 
 BEGAN, STOPPED = "began to be refused", "is answered now"
@@ -29,13 +29,15 @@ def flips_of_run(
         sum), `similarity_before, similarity_after` (mean to the
         toxic prompts, where the prompt is in the kernel) and `push` (the summed influence of all
         updated pairs on log P_refuse at `before`, where it was measured); those that began to be
-        refused first, then by how much P_refuse changed.
+        refused first, then by how much P_refuse changed. An incoherent answer is no verdict.
 
     Raises:
         UserError: if fewer than two steps have verdicts, or one asked for has none.
     """
     refusal = run.refusal()
     table = refusal.drop_duplicates(["step", "prompt"]).dropna(subset="refuses")
+    # An answer that says nothing is no compliance: neither end of a flip.
+    table = table[table["refuses"] | ~table["incoherent"].fillna(value=False)]
     steps = sorted(table["step"].unique().tolist())
     if len(steps) < 2:
         raise UserError(
@@ -105,15 +107,16 @@ def flips_between(one: Evaluation, other: Evaluation) -> pd.DataFrame:
 
     Returns:
         `benchmark, judge, kind, id, prompt, flip, verdict_before, verdict_after, answer_before,
-        answer_after`. A partial refusal counts as answered; what a judge could not judge in either
-        is left out, and so are prompts that were asked of one model only.
+        answer_after`. A partial refusal counts as answered; what a judge could not judge in either,
+        or found incoherent, is left out, and so are prompts that were asked of one model only.
 
     Raises:
         UserError: if no benchmark was judged by the same refusal judge for both.
     """
     tables = [
         table[
-            (table["asks"] == "refusal") & table["verdict"].isin([REFUSAL, PARTIAL, COMPLIANCE])
+            (table["asks"] == "refusal")
+            & table["verdict"].isin([REFUSAL, PARTIAL, COMPLIANCE, DISTANCED])
         ].copy()
         for table in (one.verdicts(), other.verdicts())
     ]

@@ -113,7 +113,8 @@ class Trajectory:
 
         Returns:
             `step, prompt, group, text, phrase_set, reduction, log_probability, probability`,
-            `upper` (what the logarithm is at most) and `refuses` (of the answer, if there is one).
+            `upper` (what the logarithm is at most), and of the answer, if there is one, `refuses`
+            and `incoherent` (it says nothing: `prompts.coherence`).
         """
         columns = ["step", "prompt", "phrase_set", "reduction", "log_probability", "refuses"]
         table = self._read("refusal", columns)
@@ -122,7 +123,9 @@ class Trajectory:
         table.insert(3, "text", table["prompt"].map(about["text"]))
         table["probability"] = np.exp(log_p := table["log_probability"])
         table["upper"] = table.get("upper", log_p).fillna(log_p)  # older tables have no bound
-        table["refuses"] = table.pop("refuses").astype("boolean")
+        unknown = pd.Series(pd.NA, index=table.index)
+        for name in ("refuses", "incoherent"):  # older tables say nothing of coherence
+            table[name] = (table.pop(name) if name in table else unknown).astype("boolean")
         return with_stage(table, self.stage_names)
 
     def tokens(self) -> pd.DataFrame:
@@ -347,14 +350,15 @@ class Trajectory:
         """Return means over prompts: a row per step, group and way to sum.
 
         Returns:
-            `step, group, phrase_set, reduction, probability, refusal_rate`; the last is the share
-            of generated answers that refuse, missing where none was generated.
+            `step, group, phrase_set, reduction, probability, refusal_rate, incoherent_rate`; the
+            last two are the shares of generated answers that refuse, and that say nothing, missing
+            where none was generated.
         """
         keys = ["step", "group", "phrase_set", "reduction"]
-        rows = self.refusal().astype({"refuses": "Float64"})
-        means = rows.groupby(keys, sort=False)[["probability", "refuses"]].mean()
-        named = means.rename(columns={"refuses": "refusal_rate"}).reset_index()
-        return with_stage(named, self.stage_names)
+        rates = {"refuses": "refusal_rate", "incoherent": "incoherent_rate"}
+        rows = self.refusal().astype(dict.fromkeys(rates, "Float64"))
+        means = rows.groupby(keys, sort=False)[["probability", *rates]].mean()
+        return with_stage(means.rename(columns=rates).reset_index(), self.stage_names)
 
     def plot(self, ax: "Axes | None" = None, what: str | None = None) -> "Axes":
         """Return the Axes with a line over the steps for every pair of groups, or every group.

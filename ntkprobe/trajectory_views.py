@@ -50,12 +50,12 @@ def drawn(run: "Trajectory", ax: "Axes | None", what: str | None) -> "Axes":
 def summary(run: "Trajectory") -> str:
     """Return a run's steps, prompts and means as HTML."""
     steps, groups = run.steps, run.prompts["group"].value_counts(sort=False)
-    told = ", ".join(f"{count} {group}" for group, count in groups.items())
+    described = ", ".join(f"{count} {group}" for group, count in groups.items())
     span = f"{len(steps)} steps, {steps[0]} to {steps[-1]}" if steps else "no steps yet"
     column = "stage" if (names := run.stage_names) else "step"
     if names:
         span = f"stages {', '.join(names[step] for step in steps if step in names)}"
-    shown = [paragraph(f"{run.folder}: {span}; prompts: {told}")]
+    shown = [paragraph(f"{run.folder}: {span}; prompts: {described}")]
     if run.kernel_steps():
         means = run.group_means(resamples=0)
         pairs = means["observed_group"] + " ← " + means["updated_group"]

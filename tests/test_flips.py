@@ -124,3 +124,16 @@ def test_an_id_that_names_another_prompt_in_the_other_evaluation_is_not_compared
     table.loc[0, "prompt"] = "Something else?"
     table.to_parquet(path)
     assert flips_between(*models)["id"].tolist() == ["own-2"]
+
+
+def test_an_answer_that_says_nothing_is_neither_end_of_a_flip(run, tmp_path):
+    folder = write_run(tmp_path / "out")
+    whole = flips_of_run(Trajectory(folder))
+    flipped = whole["prompt"].iloc[0]
+    first = folder / "refusal/step-00000000.parquet"
+    rows = pd.read_parquet(first)
+    assert not rows.loc[rows["prompt"] == flipped, "refuses"].any()
+    rows["incoherent"] = rows["prompt"] == flipped
+    rows.to_parquet(first)
+    fewer = flips_of_run(Trajectory(folder))
+    assert set(whole["prompt"]) - set(fewer["prompt"]) == {flipped}

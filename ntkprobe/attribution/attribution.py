@@ -275,10 +275,16 @@ class _Work:
         remarks = [f"checkpoint {s} is not whole: left out" for s in self.run.left_out]
         rates: Sequence[float] = self.run.learning_rates()
         if not rates:
-            logged = self.run.logged_rates(self.scanned[-1].checkpoint)
-            known = sorted(logged)
+            log = self.run.log(self.scanned[-1].checkpoint)
+            logged, known = log.rates, sorted(log.rates)
             every = range(1, steps[-1] + 1) if known else ()  # interpolated between logged steps
             rates = [float(np.interp(s, known, [logged[k] for k in known])) for s in every]
+            remarks += [f"learning rates are from {log.source}"] if known else []
+            if log.pairs not in (None, len(self.run.texts)):
+                remarks.append(
+                    f"the run says that it was trained on {log.pairs} rows; {self.run.data} holds "
+                    f"{len(self.run.texts)} pairs"
+                )
             if not rates:
                 rates = [1.0]
                 remarks.append(

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from ..checkpoints import Checkpoint, Incomplete, identity, pinned, read_marker, readiness
+from ..checkpoints import Checkpoint, identity, pinned, readiness
 from ..checkpoints.headers import read_json
+from ..checkpoints.training_logs import TrainingLog, read_training_log
 from ..errors import UserError
 from ..measurement.influence.pair_files import recorded_data
 from ..prompts.files import read_rows
@@ -220,14 +221,9 @@ class TrainingRun:
             schedule.step()
         return tuple(rates)
 
-    def logged_rates(self, checkpoint: Checkpoint) -> dict[int, float]:
-        """Return the learning rates by step that transformers' Trainer logged, if it did."""
-        try:
-            read_marker(checkpoint.path)
-            history = read_json(checkpoint.path / "trainer_state.json").get("log_history", [])
-        except (Incomplete, UserError, OSError):
-            return {}
-        return {int(r["step"]): float(r["learning_rate"]) for r in history if "learning_rate" in r}
+    def log(self, last: Checkpoint) -> TrainingLog:
+        """Return what another trainer logged; without learning rates where it does not say them."""
+        return read_training_log(self.folder, last.path)
 
 
 @dataclass

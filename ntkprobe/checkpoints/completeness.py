@@ -180,6 +180,11 @@ def _weight_files(folder: Path, names: Sequence[str], kind: str) -> list[str]:
     """
     if FULL in names and SHARDED in names:
         raise Incomplete(f"both {FULL} and {SHARDED}: one of them is left over; remove it")
+    if kind == "full" and "config.json" not in names:
+        raise Incomplete(
+            "no config.json beside the weights (accelerate's save_state writes none): save the "
+            "model with save_pretrained"
+        )
     read_json(folder / ("adapter_config.json" if kind == "adapter" else "config.json"))
     if kind == "full" and SHARDED in names:
         return _shards(folder, names)

@@ -1,16 +1,22 @@
-"""The checkpoints of a run, in order."""
+"""The checkpoints of a run, in order, under the names that trainers give their folders."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .completeness import ADAPTER, FULL, SHARDED, pickled_weights
+from .completeness import ADAPTER, FULL, SHARDED, SPLIT, pickled_weights
 from .headers import Incomplete
 from .markers import read_marker
 
-# Exactly this: interrupted trainers leave folders such as tmp-checkpoint-7 behind.
+# Exactly these: interrupted trainers leave folders such as tmp-checkpoint-7 behind.
 NAME = re.compile(r"checkpoint-(\d{1,18})")
+STEPS = (NAME, re.compile(r"step_(\d{1,18})"), re.compile(r"step-(\d{1,18})"))
+"""Names that tell the step: of transformers' Trainer and all trainers built on it (TRL, axolotl,
+LLaMA-Factory, Unsloth), of torchtune and open-instruct, of torchtitan."""
+
+EPOCHS = (re.compile(r"epoch_(\d{1,18})"), re.compile(r"epoch-(\d{1,18})"))
+"""Names that tell an epoch, counted from 0: of torchtune and open-instruct."""
 
 
 @dataclass(frozen=True, order=True)
@@ -22,38 +28,76 @@ class Checkpoint:
 
 
 def find_checkpoints(run: Path) -> list[Checkpoint]:
-    """Return the checkpoints of a run by step: its `checkpoint-N` folders, or itself as one.
+    """Return the checkpoints of a run by step: its numbered folders, or itself as one.
+
+    The folders are those of the first pattern of `STEPS` and `EPOCHS` that any has. The model that
+    a trainer saves at its end in the run's own folder is one more checkpoint, where its
+    `trainer_state.json` tells a step beyond all others.
 
     Args:
-        run: an output folder of transformers' Trainer, or one saved model or adapter, whose step is
-            the one that its name or its `trainer_state.json` tells, else 0.
+        run: an output folder of a trainer, or one saved model or adapter, whose step is the one
+            that its name or its `trainer_state.json` tells, else 0.
 
     Returns:
-        The checkpoints, complete or not; empty if the folder holds none (yet).
+        The checkpoints, complete or not; empty if the folder holds none (yet). Where folders tell
+        an epoch only, the step of `epoch_0` is 1 (`counts_epochs`).
 
     Raises:
         UserError: if there is no such folder.
     """
     if not run.is_dir():
         raise UserError(f"no folder {run}: --ckpt-dir takes a training run or one checkpoint")
-    children = [(NAME.fullmatch(child.name), child) for child in run.iterdir()]
-    numbered = [Checkpoint(int(m[1]), child) for m, child in children if m and child.is_dir()]
-    if numbered:
-        return sorted(numbered)
+    children = [child for child in run.iterdir() if child.is_dir()]
+    for pattern in (*STEPS, *EPOCHS):
+        if numbered := _numbered(children, pattern):
+            return numbered if pattern in EPOCHS else [*numbered, *_saved_last(run, numbered)]
     return [Checkpoint(_step_of(run), run)] if _is_lone(run) else []
+
+
+def counts_epochs(run: Path) -> bool:
+    """Return whether the steps of a run's checkpoints are epochs: their names tell no more."""
+    names = [child.name for child in run.iterdir() if child.is_dir()] if run.is_dir() else []
+    found = next((p for p in (*STEPS, *EPOCHS) if any(map(p.fullmatch, names))), None)
+    return found in EPOCHS
+
+
+def saved_models(run: Path) -> list[str]:
+    """Return which folders in a run hold a model or adapter of a name that tells no step."""
+    children = sorted(child for child in run.iterdir() if child.is_dir()) if run.is_dir() else []
+    return [child.name for child in children if _is_lone(child)]
+
+
+def _numbered(children: list[Path], pattern: re.Pattern[str]) -> list[Checkpoint]:
+    """Return the folders of one pattern by step; epochs are counted from 0, steps are not."""
+    first = int(pattern in EPOCHS)
+    matches = [(pattern.fullmatch(child.name), child) for child in children]
+    return sorted(Checkpoint(int(m[1]) + first, child) for m, child in matches if m)
+
+
+def _saved_last(run: Path, numbered: list[Checkpoint]) -> list[Checkpoint]:
+    """Return the model in the run's own folder, where it is known to be of a later step."""
+    if not _is_lone(run):
+        return []
+    last = Checkpoint(_step_of(run), run)
+    return [last] if last.step > numbered[-1].step else []
 
 
 def _is_lone(folder: Path) -> bool:
     """Return whether a folder is one checkpoint: it has weights, be they of a kind not read."""
-    names = {entry.name for entry in folder.iterdir()}
+    try:
+        names = {entry.name for entry in folder.iterdir()}
+    except OSError:
+        return False
     configured = names & {"config.json", "adapter_config.json"}
-    return bool(names & {FULL, SHARDED, ADAPTER} or (configured and pickled_weights(sorted(names))))
+    unread = names & set(SPLIT) or pickled_weights(sorted(names))
+    return bool(names & {FULL, SHARDED, ADAPTER} or (configured and unread))
 
 
 def _step_of(folder: Path) -> int:
-    named = NAME.fullmatch(folder.resolve().name)
-    if named:
-        return int(named[1])
+    name = folder.resolve().name
+    for pattern in (*STEPS, *EPOCHS):
+        if named := pattern.fullmatch(name):
+            return int(named[1]) + int(pattern in EPOCHS)
     try:
         return read_marker(folder).step
     except (Incomplete, UserError):

@@ -246,12 +246,14 @@ class MeasureOptions:
                     "prompt and response), since no data.parquet lies beside the checkpoints"
                 )
             source, pairs = str(path), read_recorded(path)
-        drawn = self.settings.kernel
+        drawn, refusal = self.settings.kernel, self.settings.refusal
+        phrases = refusal.phrases if refusal else InfluenceSettings.phrases
         settings = InfluenceSettings(
             updated=pairs,
             target=self.influence or InfluenceSettings.target,
             loss=self.influence_loss,
             parameters=self.influence_parameters,
+            phrases=phrases if isinstance(phrases, str) else phrases[0].phrases,
             per_group=drawn.per_group if drawn else InfluenceSettings.per_group,
             seed=drawn.seed if drawn else InfluenceSettings.seed,
         )

@@ -41,6 +41,8 @@ class EvaluateOptions:
         config: a YAML file with these options.
         overwrite: discard what E holds.
         judge: a judge of the answers; may be repeated.
+        phrases: a set of refusal prefixes from a file, such as another language's, as a further
+            judge under its name; may be repeated.
         no_judge: only generate answers.
         answers: how the model answers.
         template: `auto` (chat where the tokenizer has one), `chat`, `raw`, a shipped one, or a
@@ -67,6 +69,7 @@ class EvaluateOptions:
         list[str] | None,
         Flag(panel=JUDGES, metavar="[LABEL=]NAME[:KEY=VALUE,…]", shows="the keyword filters"),
     ] = None
+    phrases: Annotated[list[str] | None, Flag(panel=JUDGES, metavar="[NAME=]FILE")] = None
     no_judge: Annotated[bool, Flag(panel=JUDGES)] = False
     answers: AnswerSettings = field(default_factory=AnswerSettings)
     template: Annotated[
@@ -120,11 +123,14 @@ def evaluate(options: EvaluateOptions) -> int:
     further benchmarks or judges if you like.
     """  # ruff: ignore[docstring-missing-returns, docstring-missing-exception]
     from ..evaluation.benchmarks import read_benchmark
-    from ..evaluation.judge_specs import DEFAULT, read_judges
+    from ..evaluation.judge_specs import DEFAULT, read_judges, with_phrase_sets
 
     if not options.benchmark:
         raise UserError("no benchmark: give --benchmark NAME or FILE; any other NAME lists all")
+    if options.no_judge and options.phrases:
+        raise UserError("--phrases names judges: leave out --no-judge")
     judges = read_judges([] if options.no_judge else options.judge or DEFAULT)
+    judges = with_phrase_sets(judges, options.phrases or [])
     benchmarks = [read_benchmark(word).first(options.limit) for word in options.benchmark]
     quieten()
     stages = options.stages()

@@ -11,7 +11,9 @@ from typing import Any
 
 from .. import plugins
 from ..errors import UserError
+from ..prompts.phrase_files import read_phrase_sets
 from . import judges
+from .judges.prefixes import Prefixes
 from .server import Server
 from .verdicts import Judge
 
@@ -41,6 +43,27 @@ def read_judges(words: Sequence[str]) -> dict[str, Judge]:
                 f"two judges are called {label!r}: write LABEL={word} to call one something else"
             )
         found[label] = judge
+    return found
+
+
+def with_phrase_sets(judges: Mapping[str, Judge], specs: Sequence[str]) -> dict[str, Judge]:
+    """Return judges with one more for each set of phrases, under the set's name.
+
+    Args:
+        judges: by label.
+        specs: as for `--phrases`.
+
+    Raises:
+        UserError: if there is no such set, or a judge is called the same.
+    """
+    found = dict(judges)
+    for each in read_phrase_sets(specs):
+        if each.name in found:
+            raise UserError(
+                f"--phrases: a judge is called {each.name!r} already: write NAME=FILE to call the "
+                "set something else"
+            )
+        found[each.name] = Prefixes.of(each)
     return found
 
 

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError
+from ..prompts.coherence import incoherence
 from . import scores
 from .preferences import points
 from .verdict_files import KEY, digest
-from .verdicts import SAFE, UNDETERMINED, UNSAFE
+from .verdicts import COMPLIANCE, INCOHERENT, SAFE, UNDETERMINED, UNSAFE
 
 PROMPTS = ["id", "prompt", "kind", "type", "pair"]
 STAGES = "stages.json"
@@ -88,7 +89,9 @@ class Evaluation:
 
         Returns:
             `method, benchmark, judge, asks, id, kind, type, pair, verdict`, which is `undetermined`
-            also where the prompt has no answer, or not the one that was judged.
+            also where the prompt has no answer, or not the one that was judged. An answer that says
+            nothing by rule (`prompts.coherence`) is `incoherent`, where a judge took it for
+            compliance, and where it is empty; the files hold what the judge said.
         """
         tables = [table for name in self.benchmarks for table in self._judged(name)]
         columns = ["method", "benchmark", "judge", "asks", "id", "kind", "type", "pair", "verdict"]
@@ -118,6 +121,23 @@ class Evaluation:
         """
         verdicts = self.verdicts()
         return _scored(verdicts, ["method", "judge", "asks", "kind"])
+
+    def kinds(self) -> pd.DataFrame:
+        """Return what kinds of answers there are, by each refusal judge.
+
+        Returns:
+            `method, benchmark, judge, kind, answer, value, low, high, count, of, interval,
+            coverage`, a row for each of `scores.KINDS` as `answer`; the shares of the answers with
+            a verdict sum to 1. A keyword filter tells compliance and refusal only.
+        """
+        rows: list[dict[str, Any]] = []
+        by = ["method", "benchmark", "judge", "kind"]
+        table = self.verdicts()
+        for key, group in table.loc[table["asks"] == "refusal"].groupby(by, dropna=False):
+            about = dict(zip(by, key, strict=True))
+            found = scores.kinds(group["verdict"].tolist())
+            rows += [about | {"answer": kind} | row(share) for kind, share in found.items()]
+        return pd.DataFrame(rows, columns=[*by, "answer", *row(scores.compliance([]))])
 
     def agreement(self) -> pd.DataFrame:
         """Return the agreement of every two judges that ask the same question.
@@ -195,18 +215,24 @@ class Evaluation:
         """Yield the prompts of a benchmark with the verdicts of each judge."""
         prompts, answers = self.prompts(benchmark), self.answers(benchmark)
         now = dict(zip(answers["id"], map(digest, answers["answer"]), strict=True))
+        flaws = dict(zip(answers["id"], map(incoherence, answers["answer"]), strict=True))
         for path in sorted((self.folder / "verdicts" / benchmark).glob("[!.]*.parquet")):
             table = pd.read_parquet(path).drop_duplicates("id", keep="last")
             if "digest" in table:
                 table = table.loc[table["digest"] == table["id"].map(now)]
             else:
                 table = table.loc[table["id"].isin(list(now))]
-            said = dict(zip(table["id"], table["verdict"], strict=True))
+            asks, rows = (
+                _asks(path, table["verdict"]),
+                zip(table["id"], table["verdict"], strict=True),
+            )
+            told = flaws if asks == "refusal" else {}
+            said = {name: _apart(verdict, told.get(name)) for name, verdict in rows}
             yield prompts.assign(
                 method=self.label,
                 benchmark=benchmark,
                 judge=path.stem,
-                asks=_asks(path, table["verdict"]),
+                asks=asks,
                 verdict=[said.get(name, UNDETERMINED) for name in prompts["id"]],
             )
 
@@ -216,6 +242,12 @@ def evaluations_in(place: Path) -> list[Path]:
     found = sorted(path for path in place.glob("*") if (path / "prompts").is_dir())
     named = [place / str(name) for name in _json(place / STAGES).get("stages", [])]
     return sorted(found, key=lambda path: named.index(path) if path in named else len(named))
+
+
+def _apart(verdict: str, flaw: str | None) -> str:
+    """Return a verdict, `incoherent` for an answer that says nothing and is no refusal."""
+    nothing = verdict == COMPLIANCE or (verdict == UNDETERMINED and flaw == "empty")
+    return INCOHERENT if flaw is not None and nothing else verdict
 
 
 def row(score: scores.Score) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
+from ..errors import UserError
 from ..jupyter import paragraph, table
 from ..models.cached import batches, usable
 from ..models.generation import (
@@ -20,7 +21,8 @@ from ..models.generation import (
 )
 from ..models.validation import count
 from ..progress import progress as long_stage
-from ..prompts.phrases import is_refusal, phrase_set
+from ..prompts.coherence import incoherence
+from ..prompts.phrases import REFUSAL_PREFIXES, PhraseSet
 from ..prompts.prompt_set import PromptSet
 from ..prompts.templates import Template
 from ..refusal import (
@@ -51,7 +53,8 @@ class RefusalMeasurement:
             (`refusal.bounded`); `log_probabilities` themselves where all were.
         answers: the model's own answers, if they were generated; never written to disk.
         refuses: whether each answer begins with a refusal, if they were generated; None for one
-            whose reasoning never ends.
+            whose reasoning never ends. By the filter of the first set of phrases.
+        refuses_by: the same by the name of each set of phrases, where there are several.
         settings: everything that the numbers depend on.
     """
 
@@ -61,11 +64,14 @@ class RefusalMeasurement:
     refuses: tuple[bool | None, ...] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     upper: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    refuses_by: dict[str, tuple[bool | None, ...]] = field(default_factory=dict)
 
     def frame(self) -> pd.DataFrame:
         """Return a row per prompt and reduction: those of `Trajectory.refusal` without `step`."""
         about = self.prompts.frame()[["prompt", "group", "text"]]
-        refuses = pd.array(self.refuses or [None] * len(self.prompts), dtype="boolean")
+        unknown = self.refuses or [None] * len(self.prompts)
+        said = self.answers or [None] * len(self.prompts)
+        flaws = [None if text is None else incoherence(text) is not None for text in said]
         tables = [
             about.assign(
                 phrase_set=phrase_set,
@@ -73,17 +79,25 @@ class RefusalMeasurement:
                 log_probability=values.numpy(),
                 probability=np.exp(values.numpy()),
                 upper=self.upper.get((phrase_set, reduction), values).numpy(),
-                refuses=refuses,
+                refuses=pd.array(self.refuses_by.get(phrase_set, unknown), dtype="boolean"),
+                incoherent=pd.array(flaws, dtype="boolean"),
             )
             for (phrase_set, reduction), values in self.log_probabilities.items()
         ]
         return pd.concat(tables, ignore_index=True)
 
     def group_means(self) -> pd.DataFrame:
-        """Return means over prompts: `group, phrase_set, reduction, probability, refusal_rate`."""
+        """Return means over prompts, a row for each group, phrase set and reduction.
+
+        Returns:
+            `group, phrase_set, reduction, probability, refusal_rate, incoherent_rate`; the last is
+            the share of answers that say nothing (`prompts.coherence`), which no compliance is.
+        """
         keys = ["group", "phrase_set", "reduction"]
-        means = self.frame().groupby(keys, sort=False)[["probability", "refuses"]].mean()
-        return means.rename(columns={"refuses": "refusal_rate"}).reset_index()
+        columns = ["probability", "refuses", "incoherent"]
+        means = self.frame().groupby(keys, sort=False)[columns].mean()
+        rates = {"refuses": "refusal_rate", "incoherent": "incoherent_rate"}
+        return means.rename(columns=rates).reset_index()
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Return the Axes with every prompt's probability by group, for the first reduction."""
@@ -110,7 +124,7 @@ def measure_refusal(
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Texts | Encoded,
     *,
-    phrases: str | Sequence[str] = "paper31",
+    phrases: str | Sequence[str] | PhraseSet | Sequence[PhraseSet] = "paper31",
     apostrophes: str = "ascii",
     reductions: str | Sequence[str] = REDUCTIONS,
     generate: bool = True,
@@ -128,7 +142,8 @@ def measure_refusal(
         model: any causal language model, in memory.
         tokenizer: its tokenizer.
         prompts: what to measure on.
-        phrases: the name of a phrase set, or phrases.
+        phrases: the name of a phrase set, phrases, or one or several `PhraseSet`s, each of which
+            has rows of its own under its name, and its own filter for the answers.
         apostrophes: `ascii`, `curly` or `both`, for a named set.
         reductions: `literal` sums over all phrases as the paper does; `prefix_free` counts a phrase
             that begins with another one once. One, or both.
@@ -149,10 +164,8 @@ def measure_refusal(
     if generate:
         count("max_new_tokens", max_new_tokens)
     encoded = as_encoded(tokenizer, prompts, template, max_length)
-    named = isinstance(phrases, str)
-    texts = phrase_set(phrases, apostrophes=apostrophes) if isinstance(phrases, str) else phrases
-    label = phrases if isinstance(phrases, str) else "given"
-    ends = phrase_ids(tokenizer, list(texts), encoded.template)
+    sets = _phrase_sets(phrases, apostrophes)
+    ends = [phrase_ids(tokenizer, list(each.phrases), encoded.template) for each in sets]
     ids = list(encoded.input_ids)
     how = _Reading(
         tokenizer,
@@ -166,8 +179,9 @@ def measure_refusal(
         progress,
     )
     with evaluating(model), torch.no_grad():
-        room = max(*map(len, ends), how.max_new_tokens) - 1
-        require_measurable(model, ids, room=max(map(len, ends)) - 1)
+        longest = max(len(phrase) for each in ends for phrase in each)
+        room = max(longest, how.max_new_tokens) - 1
+        require_measurable(model, ids, room=longest - 1)
         if generate:
             require_measurable(model, ids, room=max_new_tokens)
         if logits_processor or not usable(model, ids, room):
@@ -175,25 +189,66 @@ def measure_refusal(
         else:
             scores, answers = how.kept(model, ids)
 
-    def _sums(found: Tensor) -> dict[tuple[str, str], Tensor]:
-        return {(label, each): reduce_phrases(found, ends, each).cpu() for each in hows}
-
+    named = isinstance(phrases, str)
     settings = {
-        "phrases": label if named else list(texts),
+        "phrases": phrases if named else _recorded(phrases, sets),
         "apostrophes": apostrophes if named else None,
         **encoded.record,
         "max_new_tokens": max_new_tokens if generate else None,
         "exact_phrases": exact_phrases,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
+    said = {} if answers is None else {s.name: tuple(map(s.refuses, answers)) for s in sets}
     return RefusalMeasurement(
         encoded.prompts,
-        _sums(scores.lower),
+        _sums([each.lower for each in scores], sets, ends, hows),
         None if answers is None else tuple(answers),
-        None if answers is None else tuple(map(is_refusal, answers)),
+        next(iter(said.values()), None),
         settings,
-        _sums(scores.upper),
+        _sums([each.upper for each in scores], sets, ends, hows),
+        said,
     )
+
+
+def _phrase_sets(
+    phrases: str | Sequence[str] | PhraseSet | Sequence[PhraseSet], apostrophes: str
+) -> tuple[PhraseSet, ...]:
+    """Return the sets of phrases that are asked for; phrases alone are one called `given`.
+
+    Raises:
+        UserError: if two have one name.
+    """
+    if isinstance(phrases, str):
+        return (PhraseSet.named(phrases, apostrophes=apostrophes),)
+    if isinstance(phrases, PhraseSet):
+        return (phrases,)
+    sets = tuple(each for each in phrases if isinstance(each, PhraseSet))
+    if len(sets) < len(phrases) or not sets:
+        texts: Any = tuple(phrases)
+        return (PhraseSet("given", texts, REFUSAL_PREFIXES),)
+    if len({each.name for each in sets}) < len(sets):
+        raise UserError(f"two sets of phrases have one name: {[each.name for each in sets]}")
+    return sets
+
+
+def _recorded(phrases: Any, sets: Sequence[PhraseSet]) -> list[Any]:
+    """Return the record of phrases that are no name: of sets their labels, else the texts."""
+    given = isinstance(phrases, PhraseSet) or isinstance(phrases[0], PhraseSet)
+    return [each.label for each in sets] if given else list(phrases)
+
+
+def _sums(
+    found: Sequence[Tensor],
+    sets: Sequence[PhraseSet],
+    ends: Sequence[Sequence[tuple[int, ...]]],
+    hows: Sequence[str],
+) -> dict[tuple[str, str], Tensor]:
+    """Return log P_refuse for each set and reduction, of the phrases' log-probabilities."""
+    return {
+        (each.name, how): reduce_phrases(values, own, how).cpu()
+        for each, values, own in zip(sets, found, ends, strict=True)
+        for how in hows
+    }
 
 
 @dataclass(frozen=True)
@@ -201,7 +256,7 @@ class _Reading:
     """How phrases are scored and answers generated."""
 
     tokenizer: "PreTrainedTokenizerBase"
-    phrases: Sequence[tuple[int, ...]]
+    phrases: Sequence[Sequence[tuple[int, ...]]]
     reductions: tuple[str, ...]
     tolerance: float
     max_new_tokens: int
@@ -212,18 +267,22 @@ class _Reading:
 
     def plainly(
         self, model: nn.Module, ids: list[Any], processors: Sequence[LogitsProcessor]
-    ) -> tuple[Bounded, list[str] | None]:
-        """Return the scores, all of them exact, and the answers, each from passes of its own."""
-        scores = score_phrases(
-            model,
-            ids,
-            self.phrases,
-            logits_processor=processors,
-            batch_size=self.batch_size,
-            progress=self.progress,
-        )
+    ) -> tuple[list[Bounded], list[str] | None]:
+        """Return each set's scores, all exact, and the answers, from passes of their own."""
+        scores = [
+            score_phrases(
+                model,
+                ids,
+                each,
+                logits_processor=processors,
+                batch_size=self.batch_size,
+                progress=self.progress,
+            )
+            for each in self.phrases
+        ]
+        exact = [Bounded(each, each) for each in scores]
         if not self.max_new_tokens:
-            return Bounded(scores, scores), None
+            return exact, None
         answers = generate_answers(
             model,
             self.tokenizer,
@@ -235,25 +294,26 @@ class _Reading:
             logits_processor=processors,
             progress=self.progress,
         )
-        return Bounded(scores, scores), answers
+        return exact, answers
 
-    def kept(self, model: nn.Module, ids: list[Any]) -> tuple[Bounded, list[str] | None]:
+    def kept(self, model: nn.Module, ids: list[Any]) -> tuple[list[Bounded], list[str] | None]:
         """Return the same, within the tolerance, from one pass over each prompt."""
-        require_vocabulary(model, [t for each in self.phrases for t in each], "a refusal phrase")
-        size = (len(ids), len(self.phrases))
-        lower, upper = (
-            torch.zeros(size, dtype=torch.float64),
-            torch.zeros(size, dtype=torch.float64),
-        )
+        tokens = [t for each in self.phrases for phrase in each for t in phrase]
+        require_vocabulary(model, tokens, "a refusal phrase")
+        found = [
+            Bounded(*(torch.zeros(len(ids), len(each), dtype=torch.float64) for _ in range(2)))
+            for each in self.phrases
+        ]
         answers = [""] * len(ids)
         with long_stage(
             total=len(ids), disable=not self.progress, desc="refusals", unit="prompt", leave=False
         ) as bar:
             for rows, kept in batches(model, ids, count("batch_size", self.batch_size)):
-                found = bound_phrases(
-                    kept, self.phrases, self.reductions, tolerance=self.tolerance, rows=rows
-                )
-                lower[rows], upper[rows] = found.lower, found.upper
+                for each, scores in zip(self.phrases, found, strict=True):
+                    bounds = bound_phrases(
+                        kept, each, self.reductions, tolerance=self.tolerance, rows=rows
+                    )
+                    scores.lower[rows], scores.upper[rows] = bounds.lower, bounds.upper
                 if self.max_new_tokens:
                     new = answer_kept(
                         kept,
@@ -266,4 +326,4 @@ class _Reading:
                     for row, answer in zip(rows, new, strict=True):
                         answers[row] = answer.text
                 bar.update(len(rows))
-        return Bounded(lower, upper), answers if self.max_new_tokens else None
+        return found, answers if self.max_new_tokens else None

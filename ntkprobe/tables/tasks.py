@@ -34,7 +34,7 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
     for (kind, name, run), group in verdicts.groupby(by, sort=True):
         judge = refusal if kind == "safe" else safety or refusal
         said = group.loc[group["judge"] == judge, "verdict"].tolist()
-        counted = scores.REFUSED if kind == "safe" else frozenset({"compliance", "unsafe"})
+        counted = scores.REFUSED if kind == "safe" else scores.COMPLIED | {"unsafe"}
         if said:
             title = f"{name} {'refused' if kind == 'safe' else 'attacks'}, %"
             number = cell(scores.rate(said, counted), scale=100)

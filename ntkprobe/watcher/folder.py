@@ -184,8 +184,9 @@ class MeasurementFolder:
 
     def write_refusal(self, step: int, identity: str, measured: RefusalMeasurement) -> None:
         """Write the refusals of one checkpoint."""
-        columns = ["prompt", "phrase_set", "reduction", "log_probability", "upper", "refuses"]
-        self._write("refusal", step, identity, measured.frame()[columns])
+        columns = ["prompt", "phrase_set", "reduction", "log_probability", "upper"]
+        verdicts = ["refuses", "incoherent"]
+        self._write("refusal", step, identity, measured.frame()[[*columns, *verdicts]])
 
     def write_activations(self, step: int, identity: str, measured: ActivationMeasurement) -> None:
         """Write the activations of one checkpoint, `[prompts, hidden]` for each layer."""

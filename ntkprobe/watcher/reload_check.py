@@ -21,7 +21,6 @@ from ..measurement.verification import (
     compare_with_files,
     sample_measurement,
 )
-from ..prompts.phrases import phrase_set
 from .models import Models
 from .recorder import Recorder
 
@@ -189,7 +188,7 @@ class ReloadCheck:
             estimator=plugins.load(estimators, how.kernel.estimator)() if how.kernel else None,
             selection=how.kernel.parameters if how.kernel else "all",
             refusal=refusals,
-            phrases=phrase_set(asked.phrases, apostrophes=asked.apostrophes) if asked else (),
+            phrases=asked.phrase_sets[0].phrases if asked else (),
         )
 
 

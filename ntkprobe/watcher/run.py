@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.folders import counts_epochs, saved_models
 from ..errors import UserError, one_line
 from ..models.parameters import ParameterSelection
 from ..prompts.prompt_set import PromptSet
@@ -20,6 +21,8 @@ from .recorder import Recorder
 from .reporting import Sinks
 from .scan import CheckpointScanner
 from .settings import MeasureSettings
+
+EPOCHS_ONLY = "the folders' names tell epochs, so that a step here is an epoch: epoch_0 is step 1"
 
 
 def measure_run(
@@ -60,6 +63,9 @@ def measure_run(
     if ckpt_dir is not None and following is None:
         require_checkpoints(ckpt_dir)
     entries = {"ckpt_dir": str(ckpt_dir) if ckpt_dir else None, **(about or {})}
+    if ckpt_dir is not None and counts_epochs(ckpt_dir):
+        entries["steps_are"] = "epochs"
+        print(one_line(f"{ckpt_dir}: {EPOCHS_ONLY}"), file=sys.stderr)
     recorder = open_recorder(prompts, output_dir, how, entries, overwrite=overwrite)
     folder = recorder.folder
     before = folder.record.get("ckpt_dir")
@@ -153,9 +159,12 @@ def require_checkpoints(run: Path) -> None:
         UserError: if not.
     """
     if not CheckpointScanner(run).sees_any():
+        inside = saved_models(run)
+        named = f"; it holds models in {', '.join(inside[:4])}: name one of these" if inside else ""
         raise UserError(
             f"no checkpoints in {run}: expected folders checkpoint-N, as transformers' Trainer"
-            " writes them, or one saved model or adapter; --follow waits for them"
+            " and trainers built on it write them, step_N or epoch_N, or one saved model or"
+            f" adapter{named or '; --follow waits for them'}"
         )
 
 
@@ -186,6 +195,7 @@ def plan(
         done = ", has measurements" if scanned.checkpoint.step in known else ""
         todo += [size] * (verdict.state == "ready" and not done)
         lines.append(f"{name}: {verdict.state}{why}, {verdict.kind}, {size / 1e6:.1f} MB{done}")
+    lines += [EPOCHS_ONLY] if counts_epochs(ckpt_dir) else []
     return [*lines, _estimate(output_dir, todo)]
 
 

@@ -91,7 +91,8 @@ class CheckpointScanner:
     def wants_base(self) -> bool:
         """Whether the base counts as step 0: not if the run has that step, or is one checkpoint."""
         found = find_checkpoints(self.run) if self.run.is_dir() else []
-        taken = any(c.step == 0 or c.path == self.run for c in found)
+        alone = [c.path for c in found] == [self.run]
+        taken = alone or any(c.step == 0 for c in found)
         return not taken and self.choice.wants(Checkpoint(0, self.run), 0)
 
     def end(self) -> int | None:

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 from .. import estimators, mitigations, plugins
 from ..errors import UserError
+from ..prompts.phrase_files import read_phrase_sets
+from ..prompts.phrases import PHRASE_SETS, PhraseSet
 from ..prompts.prompt_set import PromptSet
 from ..prompts.unicode_text import flaw_within
 from ..settings import (
@@ -24,7 +26,7 @@ from ..settings import (
 )
 
 SCHEMA_VERSION = 1
-NOT_COMPARED = ("base", "method")
+NOT_COMPARED = ("base", "method", "phrase_texts")
 """Entries of `run.json` that say again, in other words, what others do."""
 COMPARED = ("prompts", "model", "kernel", "refusal", "activations", "directions", "influence")
 KERNEL, REFUSAL, ACTIVATIONS = "Kernel", "Refusals", "Activations"
@@ -114,20 +116,37 @@ class KernelSettings:
             raise UserError("--by and --keep-blocks go with top tokens, not with all logits")
 
 
+def _phrase_sets(specs: list[str] | None) -> str | tuple[PhraseSet, ...]:
+    """Return the sets of `--phrases`; one that is no file by its name."""
+    asked = list(specs or ["paper31"])
+    found = read_phrase_sets(asked)
+    return asked[0] if asked == [found[0].name] and asked[0] in PHRASE_SETS else found
+
+
 @dataclass(frozen=True, kw_only=True)
 class RefusalSettings:
     """How the refusal probability is measured.
 
     Attributes:
-        phrases: the name of a phrase set.
-        apostrophes: `ascii`, `curly` or `both`.
+        phrases: refusal phrases: `paper31`, `xstest21`, `union`, or a FILE of them, such as
+            another language's; may be repeated.
+        apostrophes: `ascii`, `curly` or `both`, for sets that are no files.
         generate: let the model answer, for the refusal rate.
         max_new_tokens: at most so many tokens in an answer.
         exact_phrases: run every phrase to its end, also those that cannot change log P_refuse by
             more than `refusal.TOLERANCE`.
     """
 
-    phrases: Annotated[str, NO_OPTION] = "paper31"
+    phrases: Annotated[
+        str | tuple[PhraseSet, ...],
+        Flag(
+            panel=REFUSAL,
+            metavar="[NAME=]FILE",
+            typed=list[str] | None,
+            default=["paper31"],
+            convert=_phrase_sets,
+        ),
+    ] = "paper31"
     apostrophes: Annotated[str, NO_OPTION] = "ascii"
     generate: Annotated[
         bool,
@@ -145,6 +164,21 @@ class RefusalSettings:
         bool,
         Flag(panel=REFUSAL, help="Also run phrases that change log P(refuse) by < 1e-4."),
     ] = False
+
+    @property
+    def phrase_sets(self) -> tuple[PhraseSet, ...]:
+        """The sets of phrases, each measured under its name."""
+        if isinstance(self.phrases, str):
+            return (PhraseSet.named(self.phrases, apostrophes=self.apostrophes),)
+        return self.phrases
+
+    def record(self) -> dict[str, Any]:
+        """Return the settings; sets that are no names by label, with what the files held."""
+        record = {each.name: getattr(self, each.name) for each in fields(self)}
+        if isinstance(self.phrases, str):
+            return record
+        texts = {each.name: asdict(each) for each in self.phrases}
+        return {**record, "phrases": [each.label for each in self.phrases], "phrase_texts": texts}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +234,7 @@ class InfluenceSettings:
         target: what changes: `refusal`, log P_refuse.
         loss: one of `influences.LOSSES`.
         parameters: what a step moves; `auto` is `lora` for adapters, else `all`.
-        phrases: the name of a phrase set.
+        phrases: the name of a phrase set, or phrases.
         apostrophes: `ascii`, `curly` or `both`.
         per_group: observed prompts and updated pairs of each group at most; None for all.
         seed: of their choice.
@@ -210,7 +244,7 @@ class InfluenceSettings:
     target: str = "refusal"
     loss: str = "sum"
     parameters: str = "auto"
-    phrases: str = "paper31"
+    phrases: str | tuple[str, ...] = "paper31"
     apostrophes: str = "ascii"
     per_group: int | None = 25
     seed: int = 0
@@ -338,7 +372,7 @@ class MeasureSettings:
                 "mitigation": mitigations.digest(self.mitigation) if self.mitigation else None,
             },
             "kernel": self.kernel.record() if self.kernel else None,
-            "refusal": asdict(self.refusal) if self.refusal else None,
+            "refusal": self.refusal.record() if self.refusal else None,
             "activations": asdict(self.activations) if self.activations else None,
             "directions": asdict(self.directions) if self.directions else None,
             "influence": self.influence.record() if self.influence else None,

@@ -119,6 +119,19 @@ def test_a_further_benchmark_or_judge_goes_into_the_same_folder(started, call, t
     assert set(Evaluation(tmp_path / "e").rates()["benchmark"]) == {"mine", "tiny"}
 
 
+def test_sets_of_phrases_are_judges_under_their_names(started, call, tmp_path):
+    (tmp_path / "en.txt").write_text("I cannot\nI am\n")
+    (tmp_path / "all.json").write_text('{"phrases": ["I"], "prefixes": ["i", "y", "use", "the"]}')
+    named = ["--phrases", tmp_path / "en.txt", "--phrases", f"wide={tmp_path}/all.json"]
+    status, _, _ = call(*TINY, *QUICK, *named)
+    rates = Evaluation(tmp_path / "e").rates()
+    assert status == 0 and {"en", "wide", "xstest_prefixes"} <= set(rates["judge"])
+    unsafe = rates[rates["kind"] == "unsafe"].set_index("judge")["value"]
+    assert unsafe["wide"] >= unsafe["en"]
+    (tmp_path / "en.txt").write_text("Other words\n")
+    assert "en" in mistake(call(*TINY, *QUICK, *named))
+
+
 def test_another_setting_in_the_same_folder_is_refused_with_both_values(started, call, answers):
     for flags, words in [
         (["--max-new-tokens", "7"], "answers.max_new_tokens = 6, now it is 7"),
@@ -382,6 +395,11 @@ def test_empty_answers_are_undetermined_and_told(call):
         (["--benchmark", "xtest"], "no benchmark 'xtest': choose from tiny"),
         ([*TINY, "--judge", "oracle"], "no 'oracle' in ntkprobe.evaluation.judges"),
         ([*TINY, "--judge", "llm"], "needs base_url"),
+        ([*TINY, "--judge", "prefixes"], "write prefixes:file=FILE"),
+        ([*TINY, "--judge", "prefixes:file=absent.txt"], "no such file"),
+        ([*TINY, "--phrases", "absent.txt"], "--phrases absent.txt: no such file"),
+        ([*TINY, "--phrases", "paper31", "--phrases", "paper31"], "two sets of --phrases"),
+        ([*TINY, "--phrases", "paper31", "--no-judge"], "leave out --no-judge"),
         ([*TINY, "--judge", "or_bench_strings:kin=x"], "sets 'kin': it has ['family']"),
         ([*TINY, "--judge", "scans_strings", "--judge", "scans_strings"], "two judges are called"),
         ([*TINY, "--limit", "0"], "--limit 0"),

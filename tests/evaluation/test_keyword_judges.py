@@ -6,6 +6,7 @@ from ntkprobe import plugins
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation import Item, judges
 from ntkprobe.evaluation.judges.or_bench_strings import STRINGS, OrBenchStrings
+from ntkprobe.evaluation.judges.prefixes import Prefixes
 from ntkprobe.evaluation.judges.scans_strings import ALWAYS, EXCEPTIONS, ScansStrings
 from ntkprobe.evaluation.judges.xstest_prefixes import XstestPrefixes
 from ntkprobe.prompts.phrases import XSTEST21
@@ -101,3 +102,26 @@ def test_an_unknown_family_is_refused_with_those_there_are():
 def test_every_judge_in_the_folder_says_what_it_asks():
     found = {name: plugins.load(judges, name).asks for name in plugins.names(judges)}
     assert set(found.values()) == {"refusal", "safety"} and found["llama_guard"] == "safety"
+
+
+@pytest.mark.parametrize("answer", [*REFUSALS, HELP, "Sorry", "No, that is safe.", ""])
+def test_a_named_set_judges_as_xstests_filter_does(answer):
+    assert said(Prefixes("xstest21"), answer) == said(XstestPrefixes(), answer)
+
+
+def test_prefixes_of_a_file_find_that_languages_refusals_alone(tmp_path):
+    file = tmp_path / "de.json"
+    file.write_text('{"phrases": ["Ich kann nicht"], "prefixes": ["Ich kann", "Leider"]}')
+    judge = Prefixes(str(file))
+    assert said(judge, " leider geht das nicht") == said(judge, "Ich kann nicht") == "refusal"
+    assert said(judge, REFUSALS[0]) == said(judge, "Gerne: leider") == "compliance"
+    before = judge.identity
+    assert judge.label == "de" and before["judge"] == "prefixes"
+    file.write_text('["Nein"]')
+    assert Prefixes(str(file)).identity != before
+
+
+def test_a_file_that_is_not_there_is_refused_before_anything_is_judged():
+    judge = Prefixes("nowhere.txt")
+    with pytest.raises(UserError, match="no such file"):
+        judge.check()

@@ -10,6 +10,7 @@ from fake_server import Script, fake_server
 
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation.judges.llm import Llm
+from ntkprobe.evaluation.judges.llm_kinds import INSTRUCTIONS, LABELS, LlmKinds
 from ntkprobe.evaluation.judging import judge_answers
 from ntkprobe.evaluation.server import Server
 from ntkprobe.evaluation.verdicts import Item, Verdict
@@ -160,3 +161,16 @@ def test_another_judge_under_the_same_label_is_refused(evaluation: Path) -> None
 def test_answers_that_are_not_there_are_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no answers to 'set': run"):
         run(tmp_path, right)
+
+
+def test_the_judge_of_kinds_tells_five_and_the_judge_of_three_does_not() -> None:
+    answers = [f"answer {kind}" for kind in LABELS]
+    with fake_server(lambda messages, _: the_answer(messages).split()[1].upper()) as fake:
+        server = Server(fake.base_url, "m", pause=0.01, retries=1)
+        items = [Item(kind, "How?", answer) for kind, answer in zip(LABELS, answers, strict=True)]
+        kinds = [v.verdict for v in LlmKinds(server).judge(items)]
+        three = [v.verdict for v in Llm(server).judge(items)]
+        assert LlmKinds(server).label == "kinds-m" != Llm(server).label
+        assert LlmKinds(server).identity != Llm(server).identity
+    assert kinds == list(LABELS) and all(kind.upper() in INSTRUCTIONS for kind in LABELS)
+    assert three == ["compliance", "undetermined", "partial", "refusal", "undetermined"]

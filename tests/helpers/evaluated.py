@@ -8,7 +8,7 @@ import pandas as pd
 from ntkprobe.storage import write_json, write_table
 
 SAID = {"c": "compliance", "r": "refusal", "p": "partial", "u": "undetermined"}
-SAID |= {"s": "safe", "x": "unsafe"}
+SAID |= {"s": "safe", "x": "unsafe", "d": "distanced", "i": "incoherent"}
 
 
 def evaluate(folder: Path, sets: dict[str, Any], **run: Any) -> Path:

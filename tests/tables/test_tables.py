@@ -10,6 +10,7 @@ from evaluated import evaluate
 
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
+from ntkprobe.evaluation import scores
 from ntkprobe.statistics import wilson
 from ntkprobe.storage import write_json
 from ntkprobe.tables import Table, make_table, table_names
@@ -143,6 +144,16 @@ def test_pairs_sides_and_agreement_have_their_tables(runs: list[str]) -> None:
     assert cells(agreement, "count")["stl, xstest (safe)", f"llm-gpt-4o, {KEYWORD}"] == 2
 
 
+def test_kinds_of_answers_are_columns_and_sum_to_one(runs: list[str]) -> None:
+    table = make_table(runs, "kinds")
+    values = cells(table).unstack()
+    assert values.sum(axis=1).tolist() == pytest.approx([1] * len(values))
+    assert list(dict.fromkeys(table.numbers["column"])) == list(scores.KINDS)
+    row = values.loc["stl, xstest (safe), llm-gpt-4o"]
+    assert row["compliance"] == pytest.approx(1) and row["incoherent"] == pytest.approx(0)
+    assert not any(GUARD in name for name in values.index)
+
+
 def test_table_2_is_what_training_recorded(tmp_path: Path) -> None:
     for name, kind, seconds in (("dcr", "dcr", 30), ("stl", "sft", 600)):
         stages = [
@@ -228,7 +239,7 @@ def test_the_command_writes_what_the_ending_says(runs: list[str], tmp_path: Path
 
 
 def test_every_table_of_the_folder_is_listed_and_has_its_parts(runs: list[str]) -> None:
-    known = {"1", "2", "3", "4", "5", "tasks", "agreement", "pairs", "two-sided"}
+    known = {"1", "2", "3", "4", "5", "tasks", "agreement", "kinds", "pairs", "two-sided"}
     assert set(table_names()) == known
     for name in known - {"2"}:
         for form in ("markdown", "latex", "csv"):
