@@ -247,7 +247,7 @@ class MeasureOptions:
                 )
             source, pairs = str(path), read_recorded(path)
         drawn, refusal = self.settings.kernel, self.settings.refusal
-        phrases = refusal.phrases if refusal else InfluenceSettings.phrases
+        phrases = (refusal or RefusalSettings()).phrases
         settings = InfluenceSettings(
             updated=pairs,
             target=self.influence or InfluenceSettings.target,
