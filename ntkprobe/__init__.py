@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .measurement.verification import verify as verify
     from .prompts import Prompt as Prompt
     from .prompts import PromptSet as PromptSet
+    from .stages import Stage as Stage
     from .training.dcr import DCRConfig as DCRConfig
     from .training.dcr import DCRTrainer as DCRTrainer
     from .training.dcr import train_dcr as train_dcr
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .training.steps import StepCallback as StepCallback
     from .trajectory import Trajectory as Trajectory
     from .watcher import measure_run as measure_run
+    from .watcher import measure_stages as measure_stages
     from .watcher.callback import TrajectoryCallback as TrajectoryCallback
 
 _HOMES = {
@@ -59,6 +61,7 @@ _HOMES = {
     "PromptSet": "prompts",
     "RefusalMeasurement": "measurement",
     "SFTConfig": "training.sft",
+    "Stage": "stages",
     "StepCallback": "training.steps",
     "Trajectory": "trajectory",
     "TrajectoryCallback": "watcher.callback",
@@ -72,6 +75,7 @@ _HOMES = {
     "measure_kernel": "measurement",
     "measure_refusal": "measurement",
     "measure_run": "watcher",
+    "measure_stages": "watcher",
     "train_dcr": "training.dcr",
     "train_sft": "training.sft",
     "verify": "measurement.verification",

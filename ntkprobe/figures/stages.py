@@ -1,6 +1,6 @@
 """Named stages in figures: their names beside the numbers, and each stage as a run of one step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 
 import pandas as pd
@@ -72,13 +72,14 @@ def _named(table: pd.DataFrame, runs: dict[str, Trajectory]) -> pd.DataFrame:
         if names:
             rows = with_stage(rows, names)
             rows["stage"] = rows["stage"].astype("str")
-            templates = rows["step"].map(dict(enumerate(templates_of(run.stages))))
+            names_of = templates_of(run.stages)
+            templates = [names_of[int(step)] for step in rows["step"]]
             rows.insert(list(rows.columns).index("stage") + 1, "template", templates)
         parts.append(rows)
     return pd.concat(parts).loc[table.index] if table.index.is_unique else pd.concat(parts)
 
 
-def templates_of(stages: list[Record]) -> list[str | None]:
+def templates_of(stages: Sequence[Record]) -> list[str | None]:
     """Return the template of each stage, told apart where one name makes other tokens.
 
     Args:

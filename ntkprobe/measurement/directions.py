@@ -80,10 +80,14 @@ def measure_directions(
         ids = [torch.tensor(row) for row in encoded.input_ids]
         require_measurable(model, ids, room=1)
         first, values = read_layers(model, modules, ids, back, batch_size)
-        for layer in modules:
-            found["prompt", layer] = values[layer][torch.arange(n), of_text].numpy()
-            for place, name in enumerate(names[1:], start=len(back) - len(names) + 1):
-                found[name, layer] = values[layer][:, place].numpy()
+        found |= {
+            ("prompt", layer): values[layer][torch.arange(n), of_text].numpy() for layer in modules
+        }
+        found |= {
+            (name, layer): values[layer][:, place].numpy()
+            for place, name in enumerate(names[1:], start=len(back) - len(names) + 1)
+            for layer in modules
+        }
         longer = [torch.cat([row, token[None]]) for row, token in zip(ids, first, strict=True)]
         _, values = read_layers(model, modules, longer, [1], batch_size)
         found |= {("answer_1", layer): values[layer][:, 0].numpy() for layer in modules}

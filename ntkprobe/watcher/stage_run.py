@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import Checkpoint
+from ..checkpoints import Checkpoint, Incomplete
 from ..errors import UserError, one_line
 from ..measurement.verification import WrongMeasurement
 from ..prompts.prompt_set import PromptSet
@@ -148,6 +148,8 @@ class StageLoop(MeasuringLoop):
             if one.adapter is not None:
                 return self.measurer.of_checkpoint(one.adapter)
             return self.measurer.of_base(one.step)
+        except Incomplete as why:  # nobody looks again
+            raise UserError(f"{one.stage.model} changed while it was read: {why}") from why
         except WrongMeasurement as why:  # of this stage: the others are loaded on their own
             self.folder.set_aside(one.step)
             raise UserError(str(why)) from why

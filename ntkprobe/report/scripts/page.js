@@ -89,7 +89,7 @@ function showStep() {
   if (!slider) return;
   slider.value = steps.indexOf(theStep());
   slider.setAttribute("aria-valuetext", `${stepName(theStep())}`);
-  document.getElementById("step-now").textContent = theSet().stages ? stepName(theStep()) : theStep();
+  document.getElementById("step-now").textContent = theSet()?.stages ? stepName(theStep()) : theStep();
 }
 
 function makeTools() {
