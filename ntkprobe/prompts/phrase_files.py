@@ -105,4 +105,8 @@ def _lines(text: str) -> list[str]:
     return [line for line in stripped if line and not line.startswith("#")]
 
 
-_READERS: dict[str, Callable[[str], Any]] = {".json": json.loads, ".yaml": parse_yaml, ".yml": parse_yaml}
+_READERS: dict[str, Callable[[str], Any]] = {
+    ".json": json.loads,
+    ".yaml": parse_yaml,
+    ".yml": parse_yaml,
+}
