@@ -1,7 +1,7 @@
 """A measured run in a notebook: a picture of it, and a summary in tables."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,11 @@ from .jupyter import paragraph, table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .trajectory import Trajectory
+Run = Any
+"""A `Trajectory`, which imports this module."""
 
 
-def drawn(run: "Trajectory", ax: "Axes | None", what: str | None) -> "Axes":
+def drawn(run: Run, ax: "Axes | None", what: str | None) -> "Axes":
     """Return the Axes with lines over the steps (`Trajectory.plot`).
 
     Args:
@@ -47,7 +48,7 @@ def drawn(run: "Trajectory", ax: "Axes | None", what: str | None) -> "Axes":
     return draw(found, new_axes() if ax is None else ax)
 
 
-def summary(run: "Trajectory") -> str:
+def summary(run: Run) -> str:
     """Return a run's steps, prompts and means as HTML."""
     steps, groups = run.steps, run.prompts["group"].value_counts(sort=False)
     told = ", ".join(f"{count} {group}" for group, count in groups.items())
@@ -68,14 +69,14 @@ def summary(run: "Trajectory") -> str:
     return "".join(shown)
 
 
-def _first_reduction(run: "Trajectory") -> pd.DataFrame:
+def _first_reduction(run: Run) -> pd.DataFrame:
     """Return the rows of `refusal_means` for the phrases and the sum that were listed first."""
     means = run.refusal_means()
     first = means[["phrase_set", "reduction"]].iloc[:1]
     return means.merge(first, on=["phrase_set", "reduction"])
 
 
-def _has(run: "Trajectory", kind: str) -> bool:
+def _has(run: Run, kind: str) -> bool:
     """Return whether some step has a kernel, or refusals."""
     return any((run.folder / kind).glob("step-*.parquet"))
 

@@ -72,7 +72,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     if drawn:
         bar = figure.colorbar(drawn[0].images[0], ax=axes, shrink=0.6, pad=0.02)
         bar.set_label("seemingly toxic prompts: 0 and 1 are the two classes’ means")
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     note = "Mean place of the seemingly toxic prompts between the two classes of each direction: 1 "
     note += "as refused (left) or toxic (right) ones, 0 as answered or normal ones. "
     style.footnote(figure, note + template_note(numbers))
