@@ -12,12 +12,15 @@ from .jupyter import paragraph, table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Run = Any
+"""A `Trajectory`, which imports this module."""
 
-def drawn(run: Any, ax: "Axes | None", what: str | None) -> "Axes":
+
+def drawn(run: Run, ax: "Axes | None", what: str | None) -> "Axes":
     """Return the Axes with lines over the steps (`Trajectory.plot`).
 
     Args:
-        run: a `Trajectory`, which this module does not import, being imported by it.
+        run: a measured run.
         ax: where to; None for a new figure.
         what: `kernel`, `refusal` or `drift`; None for the first that was measured.
 
@@ -45,7 +48,7 @@ def drawn(run: Any, ax: "Axes | None", what: str | None) -> "Axes":
     return draw(found, new_axes() if ax is None else ax)
 
 
-def summary(run: Any) -> str:
+def summary(run: Run) -> str:
     """Return a run's steps, prompts and means as HTML."""
     steps, groups = run.steps, run.prompts["group"].value_counts(sort=False)
     described = ", ".join(f"{count} {group}" for group, count in groups.items())
@@ -66,14 +69,14 @@ def summary(run: Any) -> str:
     return "".join(shown)
 
 
-def _first_reduction(run: Any) -> pd.DataFrame:
+def _first_reduction(run: Run) -> pd.DataFrame:
     """Return the rows of `refusal_means` for the phrases and the sum that were listed first."""
     means = run.refusal_means()
     first = means[["phrase_set", "reduction"]].iloc[:1]
     return means.merge(first, on=["phrase_set", "reduction"])
 
 
-def _has(run: Any, kind: str) -> bool:
+def _has(run: Run, kind: str) -> bool:
     """Return whether some step has a kernel, or refusals."""
     return any((run.folder / kind).glob("step-*.parquet"))
 

@@ -185,7 +185,7 @@ class MeasureOptions:
                     f"--{name.replace('_', '-')} is about the checkpoints of a run, and --stage "
                     "names models: leave one of them out"
                 )
-        return named_stages(self.stage, self.template)
+        return named_stages(self.stage, self.template, self.model)
 
     def _asked(self) -> set[str]:
         """Return what is to be measured: by default kernel and refusal, and what a flag is about.

@@ -23,17 +23,28 @@ SOURCE = f"{SOME}[=GROUP]"
 """The same where prompts are in groups."""
 
 
-def named_stages(stages: list[str], templates: list[str] | None) -> "tuple[Stage, ...]":
+def named_stages(
+    stages: list[str], templates: list[str] | None, model: str | None
+) -> "tuple[Stage, ...]":
     """Return the stages of `--stage` and `--template`, with `package:…` models where they are.
 
     Args:
         stages: as `NAME=MODEL`, in order.
         templates: of all, or as `NAME=TEMPLATE` of one.
+        model: `--model`, the base of those that are adapters.
+
+    Raises:
+        UserError: if there is a base, and no adapter.
     """
     from ..stages import parse_stages
     from ..training.runs import located
 
     found = parse_stages(stages, templates or ())
+    if model is not None and not any(stage.adapter for stage in found):
+        raise UserError(
+            f"--model {model} is the base below adapters, and no --stage is one: give a base that "
+            "is measured as a stage of its own"
+        )
     packaged = [stage.model.startswith("package:") for stage in found]
     return tuple(
         replace(stage, model=located(stage.model)) if inside else stage

@@ -94,7 +94,7 @@ class EvaluateOptions:
                     f"--{name.replace('_', '-')} is about one model, and --stage names several: "
                     "leave one of them out"
                 )
-        return named_stages(self.stage, self.template)
+        return named_stages(self.stage, self.template, self.model)
 
     def subject(self) -> Union["EvaluatedModel", "Server"]:
         """Return the model on disk, or the server.

@@ -101,8 +101,9 @@ def evaluate_stages(
                 label=stage.name,
                 **how,
             )
-        except UserError as error:
-            outcome.failed[stage.name] = one_line(error)
+        except Exception as error:  # whatever is wrong with one stage, the others are evaluated
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            outcome.failed[stage.name] = one_line(f"{kind}{error}")
     if not outcome.done:
         raise UserError(f"no stage could be evaluated: {next(iter(outcome.failed.values()))}")
     return outcome

@@ -86,8 +86,9 @@ def _prepared(
     record = {"name": stage.name, "model": told_as(stage.model)}
     try:
         return _read(PreparedStage(step, stage, record=record), prompts, base, max_length)
-    except UserError as error:
-        return PreparedStage(step, stage, record=record, failure=str(error))
+    except Exception as error:  # whatever is wrong with one stage, the others are measured
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        return PreparedStage(step, stage, record=record, failure=f"{kind}{error}")
 
 
 def _read(

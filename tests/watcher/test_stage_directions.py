@@ -135,7 +135,7 @@ def test_the_figures_have_a_row_for_each_stage_and_each_pair(run):
     assert len(positions_figure.draw(numbers).axes) == 3 * 2 + 1
     drifts = drift_figure.numbers(runs)
     figure = drift_figure.draw(drifts)
-    titles = [ax.get_title() for ax in figure.axes[::2]]
+    titles = [ax.get_title(loc="left") for ax in figure.axes[::2]]
     assert [title.split(")  ")[1] for title in titles] == ["base ⟶ sft", "sft ⟶ dpo", "base ⟶ dpo"]
 
 

@@ -364,5 +364,7 @@ def test_the_command_measures_stages_and_refuses_what_is_about_runs(world, tmp_p
     assert "2 stages in" in capsys.readouterr().out
     assert main([*call, "--stage", "sft=x"]) == 2
     assert main([*call, "--ckpt-dir", str(world / "run")]) == 2
+    assert main([*call, "--model", "x"]) == 2
+    assert "no --stage is one" in capsys.readouterr().err
     assert main([*call, "--follow"]) == 2
     assert "leave one of them out" in capsys.readouterr().err
