@@ -78,7 +78,8 @@ def _convert(checkpoint: Checkpoint, run: Path, target: Path, model: str | None)
         return
     marked = _shards(source)
     assert marked is not None
-    print(one_line(f"{source}: {SPLIT[marked].split(':')[0]}, converted into {target}"), sys.stderr)
+    said = f"{source}: {SPLIT[marked].split(':')[0]}, converted into {target}"
+    print(one_line(said), file=sys.stderr)
     hidden = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(hidden, ignore_errors=True)
     hidden.mkdir()
