@@ -74,6 +74,14 @@ def test_converted_shards_are_the_function_that_was_trained(marker, base, tmp_pa
     assert contents(run) == before
 
 
+@pytest.mark.parametrize("marker", ["pytorch_model_fsdp_0", ""])
+def test_one_checkpoint_in_shards_is_a_run_of_one(marker, base, tmp_path):
+    folder = fsdp_checkpoint(tmp_path / "run", 10, marker)
+    assert [c.step for c in find_checkpoints(folder)] == [10]
+    made = convert_run(folder, tmp_path / "converted", str(base))
+    assert [c.step for c in find_checkpoints(made)] == [10]
+
+
 def test_an_adapters_shards_become_an_adapter(base, tmp_path):
     folder = tmp_path / "run" / "checkpoint-10"
     model = tiny_adapter(tiny_model(0), seed=3)
