@@ -29,11 +29,15 @@ BESIDE_WEIGHTS = re.compile(
 """Pickles that a trainer, or accelerate's `save_state`, leaves in a checkpoint besides weights."""
 
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+FSDP = "pytorch_model_fsdp_0"
 SPLIT = {
-    "pytorch_model_fsdp_0": "FSDP shards: merge them with `accelerate merge-weights`",
-    "latest": "DeepSpeed shards: convert them with zero_to_fp32.py --safe_serialization,"
-    " or train with stage3_gather_16bit_weights_on_model_save",
+    FSDP: "FSDP shards: measure them with --convert, or merge them with `accelerate merge-weights`",
+    ".metadata": "shards of torch.distributed.checkpoint: measure them with --convert, or merge"
+    " them with `accelerate merge-weights`",
+    "latest": "DeepSpeed shards: measure them with --convert, convert them with zero_to_fp32.py"
+    " --safe_serialization, or train with stage3_gather_16bit_weights_on_model_save",
 }
+"""What marks a checkpoint in shards, and what to do with it."""
 
 
 @dataclass(frozen=True)

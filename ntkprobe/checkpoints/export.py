@@ -1,13 +1,16 @@
-"""A model as an ordinary folder: dequantised from a GGUF file, or with its adapter merged."""
+"""A model as an ordinary folder: dequantised, or with its adapter merged."""
 
 import os
 import shutil
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .adapters import adapted, base_and_adapter
 from .loading import LoadSettings, load_model, load_tokenizer
+from .quantised import Quantisation, write_dequantised
 
 
 def export_model(
@@ -37,7 +40,7 @@ def export_model(
     if held and not (overwrite and (output_dir / "config.json").is_file()):
         raise UserError(f"{output_dir} holds something: choose another --output-dir")
     named, above = base_and_adapter(model, adapter)
-    base = load_model(named, settings or LoadSettings(device="cpu"))
+    base = _loaded(named, settings or LoadSettings(device="cpu"))
     own = above is not None and (above / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(above if own and above is not None else named, local=own)
     hidden = output_dir.with_name(f".{output_dir.name}.tmp")
@@ -51,6 +54,18 @@ def export_model(
         shutil.rmtree(output_dir)
     os.replace(hidden, output_dir)
     return output_dir
+
+
+def _loaded(name: str, settings: LoadSettings) -> Any:
+    """Return a model by its name; of a quantised folder the dequantised one."""
+    how = Quantisation.of(Path(name)) if Path(name).is_dir() else None
+    if how is None:
+        return load_model(name, settings)
+    with TemporaryDirectory() as place:
+        plain = write_dequantised(Path(name), how, Path(place))
+        said = f"{name}: {how.method}, dequantised: this is not the original model"
+        print(one_line(said), file=sys.stderr)
+        return load_model(str(plain), settings)
 
 
 def _write(model: Any, tokenizer: Any, folder: Path) -> None:

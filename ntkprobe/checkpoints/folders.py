@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .completeness import ADAPTER, FULL, SHARDED, SPLIT, pickled_weights
+from .completeness import ADAPTER, FSDP, FULL, SHARDED, SPLIT, pickled_weights
 from .headers import Incomplete
 from .markers import read_marker
 
@@ -47,18 +47,16 @@ def find_checkpoints(run: Path) -> list[Checkpoint]:
     """
     if not run.is_dir():
         raise UserError(f"no folder {run}: --ckpt-dir takes a training run or one checkpoint")
-    children = [child for child in run.iterdir() if child.is_dir()]
-    for pattern in (*STEPS, *EPOCHS):
-        if numbered := _numbered(children, pattern):
-            return numbered if pattern in EPOCHS else [*numbered, *_saved_last(run, numbered)]
+    pattern = _pattern_of(run)
+    if pattern is not None:
+        numbered = _numbered(run, pattern)
+        return numbered if pattern in EPOCHS else [*numbered, *_saved_last(run, numbered)]
     return [Checkpoint(_step_of(run), run)] if _is_lone(run) else []
 
 
 def counts_epochs(run: Path) -> bool:
     """Return whether the steps of a run's checkpoints are epochs: their names tell no more."""
-    names = [child.name for child in run.iterdir() if child.is_dir()] if run.is_dir() else []
-    found = next((p for p in (*STEPS, *EPOCHS) if any(map(p.fullmatch, names))), None)
-    return found in EPOCHS
+    return run.is_dir() and _pattern_of(run) in EPOCHS
 
 
 def saved_models(run: Path) -> list[str]:
@@ -67,11 +65,26 @@ def saved_models(run: Path) -> list[str]:
     return [child.name for child in children if _is_lone(child)]
 
 
-def _numbered(children: list[Path], pattern: re.Pattern[str]) -> list[Checkpoint]:
+def _pattern_of(run: Path) -> re.Pattern[str] | None:
+    """Return the first pattern that tells a run's checkpoints; None where none does.
+
+    `checkpoint-N` is a name that trainers alone give, before they write anything into it; of the
+    others a folder has to hold weights, since a model may have a folder of that name beside it.
+    """
+    for pattern in (*STEPS, *EPOCHS):
+        found = _numbered(run, pattern)
+        if found and (pattern is NAME or any(_is_lone(each.path) for each in found)):
+            return pattern
+    return None
+
+
+def _numbered(run: Path, pattern: re.Pattern[str]) -> list[Checkpoint]:
     """Return the folders of one pattern by step; epochs are counted from 0, steps are not."""
     first = int(pattern in EPOCHS)
-    matches = [(pattern.fullmatch(child.name), child) for child in children]
-    return sorted(Checkpoint(int(m[1]) + first, child) for m, child in matches if m)
+    matches = [(pattern.fullmatch(child.name), child) for child in run.iterdir()]
+    return sorted(
+        Checkpoint(int(m[1]) + first, child) for m, child in matches if m and child.is_dir()
+    )
 
 
 def _saved_last(run: Path, numbered: list[Checkpoint]) -> list[Checkpoint]:
@@ -90,7 +103,8 @@ def _is_lone(folder: Path) -> bool:
         return False
     configured = names & {"config.json", "adapter_config.json"}
     unread = names & set(SPLIT) or pickled_weights(sorted(names))
-    return bool(names & {FULL, SHARDED, ADAPTER} or (configured and unread))
+    sharded = FSDP in names or any(name.endswith(".distcp") for name in names)
+    return bool(names & {FULL, SHARDED, ADAPTER} or sharded or (configured and unread))
 
 
 def _step_of(folder: Path) -> int:

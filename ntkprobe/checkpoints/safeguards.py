@@ -29,6 +29,9 @@ DROPPED = frozenset(
 )
 
 
+DEQUANTISED = ("bitsandbytes", "gptq", "awq", "fp8")
+"""Methods of quantisation that `quantised` makes ordinary weights of."""
+
 _NO_JSON = {name: float(name) for name in ("Infinity", "-Infinity", "NaN")}
 
 
@@ -46,11 +49,12 @@ def cleaned(value: Any) -> Any:
     return value
 
 
-def checked_config(path: Path) -> dict[str, Any]:
+def checked_config(path: Path, *, quantised: bool = False) -> dict[str, Any]:
     """Return a checkpoint's `config.json`, cleaned.
 
     Args:
         path: the file.
+        quantised: allow quantised weights, for a reader that dequantises them itself.
 
     Returns:
         The configuration, safe to give to transformers.
@@ -71,9 +75,14 @@ def checked_config(path: Path) -> dict[str, Any]:
     if config.get("model_type") not in CONFIG_MAPPING:
         own = "needs code of its own" if "auto_map" in config else "is not known to transformers"
         raise UserError(f"{path}: the architecture {config.get('model_type')!r} {own}: refused")
-    if config.get("quantization_config"):
+    if (packed := config.get("quantization_config")) and not quantised:
+        method = packed.get("quant_method") if isinstance(packed, dict) else None
+        known = method in DEQUANTISED
+        way = f"`ntkprobe export --model {path.parent} --output-dir FOLDER` dequantises it" * known
+        other = f"load it where transformers runs {method}, save model.dequantize()"
         raise UserError(
-            f"{path}: quantised weights have no gradient; measure the unquantised model"
+            f"{path}: quantised weights ({method}) have no gradient; measure the unquantised model,"
+            f" or {way or other}, and name that folder"
         )
     return cleaned(config)
 

@@ -56,6 +56,8 @@ class MeasureOptions:
             for `--parameters`.
         steps: only steps from A to B by C; several ranges separated by commas.
         shard: be worker i of n; under torchrun or a Slurm array this is set automatically.
+        convert: first convert shards of FSDP and DeepSpeed into OUT; this unpickles files of the
+            run, which can run code, so do it with your own.
         revisions: with a hub `--model`: fetch these revisions and measure them as a run.
         ray: measure as tasks of this Ray cluster: `HOST:PORT`, or `auto`.
         follow: wait for checkpoints of a run that trains.
@@ -89,6 +91,7 @@ class MeasureOptions:
     influence_parameters: Annotated[str, Flag(panel=INFLUENCE)] = InfluenceSettings.parameters
     steps: Annotated[str | None, Flag(panel=CHECKPOINTS, metavar="A:B:C")] = None
     shard: Annotated[str | None, Flag(panel=CHECKPOINTS, metavar="i/n")] = None
+    convert: Annotated[bool, Flag(panel=CHECKPOINTS)] = False
     revisions: Annotated[str | None, Flag(panel=CHECKPOINTS, metavar="step1000,…")] = None
     ray: Annotated[str | None, Flag(panel=CHECKPOINTS, metavar="ADDRESS")] = None
     follow: Annotated[bool, Flag(panel=FOLLOWING)] = False
@@ -126,6 +129,22 @@ class MeasureOptions:
         fetch_revisions(self.model, names, place)
         print(one_line(f"{len(names)} revisions of {self.model} are in {place}"), file=sys.stderr)
         return replace(self, ckpt_dir=place, model=None, revisions=None)
+
+    def converted(self) -> Path | None:
+        """Return the run, or with `--convert` the folder in OUT that its shards are converted into.
+
+        Raises:
+            UserError: if there is no run, or it still trains.
+        """
+        if not self.convert or self.dry_run:
+            return self.ckpt_dir
+        from ..checkpoints.conversion import convert_run
+
+        if self.ckpt_dir is None:
+            raise UserError("--convert needs the run whose shards are converted: give --ckpt-dir")
+        if self.follow:
+            raise UserError("--convert is for a run that has ended: leave out --follow")
+        return convert_run(self.ckpt_dir, self.place() / "converted", self.model)
 
     def place(self) -> Path:
         """Return `--output-dir`, or `RUN-ntk`, or `NAME-ntk` here; `RUN-M-ntk` under a mitigation.
@@ -247,13 +266,12 @@ class MeasureOptions:
                 )
             source, pairs = str(path), read_recorded(path)
         drawn, refusal = self.settings.kernel, self.settings.refusal
-        phrases = (refusal or RefusalSettings()).phrases
         settings = InfluenceSettings(
             updated=pairs,
             target=self.influence or InfluenceSettings.target,
             loss=self.influence_loss,
             parameters=self.influence_parameters,
-            phrases=phrases if isinstance(phrases, str) else phrases[0].phrases,
+            phrases=(refusal or RefusalSettings()).first_phrases,
             per_group=drawn.per_group if drawn else InfluenceSettings.per_group,
             seed=drawn.seed if drawn else InfluenceSettings.seed,
         )

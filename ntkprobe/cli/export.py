@@ -12,7 +12,7 @@ Flag = typer.Option
 
 def export(
     model: Annotated[
-        str, Flag(metavar="MODEL", help="A GGUF file, a folder, an adapter, or a hub name.")
+        str, Flag(metavar="MODEL", help="A folder, an adapter, a GGUF file, or a hub name.")
     ],
     output_dir: Annotated[Path, Flag(metavar="FOLDER", help="Where to.")],
     adapter: Annotated[
@@ -23,8 +23,8 @@ def export(
 ) -> None:
     """Write a model as an ordinary folder: safetensors, configuration, tokenizer and template.
 
-    A GGUF file is dequantised, an adapter merged. Any program that reads Hugging Face models reads
-    the folder.
+    Quantised weights (GGUF, bitsandbytes, GPTQ, AWQ, fp8) are dequantised, an adapter is merged.
+    Any program that reads Hugging Face models reads the folder.
     """
     from ._options import quieten
 

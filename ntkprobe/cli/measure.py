@@ -52,7 +52,7 @@ def measure(options: MeasureOptions) -> int:
         options.ray,
         prompts,
         place,
-        ckpt_dir=run,
+        ckpt_dir=options.converted(),
         model=model,
         settings=settings,
         choice=choice,

@@ -172,6 +172,11 @@ class RefusalSettings:
             return (PhraseSet.named(self.phrases, apostrophes=self.apostrophes),)
         return self.phrases
 
+    @property
+    def first_phrases(self) -> str | tuple[str, ...]:
+        """The first set's name, or where it is from a file its phrases."""
+        return self.phrases if isinstance(self.phrases, str) else self.phrases[0].phrases
+
     def record(self) -> dict[str, Any]:
         """Return the settings; sets that are no names by label, with what the files held."""
         record = {each.name: getattr(self, each.name) for each in fields(self)}

@@ -138,3 +138,12 @@ def test_weights_without_a_configuration_say_who_writes_so(tmp_path):
     folder = full(tmp_path / "checkpoint-1", 1)
     (folder / "config.json").unlink()
     assert "save_state" in readiness(folder).reason
+
+
+@pytest.mark.parametrize("name", ["step_4", "step-4", "epoch_1", "epoch-1"])
+def test_a_model_with_a_folder_of_another_kind_beside_it_is_one_checkpoint(name, tmp_path):
+    model = full(tmp_path / "model", 1)
+    (model / name).mkdir()
+    assert [c.path for c in find_checkpoints(model)] == [model] and not counts_epochs(model)
+    full(model / name, 2)
+    assert [c.path for c in find_checkpoints(model)] == [model / name]
