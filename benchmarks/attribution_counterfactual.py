@@ -1,0 +1,257 @@
+"""Does over-refusal fall without the refusals that push it most, or with the answers that help?
+
+`python benchmarks/attribution_counterfactual.py` writes `attribution_counterfactual.md`, its raw
+numbers beside it; what was trained is kept in `--output-dir`, so that it can be stopped. On the
+embedded model, which is a constructed world: it shows the method at work and nothing about other
+models. 700 of its normal pairs and its 200 refusals, the settings of the preset `tiny` apart from
+that (350 and 50 as in `attribution.py` would leave 5 % of the refusals two pairs).
+
+One run, seed 0, is attributed: 15 seemingly toxic prompts are explained, by the sum over its
+checkpoints. Every way below is then trained from the base with each seed, and over-refusal is that
+of the 45 seemingly toxic prompts that were not explained, refusals of toxic prompts that of all 60.
+
+*Left out*: the 5 % of the refusals that push the explained prompts most towards refusal, or as many
+drawn at random, anew for each seed. *DCR*: nothing left out, from the refined base. *Added*: 25 of
+STL-aug's pool, which are DCR's 250 seemingly toxic prompts with the base model's answers: those
+whose step lowers log P(refuse) of the explained prompts most by the same sum (they are in no
+training that is attributed), or as many drawn at random, anew for each seed.
+
+Hypotheses, written before the first run:
+
+C1. Without the refusals that push most, over-refusal is lower than without random ones in 4 of 5
+    seeds; DCR lowers it further.
+C2. With the pairs added that our scores say help most, over-refusal is lower than with random ones:
+    the 95 % interval of the paired difference over seeds (Student's t) lies below 0, and toxic
+    prompts are refused at most 5 points less often than with random ones. If so, and only then, the
+    choice becomes a recipe of training.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t
+from support.attribution_world import BASE, World, in_order, measured, trained, whole_run
+from support.tables import machine, table, write
+from tqdm import tqdm
+
+import ntkprobe as ntk
+from ntkprobe import tiny
+from ntkprobe.attribution import AttributionSettings
+from ntkprobe.attribution.observed import observe
+from ntkprobe.attribution.products import PairGradients, products
+from ntkprobe.attribution.training_run import TrainedPair, TrainingRun
+from ntkprobe.checkpoints import load_model, load_tokenizer
+from ntkprobe.checkpoints.adapters import adapted
+from ntkprobe.demo import refine
+from ntkprobe.models.parameters import ParameterSelection
+from ntkprobe.prompts.prompt_set import PromptSet
+from ntkprobe.storage import replacing
+from ntkprobe.training.data import Pair, read_pairs
+from ntkprobe.training.sft import encode_pair
+from ntkprobe.triggers.answers import compliant, generated
+from ntkprobe.triggers.extraction import Trigger
+
+SHARE_LEFT_OUT = 0.05
+PAIRS_ADDED = 25
+MEASURES = {
+    "over_refusal": "seemingly toxic refused, %",
+    "toxic_refusal": "toxic refused, %",
+    "log_probability": "log P(refuse), seemingly toxic",
+}
+
+
+def main() -> None:
+    """Train every way with every seed, and write the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output-dir", default="counterfactual-runs")
+    parser.add_argument("--prompts", type=int, default=15, help="explained")
+    parser.add_argument("--general", type=int, default=700)
+    parser.add_argument("--safe", type=int, default=200)
+    parser.add_argument("--epochs", type=float, default=5)
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    world = World.of(options)
+    world = replace(world, harmful=PromptSet.from_file(tiny.measure_path()).in_group("toxic"))
+    ways = _ways(world)
+    tasks = [(seed, way) for seed in range(options.seeds) for way in ways]
+    rows = [_row(world, seed, way, ways[way]) for seed, way in tqdm(tasks, desc="trainings")]
+    frame = pd.DataFrame(rows)
+    folder = Path(__file__).with_name("attribution_results")
+    frame.to_csv(folder / "counterfactual.csv", index=False, float_format="%.6g")
+    print(write(__file__, *_sections(world, frame)))
+
+
+# Ways
+
+Change = Callable[[int], tuple[list[Pair], list[Pair], str]]
+"""The refusals that are kept, the pairs that are added and the model to begin with, by seed."""
+
+
+def _ways(world: World) -> dict[str, Change]:
+    """Return what each way changes."""
+    run = whole_run(world, steps=False)
+    pushing, weights = _pushing(world, run)
+    pool = _pool(world)
+    helping = _helping(world, run, weights, pool)
+    safe, n = list(world.safe), max(1, round(SHARE_LEFT_OUT * len(world.safe)))
+
+    def without(out: Sequence[int]) -> list[Pair]:
+        return [pair for row, pair in enumerate(safe) if row not in set(out)]
+
+    def drawn(seed: int, stream: int, size: int, number: int) -> list[int]:
+        return np.random.default_rng([stream, seed]).choice(size, number, replace=False).tolist()
+
+    def added(rows: Sequence[int]) -> list[Pair]:
+        return [pool[row] for row in rows]
+
+    def refined(seed: int) -> str:
+        return str(refine(world.folder / f"dcr-{seed}", seed))
+
+    return {
+        "nothing changed": lambda seed: (safe, [], BASE),
+        "the pushing 5 % left out": lambda seed: (without(pushing[:n]), [], BASE),
+        "a random 5 % left out": lambda seed: (without(drawn(seed, 11, len(safe), n)), [], BASE),
+        "DCR": lambda seed: (safe, [], refined(seed)),
+        "helping pairs added": lambda seed: (safe, added(helping[:PAIRS_ADDED]), BASE),
+        "random pairs added": lambda seed: (
+            safe,
+            added(drawn(seed, 13, len(pool), PAIRS_ADDED)),
+            BASE,
+        ),
+    }
+
+
+def _pushing(world: World, run: Path) -> tuple[list[int], dict[int, float]]:
+    """Return the refusals, those that push most first, and the weights of the checkpoints."""
+    found = ntk.attribute(run, prompts=world.explained, over="checkpoints")
+    assert found is not None
+    scores = in_order(world, found).mean(0)[len(world.general) :]
+    return np.argsort(-scores).tolist(), found.weights
+
+
+def _pool(world: World) -> list[Pair]:
+    """Return DCR's seemingly toxic prompts with the base model's answers."""
+    file = world.folder / "pool.jsonl"
+    if not file.is_file():
+        asked = PromptSet.from_file(tiny.dcr_path()).in_group("seemingly_toxic")
+        made = generated(
+            load_model(BASE),
+            load_tokenizer(BASE),
+            [Trigger(prompt.text, "", 1.0) for prompt in asked],
+            template="chat",
+            max_new_tokens=32,
+        )
+        rows = [{"prompt": each.text, "response": each.response} for each in compliant(made)[0]]
+        with replacing(file) as hidden:
+            hidden.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_pairs(file)
+
+
+def _helping(world: World, run: Path, weights: dict[int, float], pool: list[Pair]) -> list[int]:
+    """Return the pool's pairs, those that lower log P(refuse) most first."""
+    trained_on, how = TrainingRun(run), AttributionSettings()
+    tokenizer = load_tokenizer(BASE)
+    template = trained_on.template(tokenizer)
+    encoded = []
+    for number, pair in enumerate(pool):
+        row = encode_pair(pair, tokenizer, template, trained_on.config)[0]
+        assert row is not None
+        encoded.append(
+            TrainedPair(number, "", pair, tuple(row["input_ids"]), tuple(row["labels"]))
+        )
+    observed = observe(world.explained, tokenizer, template, trained_on.config, how)
+    changes = np.zeros(len(pool))
+    for each in trained_on.checkpoints():
+        step = each.checkpoint.step
+        with adapted(load_model(BASE, how.load), each.checkpoint.path, merge=False) as model:
+            chosen = ParameterSelection.parse("lora").parameters(model)
+            _, held = observed.held(model, chosen)
+            gradients = PairGradients(model, chosen, encoded, how.batch_size)
+            found = products(gradients, range(len(pool)), held).numpy()
+        changes -= weights[step] * found.mean(1)
+    return np.argsort(changes).tolist()
+
+
+def _row(world: World, seed: int, way: str, change: Change) -> dict[str, object]:
+    """Return what one training comes to; trained if not known yet."""
+    prompts = PromptSet((*world.others, *world.harmful))
+    name = f"{way.replace(' %', '').replace(' ', '-')}-{seed}"
+
+    def train() -> tuple[str, Path]:
+        safe, added, start = change(seed)
+        return start, trained(world, name, [*world.general, *safe], seed, start, added)
+
+    found = measured(world, name, prompts, train)
+    refuses, size = np.array(found["refuses"]), len(world.others)
+    return {
+        "way": way,
+        "seed": seed,
+        "over_refusal": 100 * refuses[:size].mean(),
+        "toxic_refusal": 100 * refuses[size:].mean(),
+        "log_probability": np.mean(found["log_probability"][:size]),
+    }
+
+
+# Report
+
+
+def _sections(world: World, frame: pd.DataFrame) -> list[str]:
+    """Return the page."""
+    seeds = frame["seed"].nunique()
+    ways = frame["way"].drop_duplicates().tolist()
+    mean = partial(_interval, frame)
+    rows = [[way, *(mean(way, measure) for measure in MEASURES)] for way in ways]
+    pairs = [
+        ("the pushing 5 % left out", "a random 5 % left out"),
+        ("helping pairs added", "random pairs added"),
+        ("DCR", "the pushing 5 % left out"),
+        ("DCR", "helping pairs added"),
+    ]
+    differences = [
+        [f"{a} − {b}", *(mean(a, measure, b) for measure in MEASURES), _lower(frame, a, b)]
+        for a, b in pairs
+    ]
+    return [
+        "# Without the refusals that push, with the answers that help",
+        f"{len(world.general)} normal pairs and {len(world.safe)} refusals, {world.epochs:g} "
+        f"epochs; {len(world.explained)} seemingly toxic prompts explained, {len(world.others)} "
+        f"others and {len(world.harmful)} toxic ones measured (greedy answers of 12 tokens, "
+        f"XSTest's filter); {machine()}; by `python benchmarks/attribution_counterfactual.py "
+        f"--seeds {seeds}`. The embedded model is a constructed world.",
+        f"Means over {seeds} seeds with 95 % intervals (Student's t).",
+        table(["", *MEASURES.values()], rows),
+        "Differences, paired by seed; the last column says in how many seeds over-refusal is "
+        "lower by the first.",
+        table(["", *MEASURES.values(), "lower in"], differences),
+    ]
+
+
+def _values(frame: pd.DataFrame, way: str, measure: str) -> np.ndarray:
+    return frame[frame["way"] == way].sort_values("seed")[measure].to_numpy(dtype=float)
+
+
+def _interval(frame: pd.DataFrame, way: str, measure: str, other: str | None = None) -> str:
+    """Return a mean, of differences to another way if given, with its 95 % interval."""
+    values = _values(frame, way, measure)
+    if other is not None:
+        values = values - _values(frame, other, measure)
+    mean, n = values.mean(), len(values)
+    if n < 2:
+        return f"{mean:.1f}"
+    half = t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5
+    return f"{mean:.1f} ({mean - half:.1f} to {mean + half:.1f})"
+
+
+def _lower(frame: pd.DataFrame, way: str, other: str) -> str:
+    lower = _values(frame, way, "over_refusal") < _values(frame, other, "over_refusal")
+    return f"{lower.sum()} of {len(lower)} seeds"
+
+
+if __name__ == "__main__":
+    main()
