@@ -166,9 +166,7 @@ def _helping(world: World, run: Path, weights: dict[int, float], pool: list[Pair
     for number, pair in enumerate(pool):
         row = encode_pair(pair, tokenizer, template, trained_on.config)[0]
         assert row is not None
-        encoded.append(
-            TrainedPair(number, "", pair, tuple(row["input_ids"]), tuple(row["labels"]))
-        )
+        encoded.append(TrainedPair(number, "", pair, tuple(row["input_ids"]), tuple(row["labels"])))
     observed = observe(world.explained, tokenizer, template, trained_on.config, how)
     changes = np.zeros(len(pool))
     for each in trained_on.checkpoints():

@@ -68,6 +68,20 @@ class World:
         pairs = (tuple(general), tuple(safe))
         return cls(folder, *pairs, options.epochs, explained, PromptSet(others), harmful)
 
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        """Add the options that `of` reads, with the sizes of the linear datamodelling score."""
+        parser.add_argument("--output-dir", default="attribution-runs")
+        parser.add_argument("--prompts", type=int, default=15, help="explained")
+        parser.add_argument("--general", type=int, default=350)
+        parser.add_argument("--safe", type=int, default=50)
+        parser.add_argument("--epochs", type=float, default=5)
+
+    @property
+    def signs(self) -> np.ndarray:
+        """+1 for refusals and −1 for normal pairs, in the order of `pairs`."""
+        return np.array([-1.0] * len(self.general) + [1.0] * len(self.safe))
+
     @property
     def pairs(self) -> list[Pair]:
         """All pairs, those of a run's data in another order."""
