@@ -16,7 +16,6 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import process_time
 from typing import Any
