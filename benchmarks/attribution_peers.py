@@ -16,6 +16,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from tempfile import TemporaryDirectory
 from time import process_time
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from support.attribution_world import BASE, World, in_order, whole_run
-from support.peer_readings import Readings, Sample, pair_row, refusal_row, samples
+from support.peer_readings import Readings, Sample, pair_row, refusal_row, samples, stacked
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -45,7 +46,7 @@ class Case:
     Attributes:
         pairs: of the world, in its order.
         prompts: that are explained.
-        values: log P(refuse) of the prompts at the end of the run, as we measure it.
+        checkpoints: of the run.
     """
 
     def __init__(self, world: World) -> None:
@@ -60,12 +61,12 @@ class Case:
         rows = [refusal_row(ids.tolist(), seen.phrases) for ids in seen.input_ids]
         self.prompts = samples(rows)
         self.checkpoints = [each.checkpoint for each in self.run.checkpoints()]
+        self._open = ExitStack()  # adapters are there for as long as it is
 
     def model(self, place: int = -1) -> Readings:
         """Return a checkpoint, only its adapter to be differentiated."""
         base = load_model(BASE, LoadSettings(attn_implementation="eager"))
-        # Kept open: the process ends with it.
-        model = adapted(base, self.checkpoints[place].path, merge=False).__enter__()
+        model = self._open.enter_context(adapted(base, self.checkpoints[place].path, merge=False))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name)
         return Readings(model).eval()
@@ -279,6 +280,15 @@ METHODS: dict[str, Callable[[Case], np.ndarray]] = {
 }
 
 
+def agree(case: Case) -> None:
+    """Compare the samples' log P(refuse) with ours: the same question is asked of all."""
+    with torch.no_grad():
+        mine = case.model()(**stacked(case.prompts))
+    found = ntk.attribute(case.folder, prompts=case.world.explained, over="final")
+    assert found is not None
+    np.testing.assert_allclose(mine.numpy(), found.values, rtol=1e-3)
+
+
 def main() -> None:
     """Score with every method that has not been run yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -287,6 +297,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     case = Case(World.of(options))
+    agree(case)
     folder = case.world.folder / "scores"
     for name in options.method or METHODS:
         start = process_time()
