@@ -161,6 +161,8 @@ class _Work:
         steps = [s.checkpoint.step for s in self.scanned]
         if any(self._todo(s, (0, 1)) for s in self.scanned):
             return None
+        for step in steps:  # a worker may have been stopped between its last block and the merge
+            self._merge(step)
         m, n = len(self.encoded.observed.prompts), len(self.encoded.pairs)
         total, variance, positive = (np.zeros((m, n)) for _ in range(3))
         counted = 0
@@ -232,11 +234,25 @@ class _Work:
                 index.compare(path, which, self._index_digest(), self.how.projection)
 
     def _merge(self, step: int) -> None:
-        """Make one file of a sketch's blocks, once all are there."""
-        if self.how.estimator == "sketch" and self.index and not self.blocks.missing(step):
-            if not self._indexed(step):
+        """Make one file of a sketch's blocks, once all are there.
+
+        Several workers may find them all there: each writes the same file, the first to finish
+        removes the blocks, and the others stop where they miss one.
+
+        Raises:
+            FileNotFoundError: if a block is missing and nobody merged it.
+        """
+        if self.how.estimator != "sketch" or not self.index:
+            return
+        if not self._indexed(step):
+            if self.blocks.missing(step):
+                return
+            try:
                 index.merge(self.blocks, step, index.features_file(self.index, step))
-            self.blocks.forget(step)
+            except FileNotFoundError:
+                if not self._indexed(step):
+                    raise
+        self.blocks.forget(step)
 
     def _indexed(self, step: int) -> bool:
         sketched = self.how.estimator == "sketch" and self.index is not None

@@ -61,8 +61,8 @@ class Encoded:
             f"prompt {row} ({asked[row].text!r}) is in the training set itself"
             for row in run.trained_on([prompt.text for prompt in asked])
         )
-        if run.config.system and how.target != "response":
-            remarks += ("trained with a system message, which the explained prompts do not have",)
+        if run.config.system:
+            remarks += ("the prompts are explained with the system message of the training",)
         return cls(run.encoded(tokenizer), observed, remarks)
 
     @property
