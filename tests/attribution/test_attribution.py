@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import training_world as world
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import ntkprobe as ntk
 from ntkprobe.attribution import AttributionSettings, index, recorded_steps
@@ -16,7 +17,7 @@ from ntkprobe.attribution.weights import checkpoint_weights
 from ntkprobe.checkpoints import LoadSettings, load_checkpoint
 from ntkprobe.checkpoints.adapters import adapted
 from ntkprobe.errors import UserError
-from ntkprobe.models.projections import ProjectionSettings
+from ntkprobe.models.projections import Projections, ProjectionSettings
 from ntkprobe.prompts.prompt_set import Prompt, PromptSet
 from ntkprobe.training.sft import SFTConfig, train_sft
 from ntkprobe.watcher.choices import parse_steps
@@ -272,6 +273,34 @@ class TestSketch:
         found = ntk.attribute(trained, **options)
         whole = ntk.attribute(trained, prompts=PROMPTS, settings=SKETCH, over="final")
         np.testing.assert_allclose(found.changes, whole.changes, rtol=1e-3, atol=1e-9)
+
+    def test_an_index_has_the_size_of_its_layout_and_20000_pairs_of_a_135m_model_take_under_2_gib(
+        self, trained, tmp_path
+    ):
+        options = {"prompts": PROMPTS, "settings": SKETCH, "over": "final", "index_dir": tmp_path}
+        ntk.attribute(trained, **options)
+        with last_model(trained) as model:
+            chosen = {n: p for n, p in model.named_parameters() if "lora_" in n}
+            features = SKETCH.projection.parts * Projections(chosen, SKETCH.projection).size
+        file = tmp_path / "step-00000008.safetensors"
+        head = int.from_bytes(file.read_bytes()[:8], "little")
+        assert file.stat().st_size == 8 + head + sum(index.tensor_bytes(16, features))
+
+        shape = LlamaConfig(  # SmolLM2-135M's
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            vocab_size=49152,
+            tie_word_embeddings=True,
+        )
+        with torch.device("meta"):
+            large = dict(LlamaForCausalLM(shape).named_parameters())
+        assert 134e6 < sum(p.numel() for p in large.values()) < 136e6
+        how = AttributionSettings().projection
+        features = how.parts * Projections(large, how).size
+        assert sum(index.tensor_bytes(20_000, features)) < 2 << 30
 
     def test_an_index_of_other_parameters_is_refused(self, trained, tmp_path):
         options = {"prompts": PROMPTS, "settings": SKETCH, "over": "final", "index_dir": tmp_path}
