@@ -20,6 +20,7 @@ from ntkprobe.errors import UserError
 from ntkprobe.models.projections import Projections, ProjectionSettings
 from ntkprobe.prompts.prompt_set import Prompt, PromptSet
 from ntkprobe.training.sft import SFTConfig, train_sft
+from ntkprobe.training.steps import StepCallback
 from ntkprobe.watcher.choices import parse_steps
 
 SETTINGS = {"n_general": 10, "n_safe": 6, "gradient_accumulation_steps": 1}
@@ -165,13 +166,36 @@ class TestRecordedSteps:
     def test_another_order_of_the_batches_is_noticed(self, trained, monkeypatch):
         right = recorded_steps.batches
 
-        def wrong(pairs, config):
-            config.seed += 1
-            return right(pairs, config)
+        def wrong(pairs, config, shift=0):
+            return right(pairs, config, shift + 1)
 
         monkeypatch.setattr(recorded_steps, "batches", wrong)
         with pytest.raises(UserError, match="not those that these pairs make"):
             ntk.attribute(trained, **QUICK, over="steps")
+
+    def test_a_run_with_dropout_is_replayed_and_another_order_still_noticed(
+        self, trained, tmp_path, monkeypatch
+    ):
+        config = SFTConfig(
+            output_dir=str(tmp_path / "run"),
+            use_cpu=True,
+            save_at=[12],
+            learning_rate=2e-3,
+            lora_dropout=0.1,
+            **SETTINGS | {"max_steps": 12},
+        )
+        base = str(trained.parent / "base")
+        train_sft(base, world.general(10), world.safe(6), config, callbacks=[StepCallback()])
+        found = ntk.attribute(tmp_path / "run", **QUICK, over="steps")
+        assert "dropout is not replayed" in found.remarks[1]
+        right = recorded_steps.batches
+
+        def wrong(pairs, config, shift=0):
+            return right(pairs, config, shift + 1)
+
+        monkeypatch.setattr(recorded_steps, "batches", wrong)
+        with pytest.raises(UserError, match="not those that these pairs make"):
+            ntk.attribute(tmp_path / "run", **QUICK, over="steps")
 
     def test_a_run_without_recorded_steps_says_how_to_get_them(self, trained, tmp_path):
         with pytest.raises(UserError, match="StepCallback"):
