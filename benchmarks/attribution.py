@@ -103,7 +103,7 @@ def retrained(world: World, number: int) -> pd.DataFrame:
 
 def datamodelling(world: World, real: pd.DataFrame) -> None:
     """Write the raw numbers and the scores that `attribution_peers.py` left."""
-    whole_run(world)
+    RESULTS.mkdir(exist_ok=True)
     real.to_csv(RESULTS / "halves.csv", index=False, float_format="%.6g")
     files = sorted((world.folder / "scores").glob("*.npy"))
     frames, costs = [], []

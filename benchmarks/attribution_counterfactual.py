@@ -86,6 +86,7 @@ def main() -> None:
         rows.append(_row(world, seed, way, ways[way]))
         frame = pd.DataFrame(rows)
         folder = Path(__file__).with_name("attribution_results")
+        folder.mkdir(exist_ok=True)
         frame.to_csv(folder / "counterfactual.csv", index=False, float_format="%.6g")
         page = write(__file__, *_sections(world, frame, options.seeds))
     print(page)
