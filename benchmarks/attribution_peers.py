@@ -46,6 +46,9 @@ class Case:
     Attributes:
         pairs: of the world, in its order.
         prompts: that are explained.
+        known: the pairs as tokens.
+        asked: the prompts as tokens.
+        phrases: of refusal, as tokens.
         checkpoints: of the run.
     """
 
@@ -55,10 +58,12 @@ class Case:
         tokenizer = load_tokenizer(BASE)
         encoded = {(p.pair.prompt, p.pair.response): p for p in self.run.encoded(tokenizer)}
         known = [encoded[pair.prompt, pair.response] for pair in world.pairs]
+        self.known = known
         self.pairs = samples([pair_row(p.input_ids, p.labels) for p in known])
         template = self.run.template(tokenizer)
         seen = observe(world.explained, tokenizer, template, self.run.config, AttributionSettings())
-        rows = [refusal_row(ids.tolist(), seen.phrases) for ids in seen.input_ids]
+        self.asked, self.phrases = [ids.tolist() for ids in seen.input_ids], seen.phrases
+        rows = [refusal_row(ids, self.phrases) for ids in self.asked]
         self.prompts = samples(rows)
         self.checkpoints = [each.checkpoint for each in self.run.checkpoints()]
         self._open = ExitStack()  # adapters are there for as long as it is
@@ -228,6 +233,54 @@ def ekfac(case: Case) -> np.ndarray:
         return method.load_pairwise_scores("scores")["all_modules"].float().numpy()
 
 
+def bergson(case: Case) -> np.ndarray:
+    """Gradients in memory with bergson, unprojected as its `IndexConfig` has it.
+
+    It takes losses of rows of tokens: ∇ log P(refuse) is the sum over phrases of their shares in P
+    times ∇ log π(phrase), and the shares go into its column `advantage`.
+    """
+    from bergson import CollectorComputer, GradientProcessor, InMemoryCollector, IndexConfig
+    from datasets import Dataset
+
+    readings = case.model()
+    model: Any = readings.model
+    base = model.base_model
+    chosen = {
+        n for n, _ in base.named_modules() if n.endswith(("lora_A.default", "lora_B.default"))
+    }
+
+    def gradients(rows: list[dict[str, Any]]) -> Tensor:
+        with TemporaryDirectory() as folder:
+            config = IndexConfig(run_path=folder)
+            data = Dataset.from_list(rows)
+            collector = InMemoryCollector(
+                model=base,
+                data=data,
+                cfg=config,
+                processor=GradientProcessor(),
+                target_modules=chosen,
+            )
+            order = range(0, len(rows), BATCH)
+            batches = [list(range(i, min(i + BATCH, len(rows)))) for i in order]
+            run = CollectorComputer(model, data, collector=collector, batches=batches, cfg=config)
+            run.run_with_collector_hooks()
+            return torch.cat([collector.gradients[name] for name in sorted(chosen)], 1).float()
+
+    asked = []
+    for ids in case.asked:
+        rows = [
+            {"input_ids": [*ids, *said], "labels": [-100] * len(ids) + list(said)}
+            for said in case.phrases
+        ]
+        each = samples([pair_row(row["input_ids"], row["labels"]) for row in rows])
+        with torch.no_grad():
+            shares = readings(**stacked(each)).softmax(0).tolist()
+        asked += [{**row, "advantage": w} for row, w in zip(rows, shares, strict=True)]
+    trained = [{"input_ids": list(p.input_ids), "labels": list(p.labels)} for p in case.known]
+    queries = gradients(asked).unflatten(0, (len(case.asked), -1)).sum(1)
+    return (queries @ gradients(trained).T).numpy()
+
+
 def embeddings(case: Case) -> np.ndarray:
     """Cosine of mean last hidden states of the base, times the sign of the pair's source."""
     base = load_model(BASE, LoadSettings(attn_implementation="eager")).eval()
@@ -272,6 +325,7 @@ METHODS: dict[str, Callable[[Case], np.ndarray]] = {
     "gradient cosine (torch.func)": lambda case: dense(case, True),
     "EK-FAC (kronfluence)": ekfac,
     "TRAK (traker)": trak,
+    "gradient dot product (bergson)": bergson,
     "TracIn (dattri)": dattri_tracin,
     "LoGra (dattri)": dattri_logra,
     "TF-IDF similarity, sign of the source": similarity,

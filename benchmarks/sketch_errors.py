@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--model", default=str(tiny.model_path()))
     parser.add_argument("--name", default="embedded", help="of the model, in the table")
     parser.add_argument("--sizes", type=int, nargs="+", default=[75, 500])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=20, help="of the projections")
     parser.add_argument("--k", type=int, default=3, help="tokens read of each prompt")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -97,17 +97,22 @@ def compared(squares: torch.Tensor, errors: torch.Tensor, truth: torch.Tensor) -
 
 def sections(frame: pd.DataFrame) -> list[str]:
     """Return the page."""
-    header = list(frame.columns)
-    rows = [[f"{v:.3f}" if isinstance(v, float) else v for v in r] for r in frame.to_numpy(object)]
+    numbers = list(frame.columns[4:])
+    rows = []
+    for (model, prompts, k), each in frame.groupby(["model", "prompts", "k"]):
+        error = each[numbers].std(ddof=1) / len(each) ** 0.5
+        said = [f"{each[n].mean():.3f} ± {error[n]:.3f}" for n in numbers]
+        rows.append([model, prompts, k, len(each), *said])
     sketch = Sketch()
     return [
         "# Intervals of the sketch",
         f"‖K(x′,x)‖_F² over all parameters, `sketch` (side {sketch.side}, {sketch.parts} parts) "
         "against `gram`. *held*: the rate at which 95 % intervals hold the exact square, of two "
         "prompts and of a prompt with itself; 0.9 to 0.995 was expected. Estimates of one seed "
-        "share their projections and are not independent. *gram over sketch*: processor seconds; "
+        "share their projections and are off together, so that the rate is over seeds: means with "
+        "their standard errors, and the number of seeds. *gram over sketch*: processor seconds; "
         f"{machine()}; by `python benchmarks/sketch_errors.py`.",
-        table(header, rows),
+        table(["model", "prompts", "k", "seeds", *numbers], rows),
     ]
 
 
