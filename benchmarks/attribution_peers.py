@@ -239,7 +239,7 @@ def bergson(case: Case) -> np.ndarray:
     It takes losses of rows of tokens: ∇ log P(refuse) is the sum over phrases of their shares in P
     times ∇ log π(phrase), and the shares go into its column `advantage`.
     """
-    from bergson import CollectorComputer, GradientProcessor, InMemoryCollector, IndexConfig
+    from bergson import CollectorComputer, GradientProcessor, IndexConfig, InMemoryCollector
     from datasets import Dataset
 
     readings = case.model()
@@ -251,7 +251,8 @@ def bergson(case: Case) -> np.ndarray:
 
     def gradients(rows: list[dict[str, Any]]) -> Tensor:
         with TemporaryDirectory() as folder:
-            config = IndexConfig(run_path=folder)
+            config = IndexConfig(run_path=f"{folder}/run")
+            config.partial_run_path.mkdir()
             data = Dataset.from_list(rows)
             collector = InMemoryCollector(
                 model=base,
