@@ -195,7 +195,7 @@ def _datamodelling_section(world: World) -> list[str]:
             ["method", "LDS", "95 %", "difference, 95 %", "CPU s", "× ours", "× EK-FAC"],
             rows,
         ),
-        "![LDS against processor seconds](attribution.png)",
+        "LDS against processor seconds is drawn in `benchmarks/attribution.png`.",
         *failed,
     ]
 
@@ -302,7 +302,7 @@ def _cost_section(world: World) -> list[str]:
         "time). The training set is repeated to make more pairs. Seconds grow with the number of "
         f"pairs to the power {slope:.3f} (1 is linear).",
         table(["pairs", "ms a pair", "× a plain forward and backward pass", "bytes a pair"], rows),
-        "![Seconds against pairs](attribution_cost.png)",
+        "Drawn in `benchmarks/attribution_cost.png`.",
     ]
 
 
