@@ -314,8 +314,8 @@ def _cost_section(world: World) -> list[str]:
         "## Cost of the exact form",
         f"LoRA, products with {len(world.explained)} prompts' gradients, one checkpoint; processor "
         f"time, the two ways run in turn, medians of 3 (of more than {TIMED_THRICE} pairs, once; "
-        f"plain passes of up to {TIMED_PLAIN:,}). The training set is repeated to make more pairs. Seconds grow with the number of "
-        f"pairs to the power {slope:.3f} (1 is linear).",
+        f"plain passes of up to {TIMED_PLAIN:,}). The training set is repeated to make more pairs. "
+        f"Seconds grow with the number of pairs to the power {slope:.3f} (1 is linear).",
         table(["pairs", "ms a pair", "× a plain forward and backward pass", "bytes a pair"], rows),
         "Drawn in `benchmarks/attribution_cost.png`.",
     ]

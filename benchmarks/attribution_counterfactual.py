@@ -217,8 +217,11 @@ def _sections(world: World, frame: pd.DataFrame, seeds: int) -> list[str]:
         ("DCR", "helping pairs added"),
     ]
     differences = [
-        [f"{a} − {b}", *(_interval(_differences(frame, a, b, measure)) for measure in MEASURES)]
-        + [_lower(_differences(frame, a, b, "over_refusal"))]
+        [
+            f"{a} − {b}",
+            *(_interval(_differences(frame, a, b, measure)) for measure in MEASURES),
+            _lower(_differences(frame, a, b, "over_refusal")),
+        ]
         for a, b in pairs
         if {a, b} <= set(ways)
     ]
