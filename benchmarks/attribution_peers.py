@@ -8,7 +8,8 @@ loading the model to the scores.
 
 All get the run's LoRA parameters and log P(refuse) of the prompts; beyond that each has its
 package's defaults. Not so: TRAK's projection has 256 dimensions, since with its 2,048 and 400 pairs
-XᵀX has no inverse. Scores are for the change of log P(refuse), larger where a pair raises it.
+XᵀX has no inverse; LoGra's has 16 × 16 instead of 64 × 64, since a matrix of the adapter has 8 × 128.
+Scores are for the change of log P(refuse), larger where a pair raises it.
 """
 
 import argparse
@@ -136,7 +137,7 @@ def dattri_tracin(case: Case) -> np.ndarray:
 
 
 def dattri_logra(case: Case) -> np.ndarray:
-    """LoGra with dattri: 64 × 64 for each module, empirical Fisher."""
+    """LoGra with dattri: 16 × 16 for each module, empirical Fisher."""
     from dattri.algorithm.logra import LoGraAttributor
     from dattri.task import AttributionTask
 
@@ -146,11 +147,11 @@ def dattri_logra(case: Case) -> np.ndarray:
         return -model(**batch).sum()
 
     task = AttributionTask(loss, model, model.state_dict(), loss)
-    method = LoGraAttributor(task, case.layers(model))
+    method = LoGraAttributor(task, case.layers(model), proj_dim=256)
     trained = DataLoader(case.pairs, batch_size=BATCH)  # type: ignore[arg-type]
     method.cache(trained)
     asked = DataLoader(case.prompts, batch_size=QUERIES)  # type: ignore[arg-type]
-    return method.attribute(asked).T.numpy()
+    return method.attribute(trained, asked).T.numpy()
 
 
 def trak(case: Case) -> np.ndarray:
