@@ -8,7 +8,7 @@ loading the model to the scores.
 
 All get the run's LoRA parameters and log P(refuse) of the prompts; beyond that each has its
 package's defaults. Not so: TRAK's projection has 256 dimensions, since with its 2,048 and 400 pairs
-XᵀX has no inverse; LoGra's has 16 × 16 in place of 64 × 64, since the adapter's matrices are 8 by 128.
+XᵀX has no inverse; LoGra's has 16 × 16 in place of 64 × 64: the adapter's matrices are 8 by 128.
 Scores are for the change of log P(refuse), larger where a pair raises it.
 """
 
