@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from tempfile import TemporaryDirectory
 from time import process_time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -141,10 +142,14 @@ def dattri_logra(case: Case) -> np.ndarray:
     from dattri.algorithm.logra import LoGraAttributor
     from dattri.task import AttributionTask
 
-    model = case.model()
+    class WithLoss(Readings):
+        def forward(self, **batch: Tensor) -> Any:
+            return SimpleNamespace(loss=-super().forward(**batch).sum())
 
-    def loss(model: Readings, batch: Sample, device: str) -> Tensor:
-        return -model(**batch).sum()
+    def loss(model: WithLoss, batch: Sample, device: str) -> Tensor:
+        return model(**batch).loss
+
+    model = WithLoss(case.model().model)
 
     task = AttributionTask(loss, model, model.state_dict(), loss)
     method = LoGraAttributor(task, case.layers(model), proj_dim=256)
