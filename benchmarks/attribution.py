@@ -66,7 +66,9 @@ SEEDS = (0, 1)
 RESULTS = Path(__file__).with_name("attribution_results")
 SIZES = (100, 400, 2000, 6000, 20000)
 TIMED_THRICE, TIMED_PLAIN = 400, 6000
-OURS = "ours, checkpoints"
+OURS, FINAL, STEPS = "ours, checkpoints", "ours, final checkpoint", "ours, recorded steps"
+SKETCH = "ours, checkpoints, sketch"
+SIMPLE = ("TF-IDF similarity, sign of the source", "sign of the source alone")
 EKFAC = "EK-FAC (kronfluence)"
 
 
@@ -199,8 +201,39 @@ def _datamodelling_section(world: World) -> list[str]:
             rows,
         ),
         "LDS against processor seconds is drawn in `benchmarks/attribution.png`.",
+        *_verdicts(frame.mean(), seconds),
         *failed,
     ]
+
+
+def _verdicts(mean: pd.Series, seconds: pd.Series) -> list[str]:
+    """Return what came of the hypotheses, by the means, as far as their methods have rows."""
+    ours = [name for name in mean.index if str(name).startswith("ours")]
+    tests = {
+        "H1 (recorded steps above checkpoints above the final one)": (
+            {STEPS, OURS, FINAL},
+            lambda: mean[STEPS] > mean[OURS] > mean[FINAL],
+        ),
+        "H2 (the sketch loses less than 0.05)": (
+            {SKETCH, OURS},
+            lambda: mean[OURS] - mean[SKETCH] < 0.05,
+        ),
+        "H3 (each of ours above TF-IDF and the sign alone)": (
+            set(SIMPLE),
+            lambda: mean[ours].min() > mean[list(SIMPLE)].max(),
+        ),
+        "H6 (recorded steps the highest of all)": ({STEPS}, lambda: mean.idxmax() == STEPS),
+        "H7 (checkpoints above EK-FAC, at a tenth of its time)": (
+            {OURS, EKFAC},
+            lambda: mean[OURS] > mean[EKFAC] and seconds[OURS] <= seconds[EKFAC] / 10,
+        ),
+    }
+    said = [
+        f"{what}: {'holds' if test() else 'does not hold'}"
+        for what, (needed, test) in tests.items()
+        if needed <= set(mean.index)
+    ]
+    return ["; ".join(said) + "."]
 
 
 def _ratio(seconds: pd.Series, name: str, other: str) -> str:
@@ -317,7 +350,8 @@ def _cost_section(world: World) -> list[str]:
         f"plain passes of up to {TIMED_PLAIN:,}). The training set is repeated to make more pairs. "
         f"Seconds grow with the number of pairs to the power {slope:.3f} (1 is linear).",
         table(["pairs", "ms a pair", "× a plain forward and backward pass", "bytes a pair"], rows),
-        "Drawn in `benchmarks/attribution_cost.png`.",
+        "Drawn in `benchmarks/attribution_cost.png`. H5 (at most 1.5 plain passes a pair): "
+        + ("holds." if (frame["exact"] / frame["plain"]).max() <= 1.5 else "does not hold."),
     ]
 
 

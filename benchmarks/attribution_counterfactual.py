@@ -237,6 +237,25 @@ def _sections(world: World, frame: pd.DataFrame, seeds: int) -> list[str]:
         "Differences, paired by seed; the last column says in how many seeds over-refusal is "
         "lower by the first.",
         table(["", *MEASURES.values(), "lower in"], differences),
+        *_verdicts(frame),
+    ]
+
+
+def _verdicts(frame: pd.DataFrame) -> list[str]:
+    """Return what came of the hypotheses, as far as all their seeds are there."""
+    out = _differences(frame, "the pushing 5 % left out", "a random 5 % left out", "over_refusal")
+    fell, kept = (
+        _differences(frame, "helping pairs added", "random pairs added", measure)
+        for measure in ("over_refusal", "toxic_refusal")
+    )
+    if min(len(out), len(fell)) < 5:
+        return []
+    half = t.ppf(0.975, len(fell) - 1) * fell.std(ddof=1) / len(fell) ** 0.5
+    first = (out < 0).sum() >= 4
+    second = fell.mean() + half < 0 and kept.mean() >= -5
+    return [
+        f"C1 (left out, lower in 4 of 5 seeds): {'holds' if first else 'does not hold'}; "
+        f"C2 (added, lower, toxic refusals kept): {'holds' if second else 'does not hold'}."
     ]
 
 
