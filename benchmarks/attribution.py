@@ -194,8 +194,8 @@ def _datamodelling_section(world: World) -> list[str]:
         "## Linear datamodelling score",
         f"{number} random halves, two seeds each. Correlation of the two seeds {between:.3f}, "
         f"hence a noise ceiling of {ceiling:.3f}. Intervals are over prompts, those of the "
-        f"difference to “{OURS}” paired by prompt. Seconds are processor time with one thread, of "
-        "all methods in one process, from loading the model to the scores.",
+        f"difference to “{OURS}” paired by prompt. Seconds are processor time with one thread, "
+        "from loading the model to the scores.",
         table(
             ["method", "LDS", "95 %", "difference, 95 %", "CPU s", "× ours", "× EK-FAC"],
             rows,
