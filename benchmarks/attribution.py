@@ -144,10 +144,15 @@ def _correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.nan_to_num([spearmanr(a, b).statistic if np.ptp(a) else 0.0 for a, b in pairs])
 
 
-def _interval(values: np.ndarray) -> str:
+def _bounds(values: np.ndarray) -> tuple[float, float]:
     """Return the mean's 95 % interval, by a bootstrap over prompts."""
     draws = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
     low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _interval(values: np.ndarray) -> str:
+    low, high = _bounds(values)
     return f"{low:.3f} to {high:.3f}"
 
 
@@ -200,7 +205,7 @@ def _datamodelling_section(world: World) -> list[str]:
             ["method", "LDS", "95 %", "difference, 95 %", "CPU s", "× ours", "× EK-FAC"],
             rows,
         ),
-        "LDS against processor seconds is drawn in `benchmarks/attribution.png`.",
+        "Drawn in `benchmarks/attribution.png`.",
         *_verdicts(frame.mean(), seconds),
         *failed,
     ]
@@ -249,18 +254,21 @@ def _failed(world: World) -> list[str]:
 
 
 def draw(frame: pd.DataFrame, seconds: pd.Series, ceiling: float) -> None:
-    """Draw LDS against processor seconds."""
+    """Draw LDS with its interval over prompts, a line a method."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name in frame:
-        mine = str(name).startswith("ours")
-        mean = frame[name].mean()
-        axes.plot(seconds[name], mean, "o", color="#0072b2" if mine else "#999999")
-        axes.annotate(str(name), (seconds[name], mean), (4, 3), textcoords="offset points", size=6)
-    axes.axhline(ceiling, color="black", lw=0.8, ls="--")
-    axes.set(xscale="log", xlabel="processor seconds", ylabel="linear datamodelling score")
-    axes.set_title(f"Embedded model; dashed: noise ceiling {ceiling:.2f}", size=9)
+    names = frame.mean().sort_values().index
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for place, name in enumerate(names):
+        low, high = _bounds(frame[name].to_numpy())
+        colour = "#0072b2" if str(name).startswith("ours") else "#888888"
+        axes.plot([low, high], [place, place], color=colour, lw=1.5)
+        axes.plot(frame[name].mean(), place, "o", color=colour)
+    axes.axvline(ceiling, color="black", lw=0.8, ls="--")
+    axes.axvline(0, color="black", lw=0.5)
+    axes.set_yticks(range(len(names)), [f"{name}, {seconds[name]:.0f} s" for name in names], size=7)
+    axes.set(xlabel="linear datamodelling score; dashed: noise ceiling")
+    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(Path(__file__).with_suffix(".png"), dpi=150)
     plt.close(figure)
 

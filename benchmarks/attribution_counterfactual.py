@@ -15,7 +15,9 @@ of the 45 seemingly toxic prompts that were not explained, refusals of toxic pro
 drawn at random, anew for each seed. *DCR*: nothing left out, from the refined base. *Added*: 25 of
 STL-aug's pool, which are DCR's 250 seemingly toxic prompts with the base model's answers: those
 whose step lowers log P(refuse) of the explained prompts most by the same sum (they are in no
-training that is attributed), or as many drawn at random, anew for each seed.
+training that is attributed), or as many drawn at random, anew for each seed. *Similar*: those
+whose prompts are nearest to the explained ones by TF-IDF, which no hypothesis below is about: added
+when all other ways but DCR had been seen, since random pairs do not know the explained prompts.
 
 Hypotheses, written before the first run:
 
@@ -31,6 +33,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -101,9 +104,9 @@ Change = Callable[[int], tuple[list[Pair], list[Pair], str]]
 def _ways(world: World) -> dict[str, Change]:
     """Return what each way changes."""
     run = whole_run(world, steps=False)
-    pushing, weights = _pushing(world, run)
+    scored = cache(lambda: _pushing(world, run))  # only where a training is still to be done
     pool = _pool(world)
-    helping = _helping(world, run, weights, pool)
+    helping = cache(lambda: _helping(world, run, scored()[1], pool))
     safe, n = list(world.safe), max(1, round(SHARE_LEFT_OUT * len(world.safe)))
 
     def without(out: Sequence[int]) -> list[Pair]:
@@ -120,12 +123,17 @@ def _ways(world: World) -> dict[str, Change]:
 
     return {
         "nothing changed": lambda seed: (safe, [], BASE),
-        "the pushing 5 % left out": lambda seed: (without(pushing[:n]), [], BASE),
+        "the pushing 5 % left out": lambda seed: (without(scored()[0][:n]), [], BASE),
         "a random 5 % left out": lambda seed: (without(drawn(seed, 11, len(safe), n)), [], BASE),
-        "helping pairs added": lambda seed: (safe, added(helping[:PAIRS_ADDED]), BASE),
+        "helping pairs added": lambda seed: (safe, added(helping()[:PAIRS_ADDED]), BASE),
         "random pairs added": lambda seed: (
             safe,
             added(drawn(seed, 13, len(pool), PAIRS_ADDED)),
+            BASE,
+        ),
+        "similar pairs added": lambda seed: (
+            safe,
+            added(_similar(world, pool)[:PAIRS_ADDED]),
             BASE,
         ),
         "DCR": lambda seed: (safe, [], refined(seed)),
@@ -181,6 +189,16 @@ def _helping(world: World, run: Path, weights: dict[int, float], pool: list[Pair
     return np.argsort(changes).tolist()
 
 
+def _similar(world: World, pool: list[Pair]) -> list[int]:
+    """Return the pool's pairs, those nearest to the explained prompts by TF-IDF first."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = [pair.prompt for pair in pool]
+    vectors = TfidfVectorizer().fit(texts)
+    asked = vectors.transform([prompt.text for prompt in world.explained])
+    return np.argsort(-(asked @ vectors.transform(texts).T).toarray().mean(0)).tolist()
+
+
 def _row(world: World, seed: int, way: str, change: Change) -> dict[str, object]:
     """Return what one training comes to; trained if not known yet."""
     prompts = PromptSet((*world.others, *world.harmful))
@@ -213,6 +231,7 @@ def _sections(world: World, frame: pd.DataFrame, seeds: int) -> list[str]:
     pairs = [
         ("the pushing 5 % left out", "a random 5 % left out"),
         ("helping pairs added", "random pairs added"),
+        ("helping pairs added", "similar pairs added"),
         ("DCR", "the pushing 5 % left out"),
         ("DCR", "helping pairs added"),
     ]
