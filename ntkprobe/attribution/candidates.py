@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -65,7 +66,7 @@ def rank_candidates(
         encoded = Encoded.of(trained, opened, scanned[-1], asked, how)
         weights, _ = run_weights(trained, scanned, encoded.pairs, how.loss == "mean")
         rows = encoded.candidates(candidates, trained)
-        changes = 0.0
+        changes = np.zeros(len(rows))
         for each in tqdm(scanned, disable=not progress, unit="checkpoint"):
             with opened.opened(each) as (network, _), evaluating(network):
                 chosen = how.parameters
