@@ -1,7 +1,8 @@
 """STL with the answered prompts that influence orders first, fewer than STL-aug adds.
 
 On the embedded model, over-refusal fell further with 25 of 250 such pairs than with 25 drawn at
-random (`benchmarks/attribution_counterfactual.md`); nothing is known of other models.
+random, or with the 25 of the most similar words, and less far than with DCR
+(`benchmarks/attribution_counterfactual.md`); nothing is known of other models.
 """
 
 from collections.abc import Mapping, Sequence
