@@ -251,9 +251,9 @@ def _sections(world: World, frame: pd.DataFrame, seeds: int) -> list[str]:
         f"others and {len(world.harmful)} toxic ones measured (greedy answers of 12 tokens, "
         f"XSTest's filter); {machine()}; by `python benchmarks/attribution_counterfactual.py "
         f"--seeds {seeds}`. The embedded model is a constructed world.",
-        "Means over seeds with 95 % intervals (Student's t), and the number of seeds. The pairs that "
-        "push and that help were chosen once, by the scores of one run; random ones are drawn anew "
-        "for each seed.",
+        "Means over seeds with 95 % intervals (Student's t), and the number of seeds. The pairs "
+        "that push and that help were chosen once, by the scores of one run; random ones are drawn "
+        "anew for each seed.",
         table(["", *MEASURES.values()], rows),
         "Differences, paired by seed; the last column says in how many seeds over-refusal is "
         "lower by the first.",
