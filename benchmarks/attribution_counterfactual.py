@@ -72,7 +72,7 @@ MEASURES = {
 def main() -> None:
     """Train every way with every seed, and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output-dir", default="counterfactual-runs")
+    parser.add_argument("--output-dir", default="runs/counterfactual")
     parser.add_argument("--prompts", type=int, default=15, help="explained")
     parser.add_argument("--general", type=int, default=350)
     parser.add_argument("--safe", type=int, default=200)

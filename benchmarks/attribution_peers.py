@@ -1,10 +1,10 @@
 """What other packages say of the same training pairs and prompts, for `attribution.py`.
 
-`PYTHONPATH=. peers/bin/python benchmarks/attribution_peers.py --output-dir attribution-runs`, in an
-environment that has the project and `requirements-attribution-peers.txt`, after `attribution.py`
-has trained: the scores are left in its folder, where it takes them up with its own. Ours are made
-here too, so that the seconds of all are measured alike: processor time of one thread, one method
-after the other, from loading the model to the scores. `--method` runs some again.
+`peers/bin/python benchmarks/attribution_peers.py`, in an environment that has the project and
+`requirements-attribution-peers.txt`, after `attribution.py` has trained: the scores are left in its
+folder, where it takes them up when it is run again. Ours are made here too, so that the seconds of
+all are measured alike: processor time of one thread, one method after the other, from loading the
+model to the scores. `--method` runs some again.
 
 All get the run's LoRA parameters and log P(refuse) of the prompts; beyond that each has its
 package's defaults. Not so: TRAK's projection has 256 dimensions, since with its 2,048 and 400 pairs

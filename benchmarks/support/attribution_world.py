@@ -71,7 +71,7 @@ class World:
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
         """Add the options that `of` reads, with the sizes of the linear datamodelling score."""
-        parser.add_argument("--output-dir", default="attribution-runs")
+        parser.add_argument("--output-dir", default="runs/attribution")
         parser.add_argument("--prompts", type=int, default=15, help="explained")
         parser.add_argument("--general", type=int, default=350)
         parser.add_argument("--safe", type=int, default=50)
