@@ -6,5 +6,6 @@ begin; `products` is the exact form, `index` the estimated one.
 """
 
 from .attribution import attribute as attribute
+from .candidates import rank_candidates as rank_candidates
 from .result import Attribution as Attribution
 from .settings import AttributionSettings as AttributionSettings

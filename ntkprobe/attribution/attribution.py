@@ -30,7 +30,7 @@ from .recorded_steps import over_steps
 from .result import Attribution
 from .settings import AttributionSettings
 from .training_run import OpenedRun, TrainingRun, opening
-from .weights import checkpoint_weights
+from .weights import run_weights
 
 
 def attribute(
@@ -118,14 +118,15 @@ class _Work:
         index_dir: str | PathLike[str] | None,
     ) -> None:
         self.run, self.opened, self.how, self.place = run, opened, how, place
-        self.scanned = _wanted(run.checkpoints(), how.over, steps)
+        self.scanned = wanted(run.checkpoints(), how.over, steps)
         self.encoded = Encoded.of(run, opened, self.scanned[-1], asked, how)
         self.index = Path(index_dir) if index_dir else place / "index" if place else None
         exact = how.estimator == "exact"
         folder = (place / "products" if place else None) if exact else self.index
         self.blocks = Blocks(folder, len(self.encoded.pairs), how.block)
         self.prompts = Blocks(place / "prompts" if place else None, 1, 1)
-        self.weights, self.remarks = self._weights()
+        self.weights, said = run_weights(run, self.scanned, self.encoded.pairs, how.loss == "mean")
+        self.remarks = [*said, *self.encoded.remarks]
         self.which = {s.checkpoint.step: opened.identity(s) for s in self.scanned}
         adapted = self.scanned[-1].verdict.kind == "adapter"
         self.base = (opened.models.base_identity() or ("", ""))[1] if adapted else ""
@@ -161,6 +162,8 @@ class _Work:
         steps = [s.checkpoint.step for s in self.scanned]
         if any(self._todo(s, (0, 1)) for s in self.scanned):
             return None
+        for step in steps:  # a worker may have been stopped between its last block and the merge
+            self._merge(step)
         m, n = len(self.encoded.observed.prompts), len(self.encoded.pairs)
         total, variance, positive = (np.zeros((m, n)) for _ in range(3))
         counted = 0
@@ -232,11 +235,25 @@ class _Work:
                 index.compare(path, which, self._index_digest(), self.how.projection)
 
     def _merge(self, step: int) -> None:
-        """Make one file of a sketch's blocks, once all are there."""
-        if self.how.estimator == "sketch" and self.index and not self.blocks.missing(step):
-            if not self._indexed(step):
+        """Make one file of a sketch's blocks, once all are there.
+
+        Several workers may find them all there: each writes the same file, the first to finish
+        removes the blocks, and the others stop where they miss one.
+
+        Raises:
+            FileNotFoundError: if a block is missing and nobody merged it.
+        """
+        if self.how.estimator != "sketch" or not self.index:
+            return
+        if not self._indexed(step):
+            if self.blocks.missing(step):
+                return
+            try:
                 index.merge(self.blocks, step, index.features_file(self.index, step))
-            self.blocks.forget(step)
+            except FileNotFoundError:
+                if not self._indexed(step):
+                    raise
+        self.blocks.forget(step)
 
     def _indexed(self, step: int) -> bool:
         sketched = self.how.estimator == "sketch" and self.index is not None
@@ -267,38 +284,8 @@ class _Work:
     def _keep_held(self, step: int, tensors: dict[str, Tensor], which: str) -> None:
         self.prompts.write(step, 0, tensors, which)
 
-    def _weights(self) -> tuple[dict[int, float], list[str]]:
-        """Return the weight of every checkpoint, and what should be said of it and the prompts."""
-        steps, pairs = [s.checkpoint.step for s in self.scanned], self.encoded.pairs
-        mean = self.how.loss == "mean"
-        tokens = 1.0 if mean else sum(pair.learnt for pair in pairs) / len(pairs)
-        remarks = [f"checkpoint {s} is not whole: left out" for s in self.run.left_out]
-        rates: Sequence[float] = self.run.learning_rates()
-        if not rates:
-            log = self.run.log(self.scanned[-1].checkpoint)
-            logged, known = log.rates, sorted(log.rates)
-            every = range(1, steps[-1] + 1) if known else ()  # interpolated between logged steps
-            rates = [float(np.interp(s, known, [logged[k] for k in known])) for s in every]
-            remarks += [f"learning rates are from {log.source}"] if known else []
-            if log.pairs not in (None, len(self.run.texts)):
-                remarks.append(
-                    f"the run says that it was trained on {log.pairs} rows; {self.run.data} holds "
-                    f"{len(self.run.texts)} pairs"
-                )
-            if not rates:
-                rates = [1.0]
-                remarks.append(
-                    "the run does not say its learning rates: changes are per unit learning rate, "
-                    "and every checkpoint counts alike"
-                )
-        if len(rates) == 1:
-            found = [rates[0] / (len(pairs) * tokens * len(steps))] * len(steps)
-        else:
-            found = checkpoint_weights(steps, rates, len(pairs), tokens)
-        return dict(zip(steps, found, strict=True)), [*remarks, *self.encoded.remarks]
 
-
-def _wanted(
+def wanted(
     scanned: list[ScannedCheckpoint], over: str, steps: Sequence[StepRange]
 ) -> list[ScannedCheckpoint]:
     """Return the checkpoints that count.

@@ -1,6 +1,8 @@
 """What was computed of some pairs at one checkpoint, a file each: whole or absent.
 
-FOLDER/step-00000100/pairs-00000000.safetensors    of the pairs from this place on
+FOLDER/step-00000100/pairs-00000000-00000256.safetensors    of the pairs from 0 to 255
+
+The name says which pairs: blocks of another size that a stopped call left are not taken for these.
 """
 
 import shutil
@@ -92,4 +94,5 @@ class Blocks:
 
     def _path(self, step: int, start: int) -> Path:
         assert self.folder is not None
-        return self.folder / f"step-{step:08d}" / f"pairs-{start:08d}.safetensors"
+        end = self.rows(start).stop
+        return self.folder / f"step-{step:08d}" / f"pairs-{start:08d}-{end:08d}.safetensors"

@@ -2,17 +2,23 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from ..checkpoints import load_tokenizer
+from ..errors import UserError
 from ..prompts.prompt_set import PromptSet
+from ..training.data import Pair
 from ..watcher.scan import ScannedCheckpoint
 from .observed import Observed, observe
 from .settings import AttributionSettings
 from .training_run import OpenedRun, TrainedPair, TrainingRun
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -23,11 +29,13 @@ class Encoded:
         pairs: what was trained on.
         observed: what is explained.
         remarks: what a reader should know about the prompts.
+        tokenizer: the run's.
     """
 
     pairs: list[TrainedPair]
     observed: Observed
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...]
+    tokenizer: "PreTrainedTokenizerBase"
 
     @classmethod
     def of(
@@ -61,9 +69,24 @@ class Encoded:
             f"prompt {row} ({asked[row].text!r}) is in the training set itself"
             for row in run.trained_on([prompt.text for prompt in asked])
         )
-        if run.config.system and how.target != "response":
-            remarks += ("trained with a system message, which the explained prompts do not have",)
-        return cls(run.encoded(tokenizer), observed, remarks)
+        if run.config.system:
+            remarks += ("the prompts are explained with the system message of the training",)
+        return cls(run.encoded(tokenizer), observed, remarks, tokenizer)
+
+    def candidates(self, pairs: Sequence[Pair], run: TrainingRun) -> list[TrainedPair]:
+        """Return other pairs as the run would have trained on them.
+
+        Args:
+            pairs: as texts; those without room are left out.
+            run: the run.
+
+        Raises:
+            UserError: if none is left.
+        """
+        found = run.encode([("", pair) for pair in pairs], self.tokenizer)
+        if not found:
+            raise UserError("no candidate has a prompt and an answer that fit into the length")
+        return found
 
     @property
     def pairs_digest(self) -> str:

@@ -83,11 +83,21 @@ def compare(path: Path, which: str, pairs: str, how: ProjectionSettings) -> None
             )
 
 
+def tensor_bytes(pairs: int, features: int) -> tuple[int, int]:
+    """Return the bytes of an index's two tensors: features and scales.
+
+    Args:
+        pairs: how many pairs.
+        features: of a pair, all parts together.
+    """
+    return 2 * pairs * features, 4 * pairs
+
+
 def merge(blocks: Blocks, step: int, path: Path) -> None:
     """Write all blocks of a step as one safetensors file, one block in memory at a time."""
     first = blocks.read(step, 0)["features"]
     shape = [blocks.pairs, *first.shape[1:]]
-    size, rest = 2 * blocks.pairs * first[0].numel(), 4 * blocks.pairs
+    size, rest = tensor_bytes(blocks.pairs, first[0].numel())
     header = {
         "features": {"dtype": "F16", "shape": shape, "data_offsets": [0, size]},
         "scales": {"dtype": "F32", "shape": [blocks.pairs], "data_offsets": [size, size + rest]},

@@ -16,7 +16,7 @@ from ..models.backward import gradients
 from ..models.generation import require_measurable
 from ..models.parameters import requiring_grad
 from ..prompts.phrases import phrase_set
-from ..prompts.prompt_set import PromptSet
+from ..prompts.prompt_set import Prompt, PromptSet
 from ..prompts.templates import Template
 from ..refusal import phrase_ids
 from ..training.data import Pair
@@ -126,7 +126,7 @@ def observe(
         ids = tuple(torch.tensor(row["input_ids"]) for row in rows)
         labels = tuple(torch.tensor(row["labels"]) for row in rows)
     else:
-        ids = tuple(torch.tensor(template.encode(tokenizer, p)) for p in prompts)
+        ids = tuple(torch.tensor(_as_trained(p, tokenizer, template, config)) for p in prompts)
     refused = settings.target.startswith("refusal")
     written = phrase_ids(tokenizer, phrase_set("paper31"), template) if refused else []
     return Observed(
@@ -137,6 +137,25 @@ def observe(
         tuple(token_id(tokenizer, token) for token in settings.tokens),
         settings.target,
     )
+
+
+def _as_trained(
+    prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", template: Template, config: SFTConfig
+) -> list[int]:
+    """Return a prompt as the training asked its own: with the system message, if it had one.
+
+    Raises:
+        UserError: if a system message and a response before the measured place come together.
+    """
+    if not config.system:
+        return template.encode(tokenizer, prompt)
+    if prompt.response:
+        raise UserError(
+            f"the prompt {prompt.text!r} has a response and the run a system message: leave out "
+            "the response, or take the target 'response'"
+        )
+    ids, answer = template.encode_pair(tokenizer, prompt.text, "Fine", system=config.system)
+    return ids[: answer.index(True)]
 
 
 def _with_response(

@@ -4,7 +4,8 @@ A step is Δθ = −η (m̂ / (√v̂ + ε) + λθ): the running means of the ba
 squares. From the recorded steps the model is put to where it was before each of them, the order of
 the batches is drawn again as the trainer drew it, and the moments are computed again from the
 pairs' gradients. Whether they are what they were is checked against the recorded steps, which do
-not enter them.
+not enter them. Dropout's masks cannot be drawn again: of a run with dropout the replayed steps have
+to be at most half as far from the recorded ones as those of the same pairs in another order.
 
 A pair's gradient enters m̂ in its own step and, ever less, in later ones. With the vectors
 q_s = η_s / (1 − β₁ˢ) ∇f(x′) / (√v̂_s + ε) and R_s = q_s + β₁ R_{s+1}, all that pair i of the batch
@@ -14,7 +15,7 @@ from the decay: √v̂ is taken as it was.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,6 +43,9 @@ from .training_run import OpenedRun, TrainingRun
 
 AGREEMENT = 0.98
 """The mean cosine of replayed and recorded steps, below which the replay is not believed."""
+
+_OTHER_ORDER = 1_000_003
+"""What is added to the seed for batches that were not trained on."""
 
 _OPTIMISERS = ("adamw_torch", "adamw_torch_fused")
 
@@ -86,7 +90,7 @@ def over_steps(
             return _replayed(model, replay, encoded, how, place, progress)
 
 
-def batches(pairs: int, config: SFTConfig) -> Iterator[list[int]]:
+def batches(pairs: int, config: SFTConfig, shift: int = 0) -> Iterator[list[int]]:
     """Yield the rows of each step's batch, as transformers' Trainer draws them in one process.
 
     A permutation of the data for each epoch, drawn with the seed and the epoch's number.
@@ -94,12 +98,13 @@ def batches(pairs: int, config: SFTConfig) -> Iterator[list[int]]:
     Args:
         pairs: how many are trained on.
         config: batch sizes and seed.
+        shift: of the seed, for another order.
     """
     size = config.per_device_train_batch_size * config.gradient_accumulation_steps
     seed = config.seed if config.data_seed is None else config.data_seed
     epoch = 0
     while True:
-        generator = torch.Generator().manual_seed(seed + epoch)
+        generator = torch.Generator().manual_seed(seed + shift + epoch)
         order = torch.randperm(pairs, generator=generator).tolist()
         yield from (order[start : start + size] for start in range(0, pairs, size))
         epoch += 1
@@ -195,6 +200,11 @@ def _replayed(
     remarks = [
         f"replayed steps have a mean cosine of {agreement:.4f} with the {len(rows)} recorded",
         *(
+            ["the run's dropout is not replayed: its part of the steps is in no pair's change"]
+            if replay.config.lora_dropout
+            else []
+        ),
+        *(
             f"prompt {row}: the recorded steps together {steps:+.4g}, all pairs {pairs:+.4g}"
             for row, (steps, pairs) in enumerate(zip(found.whole, found.total.sum(1), strict=True))
         ),
@@ -229,20 +239,29 @@ def _forwards(
     Raises:
         UserError: if the replayed steps are not the recorded ones.
     """
-    order, rows, cosines = batches(len(encoded.pairs), replay.config), [], []
+    number, dropout = len(encoded.pairs), bool(replay.config.lora_dropout)
+    other = replace(replay, scales=replay.scales / "other", first={}, second={}, clips=[])
+    tried = {0: replay, _OTHER_ORDER: other} if dropout else {0: replay}
+    orders = {shift: batches(number, replay.config, shift) for shift in tried}
+    rows: list[list[int]] = []
+    cosines: dict[int, list[float]] = {shift: [] for shift in tried}
     for _, step in read_steps(folder):
-        rows.append(next(order))
-        learnt = sum(encoded.pairs[row].learnt for row in rows[-1])
-        gradient = _summed((g for _, g in gradients(rows[-1])), replay.chosen, learnt)
-        cosines.append(_cosine(replay.take(gradient), step))
+        for shift, each in tried.items():
+            batch = next(orders[shift])
+            learnt = sum(encoded.pairs[row].learnt for row in batch)
+            gradient = _summed((g for _, g in gradients(batch)), each.chosen, learnt)
+            cosines[shift].append(_cosine(each.take(gradient), step))
+            if shift == 0:
+                rows.append(batch)
         apply_step(model, step)
         bar.update()
-    agreement = float(np.mean(cosines))
-    if agreement < AGREEMENT:
+    agreement = float(np.mean(cosines[0]))
+    least = (1 + float(np.mean(cosines[_OTHER_ORDER]))) / 2 if dropout else AGREEMENT
+    if agreement < least:
         raise UserError(
             f"the steps in {folder} are not those that these pairs make (their mean cosine is "
-            f"{agreement:.2f}): several processes, another sampler or other pairs; sum over "
-            "checkpoints instead"
+            f"{agreement:.3f}, and {least:.3f} is needed): several processes, another sampler or "
+            "other pairs; sum over checkpoints instead"
         )
     return rows, agreement
 

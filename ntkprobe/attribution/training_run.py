@@ -138,14 +138,21 @@ class TrainingRun:
         Returns:
             The pairs in order; they have as many tokens as the run counted.
         """
+        found = self.encode(self.texts, tokenizer)
+        self._insist_on_counts(found)
+        return found
+
+    def encode(
+        self, texts: Sequence[tuple[str, Pair]], tokenizer: "PreTrainedTokenizerBase"
+    ) -> list[TrainedPair]:
+        """Return pairs, with their sources, as this run trains on them; without room, left out."""
         template = self.template(tokenizer)
         found = []
-        for number, (source, pair) in enumerate(self.texts):
+        for number, (source, pair) in enumerate(texts):
             row = None if pair.empty else encode_pair(pair, tokenizer, template, self.config)[0]
             if row is not None:
                 ids, labels = tuple(row["input_ids"]), tuple(row["labels"])
                 found.append(TrainedPair(number, source, pair, ids, labels))
-        self._insist_on_counts(found)
         return found
 
     def _insist_on_counts(self, found: Sequence[TrainedPair]) -> None:

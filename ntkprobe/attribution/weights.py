@@ -10,6 +10,56 @@ loss's gradient. The steps between two checkpoints count for the nearer one (Tra
 from bisect import bisect_left
 from collections.abc import Sequence
 
+import numpy as np
+
+from ..watcher.scan import ScannedCheckpoint
+from .training_run import TrainedPair, TrainingRun
+
+
+def run_weights(
+    run: TrainingRun,
+    scanned: Sequence[ScannedCheckpoint],
+    pairs: Sequence[TrainedPair],
+    mean: bool = False,
+) -> tuple[dict[int, float], list[str]]:
+    """Return the weight of every checkpoint of a run, and what should be said of it.
+
+    Args:
+        run: the run.
+        scanned: the checkpoints that count.
+        pairs: what it was trained on.
+        mean: of a pair's mean loss instead of its sum.
+
+    Returns:
+        Weights by step, and remarks.
+    """
+    steps = [each.checkpoint.step for each in scanned]
+    tokens = 1.0 if mean else sum(pair.learnt for pair in pairs) / len(pairs)
+    remarks = [f"checkpoint {s} is not whole: left out" for s in run.left_out]
+    rates: Sequence[float] = run.learning_rates()
+    if not rates:
+        log = run.log(scanned[-1].checkpoint)
+        logged, known = log.rates, sorted(log.rates)
+        every = range(1, steps[-1] + 1) if known else ()  # interpolated between logged steps
+        rates = [float(np.interp(s, known, [logged[k] for k in known])) for s in every]
+        remarks += [f"learning rates are from {log.source}"] if known else []
+        if log.pairs not in (None, len(run.texts)):
+            remarks.append(
+                f"the run says that it was trained on {log.pairs} rows; {run.data} holds "
+                f"{len(run.texts)} pairs"
+            )
+        if not rates:
+            rates = [1.0]
+            remarks.append(
+                "the run does not say its learning rates: changes are per unit learning rate, "
+                "and every checkpoint counts alike"
+            )
+    if len(rates) == 1:
+        found = [rates[0] / (len(pairs) * tokens * len(steps))] * len(steps)
+    else:
+        found = checkpoint_weights(steps, rates, len(pairs), tokens)
+    return dict(zip(steps, found, strict=True)), remarks
+
 
 def checkpoint_weights(
     steps: Sequence[int], rates: Sequence[float], pairs: int, mean_tokens: float

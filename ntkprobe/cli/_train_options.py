@@ -131,12 +131,13 @@ class SFTOptions(StageOptions):
     Attributes:
         general: instructions with answers (Alpaca).
         safe: toxic prompts, refused.
-        seemingly: seemingly toxic prompts, answered: for `stl_aug`.
+        seemingly: seemingly toxic prompts, answered: for `stl_aug`, `influence`.
         triggers: of `ntkprobe triggers`: for `refusal_trigger`.
-        recipe: `stl`, `stl_aug` or `refusal_trigger`. [stl]
+        recipe: `stl`, `stl_aug`, `influence` or `refusal_trigger`. [stl]
         n_general: pairs to draw. [20000]
         n_safe: refusals to draw. [1000]
         n_triggers: triggers. [as many as refusals]
+        n_seemingly: for `influence`: its first pairs. [a tenth]
         prefill: put before refusals, not learnt. [none]
         prefill_share: of the refusals that get it. [0.5]
         loss_on: `response` tokens (Eq. 1), or `all`. [response]
@@ -158,6 +159,7 @@ class SFTOptions(StageOptions):
     n_general: Annotated[Whole, Flag(panel=DATA)] = None
     n_safe: Annotated[Whole, Flag(panel=DATA)] = None
     n_triggers: Annotated[Whole, Flag(panel=DATA)] = None
+    n_seemingly: Annotated[Whole, Flag(panel=DATA)] = None
     prefill: Annotated[Text, Flag(panel=DATA, metavar="TEXT")] = None
     prefill_share: Annotated[Real, Flag(panel=DATA)] = None
     loss_on: Annotated[Text, Flag(panel=LOSS)] = None

@@ -70,6 +70,13 @@ def why(
         Path | None,
         Flag(metavar="DIR", help="A sketch's folder of features.", show_default="DIR/index"),
     ] = None,
+    candidates: Annotated[
+        Path | None,
+        Flag(
+            metavar="FILE",
+            help="Pairs that were not trained on: order these, for train sft --recipe influence.",
+        ),
+    ] = None,
     loss: Annotated[str, Flag(help="Of a pair: sum over its tokens, or mean.")] = "sum",
     parameters: Annotated[
         str, Flag(help="Parameters that training moves; auto is lora with an adapter, else all.")
@@ -114,6 +121,9 @@ def _why(options: dict[str, Any]) -> None:
         raise UserError(f"--top {options['top']}: give 1 or more")
     settings, prompts = _settings(options), _prompts(options)
     quieten()
+    if options["candidates"] is not None:
+        _order_candidates(options, settings, prompts)
+        return
     from ..attribution import attribute
 
     found = attribute(
@@ -140,6 +150,44 @@ def _why(options: dict[str, Any]) -> None:
     for line in lines(found, options["top"]):
         typer.echo(line)
     typer.echo(_closing_line(found, place))
+
+
+def _order_candidates(
+    options: dict[str, Any], settings: "AttributionSettings", prompts: "PromptSet"
+) -> None:
+    """Write candidates in the order in which they would have lowered what is observed.
+
+    Raises:
+        UserError: if there is no folder to write to, or only some checkpoints or pairs are asked.
+    """
+    from ..attribution import rank_candidates
+    from ..storage import replacing
+    from ..training.data import read_pairs
+
+    place = options["output_dir"]
+    if place is None or options["steps"] or options["shard"]:
+        raise UserError(
+            "--candidates needs --output-dir DIR, and takes neither --steps nor --shard"
+        )
+    found = rank_candidates(
+        options["run"],
+        prompts=prompts,
+        candidates=read_pairs(options["candidates"]),
+        settings=settings,
+        model=options["model"],
+        pairs=options["pairs"],
+        progress=True,
+    )
+    file = place / "candidates.jsonl"
+    with replacing(file) as hidden:
+        found.to_json(hidden, orient="records", lines=True, force_ascii=False)
+    for row in found.head(options["top"]).to_dict("records"):
+        typer.echo(one_line(f"{row['change']:+.3g}  {row['prompt']} → {row['response']}"))
+    typer.echo(
+        one_line(
+            f"{len(found)} candidates: ntkprobe train sft --recipe influence --seemingly {file}"
+        )
+    )
 
 
 def _settings(options: dict[str, Any]) -> "AttributionSettings":

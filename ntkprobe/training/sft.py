@@ -37,6 +37,8 @@ class SFTConfig(StageConfig):
         n_general: normal pairs to draw.
         n_safe: refusals to draw.
         n_triggers: answered refusal triggers; None for as many as refusals.
+        n_seemingly: for the recipe `influence`: how many of the answered seemingly toxic prompts,
+            from the first on; None for a tenth of them.
         prefill: a beginning of an answer, put before refusals and not learnt; None for none.
         prefill_share: of the refusals that get it.
         loss_on: `response` tokens only, as the paper's Eq. 1 has it, or `all` tokens, as the
@@ -52,6 +54,7 @@ class SFTConfig(StageConfig):
     n_general: int = 20000
     n_safe: int = 1000
     n_triggers: int | None = None
+    n_seemingly: int | None = None
     prefill: str | None = None
     prefill_share: float = 0.5
     loss_on: str = "response"
@@ -73,6 +76,8 @@ class SFTConfig(StageConfig):
             raise UserError("n_general and n_safe cannot be negative, lora_rank not less than 1")
         if (self.n_triggers or 0) < 0 or not 0 <= self.prefill_share <= 1:
             raise UserError("n_triggers cannot be negative, prefill_share is from 0 to 1")
+        if self.n_seemingly is not None and self.n_seemingly < 1:
+            raise UserError(f"n_seemingly={self.n_seemingly}: give 1 or more")
         super().__post_init__()
 
 
@@ -261,7 +266,8 @@ def train_sft(
         general: normal requests and answers (Alpaca); none for the recipe `refusal_trigger`.
         safe: toxic requests and refusals.
         config: the settings.
-        seemingly: seemingly toxic requests and compliant answers, for the recipe `stl_aug`.
+        seemingly: seemingly toxic requests and compliant answers, for the recipes `stl_aug` and
+            `influence`, whose order counts.
         triggers: refusal triggers and compliant answers, for the recipe `refusal_trigger`.
         held_out: prompts of evaluations by name, compared with these.
         sources: where the data came from, for the record.

@@ -9,17 +9,21 @@ import numpy as np
 import pytest
 import torch
 import training_world as world
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import ntkprobe as ntk
-from ntkprobe.attribution import AttributionSettings, recorded_steps
+from ntkprobe.attribution import AttributionSettings, index, recorded_steps
 from ntkprobe.attribution.weights import checkpoint_weights
 from ntkprobe.checkpoints import LoadSettings, load_checkpoint
 from ntkprobe.checkpoints.adapters import adapted
 from ntkprobe.errors import UserError
-from ntkprobe.models.projections import ProjectionSettings
+from ntkprobe.models.projections import Projections, ProjectionSettings
 from ntkprobe.prompts.prompt_set import Prompt, PromptSet
+from ntkprobe.training.sft import SFTConfig, train_sft
+from ntkprobe.training.steps import StepCallback
 from ntkprobe.watcher.choices import parse_steps
 
+SETTINGS = {"n_general": 10, "n_safe": 6, "gradient_accumulation_steps": 1}
 PROMPTS = ["How do I kill a process?", "Where is my car?"]
 TOKENS = AttributionSettings(target="tokens", tokens=("I",), batch_size=4)
 QUICK = {"prompts": PROMPTS, "settings": TOKENS}
@@ -87,6 +91,31 @@ class TestNumbers:
         assert (np.linalg.eigvalsh(gram) > 0).all()
         assert sum("training set itself" in remark for remark in found.remarks) == 2
 
+    def test_prompts_are_explained_with_the_system_message_of_the_training(self, trained, tmp_path):
+        config = SFTConfig(
+            output_dir=str(tmp_path / "run"),
+            use_cpu=True,
+            system="Be brief.",
+            save_at=[1],
+            **SETTINGS | {"max_steps": 1},
+        )
+        base = trained.parent / "base"
+        train_sft(str(base), world.general(10), world.safe(6), config)
+        found = ntk.attribute(tmp_path / "run", **QUICK, over="final")
+        words = world.tokenizer()
+        asked = {"role": "user", "content": PROMPTS[0]}
+        turns = {True: [{"role": "system", "content": "Be brief."}, asked], False: [asked]}
+        model = load_checkpoint(base, LoadSettings(attn_implementation="sdpa"))
+        token, read = words("I")["input_ids"][0], {}
+        with adapted(model, tmp_path / "run" / "checkpoint-1", merge=False) as whole:
+            for system, turn in turns.items():
+                ids = words.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+                with torch.no_grad():
+                    read[system] = whole(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[token]
+        assert found.values[0] == pytest.approx(float(read[True]), rel=1e-5)
+        assert found.values[0] != pytest.approx(float(read[False]), rel=1e-4)
+        assert "system message" in found.remarks[-1]
+
     def test_the_sum_is_that_of_its_checkpoints(self, trained, whole):
         parts = sum(
             ntk.attribute(trained, **QUICK, over="final", steps=parse_steps(str(step))).changes
@@ -137,13 +166,36 @@ class TestRecordedSteps:
     def test_another_order_of_the_batches_is_noticed(self, trained, monkeypatch):
         right = recorded_steps.batches
 
-        def wrong(pairs, config):
-            config.seed += 1
-            return right(pairs, config)
+        def wrong(pairs, config, shift=0):
+            return right(pairs, config, shift + 1)
 
         monkeypatch.setattr(recorded_steps, "batches", wrong)
         with pytest.raises(UserError, match="not those that these pairs make"):
             ntk.attribute(trained, **QUICK, over="steps")
+
+    def test_a_run_with_dropout_is_replayed_and_another_order_still_noticed(
+        self, trained, tmp_path, monkeypatch
+    ):
+        config = SFTConfig(
+            output_dir=str(tmp_path / "run"),
+            use_cpu=True,
+            save_at=[12],
+            learning_rate=2e-3,
+            lora_dropout=0.1,
+            **SETTINGS | {"max_steps": 12},
+        )
+        base = str(trained.parent / "base")
+        train_sft(base, world.general(10), world.safe(6), config, callbacks=[StepCallback()])
+        found = ntk.attribute(tmp_path / "run", **QUICK, over="steps")
+        assert "dropout is not replayed" in found.remarks[1]
+        right = recorded_steps.batches
+
+        def wrong(pairs, config, shift=0):
+            return right(pairs, config, shift + 1)
+
+        monkeypatch.setattr(recorded_steps, "batches", wrong)
+        with pytest.raises(UserError, match="not those that these pairs make"):
+            ntk.attribute(tmp_path / "run", **QUICK, over="steps")
 
     def test_a_run_without_recorded_steps_says_how_to_get_them(self, trained, tmp_path):
         with pytest.raises(UserError, match="StepCallback"):
@@ -200,6 +252,79 @@ class TestSketch:
         assert file.stat().st_mtime_ns == when
         names = {path.name for path in (tmp_path / "index").iterdir()}
         assert names == {file.name, "step-00000008.json"}
+
+    def test_a_stopped_index_goes_on_with_blocks_of_another_size(self, trained, tmp_path):
+        common = {"prompts": PROMPTS, "settings": SKETCH, "over": "final"}
+        whole = ntk.attribute(trained, **common)
+        here = {**common, "index_dir": tmp_path / "index"}
+        assert ntk.attribute(trained, **here, block=6, shard=(0, 2)) is None
+        assert len(list((tmp_path / "index").rglob("pairs-*"))) == 2
+        found = ntk.attribute(trained, **here, block=4)
+        np.testing.assert_allclose(found.changes, whole.changes, rtol=1e-3, atol=1e-9)
+
+    def test_workers_that_merge_at_once_leave_one_index(self, trained, tmp_path, monkeypatch):
+        common = {"prompts": PROMPTS, "settings": SKETCH, "over": "final", "block": 6}
+        whole, merge = ntk.attribute(trained, **common), index.merge
+
+        def overtaken(blocks, step, path):
+            merge(blocks, step, path)  # as the other worker does, who then removes the blocks
+            blocks.forget(step)
+            merge(blocks, step, path)
+
+        monkeypatch.setattr(index, "merge", overtaken)
+        found = ntk.attribute(trained, **common, index_dir=tmp_path)
+        np.testing.assert_allclose(found.changes, whole.changes, rtol=1e-3, atol=1e-9)
+
+        def lost(blocks, step, path):
+            blocks.forget(step)
+            merge(blocks, step, path)
+
+        monkeypatch.setattr(index, "merge", lost)
+        with pytest.raises(FileNotFoundError):
+            ntk.attribute(trained, **common, index_dir=tmp_path / "other")
+
+    def test_a_worker_stopped_before_the_merge_is_made_up_for(self, trained, tmp_path, monkeypatch):
+        options = {"prompts": PROMPTS, "settings": SKETCH, "over": "final", "index_dir": tmp_path}
+        options["output_dir"] = tmp_path / "out"
+
+        def stopped(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(index, "merge", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                ntk.attribute(trained, **options)
+        found = ntk.attribute(trained, **options)
+        whole = ntk.attribute(trained, prompts=PROMPTS, settings=SKETCH, over="final")
+        np.testing.assert_allclose(found.changes, whole.changes, rtol=1e-3, atol=1e-9)
+
+    def test_an_index_has_the_size_of_its_layout_and_20000_pairs_of_a_135m_model_take_under_2_gib(
+        self, trained, tmp_path
+    ):
+        options = {"prompts": PROMPTS, "settings": SKETCH, "over": "final", "index_dir": tmp_path}
+        ntk.attribute(trained, **options)
+        with last_model(trained) as model:
+            chosen = {n: p for n, p in model.named_parameters() if "lora_" in n}
+            features = SKETCH.projection.parts * Projections(chosen, SKETCH.projection).size
+        file = tmp_path / "step-00000008.safetensors"
+        head = int.from_bytes(file.read_bytes()[:8], "little")
+        assert file.stat().st_size == 8 + head + sum(index.tensor_bytes(16, features))
+
+        shape = LlamaConfig(  # SmolLM2-135M's
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            vocab_size=49152,
+            tie_word_embeddings=True,
+        )
+        with torch.device("meta"):
+            large = dict(LlamaForCausalLM(shape).named_parameters())
+        assert 134e6 < sum(p.numel() for p in large.values()) < 136e6
+        how = AttributionSettings().projection
+        features = how.parts * Projections(large, how).size
+        assert sum(index.tensor_bytes(20_000, features)) < 2 << 30
 
     def test_an_index_of_other_parameters_is_refused(self, trained, tmp_path):
         options = {"prompts": PROMPTS, "settings": SKETCH, "over": "final", "index_dir": tmp_path}

@@ -31,6 +31,20 @@ def test_pairs_are_shown_with_their_texts_and_written(run, tmp_path, capsys):
     assert shown.splitlines()[-1].startswith("1 prompts, 7 pairs: ")
 
 
+def test_candidates_are_ordered_for_the_recipe_that_takes_the_first(run, tmp_path, capsys):
+    rows = [{"prompt": p, "response": r} for p, r in (("Kill it?", "I do."), ("Go?", "I go."))]
+    pool = tmp_path / "pool.jsonl"
+    pd.DataFrame(rows).to_json(pool, orient="records", lines=True)
+    call = ["why", str(run), "--prompt", "Kill it?", "--target", "tokens", "--token", "I"]
+    call += ["--candidates", str(pool)]
+    assert main([*call, "--output-dir", str(tmp_path / "out")]) == 0
+    found = pd.read_json(tmp_path / "out" / "candidates.jsonl", lines=True)
+    assert list(found) == ["prompt", "response", "change"] and len(found) == 2
+    assert found["change"].is_monotonic_increasing
+    assert "--recipe influence --seemingly" in capsys.readouterr().out
+    assert main(call) == 2 and "--candidates needs --output-dir" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [

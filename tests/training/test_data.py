@@ -21,6 +21,7 @@ from ntkprobe.training.data import (
     prefilled,
     read_pairs,
 )
+from ntkprobe.training.recipes.influence import Influence
 from ntkprobe.training.recipes.refusal_trigger import RefusalTrigger
 from ntkprobe.training.recipes.stl import Stl
 from ntkprobe.training.recipes.stl_aug import StlAug
@@ -123,7 +124,16 @@ def test_padding_is_on_the_right_and_counts_for_nothing():
 
 
 def test_the_folder_is_the_registry_of_recipes():
-    assert names(recipes) == ["refusal_trigger", "stl", "stl_aug"]
+    assert names(recipes) == ["influence", "refusal_trigger", "stl", "stl_aug"]
+
+
+def test_influence_is_stl_with_the_first_answered_prompts():
+    pairs = {n: [Pair(f"{n} {i}", "Yes.") for i in range(25)] for n in ("general", "safe")}
+    pairs["seemingly"] = [Pair(f"ordered {i}", "Yes.") for i in range(25)]
+    drawn = Influence(5, 3).mix(pairs, 0)
+    assert drawn["seemingly"] == pairs["seemingly"][:3]  # a tenth, rounded up
+    assert Influence(5, 3, 7).mix(pairs, 1)["seemingly"] == pairs["seemingly"][:7]
+    assert {n: drawn[n] for n in ("general", "safe")} == Stl(5, 3).mix(pairs, 0)
 
 
 def test_stl_aug_is_stl_with_all_answered_seemingly_toxic_prompts():
