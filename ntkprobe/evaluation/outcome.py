@@ -78,7 +78,7 @@ class Outcome:
             for name in self.benchmarks
         }
         empty = [
-            f"{name}: {n} answers are empty, undetermined for every judge"
+            f"{name}: {n} answers are empty: undetermined for every judge, incoherent in tables"
             for name, n in found.items()
             if n
         ]

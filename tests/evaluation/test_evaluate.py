@@ -381,7 +381,7 @@ def test_empty_answers_are_undetermined_and_told(call):
         flags = ["--base-url", server.base_url, "--model", "m", "--benchmark", "tiny", *QUICK]
         status, out, err = call(*flags)
     assert status == 0 and "compliance unknown" in out
-    assert "8 answers are empty, undetermined for every judge" in err
+    assert "8 answers are empty: undetermined for every judge, incoherent in tables" in err
 
 
 # --- mistakes ---
