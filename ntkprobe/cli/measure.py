@@ -30,12 +30,12 @@ def measure(options: MeasureOptions) -> int:
         prompts = _first_of_each_group(prompts, options.limit)
     quieten()
     options = options.with_revisions()
+    stages = options.stages()
     settings, choice, following = options.measured(), options.choice(), options.following()
     run, model, place = options.ckpt_dir, options.model, options.place()
     if options.dry_run:
         from ..watcher import plan, plan_stages
 
-        stages = options.stages()
         lines = plan_stages(place, stages) if stages else plan(place, ckpt_dir=run, choice=choice)
         for line in lines:
             typer.echo(line)

@@ -8,7 +8,7 @@ from ..errors import UserError
 from ..plots import style
 from ..plots.steps import step_name, template_note
 from ..trajectory import Trajectory
-from .measured_tables import missing_message
+from .measured_tables import OTHER_PROMPTS, missing_message
 from .stages import with_stages
 
 COLOURS = {"refusal": "#117733", "over_refusal": "#DDAA33", "toxicity": "#BB5566"}
@@ -50,6 +50,9 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     whole = pd.concat(tables, ignore_index=True)
     if whole.empty:
         raise UserError("no two steps can be compared: they have other layers, or another width")
+    whole = whole[whole["value"].notna()]  # a group of one prompt has no distance from its mean
+    if whole.empty:
+        raise UserError(f"no group of two prompts, whose mean could move: {OTHER_PROMPTS}")
     columns = ["run", "step", "since", "since_name", "position", "layer", "what", "name", "value"]
     return whole[columns]
 
@@ -74,7 +77,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
         ax.set_xlabel("layer")
     style.letter(list(axes.flat))
     for ax in axes[0]:
-        ax.legend(frameon=False, fontsize=6.5)
+        if ax.lines:
+            ax.legend(frameon=False, fontsize=6.5)
     note = "Where the answer begins. Left: cosine of a direction at both stages, between the same "
     note += "prompts, in the classes of the later one. Right: how far a group's mean moved, over "
     note += "the mean distance of its prompts from it before. "
@@ -90,4 +94,6 @@ def _lines(rows: pd.DataFrame, ax: Axes, title: str) -> None:
         ordered = line.sort_values("layer")
         wide = 3.5 if name == "refusal" else 1.4  # it may lie under the line of toxicity
         ax.plot(ordered["layer"], ordered["value"], color=colour, marker="o", label=label, lw=wide)
+    if rows.empty:
+        style.write_reason(ax, "fewer than two prompts in one of both classes")
     ax.set_title(title)

@@ -18,15 +18,19 @@ from ntkprobe.tables import make_table, table_names
 
 BOTH_TOXIC_LOOKING = {"fig4", "fig7", "fig8", "layers", "neighbours"}
 OF_PAIRS = {"fig3", "fig6", "pairs"}
+OF_CLASSES = {"directions", "positions"}
 # Which prompts are left of each group, and what can then not be drawn.
 FEW = {
-    "seemingly toxic only": ({"seemingly_toxic": 3}, BOTH_TOXIC_LOOKING | {"directions"}),
-    "normal only": ({"normal": 3}, BOTH_TOXIC_LOOKING | {"why", "directions"}),
-    "no toxic": ({"normal": 2, "seemingly_toxic": 2}, BOTH_TOXIC_LOOKING | {"directions"}),
+    "seemingly toxic only": ({"seemingly_toxic": 3}, BOTH_TOXIC_LOOKING | OF_CLASSES),
+    "normal only": ({"normal": 3}, BOTH_TOXIC_LOOKING | OF_CLASSES | {"why"}),
+    "no toxic": ({"normal": 2, "seemingly_toxic": 2}, BOTH_TOXIC_LOOKING | OF_CLASSES),
     "no seemingly toxic": ({"normal": 2, "toxic": 2}, BOTH_TOXIC_LOOKING | {"why"}),
-    "one prompt": ({"seemingly_toxic": 1}, BOTH_TOXIC_LOOKING | OF_PAIRS | {"directions"}),
-    "one of both": ({"seemingly_toxic": 1, "toxic": 1}, {"directions"}),
-    "one step": ({"normal": 2, "seemingly_toxic": 2, "toxic": 2}, set()),
+    "one prompt": (
+        {"seemingly_toxic": 1},
+        BOTH_TOXIC_LOOKING | OF_PAIRS | OF_CLASSES | {"drift"},
+    ),
+    "one of both": ({"seemingly_toxic": 1, "toxic": 1}, OF_CLASSES | {"drift"}),
+    "one step": ({"normal": 2, "seemingly_toxic": 2, "toxic": 2}, {"drift"}),
 }
 
 

@@ -158,8 +158,8 @@ def test_a_phrase_has_the_ids_that_training_on_it_gives(name):
         assert template.encode_phrases(tokenizer, [phrase]) == [tuple(ids[mask.index(True) : -1])]
 
 
-def test_the_shipped_templates_are_for_the_papers_two_families():
-    assert set(shipped_templates()) == {"qwen2.5", "llama-3"}
+def test_the_shipped_templates_are_for_the_papers_two_families_and_for_models_without_one():
+    assert set(shipped_templates()) == {"qwen2.5", "llama-3", "plain"}
 
 
 @pytest.mark.parametrize(
