@@ -8,7 +8,7 @@ import pytest
 from fake_server import fake_server
 from reasoning_tokenizer import tokenizer
 
-from ntkprobe.evaluation.judges.llm import LABELS, Llm, verdict_of_reply
+from ntkprobe.evaluation.judges.llm import Llm, verdict_of_reply
 from ntkprobe.evaluation.judges.or_bench_strings import OrBenchStrings
 from ntkprobe.evaluation.judges.scans_strings import ScansStrings
 from ntkprobe.evaluation.judges.xstest_prefixes import XstestPrefixes
@@ -139,8 +139,8 @@ def test_a_judge_is_asked_about_the_answer_alone():
 
 @pytest.mark.parametrize("reply", ["It declines.</think>\n\nREFUSAL", "[THINK]No[/THINK]REFUSAL"])
 def test_a_judges_own_reasoning_is_no_verdict(reply):
-    assert verdict_of_reply("1", Reply(reply), LABELS).verdict == "refusal"
-    assert verdict_of_reply("1", Reply("<think>REFUSAL"), LABELS).verdict == "undetermined"
+    assert verdict_of_reply("1", Reply(reply)).verdict == "refusal"
+    assert verdict_of_reply("1", Reply("<think>REFUSAL")).verdict == "undetermined"
 
 
 class Hears:

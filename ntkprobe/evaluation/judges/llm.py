@@ -103,9 +103,14 @@ def _question(item: Item, instructions: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": instructions}, {"role": "user", "content": fields}]
 
 
-def verdict_of_reply(identity: str, reply: Reply | Failure, labels: Sequence[str]) -> Verdict:
+def verdict_of_reply(
+    identity: str, reply: Reply | Failure, labels: Sequence[str] = LABELS
+) -> Verdict:
     """Return the verdict in one reply."""
     if isinstance(reply, Failure):
         return Verdict(identity, UNDETERMINED, f"{FAILED}{reply.reason}")
     word = (answered(reply) or "").strip(_MARKS).lower()
     return Verdict(identity, word if word in labels else UNDETERMINED, one_line(reply)[:_SHOWN])
+
+
+_verdict = verdict_of_reply  # as scripts that judge a reply alone have called it
