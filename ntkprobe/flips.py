@@ -36,9 +36,9 @@ def flips_of_run(
     """
     refusal = run.refusal()
     table = refusal.drop_duplicates(["step", "prompt"]).dropna(subset="refuses")
+    steps = sorted(table["step"].unique().tolist())
     # An answer that says nothing is no compliance: neither end of a flip.
     table = table[table["refuses"] | ~table["incoherent"].fillna(value=False)]
-    steps = sorted(table["step"].unique().tolist())
     if len(steps) < 2:
         raise UserError(
             f"{run.folder} has verdicts on answers at {len(steps)} step{'s'[: len(steps) != 1]}, "

@@ -137,3 +137,12 @@ def test_an_answer_that_says_nothing_is_neither_end_of_a_flip(run, tmp_path):
     rows.to_parquet(first)
     fewer = flips_of_run(Trajectory(folder))
     assert set(whole["prompt"]) - set(fewer["prompt"]) == {flipped}
+
+
+def test_a_step_whose_answers_all_say_nothing_has_no_flips_and_is_no_mistake(tmp_path):
+    folder = write_run(tmp_path / "out")
+    first = folder / "refusal/step-00000000.parquet"
+    rows = pd.read_parquet(first)
+    rows["refuses"], rows["incoherent"] = False, True
+    rows.to_parquet(first)
+    assert flips_of_run(Trajectory(folder), before=0).empty
