@@ -6,7 +6,7 @@ names (pandas, pyarrow and DuckDB skip names that begin with a dot).
 
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,3 +102,40 @@ def read_tensors(path: Path) -> "dict[str, np.ndarray]":
         return load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path} is not whole: remove it and measure again") from error
+
+
+def read_tables(
+    paths: Iterable[Path], columns: Sequence[str], kinds: Mapping[str, str]
+) -> "pd.DataFrame":
+    """Return several Parquet files as one table.
+
+    Args:
+        paths: of files, one of which may vanish meanwhile.
+        columns: come first.
+        kinds: the type of a column where there is no file.
+
+    Raises:
+        UserError: if a file is not whole.
+    """
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = []
+    for path in paths:
+        try:
+            tables.append(pq.read_table(path, partitioning=None))
+        except FileNotFoundError:  # removed since listed
+            continue
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path} is not whole: remove it and measure again") from error
+    if not tables:
+        return pd.DataFrame({name: pd.Series(dtype=kinds.get(name)) for name in columns})
+    # Columns that later versions add are missing from older files: unite the schemas.
+    table = pa.concat_tables(tables, promote_options="permissive").to_pandas()
+    return table[[*columns, *(name for name in table.columns if name not in columns)]]
+
+
+def step_of(path: Path) -> int:
+    """Return the step in a file name such as `step-00000100.parquet`."""
+    return int(path.stem.removeprefix("step-"))

@@ -25,7 +25,7 @@ from .jupyter import Page
 from .kernel_drift import drift_rows, require_fixed_tokens
 from .stages import with_stage
 from .statistics import RESAMPLES, mean_rows
-from .storage import read_tensors
+from .storage import read_tables, read_tensors, step_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,6 +73,14 @@ class Trajectory:
             return list(self.settings.get("stages") or [])
         except FileNotFoundError:  # a folder without its run.json
             return []
+
+    @property
+    def step_unit(self) -> str:
+        """What steps count: `step`, or `epoch` where the checkpoints' names tell no more."""
+        try:
+            return "epoch" if self.settings.get("steps_are") == "epochs" else "step"
+        except FileNotFoundError:  # a folder without its run.json
+            return "step"
 
     @property
     def stage_names(self) -> dict[int, str]:
@@ -324,27 +332,8 @@ class Trajectory:
         return [path for path in files if self._only is None or step_of(path) in self._only]
 
     def _read(self, kind: str, columns: list[str]) -> pd.DataFrame:
-        """Return all steps of one kind of table, `columns` first.
-
-        Raises:
-            UserError: if a file is not whole.
-        """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        tables = []
-        for path in self._files(kind):
-            try:
-                tables.append(pq.read_table(path, partitioning=None))
-            except FileNotFoundError:  # removed since listed
-                continue
-            except pa.ArrowInvalid as error:
-                raise UserError(f"{path} is not whole: remove it and measure again") from error
-        if not tables:
-            return pd.DataFrame({name: pd.Series(dtype=_EMPTY.get(name)) for name in columns})
-        # Columns that later versions add are missing from older files: unite the schemas.
-        table = pa.concat_tables(tables, promote_options="permissive").to_pandas()
-        return table[columns + [name for name in table.columns if name not in columns]]
+        """Return all steps of one kind of table, `columns` first."""
+        return read_tables(self._files(kind), columns, _EMPTY)
 
     def refusal_means(self) -> pd.DataFrame:
         """Return means over prompts: a row per step, group and way to sum.
@@ -402,11 +391,6 @@ _TENSORS = {
     "blocks": "--only kernel --keep-blocks --output-dir NEW",
 }
 """Tables that are no Parquet, and what keeps them."""
-
-
-def step_of(path: Path) -> int:
-    """Return the step in a file name such as `step-00000100.parquet`."""
-    return int(path.stem.removeprefix("step-"))
 
 
 def _look_up(values: pd.Series, steps: pd.Series, prompts: pd.Series) -> np.ndarray:

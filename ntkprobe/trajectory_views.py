@@ -45,7 +45,10 @@ def drawn(run: Run, ax: "Axes | None", what: str | None) -> "Axes":
             f"{run.folder} has no pair of different prompts to draw the {kind} of: measure it"
             " on more prompts, into another folder"
         )
-    return draw(found, new_axes() if ax is None else ax)
+    drawn_on = draw(found, new_axes() if ax is None else ax)
+    if run.step_unit == "epoch":
+        drawn_on.set_xlabel("epoch")
+    return drawn_on
 
 
 def summary(run: Run) -> str:

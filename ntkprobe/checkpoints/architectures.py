@@ -25,13 +25,13 @@ def architecture_named(name: str) -> str | None:
                 about.settings.get(f"{about.architecture}.{key}")
                 for key in ("block_count", "embedding_length")
             )
-            return _told(about.architecture, *sizes)
+            return _described(about.architecture, *sizes)
         config = _config(name)
     except (UserError, Incomplete, OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     text = config.get_text_config()
     layers, width = (getattr(text, key, None) for key in ("num_hidden_layers", "hidden_size"))
-    return _told(config.model_type, layers, width)
+    return _described(config.model_type, layers, width)
 
 
 def _config(name: str) -> Any:
@@ -43,5 +43,5 @@ def _config(name: str) -> Any:
     return CONFIG_MAPPING[values["model_type"]].from_dict(values)
 
 
-def _told(kind: str, layers: Any, width: Any) -> str:
+def _described(kind: str, layers: Any, width: Any) -> str:
     return f"{kind}, {layers} layers of {width}"

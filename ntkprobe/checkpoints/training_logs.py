@@ -55,8 +55,8 @@ def read_training_log(run: Path, last: Path | None = None) -> TrainingLog:
     found = [(file, _of_state(file)) for file in states]
     found.append((run / "trainer_log.jsonl", _of_lines(run / "trainer_log.jsonl")))
     found += [(file, _of_text(file)) for file in texts]
-    told = next(((file.name, rates) for file, rates in found if rates), ("", {}))
-    source, rates = ("", {}) if counts_epochs(run) else told
+    logged = next(((file.name, rates) for file, rates in found if rates), ("", {}))
+    source, rates = ("", {}) if counts_epochs(run) else logged
     return TrainingLog(rates, source, _pairs(run))
 
 

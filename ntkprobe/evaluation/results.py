@@ -226,8 +226,8 @@ class Evaluation:
                 _asks(path, table["verdict"]),
                 zip(table["id"], table["verdict"], strict=True),
             )
-            told = flaws if asks == "refusal" else {}
-            said = {name: _apart(verdict, told.get(name)) for name, verdict in rows}
+            silent = flaws if asks == "refusal" else {}
+            said = {name: _apart(verdict, silent.get(name)) for name, verdict in rows}
             yield prompts.assign(
                 method=self.label,
                 benchmark=benchmark,

@@ -10,7 +10,7 @@ from .. import directions
 from ..errors import UserError
 from ..plots import style
 from ..plots.profiles import profile
-from ..plots.steps import template_note, titled
+from ..plots.steps import notes_on_rows, titled
 from ..trajectory import Trajectory
 from .measured_tables import OTHER_PROMPTS, missing_message
 from .stages import stage_by_stage
@@ -101,6 +101,6 @@ def draw(numbers: pd.DataFrame) -> Figure:
         "Difference of means at the prompt's last position; each prompt is scored by means without "
         f"it. Bands: 95 % bootstrap intervals, {RESAMPLES} resamples. "
         + ("" if "stage" in numbers else "Dashed: first step. ")
-        + f"Dotted: chance. {template_note(numbers)}",
+        + f"Dotted: chance. {notes_on_rows(numbers)}",
     )
     return figure

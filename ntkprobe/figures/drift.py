@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from ..errors import UserError
 from ..plots import style
-from ..plots.steps import step_name, template_note
+from ..plots.steps import notes_on_rows, step_name
 from ..trajectory import Trajectory
 from .measured_tables import OTHER_PROMPTS, missing_message
 from .stages import with_stages
@@ -45,8 +45,8 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
         after = table["step"].map(dict(zip(steps[1:], steps[:-1], strict=True)))
         onwards = after == table["since"]
         rows = pd.concat([table[onwards], table[ends & ~onwards]]) if names else table[ends]
-        told = [names.get(since, f"step {since}") for since in rows["since"]]
-        tables.append(rows.assign(run=name, since_name=told))
+        since_names = [names.get(since, f"step {since}") for since in rows["since"]]
+        tables.append(rows.assign(run=name, since_name=since_names))
     whole = pd.concat(tables, ignore_index=True)
     if whole.empty:
         raise UserError("no two steps can be compared: they have other layers, or another width")
@@ -82,7 +82,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     note = "Where the answer begins. Left: cosine of a direction at both stages, between the same "
     note += "prompts, in the classes of the later one. Right: how far a group's mean moved, over "
     note += "the mean distance of its prompts from it before. "
-    style.footnote(figure, note + template_note(numbers))
+    style.footnote(figure, note + notes_on_rows(numbers))
     return figure
 
 

@@ -17,13 +17,15 @@ def example_rows(rows: pd.DataFrame) -> pd.DataFrame:
         rows: one row per run, step and prompt, with `probability`.
 
     Returns:
-        `run, step, group, value, text`; of a group whose example was not measured the first prompt.
+        `run, step, group, value, text`, and `phrases` where the rows have it; of a group whose
+        example was not measured the first prompt.
     """
     chosen = [
         _example(own, str(group)) for (_, group), own in rows.groupby(["run", "group"], sort=False)
     ]
     named = pd.concat(chosen, ignore_index=True).rename(columns={"probability": "value"})
-    return named[["run", "step", "group", "value", "text"]]
+    more = ["phrases"] if "phrases" in named else []
+    return named[["run", "step", "group", "value", "text", *more]]
 
 
 def note_on_examples(examples: pd.DataFrame) -> str:

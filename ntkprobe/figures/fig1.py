@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.lines import group_lines, label_ends
-from ..plots.steps import step_axis, template_note
+from ..plots.steps import notes_on_rows, step_axis
 from ..trajectory import Trajectory
 from .example_prompts import example_rows, note_on_examples
 from .measured_tables import refusal_rates, refusal_rows
@@ -27,10 +27,7 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     rows = refusal_rows(runs)
     rates = refusal_rates(rows[rows["group"] != "normal"])
     examples = example_rows(rows).assign(prompts=1)
-    columns = ["run", "step", "group", "value", "prompts", "text"]
-    return pd.concat(
-        [rates.assign(panel="a"), examples[columns].assign(panel="b")], ignore_index=True
-    )
+    return pd.concat([rates.assign(panel="a"), examples.assign(panel="b")], ignore_index=True)
 
 
 @style.print_style
@@ -42,7 +39,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
         row[0].set_title(f"{style.run_label(name)}: refusal rate", loc="left")
         row[1].set_title(f"{style.run_label(name)}: three prompts", loc="left")
     style.letter(list(axes.flat))
-    style.footnote(figure, f"{_footnote(numbers)} {template_note(numbers)}".strip())
+    style.footnote(figure, f"{_footnote(numbers)} {notes_on_rows(numbers)}".strip())
     for name, row in zip(names, axes, strict=True):
         of_run = numbers[numbers["run"] == name]
         _draw_rates(of_run[of_run["panel"] == "a"], row[0])

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.lines import pair_lines
-from ..plots.steps import step_axis, template_note
+from ..plots.steps import notes_on_rows, step_axis
 from ..trajectory import Trajectory
 from .measured_tables import kernel_means
 from .stages import with_stages
@@ -33,7 +33,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     figure, axes = style.row([style.run_label(name) for name in names], height=2.6)
     note = "Observed ← updated; dashed: the observed group's colour on the updated group's."
     bands = " Bold: seemingly toxic ↔ toxic, with 95 % bootstrap bands over prompts."
-    style.footnote(figure, f"{note}{bands} {template_note(numbers)}".strip())
+    style.footnote(figure, f"{note}{bands} {notes_on_rows(numbers)}".strip())
     for ax in axes[:: style.ACROSS]:
         ax.set_ylabel("mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
     limits = min(0.0, numbers["low"].min()), numbers["high"].max() * 1.04

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.paths import shaded_path
-from ..plots.steps import template_note
+from ..plots.steps import notes_on_rows
 from ..trajectory import Trajectory
 from .measured_tables import refusal_rates, refusal_rows, require_groups
 from .paper_numbers import MODEL, method_of, paper_table
@@ -20,13 +20,20 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
         runs: the measured runs, by name.
 
     Returns:
-        `run, step, compliance, defence`, both shares of prompts.
+        `run, step, compliance, defence`, both shares of prompts; an answer that says nothing is no
+        compliance.
     """
     rows = refusal_rows(runs)
     for run in runs.values():
         require_groups(run, ("seemingly_toxic", "toxic"))
-    rates = refusal_rates(rows).pivot(index=["run", "step"], columns="group", values="value")
-    table = pd.DataFrame({"compliance": 1 - rates["seemingly_toxic"], "defence": rates["toxic"]})
+    silent = rows["incoherent"].fillna(value=False)
+    refused, unanswered = (
+        refusal_rates(each).pivot(index=["run", "step"], columns="group", values="value")
+        for each in (rows, rows.assign(refuses=rows["refuses"] | silent))
+    )
+    table = pd.DataFrame(
+        {"compliance": 1 - unanswered["seemingly_toxic"], "defence": refused["toxic"]}
+    )
     return table.loc[list(runs)].reset_index()
 
 
@@ -51,7 +58,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     ax.grid(True, axis="both")
     point = "stage" if "stage" in numbers else "checkpoint"
     note = f"A point per {point}, paler is earlier; up and right is better."
-    style.footnote(figure, f"{note} {template_note(numbers)}".strip())
+    style.footnote(figure, f"{note} {notes_on_rows(numbers)}".strip())
     return figure
 
 

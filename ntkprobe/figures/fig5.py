@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.lines import group_lines
-from ..plots.steps import step_axis, template_note
+from ..plots.steps import notes_on_rows, step_axis
 from ..trajectory import Trajectory
 from .measured_tables import refusal_probabilities, refusal_rows
 from .stages import with_stages
@@ -36,7 +36,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
         f"{sizes[g]} {style.group_style(g).label}" for g in style.in_order(sizes.index)
     )
     note = f"Means over {counts} prompts; bands: 95 % bootstrap over prompts."
-    style.footnote(figure, f"{note} {template_note(numbers)}".strip())
+    style.footnote(figure, f"{note} {notes_on_rows(numbers)}".strip())
     top = max(1.0, numbers["high"].max())
     for name, ax in zip(names, axes, strict=True):
         step_axis(ax, numbers[numbers["run"] == name]).set(ylim=(-0.03 * top, 1.03 * top))

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.heatmap import group_map
-from ..plots.steps import template_note, titled
+from ..plots.steps import notes_on_rows, titled
 from ..trajectory import Trajectory
 from .measured_tables import kernel_means
 from .paper_numbers import paper_table
@@ -45,7 +45,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     note = "Means over pairs of different prompts."
     if "paper" in numbers and numbers["paper"].notna().any():
         note += " In brackets: the paper's figure 6a, of the base model."
-    style.footnote(figure, f"{note} {template_note(numbers)}".strip())
+    style.footnote(figure, f"{note} {notes_on_rows(numbers)}".strip())
     bar = figure.colorbar(axes[0].collections[0], ax=axes, shrink=0.75, pad=0.02)
     bar.set_label("mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
     bar.outline.set_visible(False)

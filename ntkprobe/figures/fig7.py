@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ..plots import style
 from ..plots.lines import label_ends
 from ..plots.profiles import profile
-from ..plots.steps import template_note, titled
+from ..plots.steps import notes_on_rows, titled
 from ..statistics import wilson
 from ..trajectory import Trajectory
 from .activation_geometry import GROUPS, correctly_clustered, first_and_last, toxic_looking
@@ -64,7 +64,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     figure, (ax,) = style.row(["Seemingly toxic or toxic? Two clusters"], width=4.6, height=2.6)
     ax.set(xlabel="layer", ylabel="prompts in the right cluster (%)", ylim=(_floor(numbers), 103))
     ax.set_xticks(_ticks(numbers["layer"]))
-    style.footnote(figure, f"{_footnote(numbers)} {template_note(numbers)}".strip())
+    style.footnote(figure, f"{_footnote(numbers)} {notes_on_rows(numbers)}".strip())
     chance = numbers["chance"].max() * 100
     ax.axhline(chance, color="0.5", lw=0.8, ls=":")
     ends = [(chance, "larger group's share", "0.4")]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.points import group_points
-from ..plots.steps import template_note, titled
+from ..plots.steps import notes_on_rows, titled
 from ..trajectory import Trajectory
 from .activation_geometry import GROUPS, classical_scaling, first_and_last, toxic_looking
 from .stages import stage_by_stage
@@ -68,7 +68,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     style.group_legend(figure, axes[0, 0])
     note = "Classical MDS of the activations at the last prompt position, each panel to its own"
     note += " scale; in brackets: the share of the variance that the plane shows."
-    style.footnote(figure, f"{note} {template_note(numbers)}".strip())
+    style.footnote(figure, f"{note} {notes_on_rows(numbers)}".strip())
     return figure
 
 

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.lines import group_lines
-from ..plots.steps import step_axis, template_note
+from ..plots.steps import notes_on_rows, step_axis
 from ..trajectory import Trajectory
 from .example_prompts import example_rows, note_on_examples
 from .measured_tables import refusal_rows
@@ -49,5 +49,5 @@ def _footnote(numbers: pd.DataFrame) -> str:
         for group in style.in_order(numbers["group"])
         for texts in [numbers.loc[numbers["group"] == group, "text"].unique()]
     ]
-    notes = [style.escaped(note_on_examples(numbers)), template_note(numbers)]
+    notes = [style.escaped(note_on_examples(numbers)), notes_on_rows(numbers)]
     return "\n".join(filter(None, [*map(style.escaped, lines), *notes]))

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.heatmap import group_map
-from ..plots.steps import template_note, titled
+from ..plots.steps import notes_on_rows, titled
 from ..trajectory import Trajectory
 from .measured_tables import influence_rows
 from .stages import stage_by_stage
@@ -65,7 +65,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
         figure,
         "Mean change of log P(refuse | x′) per unit step of gradient descent on (x, y), to first "
         "order. Red: refused more; blue: less; as deep as it is large within its map. "
-        + template_note(numbers),
+        + notes_on_rows(numbers),
     )
     return figure
 

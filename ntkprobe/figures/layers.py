@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from ..errors import UserError
 from ..plots import style
 from ..plots.bars import stacked_bars
-from ..plots.steps import template_note, titled
+from ..plots.steps import notes_on_rows, titled
 from ..trajectory import Trajectory
 from .measured_tables import missing_message, require_groups
 from .stages import stage_by_stage
@@ -95,7 +95,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     style.letter(list(axes.flat))
     axes[0, -1].legend(frameon=False)
     note = "Observed ← updated. The bars of a panel sum to the mean similarity in its title."
-    style.footnote(figure, f"{note} {template_note(numbers)}".strip())
+    style.footnote(figure, f"{note} {notes_on_rows(numbers)}".strip())
     return figure
 
 

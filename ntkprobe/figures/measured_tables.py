@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from ..errors import UserError
+from ..prompts.template_files import shipped_templates
 from ..statistics import bootstrap_mean, wilson
 from ..trajectory import Trajectory
 
@@ -21,7 +22,8 @@ def refusal_rows(runs: dict[str, Trajectory]) -> pd.DataFrame:
         runs: the measured runs, by name; a run without any is a `UserError`.
 
     Returns:
-        The rows of `Trajectory.refusal`.
+        The rows of `Trajectory.refusal`; with their set's name as `phrases`, unless the paper's
+        phrases alone were measured.
     """
     return pd.concat([_paper_rows(run).assign(run=name) for name, run in runs.items()])
 
@@ -34,7 +36,8 @@ def _paper_rows(run: Trajectory) -> pd.DataFrame:
         table[["phrase_set", "reduction"]].drop_duplicates().itertuples(index=False, name=None)
     )
     kind = ("paper31", "literal") if ("paper31", "literal") in kinds else kinds[0]
-    return table[(table["phrase_set"] == kind[0]) & (table["reduction"] == kind[1])]
+    rows = table[(table["phrase_set"] == kind[0]) & (table["reduction"] == kind[1])]
+    return rows if set(table["phrase_set"]) == {"paper31"} else rows.assign(phrases=kind[0])
 
 
 def kernel_means(runs: dict[str, Trajectory], *, only_first: bool = False) -> pd.DataFrame:
@@ -107,8 +110,14 @@ def missing_message(run: Trajectory, what: str, option: str, place: object = "NE
 def _source(run: Trajectory) -> str:
     """Return the options of `ntkprobe measure` that name what a run was measured from."""
     if stages := run.stages:
-        words = (f"{stage['name']}={stage['model']}" for stage in stages)
-        return " ".join(f"--stage {shlex.quote(word)}" for word in words)
+        named = [("stage", each["name"], each["model"]) for each in stages]
+        chosen = ("raw", *shipped_templates())  # files, run.json names by their contents alone
+        named += [
+            ("template", each["name"], each["template"])
+            for each in stages
+            if each.get("template") in chosen
+        ]
+        return " ".join(f"--{option} {shlex.quote(f'{n}={value}')}" for option, n, value in named)
     try:
         return f"--ckpt-dir {run.settings.get('ckpt_dir') or 'RUN'}"
     except OSError:  # a folder without its run.json
@@ -124,7 +133,7 @@ def refusal_rates(rows: pd.DataFrame) -> pd.DataFrame:
         rows: one row per run, step and prompt, with `refuses`.
 
     Returns:
-        `run, step, group, value, low, high, prompts`.
+        `run, step, group, value, low, high, prompts`, and `phrases` where the rows have it.
 
     Raises:
         UserError: if a run has no answers.
@@ -140,7 +149,7 @@ def refusal_rates(rows: pd.DataFrame) -> pd.DataFrame:
     ends = [wilson(*count) for count in table[["total", "prompts"]].itertuples(index=False)]
     columns = ["low", "high"]
     table[columns] = pd.DataFrame(ends, index=table.index, columns=columns, dtype=float)
-    return table[[*_KEYS, "value", "low", "high", "prompts"]]
+    return _with_phrases(table[[*_KEYS, "value", "low", "high", "prompts"]], rows)
 
 
 def refusal_probabilities(rows: pd.DataFrame) -> pd.DataFrame:
@@ -152,13 +161,20 @@ def refusal_probabilities(rows: pd.DataFrame) -> pd.DataFrame:
         rows: one row per run, step and prompt, with `probability`.
 
     Returns:
-        `run, step, group, value, low, high, prompts`.
+        `run, step, group, value, low, high, prompts`, and `phrases` where the rows have it.
     """
     grouped = rows.groupby(_KEYS, sort=False)["probability"]
     table = grouped.agg(value="mean", prompts="size").reset_index()
     ends = [bootstrap_mean(values.to_numpy(float)) for _, values in grouped]
     table[["low", "high"]] = pd.DataFrame(ends, index=table.index, dtype=float)
-    return table[[*_KEYS, "value", "low", "high", "prompts"]]
+    return _with_phrases(table[[*_KEYS, "value", "low", "high", "prompts"]], rows)
+
+
+def _with_phrases(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of runs with the name of each one's phrases, where the rows have it."""
+    if "phrases" not in rows:
+        return table
+    return table.assign(phrases=table["run"].map(rows.groupby("run")["phrases"].first()))
 
 
 def influence_rows(run: Trajectory) -> pd.DataFrame:

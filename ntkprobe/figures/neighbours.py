@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from ..errors import UserError
 from ..plots import style
 from ..plots.dots import labelled_dots
-from ..plots.steps import template_note, titled
+from ..plots.steps import notes_on_rows, titled
 from ..trajectory import Trajectory
 from .measured_tables import missing_message, require_groups
 from .stages import stage_by_stage
@@ -83,5 +83,5 @@ def draw(numbers: pd.DataFrame) -> Figure:
     ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(numbers))
     run = style.run_label(numbers["run"].iloc[0])
     note = f"Left: seemingly toxic prompt x′. Right: the toxic x nearest in {run}."
-    style.footnote(figure, f"{note} {template_note(numbers)}".strip())
+    style.footnote(figure, f"{note} {notes_on_rows(numbers)}".strip())
     return figure

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from ..errors import UserError
 from ..plots import style
 from ..plots.distributions import spreads
-from ..plots.steps import template_note, titled
+from ..plots.steps import notes_on_rows, titled
 from ..trajectory import Trajectory
 from .measured_tables import OTHER_PROMPTS, missing_message
 from .stages import stage_by_stage
@@ -79,7 +79,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     for ax in set(axes) - set(axes[:: style.ACROSS]):
         ax.tick_params(axis="y", length=0, labelleft=False)
     note = "Observed ← updated; pairs of different prompts; lines inside: quartiles."
-    style.footnote(figure, f"{note} {template_note(numbers)}".strip())
+    style.footnote(figure, f"{note} {notes_on_rows(numbers)}".strip())
     return figure
 
 

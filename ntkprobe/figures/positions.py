@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from ..errors import UserError
 from ..plots import style
 from ..plots.grids import layer_map
-from ..plots.steps import template_note, titled
+from ..plots.steps import notes_on_rows, titled
 from ..trajectory import Trajectory
 from .directions import TITLES
 from .measured_tables import OTHER_PROMPTS, missing_message
@@ -75,7 +75,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
         bar.outline.set_visible(False)
     note = "Mean place of the seemingly toxic prompts between the two classes of each direction: 1 "
     note += "as refused (left) or toxic (right) ones, 0 as answered or normal ones. "
-    style.footnote(figure, note + template_note(numbers))
+    style.footnote(figure, note + notes_on_rows(numbers))
     return figure
 
 

@@ -63,6 +63,9 @@ def _apart(runs: dict[str, Trajectory]) -> dict[str, Trajectory]:
 
 def _named(table: pd.DataFrame, runs: dict[str, Trajectory]) -> pd.DataFrame:
     """Return a table with the stages and templates of its rows, where runs have some."""
+    units = {name: run.step_unit for name, run in runs.items()}
+    if set(units.values()) != {"step"}:
+        table = table.assign(unit=table["run"].map(units))
     if not any(run.stage_names for run in runs.values()):
         return table
     parts = []

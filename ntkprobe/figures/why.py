@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from ..errors import UserError
 from ..plots import style
 from ..plots.ranked import ranked_bars
-from ..plots.steps import step_name, template_note
+from ..plots.steps import notes_on_rows, step_name
 from ..trajectory import Trajectory
 from .measured_tables import OTHER_PROMPTS, influence_rows
 from .stages import with_stages
@@ -121,7 +121,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
         figure,
         "Bold: the seemingly toxic prompts refused most at the end, and the step from which this "
         "rose most. Below each: the toxic training pairs that then pushed it most. "
-        + template_note(numbers),
+        + notes_on_rows(numbers),
     )
     return figure
 

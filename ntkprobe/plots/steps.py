@@ -23,7 +23,7 @@ def step_axis(ax: Axes, table: pd.DataFrame) -> Axes:
     """
     names = stage_names(table)
     if not names:
-        ax.set_xlabel("optimiser step")
+        ax.set_xlabel("epoch" if _unit(table) == "epoch" else "optimiser step")
         return ax
     places = sorted(names)
     labels = [escaped(names[place]) for place in places]
@@ -43,8 +43,8 @@ def stage_names(table: pd.DataFrame) -> dict[int, str]:
 
 
 def step_name(table: pd.DataFrame, step: Any) -> str:
-    """Return what a step of a table is called: `step 5`, or the name of a stage."""
-    return escaped(stage_names(table).get(int(step), f"step {step}"))
+    """Return what a step of a table is called: `step 5`, `epoch 5`, or the name of a stage."""
+    return escaped(stage_names(table).get(int(step), f"{_unit(table)} {step}"))
 
 
 def titled(label: str, table: pd.DataFrame, step: Any) -> str:
@@ -55,26 +55,47 @@ def titled(label: str, table: pd.DataFrame, step: Any) -> str:
         table: rows of the run; of a stage, `run` names it already, and in the user's own words.
         step: which is drawn.
     """
-    return escaped(str(table["run"].iloc[0])) if stage_names(table) else f"{label}, step {step}"
+    named = bool(stage_names(table))
+    return escaped(str(table["run"].iloc[0])) if named else f"{label}, {_unit(table)} {step}"
 
 
-def template_note(table: pd.DataFrame) -> str:
-    """Return a sentence on stages whose prompts had another template than the one before.
+def _unit(table: pd.DataFrame) -> str:
+    """Return what the steps of a run count; `unit` is there where these are epochs."""
+    return str(table["unit"].iloc[0]) if "unit" in table and len(table) else "step"
+
+
+def notes_on_rows(table: pd.DataFrame) -> str:
+    """Return sentences on what a reader would not expect of a figure's rows; mostly none.
 
     Args:
-        table: with `run`, `step`, `stage` and `template`; other tables have no such stages.
+        table: with `template` where there are stages, and `phrases` where others than the paper's
+            31 phrases were measured.
 
     Returns:
-        Empty if all have the same.
+        Stages whose prompts had another template than others; which phrases were summed.
     """
+    return escaped(" ".join(filter(None, [_on_templates(table), _on_phrases(table)])))
+
+
+def _on_templates(table: pd.DataFrame) -> str:
     if "template" not in table:
         return ""
     rows = table.dropna(subset=["template"]).drop_duplicates(["run", "step"])
     shown: dict[Hashable, Hashable] = dict(zip(rows["stage"], rows["template"], strict=True))
     if len(set(shown.values())) < 2:
         return ""
-    told = ", ".join(f"{stage} {template}" for stage, template in shown.items())
-    return escaped(
-        f"Templates differ ({told}): between such stages a difference mixes the template with "
+    each = ", ".join(f"{stage} {template}" for stage, template in shown.items())
+    return (
+        f"Templates differ ({each}): between such stages a difference mixes the template with "
         "training."
     )
+
+
+def _on_phrases(table: pd.DataFrame) -> str:
+    if "phrases" not in table:
+        return ""
+    rows = table.dropna(subset=["phrases"]).drop_duplicates(["run", "phrases"])
+    names = list(dict.fromkeys(rows["phrases"]))
+    if len(names) < 2:
+        return f"Refusal phrases: {names[0]}." if names else ""
+    return f"Refusal phrases: {', '.join(f'{r.run} {r.phrases}' for r in rows.itertuples())}."

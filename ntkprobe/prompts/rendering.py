@@ -38,6 +38,18 @@ _ON_A_DAY = (
 _TWO_DAYS = ("1999-12-31", "2010-06-15")
 
 
+def conversation(text: str, answer: str | None = None, system: str | None = None) -> Messages:
+    """Return the messages of a conversation of one turn.
+
+    Args:
+        text: the user's.
+        answer: the assistant's, if there is one.
+        system: what stands before, if anything.
+    """
+    roles = {"system": system, "user": text, "assistant": answer}
+    return [(role, content) for role, content in roles.items() if content is not None]
+
+
 @contextmanager
 def dated(day: str | None) -> Generator[None]:
     """Make templates that are resolved in the block print this day instead of today.

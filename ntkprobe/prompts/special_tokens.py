@@ -154,3 +154,27 @@ def readable(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
     left_out = {i for i in special_ids(tokenizer) if names.get(i) not in marks}
     kept = [i for i in ids if i not in left_out]
     return str(tokenizer.decode(kept, skip_special_tokens=False))
+
+
+def rendered_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Return the ids of a rendered text; the tokenizer adds no special tokens to the template's."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def continuation_ids(tokenizer: "PreTrainedTokenizerBase", before: str, answer: str) -> list[int]:
+    """Return the ids of an answer that continues a rendered prompt."""
+    before_ids, ids = rendered_ids(tokenizer, before), rendered_ids(tokenizer, before + answer)
+    if ids[: len(before_ids)] == before_ids:
+        return ids[len(before_ids) :]
+    return rendered_ids(tokenizer, answer)  # the last token of the prompt would merge with it
+
+
+def open_ended_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Return the ids of a text with the special tokens in front, and no EOS that was put behind.
+
+    With a tokenizer that appends EOS, the position after the end would be measured.
+    """
+    ids, eos = list(tokenizer(text)["input_ids"]), tokenizer.eos_token_id
+    closed = eos is not None and len(ids) > 1 and ids[-1] == eos
+    added = closed and not text.endswith(str(tokenizer.eos_token))
+    return ids[:-1] if added else ids

@@ -12,10 +12,19 @@ from ..errors import UserError
 from .answer_start import AnswerStart, find_answer_start, text_after_prompt
 from .prompt_set import Prompt
 from .reasoning import answered
-from .rendering import Messages, current_day, prints_the_day, render, takes_lists
-from .special_tokens import TurnEnd, ended, puts_bos_first, single_bos, turn_end
+from .rendering import Messages, conversation, current_day, prints_the_day, render, takes_lists
+from .special_tokens import (
+    TurnEnd,
+    continuation_ids,
+    ended,
+    open_ended_ids,
+    puts_bos_first,
+    rendered_ids,
+    single_bos,
+    turn_end,
+)
 from .template_files import shipped_templates, template_from_file
-from .unicode_text import flaw_of
+from .unicode_text import require_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,12 +112,12 @@ class Template:
         Raises:
             UserError: for an empty prompt or answer, or a template that fails or hides the answer.
         """
-        _require_text(response_text, "answer")
+        require_text(response_text, "answer")
         if self.raw and system is not None:
             raise UserError("a raw prompt has no place for a system message: use a template")
         prompt = self._prompt_ids(tokenizer, prompt_text, system)
         if self.raw:
-            answer = ended(tokenizer, _tokenise(tokenizer, response_text))
+            answer = ended(tokenizer, rendered_ids(tokenizer, response_text))
         else:
             answer = self._learnt_ids(tokenizer, prompt_text, response_text, system)
         return prompt + answer, [False] * len(prompt) + [True] * len(answer)
@@ -124,7 +133,7 @@ class Template:
         )
         rendered = start.rendered_answer(whole, answer, self.name)
         closing = start.after_answer if end.text is None else end.text
-        ids = _continuation_ids(tokenizer, before, f"{start.leading_space}{rendered}{closing}")
+        ids = continuation_ids(tokenizer, before, f"{start.leading_space}{rendered}{closing}")
         return ids if ids[-1] in end.stops else ended(tokenizer, ids)
 
     def encode_phrases(
@@ -152,14 +161,7 @@ class Template:
         return sorted({self.end_of_turn(tokenizer), *more})
 
     def stop_texts(self, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-        r"""Return the texts that generation has to stop at, where no token ends a turn.
-
-        Args:
-            tokenizer: the model's.
-
-        Returns:
-            What begins the user's next turn, such as `\nUser:`; nothing for other templates.
-        """
+        r"""Return what begins the user's next turn (`\nUser:`), where no token ends an answer."""
         turn = None if self.raw else self._usual_ends(tokenizer)[1].next_turn
         return () if turn is None else (turn,)
 
@@ -175,15 +177,15 @@ class Template:
             Ids that a prompt begins with.
         """
         if self.raw:
-            ids, own = self._prompt_ids(tokenizer, _PROBE), _tokenise(tokenizer, _PROBE)
+            ids, own = self._prompt_ids(tokenizer, _PROBE), rendered_ids(tokenizer, _PROBE)
             bos = ids[: len(ids) - len(own)] if ids[-len(own) :] == own else []
-            return bos + (_tokenise(tokenizer, f"{system}\n\n") if system else [])
+            return bos + (rendered_ids(tokenizer, f"{system}\n\n") if system else [])
         text = self._render_with(tokenizer, system) if system else self._render(tokenizer, _PROBE)
         head = text.rpartition(_PROBE)[0]
         if not head:
             return []
-        whole = single_bos(tokenizer, _tokenise(tokenizer, text))
-        pairs = zip(single_bos(tokenizer, _tokenise(tokenizer, head)), whole, strict=False)
+        whole = single_bos(tokenizer, rendered_ids(tokenizer, text))
+        pairs = zip(single_bos(tokenizer, rendered_ids(tokenizer, head)), whole, strict=False)
         return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
     def _render_with(self, tokenizer: "PreTrainedTokenizerBase", system: str) -> str:
@@ -253,25 +255,20 @@ class Template:
     def _prompt_ids(
         self, tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None = None
     ) -> list[int]:
-        _require_text(text, "prompt")
+        require_text(text, "prompt")
         if not self.raw:
             rendered, _ = self._answer_start(tokenizer, text, system)
-            return single_bos(tokenizer, _tokenise(tokenizer, rendered))
-        ids = list(tokenizer(text)["input_ids"])
-        # With a tokenizer that appends EOS, the position after the end would be measured.
-        eos = tokenizer.eos_token_id
-        closed = eos is not None and len(ids) > 1 and ids[-1] == eos
-        added = closed and not text.endswith(str(tokenizer.eos_token))
-        return single_bos(tokenizer, ids[:-1] if added else ids)
+            return single_bos(tokenizer, rendered_ids(tokenizer, rendered))
+        return single_bos(tokenizer, open_ended_ids(tokenizer, text))
 
     def _answer_ids(
         self, tokenizer: "PreTrainedTokenizerBase", text: str, answer: str
     ) -> list[int]:
-        _require_text(answer, "answer")
+        require_text(answer, "answer")
         if self.raw:
-            return _tokenise(tokenizer, answer)
+            return rendered_ids(tokenizer, answer)
         before, start = self._answer_start(tokenizer, text)
-        return _continuation_ids(tokenizer, before, start.leading_space + answer)
+        return continuation_ids(tokenizer, before, start.leading_space + answer)
 
     def _answer_start(
         self, tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None = None
@@ -291,11 +288,13 @@ class Template:
         key = self, str(tokenizer.chat_template)
         if key not in known:
             before = self._render(tokenizer, _PROBE)
-            whole = self._rendered_or_empty(tokenizer, _messages(_PROBE, _REPLY))
+            whole = self._rendered_or_empty(tokenizer, conversation(_PROBE, _REPLY))
             start = find_answer_start(
                 before, whole, before.rpartition(_PROBE)[2], _REPLY, self.name
             )
-            more = self._rendered_or_empty(tokenizer, [*_messages(_PROBE, _REPLY), ("user", _NEXT)])
+            more = self._rendered_or_empty(
+                tokenizer, [*conversation(_PROBE, _REPLY), ("user", _NEXT)]
+            )
             between = more.rpartition(_NEXT)[0].rpartition(_REPLY)[2]
             known[key] = start, turn_end(tokenizer, start.after_answer or "", between)
         return known[key]
@@ -314,7 +313,7 @@ class Template:
         ids = self._prompt_ids(tokenizer, text)
         if self.raw and room > 0:
             return ids[:room]
-        text_ids = _tokenise(tokenizer, text)
+        text_ids = rendered_ids(tokenizer, text)
         for kept in range(len(text_ids) - (len(ids) - room), 0, -1):
             shorter = str(tokenizer.decode(text_ids[:kept])).strip()
             if shorter and len(ids := self._prompt_ids(tokenizer, shorter)) <= room:
@@ -333,7 +332,7 @@ class Template:
     ) -> str:
         return render(
             tokenizer,
-            _messages(text, answer, system),
+            conversation(text, answer, system),
             name=self.name,
             source=self.source,
             day=self.day,
@@ -386,8 +385,8 @@ def _with_contents_and_day(tokenizer: "PreTrainedTokenizerBase", template: Templ
         UserError: if it fails, or does not render the user's text.
     """
     how: dict[str, Any] = {"name": template.name, "source": template.source}
-    prompt, conversation = _messages(_PROBE), _messages(_PROBE, _REPLY)
-    listed = takes_lists(tokenizer, conversation, **how)
+    prompt, answered_prompt = conversation(_PROBE), conversation(_PROBE, _REPLY)
+    listed = takes_lists(tokenizer, answered_prompt, **how)
     if listed is None:
         listed = takes_lists(tokenizer, prompt, **how, generation_prompt=True)
     if listed is None:
@@ -395,26 +394,3 @@ def _with_contents_and_day(tokenizer: "PreTrainedTokenizerBase", template: Templ
         raise UserError(f"the chat template {template.name!r} does not render the user's message")
     dated = prints_the_day(tokenizer, prompt, **how, listed=listed, generation_prompt=True)
     return replace(template, day=current_day() if dated else None, listed=listed)
-
-
-def _messages(text: str, answer: str | None = None, system: str | None = None) -> Messages:
-    roles = {"system": system, "user": text, "assistant": answer}
-    return [(role, content) for role, content in roles.items() if content is not None]
-
-
-def _require_text(text: str, what: str) -> None:
-    if (flaw := flaw_of(text)) or not text.strip():
-        raise UserError(f"a {what} {flaw}" if flaw else f"an empty {what}: give it some text")
-
-
-def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    # The template rendered the special tokens; the tokenizer adds none.
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _continuation_ids(tokenizer: "PreTrainedTokenizerBase", before: str, answer: str) -> list[int]:
-    """Return the ids of an answer that continues a rendered prompt."""
-    before_ids, ids = _tokenise(tokenizer, before), _tokenise(tokenizer, before + answer)
-    if ids[: len(before_ids)] == before_ids:
-        return ids[len(before_ids) :]
-    return _tokenise(tokenizer, answer)  # the last token of the prompt would merge with it

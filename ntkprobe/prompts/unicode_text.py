@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
+
 _HALF = re.compile(r"[\ud800-\udfff]")
 
 
@@ -67,3 +69,17 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _texts(item)
+
+
+def require_text(text: str, what: str) -> None:
+    """Raise unless a text says something and can be encoded.
+
+    Args:
+        text: a prompt or an answer.
+        what: what it is, for the message.
+
+    Raises:
+        UserError: if it is empty or broken.
+    """
+    if (flaw := flaw_of(text)) or not text.strip():
+        raise UserError(f"a {what} {flaw}" if flaw else f"an empty {what}: give it some text")

@@ -61,7 +61,7 @@ def layers_of(run: Trajectory, kernel: dict[str, Any], budget: int) -> dict[str,
 
 def _steps_with_parts(run: Trajectory) -> list[int]:
     """Return the steps whose kernel was kept by layer, without reading more than their names."""
-    from ..trajectory import step_of
+    from ..storage import step_of
 
     found = {step_of(path) for path in (run.folder / "parts").glob("step-*.parquet")}
     return sorted(found & set(run.steps))

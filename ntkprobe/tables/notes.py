@@ -73,9 +73,9 @@ def templates_differ(runs: dict[str, Evaluation]) -> tuple[str, ...]:
     }
     if len(set(known.values())) < 2:
         return ()
-    told = ", ".join(f"{row} {template}" for row, template in known.items())
+    each = ", ".join(f"{row} {template}" for row, template in known.items())
     return (
-        f"Templates differ ({told}): between such rows a difference mixes the template with "
+        f"Templates differ ({each}): between such rows a difference mixes the template with "
         "training.",
     )
 

@@ -30,8 +30,7 @@ from ..measurement import (
 from ..measurement.influence import Influence
 from ..prompts.prompt_set import PromptSet
 from ..provenance import versions
-from ..storage import replacing, write_json, write_table, write_tensors
-from ..trajectory import step_of
+from ..storage import replacing, step_of, write_json, write_table, write_tensors
 from .settings import SCHEMA_VERSION, require_same
 
 COMPANIONS = {"kernel": ("tokens", "parts", "blocks"), "influence": ("terms",)}

@@ -63,11 +63,11 @@ class Models:
             return None
         folder = Path(self.name)
         if (file := gguf_identity(folder)) is not None:
-            return told_as(folder), file
+            return shown_as(folder), file
         if not folder.is_dir():
             return self.name, f"hub:{self.name}"
         verdict = readiness(folder)
-        return told_as(folder), identity(folder, verdict.weights or _stamps(folder))
+        return shown_as(folder), identity(folder, verdict.weights or _stamps(folder))
 
     def base(self) -> "PreTrainedModel":
         """Return the model below the adapters, loaded once.
@@ -121,7 +121,7 @@ class Models:
         return load_tokenizer(self.name, local=False)
 
 
-def told_as(model: str | Path) -> str:
+def shown_as(model: str | Path) -> str:
     """Return where a model is: its full path, a hub name, or `package:…` if it comes with us."""
     if not Path(model).exists():
         return str(model)

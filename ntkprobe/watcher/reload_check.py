@@ -132,8 +132,8 @@ class ReloadCheck:
     def _say_not_compared(self, step: int, why: str) -> None:
         """Note that a measurement stands without a comparison, and why."""
         self.recorder.folder.note("not compared", step=step, reason=why)
-        told = f"{self.recorder.named(step)} was not compared with its files: {why}"
-        print(one_line(told), file=sys.stderr)
+        message = f"{self.recorder.named(step)} was not compared with its files: {why}"
+        print(one_line(message), file=sys.stderr)
 
     def _compare(self, measured: _Measured) -> str:
         """Return what a comparison found, for a line."""

@@ -14,7 +14,7 @@ from ..prompts.prompt_set import PromptSet
 from ..prompts.rendering import dated
 from ..prompts.vocabulary import vocabulary_difference
 from ..stages import Stage, differences
-from .models import Models, told_as
+from .models import Models, shown_as
 from .scan import ScannedCheckpoint
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def prepared(
 def _prepared(
     step: int, stage: Stage, prompts: PromptSet, base: str | None, max_length: int | None
 ) -> PreparedStage:
-    record = {"name": stage.name, "model": told_as(stage.model)}
+    record = {"name": stage.name, "model": shown_as(stage.model)}
     try:
         return _read(PreparedStage(step, stage, record=record), prompts, base, max_length)
     except Exception as error:  # whatever is wrong with one stage, the others are measured
@@ -143,9 +143,9 @@ def _compared(one: PreparedStage, first: PreparedStage) -> PreparedStage:
     """Return a stage with how its vocabulary differs from the first one's."""
     if one.tokenizer is None or first.tokenizer is None:
         return one
-    told = None if one is first else vocabulary_difference(first.tokenizer, one.tokenizer)
-    record = {**one.record, "same_vocabulary": told is None}
-    reason = told and f"{told}, {first.stage.name} being there"
+    differs = None if one is first else vocabulary_difference(first.tokenizer, one.tokenizer)
+    record = {**one.record, "same_vocabulary": differs is None}
+    reason = differs and f"{differs}, {first.stage.name} being there"
     return replace(one, record=record, other_vocabulary=reason)
 
 
@@ -170,8 +170,8 @@ def remarks(stages: Sequence[PreparedStage]) -> list[str]:
                 "measured, since kernels over different tokens do not compare"
             )
         assert one.encoded is not None
-        told = one.encoded.remarks(one.tokenizer)  # type: ignore[arg-type]
-        lines += [f"{name}: {line}" for line in told]
+        said = one.encoded.remarks(one.tokenizer)  # type: ignore[arg-type]
+        lines += [f"{name}: {line}" for line in said]
     for before, now in pairwise(known):
         lines += differences(before.record, now.record)
     return list(dict.fromkeys(lines))

@@ -15,6 +15,7 @@ from ntkprobe import PromptSet, Trajectory, UserError, measure_kernel, measure_r
 from ntkprobe.checkpoints import LoadSettings, load_model, load_tokenizer
 from ntkprobe.cli import main
 from ntkprobe.figures import draw_figures, figure_names, find_runs
+from ntkprobe.figures.measured_tables import missing_message
 from ntkprobe.figures.stages import templates_of
 from ntkprobe.prompts.vocabulary import vocabulary_difference
 from ntkprobe.stages import Stage, differences, parse_stages
@@ -316,6 +317,13 @@ def test_figures_say_where_templates_change(world, tmp_path):
         note = figure.get_supxlabel().replace("\n", " ")
         assert "Templates differ (base plain, sft chat)" in note
     assert sorted(figure_names())
+
+
+def test_the_command_for_what_is_missing_has_the_templates_that_were_chosen(world, tmp_path):
+    stages = three(world, base="raw", sft="auto")[:2]
+    measure_stages(PROMPTS, tmp_path / "out", stages, settings=SETTINGS)
+    line = missing_message(Trajectory(tmp_path / "out"), "influence", "--influence refusal")
+    assert "--template base=raw" in line and "--template sft" not in line
 
 
 def test_a_template_of_one_name_and_other_tokens_is_told_apart():

@@ -43,6 +43,8 @@ _SHOWN = 500
 class Llm:
     """Asks a model which of three classes an answer belongs to.
 
+    A judge of other classes is a subclass with other `INSTRUCTIONS`, `LABELS` and names.
+
     Attributes:
         server: the judge and its address.
         max_tokens: most tokens of its reply; more than the default for a model that thinks first.
@@ -52,49 +54,31 @@ class Llm:
     max_tokens: int = 16
 
     asks: ClassVar[str] = "refusal"
+    name: ClassVar[str] = "llm"
+    prefix: ClassVar[str] = "llm"
+    instructions: ClassVar[str] = INSTRUCTIONS
+    labels: ClassVar[tuple[str, ...]] = LABELS
 
     @property
     def label(self) -> str:
         """The judge's name in files and tables, with its model's."""
-        return "llm-" + re.sub(r"[^A-Za-z0-9.]+", "-", self.server.model).strip("-.")
+        return f"{self.prefix}-" + re.sub(r"[^A-Za-z0-9.]+", "-", self.server.model).strip("-.")
 
     @property
     def identity(self) -> dict[str, str]:
         """What a verdict depends on: the model, and the wording of the question."""
-        wording = sha256(INSTRUCTIONS.encode()).hexdigest()[:12]
-        return {"judge": "llm", "model": self.server.model, "instructions": wording}
+        wording = sha256(self.instructions.encode()).hexdigest()[:12]
+        return {"judge": self.name, "model": self.server.model, "instructions": wording}
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
         """Return a verdict for each item, in their order; empty answers are not sent."""
-        return asked_verdicts(self.server, items, INSTRUCTIONS, LABELS, self.max_tokens)
-
-
-def asked_verdicts(
-    server: Server,
-    items: Sequence[Item],
-    instructions: str,
-    labels: Sequence[str],
-    max_tokens: int,
-) -> list[Verdict]:
-    """Return the verdicts of a model that is asked for one word about each answer.
-
-    Args:
-        server: the judge.
-        items: answers; those without anything to judge are not sent.
-        instructions: what it is told to do.
-        labels: the words that it may reply with, in any case; anything else is undetermined.
-        max_tokens: most tokens of its reply.
-
-    Returns:
-        A verdict for each item, in their order.
-    """
-    verdicts = [item.undetermined for item in items]
-    asked = [row for row, verdict in enumerate(verdicts) if verdict is None]
-    questions = [_question(items[row].shown, instructions) for row in asked]
-    for number, reply in server.chat(questions, temperature=0, max_tokens=max_tokens):
-        row = asked[number]
-        verdicts[row] = verdict_of_reply(items[row].id, reply, labels)
-    return [verdict for verdict in verdicts if verdict is not None]
+        verdicts = [item.undetermined for item in items]
+        asked = [row for row, verdict in enumerate(verdicts) if verdict is None]
+        questions = [_question(items[row].shown, self.instructions) for row in asked]
+        for number, reply in self.server.chat(questions, temperature=0, max_tokens=self.max_tokens):
+            row = asked[number]
+            verdicts[row] = verdict_of_reply(items[row].id, reply, self.labels)
+        return [verdict for verdict in verdicts if verdict is not None]
 
 
 def _question(item: Item, instructions: str) -> list[dict[str, str]]:
