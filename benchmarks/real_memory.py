@@ -34,7 +34,7 @@ PARTS: dict[str, Part] = {
     "P(refuse) and answers": lambda model, tokenizer, prompts: ntk.measure_refusal(
         model, tokenizer, prompts, generate=True, max_new_tokens=32
     ),
-    "directions": lambda model, tokenizer, prompts: ntk.measure_activations(
+    "activations": lambda model, tokenizer, prompts: ntk.measure_activations(
         model, tokenizer, prompts
     ),
 }
