@@ -67,8 +67,9 @@ def main() -> None:
         RANDOM: [safe[row] for row in order[:n]],
     }
     frames = [_measured(options, run, way, out, prompts) for way, out in left_out.items()]
+    known = {prompt.text for prompt in explained}
     frame = pd.concat(frames).assign(
-        explained=lambda rows: rows["prompt"].isin([p.text for p in explained])
+        explained=lambda rows: [prompts[row].text in known for row in rows["prompt"]]
     )
     frame.to_csv(NUMBERS, index=False, float_format="%.6g")
     print(write(__file__, *_sections(options, frame, left_out, len(safe))))
@@ -112,7 +113,7 @@ def _measured(
     return pd.DataFrame(
         {
             "left_out": way,
-            "prompt": [p.text for p in prompts],
+            "prompt": range(len(prompts)),  # its row: texts of others' data are not copied
             "group": [p.group for p in prompts],
             **json.loads(file.read_text()),
         }
@@ -191,18 +192,7 @@ def _sections(
         "prompts).",
         table(["prompts", *measures], differences),
         "On the seemingly toxic prompts that were not explained: " + "; ".join(verdicts) + ".",
-        "The refusals that push most:",
-        table(
-            ["prompt", "response, its beginning"],
-            [[_cell(p.prompt), _cell(p.response)] for p in left_out[PUSHING]],
-        ),
     ]
-
-
-def _cell(text: str) -> str:
-    """Return the beginning of a text for a cell of a table."""
-    flat = " ".join(text.split()).replace("|", "\\|")
-    return flat if len(flat) <= 80 else flat[:79] + "…"
 
 
 def _interval(values: pd.Series) -> str:
