@@ -28,7 +28,7 @@ from .models.logits import top_tokens as top_tokens
 from .models.logits import try_padding
 from .models.parameters import ParameterSelection
 from .models.prompt_validation import check_prompts, check_read
-from .models.validation import check_measurable, refuse
+from .models.validation import check_measurable, require
 
 Blocks = Float64[Tensor, "n k m l"]
 Table = Float64[Tensor, "n n"]
@@ -47,9 +47,9 @@ class Probe:
 
     def __post_init__(self) -> None:
         """Refuse an empty prompt, and neither or both of tokens and cotangents."""
-        refuse(len(self.input_ids) == 0, "a prompt is empty: it needs at least one token")
-        both_or_none = (self.tokens is None) == (self.cotangents is None)
-        refuse(both_or_none, "a Probe takes either tokens= or cotangents=, one of the two")
+        require(len(self.input_ids) > 0, "a prompt is empty: it needs at least one token")
+        one_of_them = (self.tokens is None) != (self.cotangents is None)
+        require(one_of_them, "a Probe takes either tokens= or cotangents=, one of the two")
 
     def __len__(self) -> int:
         """Return k."""
@@ -61,7 +61,7 @@ class Probe:
             return logits[self.tokens.to(logits.device)]
         weights = self.cotangents.to(logits)  # type: ignore[union-attr]
         fits = weights.shape[-1] == len(logits)
-        refuse(not fits, f"cotangents {tuple(weights.shape)}: give [k, {len(logits)}] of them")
+        require(fits, f"cotangents {tuple(weights.shape)}: give [k, {len(logits)}] of them")
         return weights @ logits
 
 
@@ -106,8 +106,8 @@ def symmetric_similarity(norms: Table) -> Table:
 def _self_norms(norms: Table) -> Float64[Tensor, " n"]:
     """Return ‖K(x,x)‖_F; zero is refused, since then no logit of a prompt depends on θ."""
     own = norms.diagonal()
-    refuse(
-        not bool((own > 0).all()),
+    require(
+        bool((own > 0).all()),
         "no logit of a prompt depends on the selected parameters: select more of them",
     )
     return own

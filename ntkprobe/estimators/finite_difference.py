@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..kernel import Blocks, Probe, last_logits, prepare
 from ..models.backward import gradients
 from ..models.parameters import ParameterSelection, requiring_grad
-from ..models.validation import count, finite, refuse
+from ..models.validation import count, finite, require
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class FiniteDifference:
     def __post_init__(self) -> None:
         """Refuse invalid settings."""
         long = isinstance(self.eps, float | int) and 0 < self.eps < math.inf
-        refuse(not long, f"eps={self.eps!r}: choose a step above 0, such as 1e-3")
+        require(long, f"eps={self.eps!r}: choose a step above 0, such as 1e-3")
         count("batch_size", self.batch_size)
         known = self.step in ("raw", "unit")
-        refuse(not known, f"step={self.step!r}: choose 'raw' (ε·w) or 'unit' (ε·w/‖w‖)")
+        require(known, f"step={self.step!r}: choose 'raw' (ε·w) or 'unit' (ε·w/‖w‖)")
 
     def __call__(
         self,
@@ -179,8 +179,8 @@ def _norm(w: Sequence[Tensor]) -> float:
 def _refuse_half_precision(chosen: dict[str, nn.Parameter]) -> None:
     """Refuse weights in half precision, where rounding is larger than the step."""
     for name, parameter in chosen.items():
-        refuse(
-            parameter.dtype in (torch.bfloat16, torch.float16),
+        require(
+            parameter.dtype not in (torch.bfloat16, torch.float16),
             f"{name} is {parameter.dtype}, in which a finite difference is mostly rounding: "
             "load the checkpoint in float32, or take the gram estimator",
         )

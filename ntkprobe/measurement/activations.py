@@ -14,7 +14,7 @@ from ..models.architecture import Hook, decoder_layers, hidden_state, hooked, la
 from ..models.batching import together
 from ..models.generation import length_batches, require_measurable
 from ..models.logits import last_logits
-from ..models.validation import check_loaded, finite, refuse
+from ..models.validation import check_loaded, finite, require
 from ..prompts.prompt_set import PromptSet
 from ..prompts.templates import Template
 from .encoding import Encoded, Texts, as_encoded, evaluating
@@ -88,8 +88,8 @@ def layer_modules(model: nn.Module, layers: Sequence[int] | str) -> dict[int, nn
         model: any causal language model.
         layers: numbers of blocks, counted from 1, or `all`; anything else is a `UserError`.
     """
-    named = isinstance(layers, str) and layers != "all"
-    refuse(named, f"layers={layers!r}: give numbers of blocks, counted from 1, or 'all'")
+    allowed = not isinstance(layers, str) or layers == "all"
+    require(allowed, f"layers={layers!r}: give numbers of blocks, counted from 1, or 'all'")
     numbers = range(1, len(decoder_layers(model)) + 1) if isinstance(layers, str) else layers
     return {number: layer_output(model, number) for number in sorted(set(numbers))}
 

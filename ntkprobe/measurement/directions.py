@@ -18,7 +18,7 @@ from ..direction_measurement import DirectionMeasurement as DirectionMeasurement
 from ..errors import UserError
 from ..mitigations.activations import instruction_end
 from ..models.generation import require_measurable
-from ..models.validation import check_loaded, refuse
+from ..models.validation import check_loaded, require
 from ..prompts.templates import Template
 from .activations import layer_modules, read_layers
 from .encoding import Encoded, Texts, as_encoded, evaluating
@@ -66,7 +66,7 @@ def measure_directions(
     encoded = as_encoded(tokenizer, prompts, template, max_length)
     n = len(encoded.input_ids)
     for name, given in (("refuses", refuses), ("sources", sources)):
-        refuse(given is not None and len(given) != n, f"{name} has {given and len(given)} for {n}")
+        require(given is None or len(given) == n, f"{name} has {given and len(given)} for {n}")
     if any(prompt.response for prompt in encoded.prompts):
         raise UserError("prompts with a response have no last prompt token at a known place")
     if refuses is None:

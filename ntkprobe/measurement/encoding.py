@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ..errors import MeasurementWarning, UserError
-from ..models.validation import check_autocast, check_loaded, refuse
+from ..models.validation import check_autocast, check_loaded, require
 from ..models.wrappers import computing_plainly
 from ..prompts.prompt_set import Prompt, PromptSet
 from ..prompts.templates import Template, resolve_template
@@ -104,7 +104,7 @@ def as_encoded(
     """
     if isinstance(prompts, Encoded):
         return prompts
-    refuse(tokenizer is None, "no tokenizer: give the model's, to make tokens of the prompts")
+    require(tokenizer is not None, "no tokenizer: give the model's, to make tokens of the prompts")
     encoded = encode(tokenizer, prompts, template, max_length)
     for remark in encoded.remarks(tokenizer):
         warnings.warn(remark, MeasurementWarning, stacklevel=3)

@@ -31,7 +31,7 @@ from ..models.parameters import (
     requiring_grad,
 )
 from ..models.replacement import replace_attributes, replace_module
-from ..models.validation import refuse
+from ..models.validation import require
 
 _ROWS_AT_A_TIME = 2**14  # of K_h: 2 GiB
 _ALTERNATIVE = "take random probes, which read any model"
@@ -143,11 +143,11 @@ class Head:
         """Return a model's head."""
         module, table = architecture.head(model), architecture.embedding(model)
         plain = isinstance(module, nn.Linear) and isinstance(table, nn.Embedding)
-        refuse(not plain, f"the head of {type(model).__name__} is no plain matrix: {_ALTERNATIVE}")
+        require(plain, f"the head of {type(model).__name__} is no plain matrix: {_ALTERNATIVE}")
         assert isinstance(module, nn.Linear) and isinstance(table, nn.Embedding)
         holders = [m for m in model.modules() for p in m.parameters(False) if p is module.weight]
-        refuse(
-            not set(holders) <= {module, table},
+        require(
+            set(holders) <= {module, table},
             f"the head's matrix is used by {len(holders)} modules: {_ALTERNATIVE}",
         )
         selected = {id(parameter) for parameter in chosen.values()}
@@ -289,7 +289,7 @@ def head_state(
             for w in (torch.ones_like(logits), weights)
         )
     alone = torch.allclose(weighted, slope * weights.flatten(), rtol=1e-4)
-    refuse(not alone, f"a logit depends on several of the head's outputs: {_ALTERNATIVE}")
+    require(alone, f"a logit depends on several of the head's outputs: {_ALTERNATIVE}")
     return captured[0].flatten().double().cpu(), slope.double().cpu()
 
 

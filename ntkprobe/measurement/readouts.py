@@ -14,7 +14,7 @@ from ..kernel import Probe
 from ..models.logits import check_logits
 from ..models.memory import halving
 from ..models.parameters import ParameterSelection
-from ..models.validation import refuse
+from ..models.validation import require
 from .encoding import Encoded
 from .full_vocabulary import full_vocabulary_norms
 from .random_probes import random_probe_norms
@@ -112,7 +112,7 @@ def read_out(
         return _estimated(method, model, probes, selection, tokens, blocks), {}
     parts: dict[str, Any] = {}
     if others:
-        refuse(by is not None, "by='layer' splits one selection: ask for selections= without it")
+        require(by is None, "by='layer' splits one selection: ask for selections= without it")
         found = _by_selection(method, model, probes, [selection, *others])
     else:
         whole, parts["parts"] = _blocks_and_parts(method, model, probes, selection, by)
@@ -238,7 +238,7 @@ def _spread(tokens: Tokens, n: int) -> Tensor:
         given = torch.as_tensor(tokens)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError("tokens= takes k ids, or k ids for every prompt") from error
-    refuse(given.is_floating_point(), f"tokens={tokens!r}: give ids, whole numbers")
+    require(not given.is_floating_point(), f"tokens={tokens!r}: give ids, whole numbers")
     ids = given.long()
     spread = ids.expand(n, -1) if ids.ndim == 1 else ids
     if spread.ndim != 2 or len(spread) != n or not spread.shape[1]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..models.validation import refuse
+from ..models.validation import require
 from .base import Decoding
 from .contrastive import prompted_processor
 
@@ -58,13 +58,13 @@ class Adacd(Decoding):
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
-        refuse(not math.isfinite(self.alpha), f"alpha={self.alpha}: give a number, such as 4.5")
-        refuse(not 0 <= self.agreement <= 1, f"agreement={self.agreement}: choose from 0 to 1")
-        refuse(not 0 <= self.plausibility <= 1, f"plausibility={self.plausibility}: from 0 to 1")
-        refuse(self.steps < 0, f"steps={self.steps}: 0 or more tokens, such as 10")
+        require(math.isfinite(self.alpha), f"alpha={self.alpha}: give a number, such as 4.5")
+        require(0 <= self.agreement <= 1, f"agreement={self.agreement}: choose from 0 to 1")
+        require(0 <= self.plausibility <= 1, f"plausibility={self.plausibility}: from 0 to 1")
+        require(self.steps >= 0, f"steps={self.steps}: 0 or more tokens, such as 10")
         known = self.space in ("logit", "probability")
-        refuse(not known, f"space={self.space!r}: choose logit or probability")
-        refuse(not self.system.strip(), "an empty system message: give one, or steps=0")
+        require(known, f"space={self.space!r}: choose logit or probability")
+        require(self.system.strip(), "an empty system message: give one, or steps=0")
 
     def logits_processor(
         self, model: Any, tokenizer: "PreTrainedTokenizerBase"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models.validation import refuse
+from ..models.validation import require
 from .base import Decoding
 from .contrastive import prompted_processor
 from .system_messages import PLACES
@@ -43,7 +43,7 @@ class Prompt(Decoding):
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
-        refuse(self.place not in PLACES, f"place is {self.place!r}: choose from {list(PLACES)}")
+        require(self.place in PLACES, f"place is {self.place!r}: choose from {list(PLACES)}")
 
     def logits_processor(
         self, model: Any, tokenizer: "PreTrainedTokenizerBase"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..models.validation import refuse
+from ..models.validation import require
 from ..prompts.prompt_set import PromptSet
 from .base import Decoding
 from .branches import Branch
@@ -45,9 +45,9 @@ class SafeDecoding(Decoding):
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
-        refuse(not math.isfinite(self.alpha), f"alpha={self.alpha}: give a number, such as 3")
-        refuse(self.steps < 0, f"steps={self.steps}: 0 or more tokens, such as 2")
-        refuse(self.common < 1, f"common={self.common}: 1 or more tokens, such as 5")
+        require(math.isfinite(self.alpha), f"alpha={self.alpha}: give a number, such as 3")
+        require(self.steps >= 0, f"steps={self.steps}: 0 or more tokens, such as 2")
+        require(self.common >= 1, f"common={self.common}: 1 or more tokens, such as 5")
 
     def fit(
         self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", prompts: PromptSet

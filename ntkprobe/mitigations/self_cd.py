@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models.validation import refuse
+from ..models.validation import require
 from .base import Decoding
 from .contrastive import prompted_processor
 from .system_messages import PLACES
@@ -45,9 +45,9 @@ class SelfCd(Decoding):
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
-        refuse(not math.isfinite(self.ratio), f"ratio={self.ratio}: give a number, such as 2.5")
-        refuse(self.place not in PLACES, f"place is {self.place!r}: choose from {list(PLACES)}")
-        refuse(not self.system.strip(), "an empty system message: give one, or ratio=1")
+        require(math.isfinite(self.ratio), f"ratio={self.ratio}: give a number, such as 2.5")
+        require(self.place in PLACES, f"place is {self.place!r}: choose from {list(PLACES)}")
+        require(self.system.strip(), "an empty system message: give one, or ratio=1")
 
     def logits_processor(
         self, model: Any, tokenizer: "PreTrainedTokenizerBase"

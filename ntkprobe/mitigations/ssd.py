@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..models.validation import refuse
+from ..models.validation import require
 from ..prompts.prompt_set import PromptSet
 from .base import Decoding
 from .branches import Branch
@@ -59,10 +59,10 @@ class Ssd(Decoding):
         """Refuse settings without a meaning."""
         for name in ("alpha_shared", "alpha_either"):
             value = getattr(self, name)
-            refuse(not math.isfinite(value), f"{name}={value}: give a number, such as 0.5")
-        refuse(self.common < 1, f"common={self.common}: 1 or more tokens, such as 10")
-        refuse(self.window < 1, f"window={self.window}: 1 or more tokens, such as 7")
-        refuse(not 0 <= self.threshold <= 1, f"threshold={self.threshold}: choose from 0 to 1")
+            require(math.isfinite(value), f"{name}={value}: give a number, such as 0.5")
+        require(self.common >= 1, f"common={self.common}: 1 or more tokens, such as 10")
+        require(self.window >= 1, f"window={self.window}: 1 or more tokens, such as 7")
+        require(0 <= self.threshold <= 1, f"threshold={self.threshold}: choose from 0 to 1")
 
     @property
     def neutral(self) -> bool:

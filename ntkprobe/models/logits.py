@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .architecture import experts_one_by_one, reading_last_positions
 from .batching import forgetting_lengths, keep_verdict, pair_to_try, together
 from .prompt_validation import check_prompts
-from .validation import check_measurable, count, not_finite, refuse, refuse_broken
+from .validation import check_measurable, count, not_finite, refuse_broken, require
 
 
 def last_logits(
@@ -92,7 +92,7 @@ def top_tokens(
     found: list[Tensor] = []
     for logits in batched_logits(model, prompts, batch_size):
         size = logits.shape[-1]
-        wrong = not isinstance(k, Integral) or not 1 <= k <= size
-        refuse(wrong, f"the top {k!r} of {size} tokens: choose a whole number from 1 to {size}")
+        fits = isinstance(k, Integral) and 1 <= k <= size
+        require(fits, f"the top {k!r} of {size} tokens: choose a whole number from 1 to {size}")
         found.extend(logits.float().topk(k).indices.cpu())
     return found

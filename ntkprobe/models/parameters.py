@@ -255,8 +255,13 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _kind_in(block: nn.Module, name: str) -> str:
-    """Return the kind of a block's parameter: `norms`, `attention` (any mixer), or `mlp`."""
-    child = name.split(".")[0]
+    """Return the kind of a block's parameter: `norms`, `attention` (any mixer), or `mlp`.
+
+    A parameter of the block itself scales channels, as a norm's weight does, and counts as one.
+    """
+    child, _, inner = name.partition(".")
+    if not inner:
+        return "norms"
     module = effective_module(getattr(block, child))
     if "norm" in type(module).__name__.lower() or "norm" in child:
         return "norms"

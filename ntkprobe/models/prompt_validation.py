@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .batching import context_length
-from .validation import refuse
+from .validation import require
 
 _IDS = (torch.int64, torch.int32)
 
@@ -25,8 +25,8 @@ def check_prompts(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], room: 
     Raises:
         UserError: naming the first prompt that cannot be read.
     """
-    refuse(not hasattr(prompts, "__len__"), f"prompts={prompts!r}: give a list of them")
-    refuse(not len(prompts), "no prompts: give at least one prompt")
+    require(hasattr(prompts, "__len__"), f"prompts={prompts!r}: give a list of them")
+    require(len(prompts), "no prompts: give at least one prompt")
     context, vocabulary = context_length(_text_config(model)), vocabulary_size(model)
     more = f", and with {room} more to come it" if room else ", which"
     for row, ids in enumerate(prompts):
@@ -35,14 +35,14 @@ def check_prompts(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], room: 
                 f"prompt {row} is a {_kind(ids)}: give a 1-D tensor of its token ids; texts go to "
                 "measure_kernel, which has a tokenizer"
             )
-        refuse(not len(ids), f"prompt {row} is empty: it needs at least one token")
-        refuse(
-            context is not None and len(ids) + room > context,
+        require(len(ids), f"prompt {row} is empty: it needs at least one token")
+        require(
+            context is None or len(ids) + room <= context,
             f"prompt {row} has {len(ids)} tokens{more} exceeds the model's context of {context}: "
             "shorten it, or set max_length",
         )
-        refuse(
-            not _within(ids, vocabulary),
+        require(
+            _within(ids, vocabulary),
             f"prompt {row} holds a token outside the vocabulary of {vocabulary}: is the tokenizer "
             "another model's?",
         )

@@ -18,14 +18,14 @@ _PACKED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 _NAMED = 5  # prompts in a message
 
 
-def refuse(wrong: bool, why: str) -> None:
-    """Do nothing unless `wrong`.
+def require(condition: object, message: str) -> None:
+    """Do nothing if the condition is true.
 
     Raises:
-        UserError: saying `why`, where it is wrong.
+        UserError: with the message, if it does not.
     """
-    if wrong:
-        raise UserError(why)
+    if not condition:
+        raise UserError(message)
 
 
 def count(what: str, value: Any, least: int = 1) -> int:
@@ -68,7 +68,7 @@ def check_computable(model: nn.Module) -> None:
     if model.training:
         raise UserError("the model is in training mode, with dropout: call model.eval() first")
     for name, parameter in model.named_parameters():
-        refuse(parameter.is_meta, f"{name} is offloaded (on the meta device): {_WHOLE}")
+        require(not parameter.is_meta, f"{name} is offloaded (on the meta device): {_WHOLE}")
 
 
 def check_measurable(model: nn.Module) -> None:
@@ -79,8 +79,8 @@ def check_measurable(model: nn.Module) -> None:
             plain LoRA, or a call without autograd.
     """
     check_computable(model)
-    refuse(
-        torch.is_inference_mode_enabled(),
+    require(
+        not torch.is_inference_mode_enabled(),
         "called under torch.inference_mode, which has no gradients: call it outside",
     )
     for name, module in model.named_modules():
@@ -109,12 +109,12 @@ def check_computes_plainly(model: nn.Module) -> None:
     check_autocast(model)
     for name, module in model.named_modules():
         who = name or "the model"
-        refuse(
-            is_under_autocast(module),
+        require(
+            not is_under_autocast(module),
             f"{who} was prepared for mixed precision (bf16 or fp16), so that its forward rounds: "
             "call accelerator.unwrap_model(model, keep_fp32_wrapper=False) first",
         )
-        refuse(is_compiled(module), f"{who} was compiled: load the model again, uncompiled")
+        require(not is_compiled(module), f"{who} was compiled: load the model again, uncompiled")
 
 
 def _variants(module: Any) -> list[Any]:
@@ -163,8 +163,8 @@ def _check_parameter(name: str, parameter: nn.Parameter) -> None:
 def check_autocast(model: nn.Module) -> None:
     """Refuse a call under autocast on a device of the model."""
     rounding = [d for d in {p.device.type for p in model.parameters()} if _rounds(d)]
-    refuse(
-        bool(rounding),
+    require(
+        not rounding,
         "called under torch.autocast, which rounds what is differentiated: call it outside",
     )
 

@@ -17,9 +17,9 @@ from ntkprobe.refusal import score_phrases
 
 PROMPTS = ragged_prompts((5, 3, 9, 4))
 PHRASES = [(3, 4, 9), (7,), (3, 5)]
-ODD = ["jetmoe", "bigbird_pegasus", "hrm_text", "cpmant"]
+ODD = ["jetmoe", "bigbird_pegasus", "hrm_text", "cpmant", "doge"]
 """Experts in one gathered list; positions that all prompts look up at once; blocks run without a
-gradient; and a model that padding changes."""
+gradient; a model that padding changes; and parameters of the blocks themselves."""
 
 
 class Digits:

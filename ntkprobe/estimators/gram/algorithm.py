@@ -27,7 +27,7 @@ from ...kernel import Blocks, Probe, prepare
 from ...models.architecture import decoder_list, experts_one_by_one
 from ...models.memory import halving
 from ...models.parameters import ParameterSelection, Part, parse_selections, part_of
-from ...models.validation import count, refuse
+from ...models.validation import count, require
 from .backward import BackwardSchedule
 from .microbatches import Groups, MicroBatches, kernel_sums, microbatch_size
 from .precision import full_float32
@@ -71,7 +71,7 @@ class Gram:
             count("batch_size", self.batch_size)
         dtype = self.dtype
         floats = isinstance(dtype, torch.dtype) and dtype.is_floating_point
-        refuse(dtype is not None and not floats, f"dtype={dtype!r}: torch.float32, say, or None")
+        require(dtype is None or floats, f"dtype={dtype!r}: torch.float32, say, or None")
 
     def __call__(
         self, model: nn.Module, probes: Sequence[Probe], parameters: Selection = "all"
@@ -95,7 +95,7 @@ class Gram:
         A parameter counts in every selection that contains it, so that each kernel is the one that
         its selection alone gives: so are `all` and `lora` when both are selected.
         """
-        refuse(not selections, "no selections: give at least one, such as last:2+head")
+        require(selections, "no selections: give at least one, such as last:2+head")
         each = parse_selections(selections)
         theirs = {str(s): {id(p) for p in s.parameters(model).values()} for s in each}
         union = ParameterSelection(tuple(dict.fromkeys(term for s in each for term in s.terms)))
@@ -127,7 +127,7 @@ class Gram:
         sides = [(observed_model, observed), (updated_model, updated)]
         chosen = [prepare(model, probes, parameters) for model, probes in sides]
         names = list(chosen[0])
-        refuse(names != list(chosen[1]), "the two models have not the same parameters")
+        require(names == list(chosen[1]), "the two models have not the same parameters")
         with ExitStack() as stack:
             stack.enter_context(self._precision())
             for model, _ in sides:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .factors import Direct, Factor, Lookup, Outer
-from .row_layout import RowLayout, require
+from .row_layout import RowLayout, require_rule
 
 Key = tuple[str, int | None]
 
@@ -117,9 +117,9 @@ def _linear(operation: Operation) -> list[Use]:
 
 def _addmm(operation: Operation) -> list[Use]:
     """Return the uses in y = b + x W, as in GPT-2's Conv1D."""
-    require(len(operation.args) == 3 and not operation.kwargs, "addmm with alpha or beta")
+    require_rule(len(operation.args) == 3 and not operation.kwargs, "addmm with alpha or beta")
     bias, x, matrix = operation.args
-    require(operation.find(x) is None, "addmm with a weight as its first matrix")
+    require_rule(operation.find(x) is None, "addmm with a weight as its first matrix")
     return _matrix_uses(operation.find(matrix), x) + added_vector_uses(
         operation.find(bias), operation.out
     )
@@ -127,9 +127,9 @@ def _addmm(operation: Operation) -> list[Use]:
 
 def _matmul(operation: Operation) -> list[Use]:
     """Return the use in y = x W."""
-    require(len(operation.args) == 2 and not operation.kwargs, "matmul of named arguments")
+    require_rule(len(operation.args) == 2 and not operation.kwargs, "matmul of named arguments")
     x, matrix = operation.args
-    require(
+    require_rule(
         operation.find(x) is None and matrix.dim() == 2, "matmul of anything but rows and a matrix"
     )
     return _matrix_uses(operation.find(matrix), x)
@@ -157,7 +157,7 @@ def _embedding(operation: Operation) -> list[Use]:
 def _norm(operation: Operation, plain: Callable[..., Tensor], names: tuple[str, ...]) -> list[Use]:
     """Return the uses in y = w ∘ x̂ + b, where x̂ are the normalised rows."""
     x, shape = operation.args[:2]
-    require(len(shape) == 1, "a norm over several dimensions")
+    require_rule(len(shape) == 1, "a norm over several dimensions")
     settings = dict(zip(names, operation.args[2:], strict=False)) | operation.kwargs
     normalised = plain(x.detach(), shape, **{k: v for k, v in settings.items() if k == "eps"})
     uses = _scaling_vector_uses(operation.find(settings.get("weight")), normalised)
@@ -186,10 +186,10 @@ def _add(operation: Operation) -> list[Use]:
 
 def _vector_and_rows(operation: Operation) -> tuple[Weight | None, Tensor]:
     """Return the vector and the rows among two arguments, in either order."""
-    require(len(operation.args) == 2 and not operation.kwargs, "an operation with alpha")
+    require_rule(len(operation.args) == 2 and not operation.kwargs, "an operation with alpha")
     vector, x = operation.args if operation.find(operation.args[0]) else operation.args[::-1]
     plain = isinstance(x, Tensor) and operation.find(x) is None and x.shape == operation.out.shape
-    require(plain and vector.dim() == 1, "anything but rows and a vector")
+    require_rule(plain and vector.dim() == 1, "anything but rows and a vector")
     return operation.find(vector), x
 
 
@@ -201,7 +201,7 @@ def _expand(operation: Operation) -> list[Use]:
     expanded = operation.out.shape[0] == len(weight.layout.lengths) and operation.out.dim() == len(
         shape
     )
-    require(expanded and shape[0] == 1, "a tensor not expanded over the batch")
+    require_rule(expanded and shape[0] == 1, "a tensor not expanded over the batch")
     summed = [d for d, size in enumerate(shape) if size == 1 and d]
 
     def factor(gs: Sequence[Tensor]) -> Factor:

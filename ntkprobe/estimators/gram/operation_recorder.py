@@ -10,7 +10,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from .gradient_rules import RULES, Operation, Use, Weight, weight_view
-from .row_layout import GatheredRows, NoRule, PaddedBatch, RowLayout, require
+from .row_layout import GatheredRows, NoRule, PaddedBatch, RowLayout, require_rule
 
 
 class OperationRecorder(TorchFunctionMode):
@@ -86,7 +86,7 @@ def _differentiable(out: Tensor, n: int | None) -> Tensor:
         out = out.detach().requires_grad_().clone()  # a clone allows in-place operations
     if n is None or len(out) == n:
         return out
-    require(len(out) == 1, f"rows {tuple(out.shape)} that all of {n} prompts look up")
+    require_rule(len(out) == 1, f"rows {tuple(out.shape)} that all of {n} prompts look up")
     return out.expand(n, *out.shape[1:])
 
 

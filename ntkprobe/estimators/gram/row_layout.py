@@ -11,7 +11,7 @@ class NoRule(Exception):
     """No gradient rule covers an operation on a parameter."""
 
 
-def require(condition: bool, what: str) -> None:
+def require_rule(condition: bool, what: str) -> None:
     """Do nothing if the condition holds.
 
     Args:
@@ -36,7 +36,7 @@ class PaddedBatch:
         """Return the rows by prompt, of a tensor with the prompts first or with rows flattened."""
         n, rows = len(self.lengths), x.shape[0]
         whole = (x.dim() >= 3 and rows == n) or (x.dim() == 2 and rows == n * self.seq)
-        require(whole, f"rows {tuple(x.shape)} of {n} prompts of {self.seq} positions")
+        require_rule(whole, f"rows {tuple(x.shape)} of {n} prompts of {self.seq} positions")
         return x.reshape(n, -1, x.shape[-1])
 
     def row_counts(self, x: Shaped[Tensor, "*rows width"]) -> tuple[int, ...]:
@@ -70,7 +70,7 @@ class GatheredRows:
     def by_prompt(self, x: Float[Tensor, "rows width"]) -> Shaped[Tensor, "n seq width"]:
         """Return the rows by prompt, padded with zeros to the largest number of rows."""
         expected = x.dim() == 2 and len(x) == len(self.prompt)
-        require(expected, f"rows {tuple(x.shape)} where {len(self.prompt)} were gathered")
+        require_rule(expected, f"rows {tuple(x.shape)} where {len(self.prompt)} were gathered")
         out = x.new_zeros(len(self.lengths), max(self.lengths), x.shape[-1])
         out[self.prompt, self.slot] = x
         return out

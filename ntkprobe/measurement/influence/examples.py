@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import UserError
 from ...models.batching import context_length
 from ...models.generation import require_vocabulary, text_config
-from ...models.validation import refuse
+from ...models.validation import require
 from ...prompts.prompt_set import Prompt, PromptSet
 from ...prompts.templates import Template
 from ..encoding import Encoded, as_encoded
@@ -62,11 +62,11 @@ def answered(pairs: PromptSet | Iterable[Any]) -> PromptSet:
                     " Prompt with its answer as response"
                 )
             pair = Prompt(pair[0], "toxic", response=pair[1])
-        refuse(
-            not pair.response.strip(), f"updated example {number} has no answer: give it a response"
+        require(
+            pair.response.strip(), f"updated example {number} has no answer: give it a response"
         )
         found.append(pair)
-    refuse(not found, "no updated examples: give at least one pair (prompt, answer)")
+    require(found, "no updated examples: give at least one pair (prompt, answer)")
     return PromptSet(tuple(found))
 
 
@@ -124,7 +124,7 @@ def require_room(model: Any, examples: Sequence[Example]) -> None:
     Raises:
         UserError: naming the first such pair.
     """
-    refuse(not examples, "no updated examples: give at least one pair (prompt, answer)")
+    require(examples, "no updated examples: give at least one pair (prompt, answer)")
     context = context_length(text_config(model))
     for number, example in enumerate(examples):
         require_vocabulary(model, example.input_ids, f"updated example {number}")

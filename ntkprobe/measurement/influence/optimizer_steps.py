@@ -26,7 +26,7 @@ from ...models.parameters import (
     effective_parameters,
     requiring_grad,
 )
-from ...models.validation import finite, refuse
+from ...models.validation import finite, require
 from ...prompts.prompt_set import PromptSet
 from ...prompts.templates import RAW, Template
 from ...refusal import chosen_reductions
@@ -108,10 +108,10 @@ def predict_step(
         The predicted changes. A step that names a parameter which the model does not have is a
         `UserError`.
     """
-    refuse(mode not in MODES, f"no mode {mode!r}: choose from {list(MODES)}")
+    require(mode in MODES, f"no mode {mode!r}: choose from {list(MODES)}")
     encoded, ids = encode_observed(tokenizer, observed, template, max_length)
     ends = refusal_phrases(tokenizer, phrases, "ascii", encoded.template if encoded else RAW)
-    refuse(tokens is None and not ends, "nothing to predict: give tokens=, phrases=, or both")
+    require(tokens is not None or ends, "nothing to predict: give tokens=, phrases=, or both")
     hows = chosen_reductions(reductions) if ends else ()
     with evaluating(model):
         room = max(map(len, ends), default=1) - 1
@@ -174,7 +174,7 @@ def _named_by(step: Direction, model: nn.Module) -> dict[str, nn.Parameter]:
     Raises:
         UserError: if the model lacks one of them, or has it in another shape.
     """
-    refuse(not step, "the step moves nothing: record it around the optimizer's step()")
+    require(step, "the step moves nothing: record it around the optimizer's step()")
     known = {**effective_parameters(model), **adapter_parameters(model)}
     for name, change in step.items():
         if name not in known or known[name].shape != change.shape:
@@ -223,7 +223,7 @@ def read_steps(folder: str | PathLike[str]) -> Iterator[tuple[int, Direction]]:
     from safetensors.torch import load
 
     numbers = {int(m[1]): p for p in Path(folder).glob("*") if (m := _FILE.fullmatch(p.name))}
-    refuse(not numbers, f"no steps in {folder}: train with callbacks=[ntkprobe.StepCallback(…)]")
+    require(numbers, f"no steps in {folder}: train with callbacks=[ntkprobe.StepCallback(…)]")
     missing = sorted(set(range(1, max(numbers) + 1)) - set(numbers))
     if missing:
         raise UserError(f"{folder} lacks step {missing[0]}: train again from the beginning")

@@ -11,7 +11,7 @@ from ...errors import UserError
 from ...kernel import last_logits
 from ...models.generation import length_batches, require_measurable, require_vocabulary
 from ...models.parameters import ParameterSelection
-from ...models.validation import finite, refuse
+from ...models.validation import finite, require
 from ...prompts.phrases import phrase_set
 from ...prompts.templates import RAW, Template
 from ...refusal import chosen_reductions, phrase_ids
@@ -75,12 +75,12 @@ def influence(
     Returns:
         The predicted changes per unit step.
     """
-    refuse(mode not in MODES, f"no mode {mode!r}: choose from {list(MODES)}")
+    require(mode in MODES, f"no mode {mode!r}: choose from {list(MODES)}")
     weights(1, loss)  # refuses a wrong name before anything is computed
     encoded, ids = encode_observed(tokenizer, observed, template, max_length)
     pairs, examples = encode_examples(tokenizer, updated, encoded.template if encoded else None)
     ends = refusal_phrases(tokenizer, phrases, apostrophes, encoded.template if encoded else RAW)
-    refuse(tokens is None and not ends, "nothing to predict: give tokens=, phrases=, or both")
+    require(tokens is not None or ends, "nothing to predict: give tokens=, phrases=, or both")
     hows = chosen_reductions(reductions) if ends else ()
     selection = trained_parameters(model) if parameters == "auto" else parameters
     with evaluating(model):
@@ -144,8 +144,8 @@ class _Prediction:
         """Predict log-probabilities, of all tokens or of `token_ids`."""
         size = self._vocabulary if token_ids is None else len(token_ids)
         room = 8 * pairs * len(self.ids) * size
-        refuse(
-            room > _PREDICTION_BYTES,
+        require(
+            room <= _PREDICTION_BYTES,
             f"{pairs} × {len(self.ids)} × {size} log-probabilities take {room / 2**30:.0f} GiB:"
             " give tokens= fewer ids, or None",
         )
@@ -259,7 +259,7 @@ def vocabulary_ids(model: Any, tokens: str | Sequence[int] | Tensor | None) -> T
     if isinstance(tokens, str):
         raise UserError(f"tokens={tokens!r}: give 'all', vocabulary ids, or None")
     ids = torch.as_tensor(tokens, dtype=torch.long)
-    refuse(ids.ndim != 1 or not len(ids), "tokens= takes one list of vocabulary ids")
+    require(ids.ndim == 1 and len(ids), "tokens= takes one list of vocabulary ids")
     require_vocabulary(model, ids, "tokens=")
     return ids
 
