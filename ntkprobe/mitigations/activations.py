@@ -16,6 +16,7 @@ from ..models.architecture import (
     hooked,
     writers,
 )
+from ..models.architecture import with_output_state as with_output_state
 from ..models.batching import forgetting_lengths, together
 from ..models.generation import input_device, length_batches, require_measurable
 from ..prompts.templates import Template
@@ -34,11 +35,6 @@ def with_input_state(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return a decoder block's arguments with another hidden state."""
     return ((state, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": state})
-
-
-def with_output_state(output: Any, state: Tensor) -> Any:
-    """Return a module's output with another hidden state."""
-    return state if isinstance(output, Tensor) else (state, *output[1:])
 
 
 def mean_states(

@@ -130,6 +130,14 @@ def hidden_state(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
+def with_output_state(output: Any, state: Tensor) -> Any:
+    """Return a decoder block's output with another hidden state, in the same form.
+
+    The form is a tensor, a tuple or, in OpenAI's first GPT, a list.
+    """
+    return state if isinstance(output, Tensor) else type(output)((state, *output[1:]))
+
+
 @contextmanager
 def hooked(pairs: Iterable[tuple[nn.Module, Hook | Before]]) -> Generator[None]:
     """Apply hooks, `[(module, hook)]`: a hook's result replaces the module's output.

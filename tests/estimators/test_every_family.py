@@ -17,9 +17,10 @@ from ntkprobe.refusal import score_phrases
 
 PROMPTS = ragged_prompts((5, 3, 9, 4))
 PHRASES = [(3, 4, 9), (7,), (3, 5)]
-ODD = ["jetmoe", "bigbird_pegasus", "hrm_text", "cpmant", "doge"]
+ODD = ["jetmoe", "bigbird_pegasus", "hrm_text", "cpmant", "doge", "openai-gpt"]
 """Experts in one gathered list; positions that all prompts look up at once; blocks run without a
-gradient; a model that padding changes; and parameters of the blocks themselves."""
+gradient; a model that padding changes; parameters of the blocks themselves; and blocks that return
+a list."""
 
 
 class Digits:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ...kernel import last_logits
-from ...models.architecture import hidden_state
+from ...models.architecture import hidden_state, with_output_state
 from ...models.batching import forgetting_lengths
 from ...models.parameters import requiring_grad
 from ...models.replacement import replace_blocks
@@ -144,7 +144,7 @@ class BlockwiseBackward:
         self._residuals[-1:] = [hidden.detach().clone()]
         with computing_in(self._dtype, [block]):
             output = block(hidden, *rest, **kwargs)
-        wrapped = output if isinstance(output, tuple) else None
+        wrapped = None if isinstance(output, Tensor) else output
         self._block_calls.append((tuple(rest), kwargs, wrapped))
         self._residuals.append(hidden_state(output).detach())
         return output
@@ -165,7 +165,7 @@ class BlockwiseBackward:
     def _as_block_output(self, index: int, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return `hidden` in the form of a block's output, whatever enters the block."""
         output = self._block_calls[index][2]
-        return hidden if output is None else (hidden, *output[1:])
+        return hidden if output is None else with_output_state(output, hidden)
 
     def _first_block_input(self, blocks: nn.ModuleList) -> Tensor:
         found: list[Tensor] = []

@@ -52,7 +52,7 @@ def head_input_jacobian(
 
     def cut(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         captured.append(architecture.hidden_state(output).detach().requires_grad_())
-        return captured[0] if isinstance(output, Tensor) else (captured[0], *output[1:])
+        return architecture.with_output_state(output, captured[0])
 
     with architecture.hooked([(architecture.layer_output(model, layer), cut)]):
         with requiring_grad(model, {}), torch.enable_grad():
