@@ -1,4 +1,4 @@
-"""How far a long stage is: a bar with the time left on a terminal, a line now and then in a log."""
+"""How far a long stage is: a bar on a terminal and in a notebook, a line now and then in a log."""
 
 import io
 import sys
@@ -37,4 +37,14 @@ def progress(iterable: Any = None, **settings: Any) -> Any:
         iterable: what is iterated over; None for a bar that `update` moves.
         settings: tqdm's, such as `total`, `desc` and `unit`, in the singular.
     """
-    return (tqdm if sys.stderr.isatty() else Lines)(iterable, **settings)
+    return _bar()(iterable, **settings)
+
+
+def _bar() -> type[tqdm]:
+    """Return tqdm's bar for a terminal or a notebook, else `Lines`."""
+    if sys.stderr.isatty():
+        return tqdm
+    from tqdm.auto import tqdm as fitting
+
+    notebook = any(kind.__module__ == "tqdm.notebook" for kind in fitting.__mro__)
+    return fitting if notebook else Lines

@@ -1,7 +1,9 @@
 """Progress in a log: whole lines now and then, and nothing of short stages."""
 
 import io
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +55,13 @@ def test_a_bar_that_is_not_wanted_says_nothing(monkeypatch, disable):
     with progress(total=3, desc="x", unit="y", disable=disable) as bar:
         bar.update(3)
     assert (stream.getvalue() == "") == disable
+
+
+def test_no_stage_has_a_bar_of_its_own_that_a_log_would_hold_in_one_line():
+    package = Path(module.__file__).parent
+    own = [
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if re.search(r"\btqdm\((?!\*)", path.read_text()) and path.name != "progress.py"
+    ]
+    assert own == ["tiny/pretrain.py"]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..errors import UserError
 from ..measurement.encoding import as_prompt_set, evaluating
@@ -17,6 +16,7 @@ from ..measurement.influence.prediction import trained_parameters
 from ..models.parameters import ParameterSelection
 from ..models.per_sample import WholeGradients
 from ..models.projections import Projections
+from ..progress import progress as long_stage
 from ..prompts.prompt_set import Prompt, PromptSet
 from ..watcher.choices import StepRange
 from ..watcher.models import Models
@@ -150,7 +150,7 @@ class _Work:
         """Compute the blocks that are missing, of this worker."""
         todo = {s.checkpoint.step: self._todo(s, shard) for s in self.scanned}
         total = sum(len(self.blocks.rows(start)) for starts in todo.values() for start in starts)
-        with tqdm(total=total, desc="attributing", unit="pair", disable=not progress) as bar:
+        with long_stage(total=total, desc="attributing", unit="pair", disable=not progress) as bar:
             for each_scanned in self.scanned:
                 step = each_scanned.checkpoint.step
                 if todo[step] or not self._prompts_known(step):

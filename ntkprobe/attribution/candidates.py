@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from ..errors import UserError
 from ..measurement.encoding import as_prompt_set, evaluating
 from ..measurement.influence.prediction import trained_parameters
 from ..models.parameters import ParameterSelection
+from ..progress import progress as long_stage
 from ..prompts.prompt_set import Prompt, PromptSet
 from ..training.data import Pair
 from ..watcher.models import Models
@@ -67,7 +67,7 @@ def rank_candidates(
         weights, _ = run_weights(trained, scanned, encoded.pairs, how.loss == "mean")
         rows = encoded.candidates(candidates, trained)
         changes = np.zeros(len(rows))
-        for each in tqdm(scanned, disable=not progress, unit="checkpoint"):
+        for each in long_stage(scanned, desc="candidates", unit="checkpoint", disable=not progress):
             with opened.opened(each) as (network, _), evaluating(network):
                 chosen = how.parameters
                 chosen = trained_parameters(network) if chosen == "auto" else chosen

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..errors import UserError
 from ..measurement.encoding import evaluating
@@ -32,6 +31,7 @@ from ..measurement.influence import apply_step, read_steps
 from ..measurement.influence.updates import Direction
 from ..models.parameters import named_parameters
 from ..models.per_sample import Gradients
+from ..progress import progress as long_stage
 from ..prompts.prompt_set import PromptSet
 from ..storage import write_tensors
 from ..training.sft import SFTConfig
@@ -192,7 +192,9 @@ def _replayed(
 ) -> Attribution:
     """Return what the pairs of every batch did."""
     gradients = PairGradients(model, replay.chosen, encoded.pairs, how.batch_size)
-    with tqdm(total=2 * len(replay.rates), disable=not progress, unit="step") as bar:
+    with long_stage(
+        total=2 * len(replay.rates), desc="attributing", unit="step", disable=not progress
+    ) as bar:
         rows, agreement = _forwards(model, replay, encoded, gradients, folder, bar)
         values, _ = encoded.observed.held(model, replay.chosen)
         found = _backwards(model, replay, encoded, gradients, folder, rows, bar)

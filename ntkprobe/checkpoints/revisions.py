@@ -32,14 +32,15 @@ def fetch_revisions(model: str, revisions: Sequence[str], run: Path) -> list[Pat
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from tqdm.auto import tqdm
+
+    from ..progress import progress as long_stage
 
     steps = [step_of(revision) for revision in revisions]
     if len(set(steps)) < len(steps):
         raise UserError(f"two of the revisions {list(revisions)} are of one step: name one of each")
     places = [run / f"checkpoint-{step}" for step in steps]
     for revision, place in zip(
-        tqdm(revisions, desc="revisions", disable=None), places, strict=True
+        long_stage(revisions, desc="downloading", unit="revision"), places, strict=True
     ):
         try:
             snapshot_download(

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..models.batching import LengthRule, padding_known
 from ..models.generation import try_left_padding
 from ..models.logits import try_padding
+from ..progress import progress as long_stage
 
 Request = tuple[Any, list[int], list[int]]
 """Text of a request, token ids of its context, token ids of its continuation."""
@@ -81,7 +81,9 @@ class _Mitigated(HFLM):
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         answers = []
-        for key, context, continuation in tqdm(requests, disable=disable_tqdm):
+        for key, context, continuation in long_stage(
+            requests, desc="log-likelihoods", unit="request", disable=disable_tqdm
+        ):
             answer = self._read(context, continuation)
             answers.append(answer)
             self.cache_hook.add_partial("loglikelihood", key, answer)

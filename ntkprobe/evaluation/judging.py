@@ -36,7 +36,8 @@ def judge_answers(
         without the reasoning in front of it).
     """
     import pandas as pd
-    from tqdm.auto import tqdm
+
+    from ..progress import progress as long_stage
 
     items = read_items(folder, benchmark)
     path = folder / "verdicts" / benchmark / f"{label}.parquet"
@@ -44,7 +45,9 @@ def judge_answers(
     digests = {item.id: _digest(item) for item in items}
     rows = valid_rows(path, digests, identity)
     missing = [item for item in items if item.id not in rows]
-    with tqdm(total=len(missing), desc=f"{benchmark}, {label}", leave=False) as progress:
+    with long_stage(
+        total=len(missing), desc=f"{benchmark}, {label}", unit="answer", leave=False
+    ) as progress:
         for start in range(0, len(missing), chunk):
             asked = missing[start : start + chunk]
             for item, verdict in zip(asked, _verdicts(judge, asked), strict=True):

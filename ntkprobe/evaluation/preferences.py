@@ -101,7 +101,8 @@ def compare_answers(
         `id`, `ours_first`, `ours_second`, `detail`, `digest`.
     """
     import pandas as pd
-    from tqdm.auto import tqdm
+
+    from ..progress import progress as long_stage
 
     pairs = _pairs(folder, reference, benchmark)
     path = folder / "preferences" / benchmark / f"{label}.parquet"
@@ -109,7 +110,9 @@ def compare_answers(
     digests = {pair.id: _digest(pair) for pair in pairs}
     rows = valid_rows(path, digests, identity)
     missing = [pair for pair in pairs if pair.id not in rows]
-    with tqdm(total=len(missing), desc=f"{benchmark}, against {label}", leave=False) as progress:
+    with long_stage(
+        total=len(missing), desc=f"{benchmark}, against {label}", unit="answer", leave=False
+    ) as progress:
         for start in range(0, len(missing), chunk):
             asked = missing[start : start + chunk]
             for row in annotator.prefer(asked):

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..errors import UserError
 from ..kernel import last_logits
 from ..models.architecture import decoder_layers, hooked
 from ..models.generation import length_batches, require_measurable
 from ..models.validation import finite
+from ..progress import progress as long_stage
 from ..prompts.prompt_set import GROUPS, PromptSet
 from ..prompts.templates import Template
 from .activations import ablation_hooks, addition_hook, instruction_end, mean_states
@@ -206,7 +206,7 @@ class _HeldOutScores:
             UserError: if none is within it.
         """
         rows = []
-        for each in tqdm(found, desc="candidates", leave=False, disable=None):
+        for each in long_stage(found, desc="Surgical", unit="candidate", leave=False):
             with changed(each):
                 score = float(refusal_scores(self._logits(group), self._tokens).mean())
                 distance = divergence(self._plain, self._logits(NORMAL), self._settings.kl_epsilon)

@@ -10,9 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from ..errors import UserError
+from ..progress import progress as long_stage
 from ..prompts.prompt_set import PromptSet
 from .choices import Choice, StepRange
 from .outcome import Outcome
@@ -68,7 +67,7 @@ def measure_on_ray(
         tasks = cluster.split(_steps(ckpt_dir, choice or Choice()))
         # The first step alone settles the tokens that all blocks are made of.
         ahead = 1 if how.kernel is not None and how.kernel.top_k_at == "first" else 0
-        with tqdm(total=sum(map(len, tasks)), desc="measuring", unit="checkpoint") as bar:
+        with long_stage(total=sum(map(len, tasks)), desc="measuring", unit="checkpoint") as bar:
             for part in (tasks[:ahead], tasks[ahead:]):
                 for steps, found in cluster.run(part, call):
                     outcome.add(found)

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ...errors import UserError
 from ...kernel import last_logits
 from ...models.generation import length_batches, require_measurable, require_vocabulary
 from ...models.parameters import ParameterSelection
 from ...models.validation import finite, require
+from ...progress import progress as long_stage
 from ...prompts.phrases import phrase_set
 from ...prompts.templates import RAW, Template
 from ...refusal import chosen_reductions, phrase_ids
@@ -94,7 +94,9 @@ def influence(
             prediction.predict_tokens(len(examples), token_ids)
         if ends:
             prediction.predict_refusals(ends, hows)
-        with tqdm(total=len(examples), desc="influence", disable=not progress) as bar:
+        with long_stage(
+            total=len(examples), desc="influence", unit="pair", disable=not progress
+        ) as bar:
             for some in prediction.batches(examples):
                 prediction.add([update(model, each, chosen, loss) for each in some])
                 bar.update(len(some))

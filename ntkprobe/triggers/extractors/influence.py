@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from ...errors import UserError
 from ...measurement.influence import influence
+from ...progress import progress as long_stage
 from ..extraction import WORD, Example, ScoredTrigger, words_of
 
 if TYPE_CHECKING:
@@ -78,7 +77,9 @@ class Influence:
                     f"harmful prompt {number + 1} has no refusal, and the influence is that of "
                     "learning it: give a file with the column response"
                 )
-        for some in tqdm(_batches(examples), "triggers", disable=not self.progress):
+        for some in long_stage(
+            _batches(examples), desc="triggers", unit="batch", disable=not self.progress
+        ):
             for (number, example), drops in zip(
                 some, self.drops([e for _, e in some]), strict=True
             ):
