@@ -22,6 +22,8 @@ One seed, one draw: the intervals are of the prompts, and say nothing about othe
 
 import argparse
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +39,7 @@ from ntkprobe.checkpoints.adapters import adapted
 from ntkprobe.prompts.prompt_set import PromptSet
 from ntkprobe.storage import replacing
 from ntkprobe.training.data import Pair
-from ntkprobe.training.sft import SFTConfig, train_sft
+from ntkprobe.training.sft import train_sft
 
 SHARE = 0.05
 EXPLAINED = 20
@@ -125,22 +127,17 @@ def _trained(options: argparse.Namespace, run: TrainingRun, name: str, out: list
     general = [pair for source, pair in run.texts if source == "general"]
     safe = [pair for source, pair in run.texts if source == "safe" and pair not in set(out)]
     old = run.config
-    steps = -(-(len(general) + len(safe)) // old.per_device_train_batch_size)
-    config = SFTConfig(
+    share = (len(general) + len(safe)) / len(run.texts)
+    config = replace(
+        old,
         output_dir=str(options.output_dir / name),
         n_general=len(general),
         n_safe=len(safe),
-        max_steps=steps,
+        max_steps=math.ceil(old.max_steps * share) if old.max_steps > 0 else -1,
+        save_at=None,
+        save_strategy="steps",
         save_steps=20,
         save_total_limit=1,
-        report_to="none",
-        use_cpu=True,
-        dtype=old.dtype,
-        seed=old.seed,
-        max_length=old.max_length,
-        learning_rate=old.learning_rate,
-        per_device_train_batch_size=old.per_device_train_batch_size,
-        gradient_accumulation_steps=old.gradient_accumulation_steps,
     )
     return train_sft(options.model, general, safe, config)
 
