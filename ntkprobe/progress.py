@@ -23,6 +23,10 @@ class Lines(tqdm):
         own: dict[str, Any] = {"mininterval": SECONDS, "leave": False, "file": io.StringIO()}
         super().__init__(*args, **{**settings, **own})
 
+    def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
+        """Name the stage, without tqdm's colon, which `bar_format` has."""
+        self.set_description_str(desc, refresh)
+
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Print where the stage is, unless that was done a moment ago."""
         if msg is None and time.monotonic() - self._said >= SECONDS:

@@ -29,6 +29,7 @@ def gone_through(monkeypatch, seconds, stream=None, every=10.0):
             now[0] += seconds
             bar.update()
             bar.set_postfix_str("step 7")
+            bar.set_description("kernel")
     return stream.getvalue()
 
 
