@@ -2,13 +2,14 @@
 
 `python benchmarks/attribution_real.py --model FILE.gguf --run RUN --prompts FILE` writes
 `attribution_real.md`, its raw numbers beside it; trainings and scores are kept in `--output-dir`.
-RUN is a run of `ntkprobe train sft` on that model (such as `choice-0.001` of `ntkprobe replicate`),
+RUN is a run of `ntkprobe train sft` on that model (such as `choice-0.0015` of `ntkprobe replicate`),
 PROMPTS has groups (such as that folder's `along.jsonl`).
 
-20 of the seemingly toxic prompts are explained, by the sum over the run's checkpoints. From the
-base, with the run's settings, seed and pairs, two models are trained: without the 5 % of refusals
-that push the explained prompts most towards refusal, and without as many drawn at random. They are
-compared on the seemingly toxic prompts that were not explained, and on all others.
+10 of the seemingly toxic prompts are explained, by the sum over checkpoints of the run; `--steps`
+chooses some (a prompt takes about 18 s a checkpoint on one core: both numbers were chosen by that).
+From the base, with the run's settings, seed and pairs, two models are trained: without the 5 % of
+refusals that push the explained prompts most towards refusal, and without as many drawn at random.
+They are compared on the seemingly toxic prompts that were not explained, and on all others.
 
 Hypotheses, written before the first run; of the embedded model, neither held in 4 of 5 seeds:
 
@@ -40,9 +41,10 @@ from ntkprobe.prompts.prompt_set import PromptSet
 from ntkprobe.storage import replacing
 from ntkprobe.training.data import Pair
 from ntkprobe.training.sft import train_sft
+from ntkprobe.watcher.choices import parse_steps
 
 SHARE = 0.05
-EXPLAINED = 20
+EXPLAINED = 10
 NUMBERS = Path(__file__).with_name("attribution_results") / "real.csv"
 WHOLE, PUSHING, RANDOM = "nothing", "the pushing 5 %", "a random 5 %"
 
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--prompts", required=True)
+    parser.add_argument("--steps", help="of the checkpoints summed over; all, if not given")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/attribution-real"))
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
@@ -86,7 +89,9 @@ def _pushing(options: argparse.Namespace, explained: PromptSet, safe: list[Pair]
             prompts=explained,
             candidates=safe,
             settings=AttributionSettings(batch_size=8),
+            steps=parse_steps(options.steps) if options.steps else (),
             model=options.model,
+            output_dir=options.output_dir / "scores",
             progress=True,
         )
         with replacing(file) as hidden:

@@ -18,6 +18,7 @@ from ..models.per_sample import WholeGradients
 from ..models.projections import Projections
 from ..progress import progress as long_stage
 from ..prompts.prompt_set import Prompt, PromptSet
+from ..training.data import Pair
 from ..watcher.choices import StepRange
 from ..watcher.models import Models
 from ..watcher.scan import ScannedCheckpoint
@@ -45,6 +46,7 @@ def attribute(
     recorded_steps: str | PathLike[str] | None = None,
     steps: Sequence[StepRange] = (),
     shard: tuple[int, int] = (0, 1),
+    candidates: Sequence[Pair] | None = None,
     progress: bool = False,
     **options: Any,
 ) -> Attribution | None:
@@ -61,6 +63,8 @@ def attribute(
         recorded_steps: the folder of recorded steps; None for `RUN-steps`.
         steps: only checkpoints of these steps; none for all.
         shard: (i, n): compute the blocks of worker i of n only.
+        candidates: pairs that the run was not trained on, in place of those that it was: what a
+            step on each would have done, as if it had been one more of them.
         progress: show a bar on stderr.
         options: settings by name, such as `target="tokens", tokens=("Sorry",)`.
 
@@ -76,6 +80,8 @@ def attribute(
     asked = as_prompt_set(prompts)
     if not len(asked):
         raise UserError("no prompts to explain: give one at least")
+    if candidates is not None:
+        _require_orderable(candidates, how)
     place = None if output_dir is None else Path(output_dir)
     models = Models(model, how.load, merge=False)
     with opening(models, place) as opened:
@@ -87,9 +93,21 @@ def attribute(
                 )
             folder = Path(recorded_steps) if recorded_steps else None
             return over_steps(trained, opened, asked, how, folder, progress=progress)
-        work = _Work(trained, opened, asked, how, steps, place, index_dir)
+        work = _Work(trained, opened, asked, how, steps, place, index_dir, candidates)
         work.compute(shard, progress)
         return work.result()
+
+
+def _require_orderable(candidates: Sequence[Pair], how: AttributionSettings) -> None:
+    """Check that there are candidates, and that what they would have done can be said.
+
+    Raises:
+        UserError: if not.
+    """
+    if not candidates:
+        raise UserError("nothing to order: give a candidate at least")
+    if how.over == "steps":
+        raise UserError("candidates took no step of the run: leave out over='steps' (--over steps)")
 
 
 def _settings(given: AttributionSettings | None, options: dict[str, Any]) -> AttributionSettings:
@@ -116,16 +134,19 @@ class _Work:
         steps: Sequence[StepRange],
         place: Path | None,
         index_dir: str | PathLike[str] | None,
+        candidates: Sequence[Pair] | None,
     ) -> None:
         self.run, self.opened, self.how, self.place = run, opened, how, place
         self.scanned = wanted(run.checkpoints(), how.over, steps)
         self.encoded = Encoded.of(run, opened, self.scanned[-1], asked, how)
+        self.weights, said = run_weights(run, self.scanned, self.encoded.pairs, how.loss == "mean")
+        if candidates is not None:
+            self.encoded = self.encoded.of_candidates(candidates, run)
         self.index = Path(index_dir) if index_dir else place / "index" if place else None
         exact = how.estimator == "exact"
         folder = (place / "products" if place else None) if exact else self.index
         self.blocks = Blocks(folder, len(self.encoded.pairs), how.block)
         self.prompts = Blocks(place / "prompts" if place else None, 1, 1)
-        self.weights, said = run_weights(run, self.scanned, self.encoded.pairs, how.loss == "mean")
         self.remarks = [*said, *self.encoded.remarks]
         self.which = {s.checkpoint.step: opened.identity(s) for s in self.scanned}
         adapted = self.scanned[-1].verdict.kind == "adapter"

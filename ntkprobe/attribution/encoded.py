@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -73,8 +73,8 @@ class Encoded:
             remarks += ("the prompts are explained with the system message of the training",)
         return cls(run.encoded(tokenizer), observed, remarks, tokenizer)
 
-    def candidates(self, pairs: Sequence[Pair], run: TrainingRun) -> list[TrainedPair]:
-        """Return other pairs as the run would have trained on them.
+    def of_candidates(self, pairs: Sequence[Pair], run: TrainingRun) -> "Encoded":
+        """Return the same with other pairs, as the run would have trained on them.
 
         Args:
             pairs: as texts; those without room are left out.
@@ -86,7 +86,7 @@ class Encoded:
         found = run.encode([("", pair) for pair in pairs], self.tokenizer)
         if not found:
             raise UserError("no candidate has a prompt and an answer that fit into the length")
-        return found
+        return replace(self, pairs=found)
 
     @property
     def pairs_digest(self) -> str:

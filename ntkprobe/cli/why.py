@@ -117,14 +117,14 @@ def _why(options: dict[str, Any]) -> None:
     place, shard = options["output_dir"], parse_shard(options["shard"])
     if shard != (0, 1) and place is None:
         raise UserError("--shard needs a folder that all workers share: give --output-dir DIR")
+    if options["candidates"] and place is None:
+        raise UserError("--candidates needs a folder for what comes out: give --output-dir DIR")
     if options["top"] < 1:
         raise UserError(f"--top {options['top']}: give 1 or more")
     settings, prompts = _settings(options), _prompts(options)
     quieten()
-    if options["candidates"] is not None:
-        _order_candidates(options, settings, prompts)
-        return
     from ..attribution import attribute
+    from ..training.data import read_pairs
 
     found = attribute(
         options["run"],
@@ -137,6 +137,7 @@ def _why(options: dict[str, Any]) -> None:
         recorded_steps=options["recorded_steps"],
         steps=parse_steps(options["steps"]) if options["steps"] else (),
         shard=shard,
+        candidates=read_pairs(options["candidates"]) if options["candidates"] else None,
         progress=True,
     )
     if found is None:
@@ -147,47 +148,26 @@ def _why(options: dict[str, Any]) -> None:
         return
     for remark in found.remarks:
         print(one_line(remark), file=sys.stderr)
+    if options["candidates"]:
+        _write_candidates(found, place, options["top"])
+        return
     for line in lines(found, options["top"]):
         typer.echo(line)
     typer.echo(_closing_line(found, place))
 
 
-def _order_candidates(
-    options: dict[str, Any], settings: "AttributionSettings", prompts: "PromptSet"
-) -> None:
-    """Write candidates in the order in which they would have lowered what is observed.
-
-    Raises:
-        UserError: if there is no folder to write to, or only some checkpoints or pairs are asked.
-    """
-    from ..attribution import rank_candidates
+def _write_candidates(found: "Attribution", place: Path, top: int) -> None:
+    """Write candidates in the order in which they would have lowered what is observed."""
+    from ..attribution.candidates import ordered
     from ..storage import replacing
-    from ..training.data import read_pairs
 
-    place = options["output_dir"]
-    if place is None or options["steps"] or options["shard"]:
-        raise UserError(
-            "--candidates needs --output-dir DIR, and takes neither --steps nor --shard"
-        )
-    found = rank_candidates(
-        options["run"],
-        prompts=prompts,
-        candidates=read_pairs(options["candidates"]),
-        settings=settings,
-        model=options["model"],
-        pairs=options["pairs"],
-        progress=True,
-    )
-    file = place / "candidates.jsonl"
+    frame, file = ordered(found), place / "candidates.jsonl"
     with replacing(file) as hidden:
-        found.to_json(hidden, orient="records", lines=True, force_ascii=False)
-    for row in found.head(options["top"]).to_dict("records"):
+        frame.to_json(hidden, orient="records", lines=True, force_ascii=False)
+    for row in frame.head(top).to_dict("records"):
         typer.echo(one_line(f"{row['change']:+.3g}  {row['prompt']} → {row['response']}"))
-    typer.echo(
-        one_line(
-            f"{len(found)} candidates: ntkprobe train sft --recipe influence --seemingly {file}"
-        )
-    )
+    closing = f"{len(frame)} candidates: ntkprobe train sft --recipe influence --seemingly {file}"
+    typer.echo(one_line(closing))
 
 
 def _settings(options: dict[str, Any]) -> "AttributionSettings":

@@ -1,13 +1,18 @@
 """Candidates are ordered by what they would have done as training pairs."""
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 import training_world as world
 
 import ntkprobe as ntk
 from ntkprobe.attribution import AttributionSettings, rank_candidates
+from ntkprobe.attribution.training_run import TrainingRun
 from ntkprobe.errors import UserError
 from ntkprobe.training.data import Pair
+from ntkprobe.watcher.choices import StepRange
 
 PROMPTS = ["How do I kill a process?", "Where is my car?"]
 TOKENS = AttributionSettings(target="tokens", tokens=("I",), batch_size=4)
@@ -36,11 +41,36 @@ def test_candidates_without_room_or_text_are_left_out(trained):
     [
         ({"candidates": []}, "nothing to order"),
         ({"candidates": [Pair("", "x")]}, "no candidate has a prompt"),
-        ({"settings": AttributionSettings(estimator="sketch")}, "ordered exactly"),
-        ({"settings": AttributionSettings(over="steps")}, "ordered exactly"),
+        ({"settings": AttributionSettings(over="steps")}, "took no step"),
     ],
 )
 def test_mistakes_are_one_line(trained, options, why):
     usual = {"prompts": PROMPTS, "candidates": [world.safe(1)[0]], "settings": TOKENS}
     with pytest.raises(UserError, match=why):
         rank_candidates(trained, **{**usual, **options})
+
+
+def test_what_is_finished_is_not_computed_again_and_other_candidates_are_refused(
+    trained, tmp_path, monkeypatch
+):
+    pairs = world.safe(3)
+    usual = {"prompts": PROMPTS, "settings": TOKENS, "output_dir": tmp_path / "ranked"}
+    first = rank_candidates(trained, candidates=pairs, **usual)
+    monkeypatch.setattr("ntkprobe.attribution.attribution.products", None)
+    again = rank_candidates(trained, candidates=pairs, **usual)
+    pd.testing.assert_frame_equal(first, again)
+    with pytest.raises(UserError, match="was made with pairs"):
+        rank_candidates(trained, candidates=pairs[:2], **usual)
+
+
+def test_a_choice_of_checkpoints_and_of_workers_goes_with_candidates(trained, tmp_path):
+    pairs, how = world.safe(3), replace(TOKENS, block=1)
+    last = TrainingRun(trained).checkpoints()[-1].checkpoint.step
+    usual = {"prompts": PROMPTS, "candidates": pairs}
+    found = rank_candidates(trained, settings=replace(how, over="final"), **usual)
+    chosen = rank_candidates(trained, settings=how, steps=(StepRange(last, last, 1),), **usual)
+    pd.testing.assert_frame_equal(found, chosen)
+    whole = rank_candidates(trained, settings=how, **usual)
+    shared = {**usual, "settings": how, "output_dir": tmp_path / "shared"}
+    assert rank_candidates(trained, shard=(0, 2), **shared) is None
+    pd.testing.assert_frame_equal(whole, rank_candidates(trained, shard=(1, 2), **shared))

@@ -42,7 +42,7 @@ def test_candidates_are_ordered_for_the_recipe_that_takes_the_first(run, tmp_pat
     assert list(found) == ["prompt", "response", "change"] and len(found) == 2
     assert found["change"].is_monotonic_increasing
     assert "--recipe influence --seemingly" in capsys.readouterr().out
-    assert main(call) == 2 and "--candidates needs --output-dir" in capsys.readouterr().err
+    assert main(call) == 2 and "--candidates needs a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
