@@ -2,7 +2,7 @@
 
 `python benchmarks/attribution_real.py --model FILE.gguf --run RUN --prompts FILE` writes
 `attribution_real.md`, its raw numbers beside it; trainings and scores are kept in `--output-dir`.
-RUN is a run of `ntkprobe train sft` on that model (such as `choice-0.0015` of `ntkprobe replicate`),
+RUN is a run of `ntkprobe train sft` on that model (as `choice-0.0015` of `ntkprobe replicate` is),
 PROMPTS has groups (such as that folder's `along.jsonl`).
 
 10 of the seemingly toxic prompts are explained, by the sum over checkpoints of the run; `--steps`
