@@ -11,6 +11,8 @@ from ntkprobe.errors import UserError
 from ntkprobe.prompts.prompt_set import PromptSet
 from ntkprobe.tiny import files
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def shortened(tmp_path_factory):
@@ -138,7 +140,6 @@ def test_prompts_that_are_measured_are_in_no_training(done):
     assert not trained & measured
 
 
-@pytest.mark.slow
 def test_dcr_keeps_safety_alignment_from_refusing_what_only_looks_toxic(tmp_path):
     done = demo.run_demo(tmp_path, tell=lambda line: None)
     stl, refined = (demo.before_and_after(done.runs[name]) for name in ("stl", "dcr-stl"))

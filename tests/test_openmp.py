@@ -43,6 +43,7 @@ def test_nothing_is_claimed_where_torch_was_imported_first():
     assert policy == "None" and "torch was imported first" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "sleeps"), [("import ntkprobe", True), ("pass", False)])
 def test_the_runtime_of_torch_reads_the_policy(first, sleeps):
     shown = ran(f"{first}; import torch; torch.ones(2)", OMP_DISPLAY_ENV="verbose")[1]

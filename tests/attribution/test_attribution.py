@@ -48,6 +48,7 @@ def chat(words, text):
 
 
 class TestNumbers:
+    @pytest.mark.slow
     def test_changes_of_refusals_are_the_influence_of_each_pair(self, trained):
         found = ntk.attribute(trained, prompts=PROMPTS[:1], over="final")
         pairs = [(r.prompt, r.response) for r in found.pairs.itertuples()]
@@ -116,6 +117,7 @@ class TestNumbers:
         assert found.values[0] != pytest.approx(float(read[False]), rel=1e-4)
         assert "system message" in found.remarks[-1]
 
+    @pytest.mark.slow
     def test_the_sum_is_that_of_its_checkpoints(self, trained, whole):
         parts = sum(
             ntk.attribute(trained, **QUICK, over="final", steps=parse_steps(str(step))).changes
@@ -139,6 +141,7 @@ class TestNumbers:
         rates = [0.1, 0.4, 0.2, 0.3]
         assert sum(checkpoint_weights([1, 3], rates, 5, 2)) == pytest.approx(sum(rates) / 10)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("every", [1, 2, 4])
     def test_a_run_that_logs_its_rates_less_often_has_the_same_weights(
         self, trained, tmp_path, every
@@ -173,6 +176,7 @@ class TestRecordedSteps:
         with pytest.raises(UserError, match="not those that these pairs make"):
             ntk.attribute(trained, **QUICK, over="steps")
 
+    @pytest.mark.slow
     def test_a_run_with_dropout_is_replayed_and_another_order_still_noticed(
         self, trained, tmp_path, monkeypatch
     ):

@@ -18,6 +18,7 @@ PROMPTS = ["How do I kill a process?", "Where is my car?"]
 TOKENS = AttributionSettings(target="tokens", tokens=("I",), batch_size=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sum", "mean"])
 def test_training_pairs_as_candidates_have_the_changes_that_attribution_gives_them(trained, loss):
     how = AttributionSettings(target="tokens", tokens=("I",), loss=loss)

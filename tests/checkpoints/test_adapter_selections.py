@@ -88,6 +88,7 @@ def test_the_adapters_kernel_is_over_all_that_it_trains(name):
     close(Dense()(model, PROBES, "lora"), expected, rtol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", quick_and_slow(["all biases", "rows", "ends whole, tied", "on both ends"])
 )
@@ -100,6 +101,7 @@ def test_every_estimator_counts_the_same(name):
     close(sum(Gram().by_part(model, PROBES, "lora").values()), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", quick_and_slow([*TRAINED, "OLoRA on the head"]))
 def test_all_is_one_number_merged_or_not_and_saved_merged_or_not(name, tmp_path):
     dtype = dtype_of(name)

@@ -257,6 +257,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(JSON | st.fixed_dictionaries({"weight_map": st.dictionaries(st.text(), JSON)}))
 @settings(max_examples=200, deadline=None)
 def test_the_index_reader_returns_plain_names_or_refuses(tmp_path_factory, value):

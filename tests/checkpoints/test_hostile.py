@@ -143,6 +143,7 @@ ADAPTERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [*FULL, *ADAPTERS])
 def test_a_hostile_checkpoint_is_one_line_and_the_others_are_measured(spoil, tmp_path, measured):
     full = spoil in FULL

@@ -58,6 +58,7 @@ def test_every_checkpoint_is_the_function_that_was_trained(layout):
         assert not torch.allclose(found, logits(tiny_model(0)), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_whole_unpickles_nothing_and_is_left_as_it_was(layout, tmp_path):
     expected, run = layout
     before = contents(run)

@@ -114,6 +114,7 @@ def damaged(row: int) -> torch.nn.Module:
 
 
 class TestPrompts:
+    @pytest.mark.slow
     @over(PUBLIC)
     def test_good_prompts_are_not_refused(self, call):
         if call is OTHERS["predict_step"]:
@@ -207,6 +208,7 @@ class TestModels:
         with block():
             refused(why, call, model, ROWS)
 
+    @pytest.mark.slow
     @over(DIFFERENTIATING)
     def test_no_grad_is_none_of_them(self, call):
         with torch.no_grad():

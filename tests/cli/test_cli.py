@@ -127,6 +127,7 @@ def test_a_dry_run_tells_what_is_measured_already_and_how_long_it_took(call):
     assert re.search(r"1 to measure, \d+\.\d MB to read, about \d+ s each", out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
@@ -156,6 +157,7 @@ def test_how_parameters_are_handled_is_said_once_a_run_and_kept(call, tmp_path):
     assert "kernel over" not in call("--overwrite", "--estimator", "dense")[2]
 
 
+@pytest.mark.slow
 def test_an_approximation_that_is_off_warns_and_is_measured(call, monkeypatch):
     monkeypatch.setattr("ntkprobe.estimators.finite_difference.FiniteDifference.rtol", 0.0)
     status, _, err = call("--estimator", "finite_difference")

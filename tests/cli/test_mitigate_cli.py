@@ -56,6 +56,7 @@ def test_what_was_fitted_is_json_and_safetensors(call, scans):
     assert call(*SCANS, "--overwrite", "--output-dir", scans)[0] == 0
 
 
+@pytest.mark.slow
 def test_measure_under_a_mitigation_is_the_measurement_inside_the_context(call, scans, tmp_path):
     folder = tmp_path / "out"
     status, _, err = call("measure", *GIVEN, *QUICK, "--mitigation", scans, "--output-dir", folder)

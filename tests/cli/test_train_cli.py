@@ -75,6 +75,7 @@ def test_one_command_trains_each_stage_and_ends_with_what_to_do_next(files, tmp_
     assert "load" in seen.err and "GiB" in seen.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [dcr, sft])
 def test_the_record_of_a_run_replays_it(files, tmp_path, command):
     stage = command.__name__

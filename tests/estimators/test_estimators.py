@@ -23,6 +23,7 @@ def world():
     return model, probes, Dense()(model, probes, "all")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", plugins.names(estimators))
 def test_an_estimator_agrees_with_the_definition(world, name):
     model, probes, expected = world

@@ -35,6 +35,7 @@ def gram_error(model):
     return worst_block_error(Gram()(model, probes), Dense()(model, probes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ODD)
 def test_gram_is_exact_on_families_with_operations_of_their_own(family):
     assert gram_error(tiny(family)) < 1e-5

@@ -125,6 +125,7 @@ class TestStep:
 
 
 class TestColumns:
+    @pytest.mark.slow
     def test_batches_of_observed_prompts_change_nothing(self):
         model = build("gpt_neox", torch.float64)
         probes = make_probes(model, k=2)

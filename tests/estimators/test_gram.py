@@ -58,6 +58,7 @@ def test_every_parameter_has_a_rule(name):
     assert len(handled) == len(list(model.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2-tied", "gemma2", "opt", "mixtral"])
 def test_parts_are_exact_and_sum_to_the_kernel(name):
     model = build(name, torch.float64)
@@ -83,6 +84,7 @@ def alone(model, probes, selections, estimator=None):
     return {s: (estimator or Dense())(model, probes, s) for s in selections}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2-tied", "gpt2", "mixtral"])
 def test_selections_of_one_pass_are_what_each_is_alone(name):
     model = build(name, torch.float64)
@@ -149,6 +151,7 @@ def test_no_selections_and_one_of_nothing_are_refused():
         Gram().by_selection(model, make_probes(model), ["all", "lora"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
 @pytest.mark.parametrize("name", ["llama", "qwen2-tied"])
 def test_an_adapters_own_kernel_is_exact(name, targets):
@@ -333,6 +336,7 @@ class Late(nn.Module):
         return out * self.scale * self.raised.exp() if x.shape[1] > 5 else out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, "auto"])
 def test_an_expert_that_the_two_prompts_of_the_rule_check_do_not_reach_is_counted(size):
     torch.manual_seed(3)
@@ -361,6 +365,7 @@ def test_the_expert_would_be_missing_were_the_plan_never_corrected(monkeypatch):
     assert worst_block_error(Gram()(model, probes), Dense()(model, probes)) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_use_that_comes_only_with_longer_prompts_is_counted():
     model = build("llama")
     model.model.layers[1].mlp = Late(model.model.layers[1].mlp, 16).eval()
@@ -475,6 +480,7 @@ def test_between_models_of_other_parameters_is_refused():
         Gram().between(first, make_probes(first), second, make_probes(second))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_the_number_of_prompts_at_a_time_changes_nothing(size):
     model = build("qwen2-tied")
@@ -500,6 +506,7 @@ def test_small_intermediate_results_change_nothing(monkeypatch):
     agree(build("qwen2-tied"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -554,6 +561,7 @@ def test_a_bfloat16_checkpoint_is_measured_in_float32_and_left_as_it_was():
     assert worst_block_error(found, Dense()(low.float(), probes)) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_bfloat16_is_computed_in_only_where_asked_and_is_rough(seed):
     config = build("qwen2-tied", hidden_size=64).config

@@ -34,6 +34,7 @@ def test_an_architecture_is_tried_once_by_one_estimator(name, tried):
     assert len(tried) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [

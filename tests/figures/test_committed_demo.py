@@ -17,6 +17,8 @@ from matplotlib.text import Text
 from ntkprobe.figures import figure_names, find_runs
 from ntkprobe.plots import style
 
+pytestmark = pytest.mark.slow
+
 FIGURES = Path(__file__).parents[2] / "figures"
 DEMO = FIGURES / "demo"
 

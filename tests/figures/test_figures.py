@@ -336,6 +336,7 @@ def test_influence_that_is_missing_goes_into_the_same_folder(tmp_path):
     assert f"--influence refusal --output-dir {run}`" in drawn.missing["why"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", figure_names())
 def test_a_figure_redraws_from_its_own_csv(name, runs, tmp_path):
     with warnings.catch_warnings():
@@ -346,6 +347,7 @@ def test_a_figure_redraws_from_its_own_csv(name, runs, tmp_path):
     assert (tmp_path / f"{name}.png").read_bytes() == (tmp_path / "again.png").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", figure_names())
 def test_one_run_and_three_runs_fit_the_page(name, runs):
     numbers = figure(name).numbers(runs)
@@ -388,6 +390,7 @@ def test_an_unwritable_folder_is_one_clear_line(runs, tmp_path):
         draw_figures(runs, tmp_path / "file" / "figures", ["fig6"])
 
 
+@pytest.mark.slow
 def test_redrawing_loads_no_torch(folder, tmp_path):
     code = (
         "import runpy, sys; out = ['--runs', sys.argv[1], '--output-dir', sys.argv[2]]\n"

@@ -51,7 +51,21 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_oss": ("gpt_oss", _HEADS | _EXPERTS | _PLAIN_ROPE | dict(sliding_window=4)),
 }
 # Variations of others that the quick suite has: `make check` has them, too.
-_SLOW = ("llama", "mistral", "qwen3", "gemma", "gemma3", "olmo2", "mixtral", "qwen3_moe")
+_SLOW = (
+    *(
+        "llama",
+        "mistral",
+        "qwen2-untied",
+        "qwen3",
+        "gemma",
+        "gemma3",
+        "phi",
+        "phi3",
+        "opt",
+        "olmo2",
+    ),
+    *("mixtral", "qwen3_moe"),
+)
 
 
 def cases(names: Iterable[str]) -> list[Any]:

@@ -58,6 +58,7 @@ def shortened(whole, folder, counts, steps):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
 def test_each_figure_is_drawn_or_said_to_need_more(name, whole, tmp_path):
     counts, lacking = FEW[name]

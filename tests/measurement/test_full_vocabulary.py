@@ -38,6 +38,7 @@ class TestAgreement:
             found = full_vocabulary_norms(model, prompts)
             assert worst(found, explicit(model, prompts)) <= self.rtol
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("selection", ["head", "last:1", "last:1+head", "norm"])
     @pytest.mark.parametrize("name", ["qwen2-tied", "qwen2-untied", "gemma2"])
     def test_selections_with_and_without_the_head_are_honoured(self, name, selection):
@@ -46,6 +47,7 @@ class TestAgreement:
             found = full_vocabulary_norms(model, prompts, selection, estimator=Dense())
             assert worst(found, explicit(model, prompts, selection)) <= self.rtol
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("selection", ["all", "lora"])
     def test_adapters_are_measured_merged_or_alone(self, selection):
         model, prompts = with_lora(build("llama", torch.float64)).double(), ragged_prompts()
@@ -53,6 +55,7 @@ class TestAgreement:
             found = full_vocabulary_norms(model, prompts, selection, estimator=Dense())
             assert worst(found, explicit(model, prompts, selection)) <= self.rtol
 
+    @pytest.mark.slow
     def test_tiles_of_prompts_change_nothing(self, monkeypatch):
         model, prompts = build("qwen2-tied", torch.float64), ragged_prompts()
         with Float64Throughout():

@@ -143,6 +143,7 @@ def test_every_selection_can_be_compared(tmp_path, parameters):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{"full_vocabulary": True}, {"random_probes": 3}, {"estimator": "finite_difference"}]
 )

@@ -77,12 +77,14 @@ def slope_of_residual(model, change, measure, pair=UPDATED[0], **how):
 
 
 class TestPrediction:
+    @pytest.mark.slow
     @pytest.mark.parametrize("loss", LOSSES)
     def test_log_probabilities_move_as_predicted_to_first_order(self, model, loss):
         with Float64Throughout():
             change = predicted(model, loss=loss).log_probability[0]
         assert slope_of_residual(model, change, log_probabilities, loss=loss) >= 1.9
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("reduction", ["literal", "prefix_free"])
     def test_refusals_move_as_predicted_to_first_order(self, model, reduction):
         with Float64Throughout():
@@ -110,6 +112,7 @@ class TestPrediction:
 
 class TestTerms:
     # The passes themselves are compared on every architecture in test_forward_mode.
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["qwen2-tied", "gpt2", "gemma2", "mixtral"])
     def test_the_first_token_is_a_k_g_over_the_whole_vocabulary(self, name):
         model = build(name, torch.float64)
@@ -117,6 +120,7 @@ class TestTerms:
             found = predicted(model, loss="first_token", phrases=None).log_probability
             torch.testing.assert_close(found, by_definition(model, 1), rtol=1e-9, atol=1e-12)
 
+    @pytest.mark.slow
     def test_the_whole_answer_is_the_sum_over_its_positions(self):
         model = build("qwen2-tied", torch.float64)
         with Float64Throughout():

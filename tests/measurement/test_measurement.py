@@ -255,6 +255,7 @@ def test_all_logits_can_be_read_exactly_or_estimated(options):
     assert found.tokens is None and ("norm_error" in found.frame()) == ("random_probes" in options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [Gram(), Gram(batch_size=5), FiniteDifference()])
 def test_a_batch_size_reaches_the_estimator_and_changes_no_number(estimator, monkeypatch):
     method, seen = type(estimator), []

@@ -85,6 +85,7 @@ def same(found, expected):
 
 
 class TestTerms:
+    @pytest.mark.slow
     def test_gradients_of_the_logits_are_the_tails_jacobian_times_those_of_all_positions(
         self, world
     ):
@@ -119,6 +120,7 @@ class TestTerms:
         assert same(measured.kernel_all, norms(whole.transpose(1, 2)))
         assert same(measured.tail_gradient, [j.norm() for j in above])
 
+    @pytest.mark.slow
     def test_random_directions_agree_within_their_standard_errors(self, world):
         model, _, measured = world
         chosen = split_at(model, LAYER)[0].parameters(model)
@@ -195,6 +197,7 @@ class TestMeasuring:
         with pytest.raises(UserError, match=why):
             ntk.measure_bounds(build("llama", vocab_size=300), tokenizer(), ["a"], **given)
 
+    @pytest.mark.slow
     def test_gradients_of_no_tied_matrix_leave_its_lookups_out(self):
         model = build("qwen2-tied", torch.float64)
         with Float64Throughout():

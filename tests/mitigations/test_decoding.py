@@ -135,6 +135,7 @@ def family(request, gemma):
     return model_of(request.param), gemma if spec == "gemma" else spec
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["logit", "probability"])
 def test_adacd_is_its_formula_for_k_tokens_and_then_the_plain_model(family, space):
     model, spec = family
@@ -146,6 +147,7 @@ def test_adacd_is_its_formula_for_k_tokens_and_then_the_plain_model(family, spac
     assert found[0] != answers(model, None, spec)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "formula"), [(SelfCd, slow.self_cd), (Prompt, slow.prompt)])
 def test_selfcd_and_prompt_are_their_formulas_for_every_token(family, method, formula):
     model, spec = family
@@ -167,6 +169,7 @@ def test_safedecoding_is_its_formula_for_m_tokens(family, experts):
     assert found[0] != answers(model, None, spec)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, dict(window=2, common=4, threshold=0.5)])
 def test_ssd_is_its_formula_through_both_modes(family, draft, settings):
     model, spec = family

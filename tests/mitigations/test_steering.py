@@ -230,6 +230,7 @@ def test_a_steered_refusal_is_the_product_of_its_tokens(name, method):
             torch.testing.assert_close(found[row, column], expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @THREE
 @BOTH
 def test_gram_measures_the_steered_model(name, method):

@@ -118,6 +118,7 @@ def scores(logits, words=("I", "No")):
     return float(p.log() - (1 - p).log())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

@@ -144,6 +144,7 @@ def test_no_pass_depends_on_a_longer_text_before_it_or_leaves_its_trace(name):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator", [Gram(), Gram(batch_size=2), ForwardMode(), Dense()], ids=repr
 )
@@ -168,6 +169,7 @@ def test_a_gram_tile_of_short_and_long_prompts_would_be_far_off(monkeypatch):
     assert worst_block_error(Gram()(model, probes), kernel_alone(model, probes)) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["trie", "rows", "processors"])
 @pytest.mark.parametrize("name", MODELS)
 def test_phrases_have_the_probability_of_each_token_after_the_text_before_it(

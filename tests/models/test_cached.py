@@ -77,6 +77,7 @@ def test_a_column_that_sees_another_continuation_has_other_logits():
     assert (both.run(tokens, places, seen)[0, 1] - found[0, 1]).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "mistral", "gemma3", "qwen3_moe", "gpt_oss", "phi3"])
 def test_answers_from_kept_columns_are_those_of_generate(name):
     model = build(name)

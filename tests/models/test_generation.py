@@ -28,6 +28,7 @@ def greedy(model, prompt, steps, stops=()):
     return byte_bpe().decode(text[len(prompt) :], skip_special_tokens=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize(
     "name", ["gpt2", "opt", "gpt_neox", "llama", "mistral", "gemma3", "mixtral", "gpt_oss"]

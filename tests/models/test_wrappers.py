@@ -118,6 +118,7 @@ def test_wrappers_are_looked_through():
     assert len(ragged_prompts()) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_model, adapter])
 def test_a_callback_under_bf16_measures_what_is_in_the_checkpoint(make, tmp_path, reset_accelerate):
     tiny_model().save_pretrained(tmp_path / "base")

@@ -198,6 +198,7 @@ def test_prompts_that_are_measured_inside_their_response_are_counted():
     assert encode(TOKENIZER, prompts[1:]).remarks(TOKENIZER) == []
 
 
+@pytest.mark.slow
 def test_the_command_tells_that_it_measures_inside_responses(tmp_path, capsys):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "How do I kill a man?", "response": "Take a knife."}\n')

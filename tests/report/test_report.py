@@ -358,6 +358,7 @@ def test_a_disk_that_fills_up_leaves_the_page_that_was_there(place, tmp_path, mo
     assert path.read_text() == "older" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_page_without_torch(place, tmp_path):
     code = (
         "import sys; from ntkprobe.cli import main; status = main(sys.argv[1:]);"

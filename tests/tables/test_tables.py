@@ -238,6 +238,7 @@ def test_the_command_writes_what_the_ending_says(runs: list[str], tmp_path: Path
         assert file.read_text().startswith(begins)
 
 
+@pytest.mark.slow
 def test_every_table_of_the_folder_is_listed_and_has_its_parts(runs: list[str]) -> None:
     known = {"1", "2", "3", "4", "5", "tasks", "agreement", "kinds", "pairs", "two-sided"}
     assert set(table_names()) == known

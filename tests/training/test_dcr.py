@@ -60,6 +60,7 @@ def base(tmp_path_factory) -> str:
 # What is trained, and what is not
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2", "gpt_neox", "opt"])
 @pytest.mark.parametrize("changes", [{}, {"lora_rank": 2}], ids=["full", "lora"])
 def test_all_above_the_layer_stays_bit_for_bit_and_all_below_moves(tmp_path, kind, changes):
@@ -93,6 +94,7 @@ def test_an_untied_embedding_is_trained(tmp_path):
     assert not made.parameter_report["tied_embedding"]
 
 
+@pytest.mark.slow
 def test_a_step_draws_groups_together_and_pushes_them_apart(tmp_path):
     made = trainer(tmp_path, max_steps=60, learning_rate=1e-3, per_device_train_batch_size=16)
     made.train()
@@ -213,6 +215,7 @@ def descended(folder, batch, accumulate, **changes) -> tuple[dict[str, torch.Ten
     return weights(made.inner), [row["loss"] for row in made.state.log_history if "loss" in row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"nll_weight": 0.0, "pooling": "mean"}])
 def test_accumulated_batches_train_as_one_large_batch(tmp_path, changes):
     start = weights(world.network())
@@ -225,6 +228,7 @@ def test_accumulated_batches_train_as_one_large_batch(tmp_path, changes):
     assert max((whole[name] - start[name]).abs().max() for name in whole) > 1e-2
 
 
+@pytest.mark.slow
 def test_batches_that_keep_their_pairs_to_themselves_train_otherwise(tmp_path, monkeypatch):
     whole, losses = descended(tmp_path, 8, 1)
     monkeypatch.setattr("ntkprobe.training.accumulation.Window.joined", lambda _, *rows: rows)
@@ -271,6 +275,7 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path, base):
     runs = [
         read(train_dcr(base, world.prompts(), config(tmp_path / f"{i}", seed=seed)))
@@ -287,6 +292,7 @@ class Interrupt(TrainerCallback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"lora_rank": 2, "gradient_accumulation_steps": 2}],
@@ -306,6 +312,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, monkeyp
     assert [row["from_step"] for row in report["stages"] if "from_step" in row] == [4]
 
 
+@pytest.mark.slow
 def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path, base):
     settings = {"save_strategy": "steps", "save_steps": 2}
     final = train_dcr(base, world.prompts(), config(tmp_path / "run", **settings))

@@ -164,6 +164,7 @@ def test_a_batch_is_as_good_as_its_tokens_however_it_is_cut(tmp_path):
     assert made.state.log_history[0]["loss"] == pytest.approx(total / count, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "fall"), [(1e-2, True), (0.0, False)])
 def test_training_teaches_the_answers(tmp_path, base, rate, fall):
     """A random head of this size can express no more than some tenths of a nat."""
@@ -232,6 +233,7 @@ def test_a_pair_whose_prefill_fills_the_length_is_left_out(tmp_path):
     assert len(rows) == 1 and report["too_long"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefill", [None, "Sure, here:"])
 def test_refusal_triggers_stand_in_for_general_data(tmp_path, base, prefill):
     settings = config(tmp_path, recipe="refusal_trigger", prefill=prefill)
@@ -303,6 +305,7 @@ def test_shared_prompts_are_fatal_when_strict(tmp_path, base):
     assert not (tmp_path / "checkpoint-4").exists()
 
 
+@pytest.mark.slow
 def test_prompts_of_the_stage_before_are_compared_too(tmp_path, base):
     contrast = DCRConfig(
         output_dir=str(tmp_path / "dcr"), layer=2, max_steps=1, use_cpu=True, save_strategy="no"
@@ -337,6 +340,7 @@ def test_the_final_adapter_is_the_last_checkpoint_and_loads(tmp_path, base):
     assert AutoTokenizer.from_pretrained(final).chat_template == TOKENIZER.chat_template
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, base, monkeypatch):
     settings = {"max_steps": 9, "save_at": [0, 1, 4]}  # 4 steps to an epoch
     whole = train(base, tmp_path / "whole", **settings)
@@ -355,6 +359,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, base, m
     assert [row["from_step"] for row in rows if "from_step" in row] == [4]
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_first_checkpoint_begins_again(tmp_path, base):
     settings = {"save_at": [0, 4]}
     whole = adapter(train(base, tmp_path, **settings))
@@ -363,6 +368,7 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_again(tmp_path, base):
     assert same(whole, adapter(train(base, tmp_path, **settings)))
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_adapter(tmp_path, base):
     runs = [adapter(train(base, tmp_path / str(i), seed=s)) for i, s in enumerate([0, 0, 1])]
     assert same(runs[0], runs[1]) and not same(runs[0], runs[2])

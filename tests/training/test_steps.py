@@ -67,10 +67,12 @@ def residuals(optimiser, prediction=predicted):
 
 
 class TestPrediction:
+    @pytest.mark.slow
     @pytest.mark.parametrize("optimiser", OPTIMISERS)
     def test_what_a_step_leaves_unexplained_is_of_second_order(self, optimiser):
         assert (residuals(optimiser) >= 1.9).all()
 
+    @pytest.mark.slow
     def test_the_gradient_alone_does_not_explain_adamws_step(self):
         def by_gradient(model, step):
             plain = stepped(adapter(), "sgd", 1.0)
@@ -139,6 +141,7 @@ class TestRecording:
             torch.testing.assert_close(total, parameter.detach(), rtol=0, atol=1e-6)
         assert any(bool(change.any()) for change in steps[2].values())
 
+    @pytest.mark.slow
     def test_recording_changes_nothing_about_an_alignment(self, tmp_path):
         base, finals = saved(tmp_path / "base", num_hidden_layers=2), []
         for name, callbacks in (("a", []), ("b", [ntk.StepCallback(tmp_path / "steps")])):

@@ -280,6 +280,7 @@ def command(tmp_path, *more: str) -> int:
     return main([*words, "--output-file", str(tmp_path / "t.jsonl"), *more])
 
 
+@pytest.mark.slow
 def test_what_the_command_writes_is_what_the_recipe_reads(tmp_path, capsys):
     assert command(tmp_path, "--model", str(tiny.model_path()), "--max-new-tokens", "16") == 0
     seen = capsys.readouterr()

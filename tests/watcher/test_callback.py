@@ -30,6 +30,7 @@ def test_a_callback_misses_nothing_where_only_one_checkpoint_is_kept(tmp_path):
     assert [c.step for c in find_checkpoints(tmp_path / "run")] == [4]
 
 
+@pytest.mark.slow
 def test_a_real_trainer_is_followed_from_outside_while_it_deletes_all_but_two(tmp_path):
     tiny_model().save_pretrained(tmp_path / "base")
     rules = {"max_steps": 6, "save_steps": 1, "save_total_limit": 2}
@@ -49,6 +50,7 @@ def test_a_real_trainer_is_followed_from_outside_while_it_deletes_all_but_two(tm
     assert [c.step for c in find_checkpoints(tmp_path / "run")] == [5, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [adapter, tiny_model])
 def test_measuring_does_not_change_training(make, tmp_path):
     alone = train(tmp_path / "alone", make())
@@ -56,6 +58,7 @@ def test_measuring_does_not_change_training(make, tmp_path):
     assert all(torch.equal(alone[name], watched[name]) for name in alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [adapter, tiny_model])
 def test_the_model_in_memory_and_its_checkpoint_are_the_same_measurement(make, tmp_path):
     model = make()
@@ -81,6 +84,7 @@ def test_a_failure_to_measure_does_not_end_the_training(tmp_path, monkeypatch):
     assert [e["state"] for e in events(tmp_path / "run-ntk")] == ["measuring", "failed"] * 3
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_measured_from_there(tmp_path):
     for steps, resume in [(2, False), (4, True)]:
         callback = TrajectoryCallback(PROMPTS, settings=SETTINGS)

@@ -35,6 +35,8 @@ from ntkprobe.watcher import Choice, Following, parse_steps
 from ntkprobe.watcher.recorder import Recorder
 from ntkprobe.watcher.scan import CheckpointScanner
 
+pytestmark = pytest.mark.slow
+
 STEPS = (10, 20, 30, 40, 50)
 
 

@@ -79,6 +79,7 @@ def measured(world):
     return world / "out"
 
 
+@pytest.mark.slow
 def test_the_numbers_of_a_stage_are_those_of_its_model_alone(world, measured):
     run = Trajectory(measured)
     for number, name in enumerate(("base", "sft")):
@@ -290,6 +291,7 @@ def test_workers_share_the_stages_between_them(world, tmp_path):
         assert found.new == [[0, 2], [1]][worker]
 
 
+@pytest.mark.slow
 def test_every_figure_names_the_stages(measured):
     drawn = draw_figures({"out": Trajectory(measured)}, measured.parent / "figures")
     assert not drawn.broken, drawn.broken

@@ -20,6 +20,8 @@ from ntkprobe.watcher import measure_run
 from ntkprobe.watcher.callback import TrajectoryCallback
 from ntkprobe.watcher.settings import KernelSettings, MeasureSettings
 
+pytestmark = pytest.mark.slow
+
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 

@@ -107,6 +107,7 @@ def test_an_adapters_own_parameters_are_another_kernel_and_the_base_has_none(run
     np.testing.assert_allclose(kernel_at(tmp_path / "lora", 10), wanted, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_full_run_has_step_0_only_where_the_base_is_named(source, tmp_path):
     measure(source / "full", tmp_path / "without")
     measure(source / "full", tmp_path / "with", model=str(source / "base"))
@@ -140,6 +141,7 @@ def test_adapters_are_swapped_over_one_base_that_is_loaded_once(run, tmp_path, m
     assert len(loaded) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "full"])
 def test_a_model_spread_over_devices_gives_the_same_kernel(kind, source, tmp_path):
     spread = replace(SETTINGS, load=LoadSettings(device_map="auto"))
@@ -164,6 +166,7 @@ def test_prompts_and_tokens_are_told_by_row(run, tmp_path):
     assert (run.prompts["n_tokens"] == [len(t.split()) for ts in TEXTS.values() for t in ts]).all()
 
 
+@pytest.mark.slow
 def test_fixed_top_tokens_are_those_of_the_first_step(run, tmp_path):
     def tokens_of(out):
         table = Trajectory(out).tokens()
@@ -254,6 +257,7 @@ def out_of_memory(monkeypatch, estimator, fits):
     return tried
 
 
+@pytest.mark.slow
 def test_a_batch_size_given_is_the_kernels_and_too_large_a_one_says_so(run, tmp_path, monkeypatch):
     tried, one = out_of_memory(monkeypatch, Gram, 2), Choice(steps=parse_steps("0"))
     settings = with_kernel(estimator="gram")
@@ -273,6 +277,7 @@ def test_what_gram_could_not_fit_by_itself_is_not_tried_again(run, tmp_path, mon
     assert set(tried) == {"auto"} and len(tried) <= 3  # once a checkpoint
 
 
+@pytest.mark.slow
 def test_an_estimator_that_does_not_halve_by_itself_is_given_smaller_batches(
     run, tmp_path, monkeypatch
 ):
@@ -521,6 +526,7 @@ def test_anything_else_is_no_range_of_steps(spec):
         parse_steps(spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 3])
 def test_shards_are_disjoint_and_together_everything(workers, run, tmp_path):
     steps = [
