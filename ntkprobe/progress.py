@@ -3,6 +3,7 @@
 import io
 import sys
 import time
+from importlib.util import find_spec
 from typing import Any
 
 from tqdm import tqdm
@@ -41,14 +42,15 @@ def progress(iterable: Any = None, **settings: Any) -> Any:
         iterable: what is iterated over; None for a bar that `update` moves.
         settings: tqdm's, such as `total`, `desc` and `unit`, in the singular.
     """
-    return _bar()(iterable, **settings)
+    return bar_class()(iterable, **settings)
 
 
-def _bar() -> type[tqdm]:
+def bar_class() -> type[tqdm]:
     """Return tqdm's bar for a terminal or a notebook, else `Lines`."""
     if sys.stderr.isatty():
         return tqdm
-    from tqdm.auto import tqdm as fitting
+    if "ipykernel" in sys.modules and find_spec("ipywidgets"):
+        from tqdm.notebook import tqdm as notebook
 
-    notebook = any(kind.__module__ == "tqdm.notebook" for kind in fitting.__mro__)
-    return fitting if notebook else Lines
+        return notebook
+    return Lines

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tqdm import notebook
 
 from ntkprobe import progress as module
 from ntkprobe.progress import Lines, progress
@@ -56,6 +57,14 @@ def test_a_bar_that_is_not_wanted_says_nothing(monkeypatch, disable):
     with progress(total=3, desc="x", unit="y", disable=disable) as bar:
         bar.update(3)
     assert (stream.getvalue() == "") == disable
+
+
+def test_in_a_notebook_there_is_its_bar_where_it_can_be_drawn(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    for found, kind in ((None, Lines), (object(), notebook.tqdm)):
+        monkeypatch.setattr(module, "find_spec", lambda name, found=found: found)
+        assert module.bar_class() is kind
 
 
 def test_no_stage_has_a_bar_of_its_own_that_a_log_would_hold_in_one_line():
