@@ -187,14 +187,25 @@ def _sections(
     return [
         "# Without the refusals that push most: a real model, one deletion",
         f"{Path(options.model).name}; {safe} refusals, of which {len(left_out[PUSHING])} are left "
-        f"out; one seed; greedy answers of 20 tokens, XSTest's prefixes; {machine()}; by `python "
-        "benchmarks/attribution_real.py`.",
+        f"out, those that push {EXPLAINED} prompts most by the sum over "
+        f"{f'the checkpoints {options.steps}' if options.steps else 'all checkpoints'} of "
+        f"{options.run.name}; one seed; greedy answers of 20 tokens, XSTest's prefixes; "
+        f"{machine()}; by `python benchmarks/attribution_real.py`.",
         table(["prompts", "left out", "n", *measures], rows),
         f"Difference: without {PUSHING} − without {RANDOM}, with 95 % intervals (bootstrap over "
         "prompts).",
         table(["prompts", *measures], differences),
         "On the seemingly toxic prompts that were not explained: " + "; ".join(verdicts) + ".",
+        f"By the scores, the refusals left out carry {_share(options, left_out[PUSHING]):.0%} of what "
+        "all refusals push together. The two trainings differ in more than that: the order of the "
+        "pairs and the dropout are other ones as well.",
     ]
+
+
+def _share(options: argparse.Namespace, out: list[Pair]) -> float:
+    """Return the share of some refusals in the sum of all scores."""
+    changes = pd.read_parquet(options.output_dir / "scores.parquet")["change"].sort_values()
+    return float(changes.tail(len(out)).sum() / changes.sum())
 
 
 def _interval(values: pd.Series) -> str:
