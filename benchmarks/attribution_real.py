@@ -94,6 +94,7 @@ def _pushing(options: argparse.Namespace, explained: PromptSet, safe: list[Pair]
             output_dir=options.output_dir / "scores",
             progress=True,
         )
+        assert found is not None  # one worker has all blocks
         with replacing(file) as hidden:
             found.to_parquet(hidden)
     scores = pd.read_parquet(file).sort_values("change", ascending=False)
@@ -196,9 +197,9 @@ def _sections(
         "prompts).",
         table(["prompts", *measures], differences),
         "On the seemingly toxic prompts that were not explained: " + "; ".join(verdicts) + ".",
-        f"By the scores, the refusals left out carry {_share(options, left_out[PUSHING]):.0%} of what "
-        "all refusals push together. The two trainings differ in more than that: the order of the "
-        "pairs and the dropout are other ones as well.",
+        "By the scores, the refusals left out carry "
+        f"{_share(options, left_out[PUSHING]):.0%} of what all refusals push together. The "
+        "two trainings differ in more than that: the order of the pairs and the dropout are other ones as well.",
     ]
 
 
