@@ -199,7 +199,7 @@ def _sections(
         "On the seemingly toxic prompts that were not explained: " + "; ".join(verdicts) + ".",
         "By the scores, the refusals left out carry "
         f"{_share(options, left_out[PUSHING]):.0%} of what all refusals push together. The "
-        "two trainings differ in more than that: the order of the pairs and the dropout are other ones as well.",
+        "two trainings differ in more than that: in the order of the pairs and in the dropout.",
     ]
 
 
