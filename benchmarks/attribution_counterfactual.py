@@ -45,18 +45,12 @@ from tqdm import tqdm
 
 import ntkprobe as ntk
 from ntkprobe import tiny
-from ntkprobe.attribution import AttributionSettings
-from ntkprobe.attribution.observed import observe
-from ntkprobe.attribution.products import PairGradients, products
-from ntkprobe.attribution.training_run import TrainedPair, TrainingRun
+from ntkprobe.attribution import rank_candidates
 from ntkprobe.checkpoints import load_model, load_tokenizer
-from ntkprobe.checkpoints.adapters import adapted
 from ntkprobe.demo import refine
-from ntkprobe.models.parameters import ParameterSelection
 from ntkprobe.prompts.prompt_set import PromptSet
 from ntkprobe.storage import replacing
 from ntkprobe.training.data import Pair, read_pairs
-from ntkprobe.training.sft import encode_pair
 from ntkprobe.triggers.answers import compliant, generated
 from ntkprobe.triggers.extraction import Trigger
 
@@ -106,7 +100,7 @@ def _ways(world: World) -> dict[str, Change]:
     run = whole_run(world, steps=False)
     scored = cache(lambda: _pushing(world, run))  # only where a training is still to be done
     pool = _pool(world)
-    helping = cache(lambda: _helping(world, run, scored()[1], pool))
+    helping = cache(lambda: _helping(world, run, pool))
     safe, n = list(world.safe), max(1, round(SHARE_LEFT_OUT * len(world.safe)))
 
     def without(out: Sequence[int]) -> list[Pair]:
@@ -123,9 +117,9 @@ def _ways(world: World) -> dict[str, Change]:
 
     return {
         "nothing changed": lambda seed: (safe, [], BASE),
-        "the pushing 5 % left out": lambda seed: (without(scored()[0][:n]), [], BASE),
+        "the pushing 5 % left out": lambda seed: (without(scored()[:n]), [], BASE),
         "a random 5 % left out": lambda seed: (without(drawn(seed, 11, len(safe), n)), [], BASE),
-        "helping pairs added": lambda seed: (safe, added(helping()[:PAIRS_ADDED]), BASE),
+        "helping pairs added": lambda seed: (safe, helping()[:PAIRS_ADDED], BASE),
         "random pairs added": lambda seed: (
             safe,
             added(drawn(seed, 13, len(pool), PAIRS_ADDED)),
@@ -140,12 +134,12 @@ def _ways(world: World) -> dict[str, Change]:
     }
 
 
-def _pushing(world: World, run: Path) -> tuple[list[int], dict[int, float]]:
-    """Return the refusals, those that push most first, and the weights of the checkpoints."""
+def _pushing(world: World, run: Path) -> list[int]:
+    """Return the refusals, those that push most first."""
     found = ntk.attribute(run, prompts=world.explained, over="checkpoints")
     assert found is not None
     scores = in_order(world, found).mean(0)[len(world.general) :]
-    return np.argsort(-scores).tolist(), found.weights
+    return np.argsort(-scores).tolist()
 
 
 def _pool(world: World) -> list[Pair]:
@@ -166,27 +160,11 @@ def _pool(world: World) -> list[Pair]:
     return read_pairs(file)
 
 
-def _helping(world: World, run: Path, weights: dict[int, float], pool: list[Pair]) -> list[int]:
+def _helping(world: World, run: Path, pool: list[Pair]) -> list[Pair]:
     """Return the pool's pairs, those that lower log P(refuse) most first."""
-    trained_on, how = TrainingRun(run), AttributionSettings()
-    tokenizer = load_tokenizer(BASE)
-    template = trained_on.template(tokenizer)
-    encoded = []
-    for number, pair in enumerate(pool):
-        row = encode_pair(pair, tokenizer, template, trained_on.config)[0]
-        assert row is not None
-        encoded.append(TrainedPair(number, "", pair, tuple(row["input_ids"]), tuple(row["labels"])))
-    observed = observe(world.explained, tokenizer, template, trained_on.config, how)
-    changes = np.zeros(len(pool))
-    for each in trained_on.checkpoints():
-        step = each.checkpoint.step
-        with adapted(load_model(BASE, how.load), each.checkpoint.path, merge=False) as model:
-            chosen = ParameterSelection.parse("lora").parameters(model)
-            _, held = observed.held(model, chosen)
-            gradients = PairGradients(model, chosen, encoded, how.batch_size)
-            found = products(gradients, range(len(pool)), held).numpy()
-        changes -= weights[step] * found.mean(1)
-    return np.argsort(changes).tolist()
+    found = rank_candidates(run, prompts=world.explained, candidates=pool, model=BASE)
+    assert found is not None  # one worker has all blocks
+    return [Pair(*texts) for texts in zip(found["prompt"], found["response"], strict=True)]
 
 
 def _similar(world: World, pool: list[Pair]) -> list[int]:
