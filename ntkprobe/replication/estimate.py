@@ -12,7 +12,7 @@ from pathlib import Path
 from time import perf_counter
 
 from ..errors import UserError
-from .plan import Stage
+from .plan import MAIN, Stage
 from .workspace import Workspace, shape_of
 
 PROMPT, OWN, ANSWER = 45, 20, 100
@@ -96,9 +96,13 @@ def work(workspace: Workspace, stage: Stage, shape: dict[str, int]) -> float:
             _sft(workspace) * 2 * pair + _answers(workspace, 2 * scale.development) * token
         )
     kernel = 3 * scale.kernel * OWN * 22 * token
-    if stage.what == "measure":
+    if stage.what in ("compare", "measure"):
+        # The first checkpoint of the main runs is measured by `compare`.
+        first = stage.run in MAIN
+        return kernel * (1 if stage.what == "compare" else len(scale.checkpoints) - first)
+    if stage.what == "refusals":
         asked = sum(scale.along)
-        each = kernel + (_answers(workspace, asked) + asked * PHRASES) * token
+        each = (_answers(workspace, asked) + asked * PHRASES) * token
         return len(scale.checkpoints) * each
     if stage.what == "start":
         width = shape.get("width", 0)

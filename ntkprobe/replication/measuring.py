@@ -20,27 +20,33 @@ from .plan import Stage
 from .workspace import PHRASES, Workspace
 
 
+def compare(workspace: Workspace, stage: Stage) -> None:
+    """Measure the kernel of a run's first checkpoint, which is the model that its SFT starts from.
+
+    Raises:
+        UserError: if it could not be measured.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    _along(workspace, stage, kernel=True, choice=Choice(steps=parse_steps("0")))
+
+
+def refusals(workspace: Workspace, stage: Stage) -> None:
+    """Measure P(refuse) and answers of every checkpoint of a run.
+
+    Raises:
+        UserError: if a checkpoint could not be measured.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    _along(workspace, stage, kernel=False)
+
+
 def measure(workspace: Workspace, stage: Stage) -> None:
-    """Measure every checkpoint of a run: kernel by layer, P(refuse), answers.
+    """Measure the kernel by layer of every checkpoint of a run.
 
     Of the first seed's final models the activations on XSTest are kept as well (figures 7 and 8).
 
     Raises:
         UserError: if a checkpoint could not be measured.
     """  # ruff: ignore[docstring-extraneous-exception]
-    settings = MeasureSettings(
-        kernel=KernelSettings(by="layer", per_group=workspace.scale.kernel),
-        refusal=RefusalSettings(phrases=PHRASES, max_new_tokens=workspace.scale.tokens),
-        load=workspace.load,
-        verify=stage.seed == workspace.settings.seeds[0],
-    )
-    _measured(
-        workspace,
-        prompts_of(workspace, "along"),
-        workspace.out / "ntk" / stage.folder,
-        settings,
-        ckpt_dir=workspace.run(stage),
-    )
+    _along(workspace, stage, kernel=True)
     if stage.seed == workspace.settings.seeds[0]:
         activations(workspace, stage)
 
@@ -112,6 +118,27 @@ def predict(workspace: Workspace) -> None:
 def prompts_of(workspace: Workspace, name: str) -> PromptSet:
     """Return a set of prompts with groups."""
     return PromptSet.from_file(workspace.splits.path(name))
+
+
+def _along(
+    workspace: Workspace, stage: Stage, *, kernel: bool, choice: Choice | None = None
+) -> None:
+    """Measure the kernel, or refusals, of a run's checkpoints; both go into one folder."""
+    scale = workspace.scale
+    settings = MeasureSettings(
+        kernel=KernelSettings(by="layer", per_group=scale.kernel) if kernel else None,
+        refusal=None if kernel else RefusalSettings(phrases=PHRASES, max_new_tokens=scale.tokens),
+        load=workspace.load,
+        verify=kernel and stage.seed == workspace.settings.seeds[0],
+    )
+    _measured(
+        workspace,
+        prompts_of(workspace, "along"),
+        workspace.out / "ntk" / stage.folder,
+        settings,
+        ckpt_dir=workspace.run(stage),
+        choice=choice,
+    )
 
 
 def _measured(

@@ -29,11 +29,11 @@ STARTS = {"dcr-stl": "dcr", "control-stl": "control"}
 
 
 NEEDS = {
-    "H1": (("measure", "stl"),),
-    "H2": (("start", "base"), ("measure", "stl")),
-    "H3": tuple(("measure", run) for run in MAIN),
+    "H1": (("refusals", "stl"),),
+    "H2": (("start", "base"), ("compare", "stl")),
+    "H3": tuple(("compare", run) for run in MAIN),
     "H4": tuple(("evaluate", run) for run in MAIN),
-    "H5": (("predict", "base"), ("measure", "stl")),
+    "H5": (("predict", "base"), ("refusals", "stl")),
     "H6": (("start", "base"), ("start", "dcr"), ("start", "control")),
 }
 """What has to be done before a hypothesis is judged: what is half measured says something else."""
@@ -44,8 +44,9 @@ class Stage:
     """One stage of the replication.
 
     Attributes:
-        what: `prepare`, `choose`, `train`, `start`, `measure`, `evaluate`, `predict`, `fit`,
-            `report`.
+        what: `prepare`, `choose`, `train`, `start`, `predict`, `compare` (the kernel of a run's
+            first checkpoint), `refusals` and `measure` (P(refuse) and answers, then the kernel, of
+            all of its checkpoints), `evaluate`, `fit`, `report`.
         run: `base`, a run such as `dcr-stl`, a contrastive stage, or a method; empty for all.
         seed: of the run; None where there is but one.
     """
@@ -76,25 +77,30 @@ def needed(hypothesis: str, seed: int) -> list[Stage]:
 
 
 def stages(seeds: Sequence[int]) -> list[Stage]:
-    """Return all stages in their order."""
+    """Return all stages in their order: what a hypothesis needs comes before what only figures do.
+
+    Args:
+        seeds: of the runs.
+
+    Returns:
+        All stages; of every seed those that verdicts rest on, then the kernels along the runs.
+    """
     made = [Stage("prepare"), Stage("choose")]
     made += [Stage("start", "base"), Stage("predict", "base"), Stage("evaluate", "base")]
     for seed in seeds:
         for run in MAIN:
-            made += _of_run(run, seed)
+            before = STARTS.get(run)
+            if before:
+                made += [Stage("train", before, seed), Stage("start", before, seed)]
+            made += [Stage(what, run, seed) for what in ("train", "evaluate", "compare")]
+        made += [Stage("refusals", run, seed) for run in MAIN]
+    made += [Stage("measure", run, seed) for seed in seeds for run in MAIN]
     for seed in seeds:
         for run in FURTHER:
-            made += _of_run(run, seed)
+            made += [Stage(w, run, seed) for w in ("train", "evaluate", "refusals", "measure")]
         for method in STEERED:
             made += [Stage("fit", method, seed), Stage("evaluate", method, seed)]
     return [*made, Stage("report")]
-
-
-def _of_run(run: str, seed: int) -> list[Stage]:
-    """Return the stages of one run."""
-    before = STARTS.get(run)
-    first = [Stage("train", before, seed), Stage("start", before, seed)] if before else []
-    return [*first, *(Stage(what, run, seed) for what in ("train", "measure", "evaluate"))]
 
 
 def chosen(everything: Sequence[Stage], only: str | None) -> list[Stage]:

@@ -13,16 +13,18 @@ from .data_files import SAFETY_SETS
 from .evaluating import why_unfit
 from .hypotheses import HYPOTHESES, LEAST_OVER_REFUSAL, better_predictor
 from .labels import agreement_lines, write_sample
-from .plan import FURTHER, MAIN, STEERED, Stage, needed
+from .plan import FURTHER, MAIN, STEERED, Stage, needed, stages
 from .results import HELD_OUT, Results
 from .verdicts import Draw, Finding, of_seeds, overall
 from .workspace import Workspace
 
-FIGURES = {
-    "ntk": ("fig1", "fig3", "fig4", "fig5", "fig6", "layers", "neighbours"),
-    "activations": ("fig7", "fig8"),
-}
-"""Figures by the folder of the measurements that they are drawn from."""
+FIGURES = (
+    ("refusals", "ntk", ("fig1", "fig4", "fig5")),
+    ("compare", "ntk", ("fig6", "neighbours")),
+    ("measure", "ntk", ("fig3", "layers")),
+    ("measure", "activations", ("fig7", "fig8")),
+)
+"""Figures, after the stage that has to be done and the folder that they are drawn from."""
 TABLES = ("1", "2", "3")
 
 
@@ -37,7 +39,7 @@ def write_report(workspace: Workspace) -> Path:
     """
     results = Results(workspace.out)
     record = json.loads((workspace.out / "replication.json").read_text())
-    seeds = [seed for seed in record["seeds"] if (workspace.out / "ntk" / f"stl-{seed}").is_dir()]
+    seeds = [seed for seed in record["seeds"] if any(map(workspace.done, _of_seed(seed)))]
     write_sample(workspace.out, final_models(workspace, seeds))
     drawn = [*_figures(workspace, seeds), *_tables(workspace, seeds)]
     text = "\n".join(
@@ -61,6 +63,11 @@ def final_models(workspace: Workspace, seeds: Sequence[int]) -> list[str]:
     runs = [Stage("evaluate", r, seed) for seed in seeds for r in (*MAIN, *FURTHER, *STEERED)]
     done = [stage.folder for stage in (Stage("evaluate", "base"), *runs) if workspace.done(stage)]
     return [name for name in done if not why_unfit(workspace.out, name)]
+
+
+def _of_seed(seed: int) -> list[Stage]:
+    """Return the stages of one seed."""
+    return [stage for stage in stages([seed]) if stage.seed == seed]
 
 
 def _head(workspace: Workspace, record: dict, seeds: Sequence[int]) -> Iterator[str]:
@@ -196,9 +203,9 @@ def _figures(workspace: Workspace, seeds: Sequence[int]) -> Iterator[str]:
     Yields:
         A line for each.
     """
-    measured = [Stage("measure", run, seeds[0]) for run in MAIN] if seeds else []
-    for kind, names in FIGURES.items():
-        folders = {s.run: workspace.out / kind / s.folder for s in measured if workspace.done(s)}
+    for what, kind, names in FIGURES if seeds else ():
+        measured = filter(workspace.done, (Stage(what, run, seeds[0]) for run in MAIN))
+        folders = {stage.run: workspace.out / kind / stage.folder for stage in measured}
         there = [f"{run}={folder}" for run, folder in folders.items() if folder.is_dir()]
         if not there:
             continue

@@ -7,7 +7,7 @@ from ..errors import UserError
 from .data_files import find_files
 from .estimate import lines, require_capacity
 from .evaluating import evaluate, fit
-from .measuring import measure, predict, start
+from .measuring import compare, measure, predict, refusals, start
 from .plan import Stage, chosen, stages
 from .report import write_report
 from .settings import ReplicationSettings
@@ -23,6 +23,8 @@ STAGE_FUNCTIONS: dict[str, Callable[[Workspace, Stage], object]] = {
     "train": train,
     "start": start,
     "predict": lambda workspace, _: predict(workspace),
+    "compare": compare,
+    "refusals": refusals,
     "measure": measure,
     "evaluate": evaluate,
     "fit": fit,

@@ -56,19 +56,42 @@ def started(*given, **streams):
     return subprocess.Popen([sys.executable, "-c", RUN, *given], env=one_thread, **streams)
 
 
-@pytest.mark.slow
-def test_replicate_killed_on_the_way_goes_on_and_ends_with_a_report(published, tmp_path, capfd):
-    out = tmp_path / "out"
+def kill_when_written(call, out, pattern):
+    """Run the command until a file is there, and kill it."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    killed = started(*words(published, out), **quiet)
+    killed = started(*call, **quiet)
     try:
         until = time.monotonic() + 1500  # a busy machine is no failure
-        while not list(out.glob("eval/base/answers/*/batch-*.parquet")):
+        while not list(out.glob(pattern)):
             assert killed.poll() is None and time.monotonic() < until
             time.sleep(0.05)
     finally:
         killed.send_signal(signal.SIGKILL)
         killed.wait()
+
+
+def test_all_of_one_run_killed_in_its_answers_goes_on_without_repeating(published, tmp_path):
+    out = tmp_path / "out"
+    assert main(words(published, out, "--only", "prepare")) == 0
+    assert main(words(published, out, "--only", "choose")) == 0
+    one_run = words(published, out, "--only", "stl-0")
+    kill_when_written(one_run, out, "eval/stl-0/answers/*/batch-*.parquet")
+    before = written(out)
+    assert main(one_run) == 0
+    after = written(out)
+    assert {path: after[path] for path in before} == before and len(after) > len(before)
+    assert {path.stem for path in (out / "done").glob("[!.]*.json")} == {
+        stage.file for stage in stages([0]) if stage.run == "stl" or not stage.run
+    } - {"report"}
+    for what in ("kernel", "refusal"):
+        assert len(list((out / "ntk" / "stl-0" / what).glob("step-*.parquet"))) == 2
+    assert main(one_run) == 0 and written(out) == after
+
+
+@pytest.mark.slow
+def test_replicate_killed_on_the_way_goes_on_and_ends_with_a_report(published, tmp_path, capfd):
+    out = tmp_path / "out"
+    kill_when_written(words(published, out), out, "eval/base/answers/*/batch-*.parquet")
     before = written(out)
     assert before and not (out / "report.md").exists()
 
@@ -340,6 +363,12 @@ def test_a_stage_is_chosen_by_what_it_does_its_run_or_its_name():
     names = [stage.name for stage in everything]
     assert len(set(names)) == len(names)
     assert names.index("evaluate control-stl-1") < names.index("train stl-aug-0")
+
+
+def test_all_that_verdicts_rest_on_comes_before_what_only_figures_show():
+    everything = stages([0, 1])
+    last = max(everything.index(s) for seed in (0, 1) for h in HYPOTHESES for s in needed(h, seed))
+    assert last < min(everything.index(s) for s in everything if s.what == "measure")
 
 
 def test_a_hypothesis_is_judged_only_when_all_it_rests_on_is_done():
