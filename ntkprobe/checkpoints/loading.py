@@ -1,6 +1,8 @@
 """Loads models: safetensors only, no remote code, every weight accounted for."""
 
 import inspect
+import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +10,7 @@ from ..errors import UserError, one_line
 from ..settings import LoadSettings as LoadSettings
 from .accounting import require_every_weight, some, unfiltered_report
 from .completeness import FULL, SHARDED, weight_files
+from .folders import find_checkpoints, saved_models
 from .gguf_files import gguf_file
 from .headers import Incomplete, read_index, read_json
 from .safeguards import checked_config
@@ -208,6 +211,28 @@ def _require_name(name: str) -> None:
             f"no model at {name!r}: --model takes a folder with config.json, a .gguf file, or a hub"
             " name"
         )
+    parent = Path(name).parent
+    if "/" in name and parent.is_dir():
+        _require_not_of_run(name, parent)
+
+
+@lru_cache  # said once: the tokenizer is asked for as well
+def _require_not_of_run(name: str, parent: Path) -> None:
+    """Raise if a name is that of a folder missing in a run; say so if it may be one.
+
+    A hub name may begin as a folder here is called, so any other folder only makes it unlikely.
+
+    Raises:
+        UserError: naming the checkpoints that the run holds.
+    """
+    if there := [checkpoint.path.name for checkpoint in find_checkpoints(parent)]:
+        raise UserError(
+            f"no model at {name!r}: {parent} holds {some([*saved_models(parent), *there])}"
+        )
+    said = (
+        f"{name}: no such folder in {parent}; asking the Hugging Face hub for a model of that name"
+    )
+    print(one_line(said), file=sys.stderr)
 
 
 def _first_line(error: BaseException) -> str:

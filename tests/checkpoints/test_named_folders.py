@@ -10,7 +10,14 @@ from safetensors.torch import load_file
 from tiny_runs import TEXTS, finish, save_base, tiny_adapter, tiny_model
 
 from ntkprobe import PromptSet
-from ntkprobe.checkpoints import LoadSettings, adapted, find_checkpoints, load_model, readiness
+from ntkprobe.checkpoints import (
+    LoadSettings,
+    adapted,
+    find_checkpoints,
+    load_model,
+    loading,
+    readiness,
+)
 from ntkprobe.checkpoints.headers import regular_file
 from ntkprobe.errors import UserError
 from ntkprobe.mitigations.lora_expert import Expert
@@ -151,3 +158,20 @@ def test_other_pickles_are_refused_though_their_names_resemble_those(name, tmp_p
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / name)
     assert readiness(folder).state == "refused"
+
+
+def test_a_folder_missing_in_a_run_is_said_at_once_and_no_hub_is_asked(
+    tmp_path, monkeypatch, capsys
+):
+    asked = []
+    monkeypatch.setattr(loading, "_load", lambda name, settings: asked.append(name))
+    monkeypatch.chdir(tmp_path)
+    for folder in ("run/checkpoint-5", "owner/other"):
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(UserError, match="no model at 'run/final': run holds checkpoint-5"):
+        loading.load_model("run/final")
+    assert not asked
+    for name in ("owner/model", "owner/model", "elsewhere/model", "model"):  # may be on the hub
+        loading.load_model(name)
+    assert asked == ["owner/model", "owner/model", "elsewhere/model", "model"]
+    assert capsys.readouterr().err.count("owner/model: no such folder in owner; asking") == 1
