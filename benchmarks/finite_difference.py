@@ -18,7 +18,7 @@ from ntkprobe.estimators import finite_difference
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.finite_difference import FiniteDifference
 from ntkprobe.kernel import Probe, norms, similarity
-from ntkprobe.models.architecture import Float64Throughout
+from ntkprobe.models.precision import Float64Throughout
 
 PAPERS = 1e-3
 STEPS = (1e-5, 1e-4, PAPERS, 3e-3, 1e-2, 3e-2, 1e-1)

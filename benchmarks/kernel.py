@@ -31,7 +31,7 @@ from ntkprobe.estimators.forward_mode import ForwardMode
 from ntkprobe.estimators.gram import Gram
 from ntkprobe.estimators.gram.threads import in_place
 from ntkprobe.kernel import Probe, norms
-from ntkprobe.models.architecture import Float64Throughout
+from ntkprobe.models.precision import Float64Throughout
 
 
 @dataclass(frozen=True)

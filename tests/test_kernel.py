@@ -23,7 +23,7 @@ from ntkprobe.kernel import (
     symmetric_similarity,
     top_tokens,
 )
-from ntkprobe.models.architecture import Float64Throughout
+from ntkprobe.models.precision import Float64Throughout
 
 
 @pytest.fixture(scope="module")

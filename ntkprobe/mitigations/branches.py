@@ -15,7 +15,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UserError
-from ..models.architecture import clamped_casts
 from ..models.batching import LengthRule, context_length, forgetting_lengths, padding_known
 from ..models.generation import (
     input_device,
@@ -24,6 +23,7 @@ from ..models.generation import (
     text_config,
     try_left_padding,
 )
+from ..models.precision import clamped_casts
 from .joint_pass import JointCache, can_join, joint_inputs, plain_output
 
 

@@ -18,10 +18,10 @@ from ..progress import progress as long_stage
 from . import batching
 from .answer_ends import Answer as Answer
 from .answer_ends import answer_of, stopping_criteria, written
-from .architecture import clamped_casts
 from .cached import CachedPrompts, batches, usable
 from .greedy import greedy_tokens
 from .logits import try_padding
+from .precision import clamped_casts
 from .prompt_validation import check_prompts
 from .validation import check_computable, check_measurable, count
 from .validation import require_numbers as require_numbers

@@ -18,7 +18,7 @@ from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.finite_difference import FiniteDifference, shifted
 from ntkprobe.kernel import Probe
-from ntkprobe.models.architecture import Float64Throughout
+from ntkprobe.models.precision import Float64Throughout
 
 UNIT = FiniteDifference(step="unit")
 

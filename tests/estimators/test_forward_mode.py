@@ -14,7 +14,7 @@ from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.forward_mode import ForwardMode, differentiable_forwards
 from ntkprobe.kernel import Probe
-from ntkprobe.models.architecture import Float64Throughout
+from ntkprobe.models.precision import Float64Throughout
 
 
 class TestAgreement:

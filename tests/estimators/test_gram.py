@@ -29,7 +29,8 @@ from ntkprobe.estimators.gram import (
     microbatches,
 )
 from ntkprobe.kernel import Probe, norms
-from ntkprobe.models.architecture import Float64Throughout, decoder_layers, hooked
+from ntkprobe.models.architecture import decoder_layers, hooked
+from ntkprobe.models.precision import Float64Throughout
 
 
 def agree(model, parameters="all", tolerance=1e-4, estimator=None, probes=None):

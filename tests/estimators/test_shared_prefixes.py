@@ -10,7 +10,7 @@ from ntkprobe.estimators.dense import Dense, jacobians
 from ntkprobe.estimators.gram import Gram, shared_prefixes
 from ntkprobe.estimators.gram.factors import Outer
 from ntkprobe.kernel import Probe, top_tokens
-from ntkprobe.models.architecture import Float64Throughout
+from ntkprobe.models.precision import Float64Throughout
 
 HEAD = 6
 

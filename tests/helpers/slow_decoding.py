@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from ntkprobe.models.architecture import Float64Throughout
+from ntkprobe.models.precision import Float64Throughout
 
 NOTHING = -math.inf
 

@@ -15,7 +15,7 @@ from ntkprobe.estimators.gram import Gram
 from ntkprobe.kernel import Probe, norms
 from ntkprobe.measurement import full_vocabulary as vocabulary
 from ntkprobe.measurement.full_vocabulary import full_vocabulary_norms
-from ntkprobe.models.architecture import Float64Throughout
+from ntkprobe.models.precision import Float64Throughout
 
 
 def explicit(model, prompts, parameters="all"):

@@ -13,8 +13,8 @@ from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.kernel import Probe, last_logits
 from ntkprobe.measurement.influence.updates import LOSSES
-from ntkprobe.models.architecture import Float64Throughout
 from ntkprobe.models.parameters import ParameterSelection, requiring_grad
+from ntkprobe.models.precision import Float64Throughout
 from ntkprobe.refusal import reduce_phrases, score_phrases
 
 OBSERVED = ragged_prompts()

@@ -13,8 +13,9 @@ from ntkprobe.measurement.full_vocabulary import Head, full_vocabulary_gradients
 from ntkprobe.measurement.proposition1.features import feature_products
 from ntkprobe.measurement.proposition1.measurement import measure_terms, right_sides, split_at
 from ntkprobe.measurement.proposition1.tail import tail_at
-from ntkprobe.models.architecture import Float64Throughout, capture, hooked, layer_output
+from ntkprobe.models.architecture import capture, hooked, layer_output
 from ntkprobe.models.parameters import requiring_grad
+from ntkprobe.models.precision import Float64Throughout
 
 LAYER, MODELS = 1, ["qwen2-untied", "gemma2"]  # not tied, and tied with a soft cap
 PROMPTS = ragged_prompts((3, 2, 5))

@@ -21,8 +21,8 @@ from ntkprobe.mitigations.self_cd import SelfCd
 from ntkprobe.mitigations.ssd import Ssd
 from ntkprobe.mitigations.system_messages import SystemMessage, real_rows
 from ntkprobe.mitigations.token_candidates import either_candidates, shared_candidates
-from ntkprobe.models.architecture import Float64Throughout
 from ntkprobe.models.generation import generate_answers, left_padded
+from ntkprobe.models.precision import Float64Throughout
 from ntkprobe.prompts.templates import resolve_template
 from ntkprobe.refusal import score_phrases
 

@@ -7,7 +7,6 @@ from architectures import ARCHITECTURES, build, ragged_prompts, with_lora
 from ntkprobe.errors import UserError
 from ntkprobe.kernel import last_logits
 from ntkprobe.models.architecture import (
-    Float64Throughout,
     capture,
     decoder_layers,
     embedding,
@@ -17,6 +16,7 @@ from ntkprobe.models.architecture import (
     hooked,
     layer_output,
 )
+from ntkprobe.models.precision import Float64Throughout
 
 PROMPT = ragged_prompts()[2][None]
 

@@ -11,7 +11,7 @@ import ntkprobe as ntk
 from ntkprobe.errors import UserError
 from ntkprobe.kernel import last_logits
 from ntkprobe.measurement.influence import apply_step, predict_step, read_steps, record_step
-from ntkprobe.models.architecture import Float64Throughout
+from ntkprobe.models.precision import Float64Throughout
 from ntkprobe.refusal import reduce_phrases, score_phrases
 from ntkprobe.training.sft import SFTConfig, train_sft
 from ntkprobe.training.steps import trained

@@ -1,0 +1,61 @@
+"""Float64 throughout a forward pass, and a forward pass in float64 that casts to float32 within.
+
+Both intercept every torch function of a pass, so this module is not among those whose shapes are
+checked under pytest: checking each call would take longer than the pass.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+class Float64Throughout(TorchFunctionMode):
+    """Computes in float64 where transformers uses float32: norms, softmax, rotary angles.
+
+    `model.double()` alone is not enough: RMSNorm and eager attention cast to float32, with errors
+    of 1e-7. Enter it around the forward pass of a model in float64.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return the result of `func` with float64 in the place of float32."""
+        if func is Tensor.float:
+            return args[0].double()
+        named = {key: _double(value) for key, value in (kwargs or {}).items()}
+        return func(*map(_double, args), **named)
+
+
+class _ClampedCasts(TorchFunctionMode):
+    """Clamps values cast from float64 to float32 to the range of float32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return the result of `func`, with its first argument clamped if `func` casts it."""
+        named = kwargs or {}
+        x = args[0] if args else None
+        if isinstance(x, Tensor) and x.dtype == torch.float64:
+            given = (*args[1:], *named.values())
+            dtypes = [v.dtype if isinstance(v, Tensor) else v for v in given]
+            if func is Tensor.float or (torch.float32 in dtypes and func.__name__ in _CASTING):
+                limits = torch.finfo(torch.float32)
+                args = (x.clamp(limits.min, limits.max), *args[1:])
+        return func(*args, **named)
+
+
+_CASTING = {"softmax", "to", "type", "type_as"}
+
+
+def clamped_casts(model: nn.Module) -> AbstractContextManager[Any]:
+    """Return the context in which a model in float64 can run on padded prompts.
+
+    Its masks hold the lowest number of float64. Where its softmax is in float32, that becomes −∞,
+    and a row of only −∞, as of padding on the left, gives NaN.
+    """
+    wide = any(parameter.dtype == torch.float64 for parameter in model.parameters())
+    return _ClampedCasts() if wide else nullcontext()
+
+
+def _double(argument: Any) -> Any:
+    """Return float64 for float32, anything else unchanged."""
+    return torch.float64 if argument is torch.float32 else argument
