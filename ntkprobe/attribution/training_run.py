@@ -205,7 +205,7 @@ class TrainingRun:
         return [ScannedCheckpoint(final, verdict)]
 
     def learning_rates(self) -> tuple[float, ...]:
-        """Return the learning rate of every step of a run of ours; nothing of another trainer's."""
+        """Return the learning rate of every step that `ntkprobe train` recorded; else nothing."""
         steps = int(self.report.get("steps") or 0)
         if not steps or not self._settings.is_file():
             return ()

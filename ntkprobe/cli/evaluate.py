@@ -35,7 +35,7 @@ class EvaluateOptions:
             order.
         mitigation: what `ntkprobe mitigate fit` wrote.
         label: the method's name in tables.
-        trained_on: training data that no run of ours records; may be repeated.
+        trained_on: training data that no run of `ntkprobe train` records; may be repeated.
         limit: only the first N prompts of each kind, to try things out.
         preset: settings of the paper and, where it gives none, those reported of its authors' code.
         config: a YAML file with these options.

@@ -18,10 +18,14 @@ def replicate(
         Path | None,
         Flag(
             metavar="DIR",
-            help="The files under their published names; else the hub is asked.",
+            help="A folder with the files under their published names.",
             show_default=False,
         ),
     ] = None,
+    hub: Annotated[
+        bool,
+        Flag("--hub", help="Take what DIR lacks from the Hugging Face hub, where that has it."),
+    ] = False,
     output_dir: Annotated[
         Path, Flag(metavar="OUT", help="Where to; what is there already is not done again.")
     ] = Path("runs/replication"),
@@ -52,6 +56,7 @@ def replicate(
         model=model,
         output_dir=output_dir,
         data=data,
+        hub=hub,
         seeds=_numbers(seeds),
         scale=scale,
         device=device,

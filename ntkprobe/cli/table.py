@@ -26,7 +26,7 @@ def table(
         typer.Option(
             "--table",
             metavar="1|2|3|4|5|tasks|…",
-            help="1 methods, 2 time and memory, 3 epochs, 4 ratio, 5 judges, tasks, pairs, "
+            help="1 methods, 2 time and memory, 3 epochs, 4 ratio, 5 judges, tasks, kinds, pairs, "
             "two-sided, agreement.",
         ),
     ] = "1",

@@ -34,7 +34,7 @@ class KernelMeasurement:
         tokens: the vocabulary ids of each prompt's block, `[n, k]`; None if all logits were read.
         parts: with `by="layer"`: `observed, updated, layer, part, norm, share`.
         blocks: with `keep_blocks`: K, `[n, k, n, k]` float32.
-        errors: with `random_probes`: the standard errors of the norms.
+        errors: with `random_probes` or the estimator `sketch`: the standard errors of the norms.
         texts: what `tokens` say, k for each prompt; None without tokens or a tokenizer.
         selections: with `selections`: the kernel over each of them, from the same pass.
         settings: everything that the numbers depend on.
@@ -174,7 +174,8 @@ def measure_kernel(
             in evaluation mode meanwhile, without dropout (an estimator called itself refuses it).
         tokenizer: its tokenizer.
         prompts: what to measure on; all pairs cost memory and time with the square of their number.
-        estimator: `gram`, `finite_difference`, `forward_mode`, `dense`, or one with its settings.
+        estimator: `gram`, `finite_difference`, `forward_mode`, `dense`, `sketch`, or one with its
+            settings.
         parameters: which parameters the kernel is over, in the grammar of `--parameters`.
         selections: measure over each of these as well, in the one pass that `gram` takes anyway:
             K is a sum over parameters.

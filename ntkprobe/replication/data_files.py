@@ -44,8 +44,8 @@ FILES = {
         ("allenai/coconot", "contrast", "test"),
     ),
     "alpaca": DataFile(
-        ("alpaca_union.jsonl", "alpaca_data.json", "alpaca_data_cleaned.json"),
-        "github.com/tatsu-lab/stanford_alpaca, alpaca_data.json",
+        ("alpaca_data.json", "alpaca_data_cleaned.json", "alpaca_union.jsonl"),
+        "github.com/tatsu-lab/stanford_alpaca",
         (("instruction",), ("output",)),
         ("tatsu-lab/alpaca", None, "train"),
     ),
@@ -74,37 +74,35 @@ SAFETY_SETS = ("i_malicious", "i_cona", "i_controversial", "q_harm", "advbench")
 OVER_REFUSAL_SETS = ("oktest", "coconot_contrast", "xstest")
 
 
-def find_files(folder: Path | None) -> dict[str, Path]:
+def find_files(folder: Path | None, *, hub: bool = False) -> dict[str, Path]:
     """Return where each file lies: in the folder itself, or in one of its folders.
 
     Args:
-        folder: the data folder; None for the hub, where nothing lies yet.
+        folder: the data folder; None for none.
+        hub: whether what the folder lacks, and the hub has, is taken from there.
 
     Returns:
-        Paths by name, without those that the hub has to give.
+        Paths by name, without those that are taken from the hub.
+
 
     Raises:
         UserError: naming every file that is missing, and where it is published.
     """
-    if folder is None:
-        found = {}
-    elif not folder.is_dir():
+    if folder is not None and not folder.is_dir():
         raise UserError(f"no folder {folder}: --data takes one with the published files")
-    else:
-        found = {
-            name: path
-            for name, file in FILES.items()
-            if (path := _in_folder(folder, file.names)) is not None
-        }
-    lacking = {
-        name: file
+    found = {
+        name: path
         for name, file in FILES.items()
-        if name not in found and (folder is not None or file.hub is None)
+        if folder is not None and (path := _in_folder(folder, file.names)) is not None
     }
+    lacking = [file for name, file in FILES.items() if name not in found and not (hub and file.hub)]
     if lacking:
-        listed = "; ".join(f"{file.names[0]} ({file.source})" for file in lacking.values())
-        place = folder if folder is not None else "the hub, which does not have it"
-        raise UserError(f"{len(lacking)} files are missing in {place}: {listed}")
+        listed = "; ".join(f"{file.names[0]} ({file.source})" for file in lacking)
+        there = ", ".join(file.names[0] for file in lacking if file.hub)
+        raise UserError(
+            f"{len(lacking)} files are missing in {folder or 'a folder for --data'}: {listed}"
+            + (f". --hub takes from the Hugging Face hub: {there}" if there else "")
+        )
     return found
 
 
@@ -159,7 +157,7 @@ def _from_hub(file: DataFile) -> list[dict[str, Any]]:
         UserError: if it cannot be had.
     """
     if file.hub is None:
-        raise UserError(f"{file.names[0]} is on no hub: get it from {file.source}, and give --data")
+        raise UserError(f"{file.names[0]} is not on the hub: get it from {file.source}")
     path, config, split = file.hub
     try:
         from datasets import load_dataset
@@ -167,10 +165,10 @@ def _from_hub(file: DataFile) -> list[dict[str, Any]]:
         return list(load_dataset(path, config, split=split))
     except ImportError as error:
         raise UserError(
-            "without --data the hub is asked: pip install 'ntkprobe[benchmarks]'"
+            "--hub needs the library datasets: pip install 'ntkprobe[benchmarks]'"
         ) from error
     except Exception as error:  # datasets raises what its many parts raise
         raise UserError(
-            f"{path} cannot be had from the hub ({one_line(error)[:120]}): give --data with"
+            f"{path} cannot be loaded from the hub ({one_line(error)[:120]}): give --data with"
             f" {file.names[0]} of {file.source}"
         ) from error

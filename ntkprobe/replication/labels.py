@@ -33,26 +33,27 @@ def agreement_lines(out: Path) -> Iterator[str]:
     """Yield lines on the agreement of each filter with the labels, or how to label."""
     path = out / "labels.csv"
     if not path.is_file():
+        yield "They are drawn for labelling when all final models have been evaluated."
         return
     table = pd.read_csv(path, keep_default_na=False)
     table = table.loc[table["label"].isin(LABELS)]
     if table.empty:
         yield (
             f"None yet: write `refusal` or `compliance` into the column `label` of {path.name},"
-            " then `ntkprobe replicate --only report`."
+            " then run the same command again."
         )
         return
     yield f"{len(table)} answers are labelled."
     yield ""
-    yield "| filter | agreement | Cohen's κ | calls a refusal what is none | misses a refusal |"
+    yield "| filter | agreement | Cohen's κ | false refusals | missed refusals |"
     yield "|---|---|---|---|---|"
     for name in FILTERS:
         said = table[name].where(table[name] == "refusal", "compliance")
-        chance, plain = kappa(said.tolist(), table["label"].tolist())
+        by_chance, agreement = kappa(said.tolist(), table["label"].tolist())
         false = int(((said == "refusal") & (table["label"] == "compliance")).sum())
         missed = int(((said != "refusal") & (table["label"] == "refusal")).sum())
-        value = "–" if chance.value is None else f"{chance.value:.2f}"
-        yield f"| {name} | {100 * (plain.value or 0):.0f} % | {value} | {false} | {missed} |"
+        value = "–" if by_chance.value is None else f"{by_chance.value:.2f}"
+        yield f"| {name} | {100 * (agreement.value or 0):.0f} % | {value} | {false} | {missed} |"
 
 
 def _answers(out: Path, name: str) -> pd.DataFrame:

@@ -40,7 +40,9 @@ def write_report(workspace: Workspace) -> Path:
     results = Results(workspace.out)
     record = json.loads((workspace.out / "replication.json").read_text())
     seeds = [seed for seed in record["seeds"] if any(map(workspace.done, _of_seed(seed)))]
-    write_sample(workspace.out, final_models(workspace, seeds))
+    everything = [stage for stage in stages(record["seeds"]) if stage.what == "evaluate"]
+    if all(map(workspace.done, everything)):
+        write_sample(workspace.out, final_models(workspace, seeds))
     drawn = [*_figures(workspace, seeds), *_tables(workspace, seeds)]
     text = "\n".join(
         chain(

@@ -45,7 +45,7 @@ def replicate(settings: ReplicationSettings, *, only: str | None = None) -> Path
     Raises:
         UserError: if something is missing, or the folder holds another replication.
     """
-    workspace = Workspace(settings, find_files(settings.data))
+    workspace = Workspace(settings, find_files(settings.data, hub=settings.hub))
     todo = chosen(stages(settings.seeds), only)
     require_capacity(workspace)
     workspace.adopt()
@@ -62,5 +62,5 @@ def replicate(settings: ReplicationSettings, *, only: str | None = None) -> Path
 
 def plan(settings: ReplicationSettings, *, only: str | None = None) -> list[str]:
     """Return lines on the stages of `replicate` and their cost; nothing is written."""
-    workspace = Workspace(settings, find_files(settings.data))
+    workspace = Workspace(settings, find_files(settings.data, hub=settings.hub))
     return lines(workspace, chosen(stages(settings.seeds), only))

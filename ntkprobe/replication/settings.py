@@ -127,7 +127,8 @@ class ReplicationSettings:
     Attributes:
         model: a folder, a GGUF file or a hub name.
         output_dir: where everything goes.
-        data: a folder with the published files; None for the hub, which needs the network.
+        data: a folder with the published files.
+        hub: take what the folder lacks from the hub, where that has it.
         seeds: of the runs.
         scale: one of `SCALES`.
         device: where models run.
@@ -137,6 +138,7 @@ class ReplicationSettings:
     model: str
     output_dir: Path
     data: Path | None = None
+    hub: bool = False
     seeds: tuple[int, ...] = (0, 1, 2)
     scale: str = "small"
     device: str = "auto"

@@ -23,8 +23,8 @@ class StepCallback(TrainerCallback):
     Whatever the optimiser is (AdamW, with its moments and its decay) and whatever made the gradient
     (batches added up, clipping, dropout, mixed precision): Δθ = θ after the step less θ before it,
     exact in float32 at least. What the passes were cast to is in each file's metadata. Training
-    itself is not changed. `ntkprobe.read_steps` reads them, `ntkprobe.predict_step` says what they
-    did.
+    itself is not changed. `ntkprobe.measurement.influence.read_steps` reads them, and
+    `predict_step` there computes what they did.
 
     Args:
         output_dir: where to; by default beside the run, `RUN-steps`.

@@ -14,7 +14,7 @@ class InfluenceSettings:
     Attributes:
         updated: the pairs that are learnt: prompts with the answer as `response`.
         target: what changes: `refusal`, log P_refuse.
-        loss: one of `influences.LOSSES`.
+        loss: `sum`, `mean` or `first_token` (`ntkprobe.measurement.influence.LOSSES`).
         parameters: what a step moves; `auto` is `lora` for adapters, else `all`.
         phrases: the name of a phrase set, or phrases.
         apostrophes: `ascii`, `curly` or `both`.

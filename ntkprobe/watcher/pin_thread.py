@@ -92,7 +92,7 @@ class PinThread:
             return sorted([*self._held.values(), *others], key=lambda s: s.checkpoint)
 
     def _watch(self) -> None:
-        """Look until `stop` is called."""
+        """Scan every `interval` seconds until the context exits."""
         while not self._stop.wait(self._interval):
             try:
                 self._round()

@@ -66,8 +66,8 @@ class KernelSettings:
     """How the kernel is measured.
 
     Attributes:
-        estimator: `gram`, `finite_difference`, `forward_mode`, `dense`, or another module of
-            `ntkprobe.estimators`.
+        estimator: `gram`, `finite_difference`, `forward_mode`, `dense`, `sketch`, or another
+            module of `ntkprobe.estimators`.
         parameters: those that the kernel is over: `all`, `lora`, `embed`, `below:L`, `last:N`,
             `norm`, `head`, `re:PATTERN`, joined by `+`.
         by: `layer` also keeps each layer's and part's share of the kernel.

@@ -69,7 +69,8 @@ def influence(
         max_length: longer observed prompts lose the end of their text.
         batch_size: observed prompts in one forward pass; it changes no result.
         mode: how log P_refuse is differentiated: `forward`, a pass over all observed prompts for
-            each pair; `reverse`, a pass for each observed prompt; `auto`, the fewer.
+            each pair; `reverse`, a pass for each observed prompt;
+            `auto`, `reverse` where the gradients of several pairs fit into memory together.
         progress: show a bar on stderr.
 
     Returns:

@@ -76,7 +76,8 @@ def verify(
             (an estimator called directly refuses it).
         tokenizer: its tokenizer.
         prompts: the prompts to be measured; two of them are compared.
-        estimator: `gram`, `finite_difference`, `forward_mode`, `dense`, or one with its settings.
+        estimator: `gram`, `finite_difference`, `forward_mode`, `dense`, `sketch`, or one with its
+            settings.
         parameters: the selection.
         template: how prompts become tokens.
         max_length: longer prompts lose the end of their text.
