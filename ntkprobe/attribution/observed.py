@@ -44,8 +44,8 @@ class Observed:
     """
 
     prompts: PromptSet
-    input_ids: tuple[Int[Tensor, " seq"], ...]
-    labels: tuple[Int[Tensor, " seq"], ...]
+    input_ids: tuple[Int[Tensor, " _"], ...]
+    labels: tuple[Int[Tensor, " _"], ...]
     phrases: tuple[tuple[int, ...], ...]
     tokens: tuple[int, ...]
     target: str
