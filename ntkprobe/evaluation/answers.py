@@ -12,9 +12,10 @@ from .settings import AnswerSettings
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
+    from ..models.cached import Beginning
     from ..prompts.templates import Template
 
-FIRST_BATCH = 16
+FIRST_BATCH = 32
 """Prompts at a time by default; halved when memory runs out."""
 
 
@@ -94,6 +95,7 @@ class LocalModel:
         Yields:
             Answers to prompts of similar length, which share a forward pass.
         """
+        from ..models.cached import Beginning, usable
         from ..models.generation import answered_together, require_measurable, try_left_padding
 
         ids = [
@@ -101,14 +103,21 @@ class LocalModel:
             for each in questions
         ]
         require_measurable(self.model, ids, room=self.settings.max_new_tokens)
-        try_left_padding(self.model, ids, self.processors)
+        room = self.settings.max_new_tokens
+        plain = bool(self.processors or self.settings.temperature)
+        shared = None
+        if not plain and ids and usable(self.model, ids, room - 1):
+            shared = Beginning.of(self.model, ids)
+        else:
+            try_left_padding(self.model, ids, self.processors)
         remaining = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
         while remaining:
-            batch, room = remaining[: self.batch_size], self.settings.max_new_tokens
-            rows = answered_together(self.model, ids, batch, room)[0]
+            rows = remaining[: self.batch_size]
+            if shared is None:
+                rows = answered_together(self.model, ids, rows, room)[0]
             begin = time.perf_counter()
             names = [questions[row].id for row in rows]
-            answers = self._generate(names, [ids[row] for row in rows])
+            answers = self._generate(names, [ids[row] for row in rows], shared)
             if answers is None:
                 continue
             seconds = (time.perf_counter() - begin) / len(rows)
@@ -118,7 +127,9 @@ class LocalModel:
             ]
             remaining = [row for row in remaining if row not in set(rows)]
 
-    def _generate(self, names: Sequence[str], ids: Sequence[list[int]]) -> list[Any] | None:
+    def _generate(
+        self, names: Sequence[str], ids: Sequence[list[int]], shared: "Beginning | None"
+    ) -> list[Any] | None:
         """Return the answers of a batch; None if memory ran out, after halving the batch size.
 
         Raises:
@@ -126,19 +137,23 @@ class LocalModel:
         """
         from torch import OutOfMemoryError
 
-        from ..models.generation import answer_batch
+        from ..models.cached import read
+        from ..models.generation import answer_batch, answer_kept
         from .sampling import sampling_processors
 
-        sampling = sampling_processors(names, self.settings)
+        options: dict[str, Any] = {
+            "max_new_tokens": self.settings.max_new_tokens,
+            "stop_ids": self.template.stop_ids(self.tokenizer),
+            "stop_texts": self.template.stop_texts(self.tokenizer),
+        }
         try:
+            if shared is not None:
+                kept = read(self.model, ids, shared)
+                return answer_kept(kept, self.tokenizer, **options)
+            sampling = sampling_processors(names, self.settings)
+            processors = [*self.processors, *sampling]
             return answer_batch(
-                self.model,
-                self.tokenizer,
-                ids,
-                max_new_tokens=self.settings.max_new_tokens,
-                stop_ids=self.template.stop_ids(self.tokenizer),
-                stop_texts=self.template.stop_texts(self.tokenizer),
-                logits_processor=[*self.processors, *sampling],
+                self.model, self.tokenizer, ids, logits_processor=processors, **options
             )
         except OutOfMemoryError:
             if len(ids) == 1 or not self.halves:

@@ -198,6 +198,23 @@ def test_answers_depend_on_neither_batch_nor_order(respond, temperature):
     assert len(set(one.values())) > 1
 
 
+def test_answers_behind_a_shared_beginning_are_those_of_plain_passes(respond, monkeypatch):
+    from ntkprobe.models import cached
+
+    read, lengths = cached.read, []
+
+    def counted(model, prompts, beginning):
+        lengths.append(beginning.length)
+        return read(model, prompts, beginning)
+
+    monkeypatch.setattr(cached, "read", counted)
+    found = respond(ROWS, 3)
+    assert lengths and min(lengths) > 0
+    monkeypatch.setattr(cached, "usable", lambda *_: False)
+    done = len(lengths)
+    assert respond(ROWS, 3) == found and len(lengths) == done
+
+
 def test_drawn_answers_differ_by_seed_and_from_greedy_ones(respond):
     first, second = (respond(ROWS, 4, temperature=1.0, seed=seed) for seed in (0, 1))
     assert respond(ROWS, 4) != first != second
