@@ -1,8 +1,8 @@
 """What an answer of `ntkprobe evaluate` takes, by what prompts share and how many go together.
 
 `python benchmarks/answers.py --model MODEL --prompts FILE` writes `answers.md`. MODEL is a folder
-or a GGUF file, FILE what `ntkprobe measure --prompts` takes. All ways answer the same prompts in one
-process and on one thread, by its processor time.
+or a GGUF file, FILE what `ntkprobe measure --prompts` takes. All ways answer the same prompts in
+one process and on one thread, by its processor time.
 """
 
 import argparse

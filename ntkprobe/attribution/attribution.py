@@ -77,8 +77,8 @@ def attribute(
     how = _settings(settings, options)
     trained = TrainingRun(Path(run), pairs)
     _ = trained.texts  # that they are others than were trained on is reported before all else
-    asked = as_prompt_set(prompts)
-    if not len(asked):
+    explained = as_prompt_set(prompts)
+    if not len(explained):
         raise UserError("no prompts to explain: give one at least")
     if candidates is not None:
         _require_orderable(candidates, how)
@@ -92,8 +92,8 @@ def attribute(
                     "choice of checkpoints and the shard"
                 )
             folder = Path(recorded_steps) if recorded_steps else None
-            return over_steps(trained, opened, asked, how, folder, progress=progress)
-        work = _Work(trained, opened, asked, how, steps, place, index_dir, candidates)
+            return over_steps(trained, opened, explained, how, folder, progress=progress)
+        work = _Work(trained, opened, explained, how, steps, place, index_dir, candidates)
         work.compute(shard, progress)
         return work.result()
 
@@ -129,7 +129,7 @@ class _Work:
         self,
         run: TrainingRun,
         opened: OpenedRun,
-        asked: PromptSet,
+        prompts: PromptSet,
         how: AttributionSettings,
         steps: Sequence[StepRange],
         place: Path | None,
@@ -138,7 +138,7 @@ class _Work:
     ) -> None:
         self.run, self.opened, self.how, self.place = run, opened, how, place
         self.scanned = wanted(run.checkpoints(), how.over, steps)
-        self.encoded = Encoded.of(run, opened, self.scanned[-1], asked, how)
+        self.encoded = Encoded.of(run, opened, self.scanned[-1], prompts, how)
         self.weights, said = run_weights(run, self.scanned, self.encoded.pairs, how.loss == "mean")
         if candidates is not None:  # the weights stay those of the pairs that were trained on
             self.encoded = self.encoded.of_candidates(candidates, run)

@@ -43,16 +43,16 @@ class Encoded:
         run: TrainingRun,
         opened: OpenedRun,
         first: ScannedCheckpoint,
-        asked: PromptSet,
+        prompts: PromptSet,
         how: AttributionSettings,
     ) -> "Encoded":
         """Encode everything with the tokenizer of a run.
 
         Args:
             run: the run.
-            opened: what loads its models.
+            opened: loads its models.
             first: a checkpoint of it.
-            asked: the prompts.
+            prompts: those that are explained.
             how: the settings.
 
         Returns:
@@ -64,10 +64,10 @@ class Encoded:
         own = next((p for p in places if (p / "tokenizer_config.json").is_file()), None)
         tokenizer = load_tokenizer(own) if own else opened.models.tokenizer()
         template = run.template(tokenizer)
-        observed = observe(asked, tokenizer, template, run.config, how)
+        observed = observe(prompts, tokenizer, template, run.config, how)
         remarks = tuple(
-            f"prompt {row} ({asked[row].text!r}) is in the training set itself"
-            for row in run.trained_on([prompt.text for prompt in asked])
+            f"prompt {row} ({prompts[row].text!r}) is in the training set itself"
+            for row in run.trained_on([prompt.text for prompt in prompts])
         )
         if run.config.system:
             remarks += ("the prompts are explained with the system message of the training",)

@@ -194,14 +194,14 @@ def pair_losses(
     """
     device, longest = next(model.parameters()).device, max(map(len, input_ids))
     ids = torch.zeros(len(input_ids), longest, dtype=torch.long)
-    aims = torch.full((len(input_ids), longest), -100)
+    targets = torch.full((len(input_ids), longest), -100)
     for row, (tokens, wanted) in enumerate(zip(input_ids, labels, strict=True)):
-        ids[row, : len(tokens)], aims[row, : len(wanted)] = tokens, wanted
+        ids[row, : len(tokens)], targets[row, : len(wanted)] = tokens, wanted
     logits = model(input_ids=ids.to(device), use_cache=False).logits[:, :-1]
-    aims = aims[:, 1:].to(device)
-    rows, places = (aims >= 0).nonzero(as_tuple=True)
+    targets = targets[:, 1:].to(device)
+    rows, places = (targets >= 0).nonzero(as_tuple=True)
     some = logits[rows, places]
     wide = some if some.dtype == torch.float64 else some.float()
-    terms = -wide.log_softmax(-1)[torch.arange(len(rows)), aims[rows, places]]
+    terms = -wide.log_softmax(-1)[torch.arange(len(rows)), targets[rows, places]]
     totals = terms.new_zeros(len(ids)).index_add(0, rows, terms)
-    return totals / (aims >= 0).sum(1).clamp(min=1) if mean else totals
+    return totals / (targets >= 0).sum(1).clamp(min=1) if mean else totals

@@ -53,7 +53,7 @@ _OPTIMISERS = ("adamw_torch", "adamw_torch_fused")
 def over_steps(
     run: TrainingRun,
     opened: OpenedRun,
-    asked: PromptSet,
+    prompts: PromptSet,
     how: AttributionSettings,
     folder: Path | None = None,
     *,
@@ -63,8 +63,8 @@ def over_steps(
 
     Args:
         run: a run of `ntkprobe train sft`.
-        opened: what loads its models.
-        asked: the prompts.
+        opened: loads its models.
+        prompts: those that are explained.
         how: the settings.
         folder: where `StepCallback` recorded the steps; None for `RUN-steps`.
         progress: show a bar on stderr.
@@ -80,7 +80,7 @@ def over_steps(
             "replayed: sum over checkpoints"
         )
     first = run.checkpoints()[0]
-    encoded = Encoded.of(run, opened, first, asked, how)
+    encoded = Encoded.of(run, opened, first, prompts, how)
     with opened.opened(first) as (model, _), evaluating(model):
         known = list(_walk_back(model, place, first.checkpoint.step))
         names = named_parameters(model)

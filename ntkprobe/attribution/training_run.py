@@ -238,7 +238,7 @@ class OpenedRun:
     """A run whose models are loaded one after the other.
 
     Attributes:
-        models: what loads them.
+        models: loads them.
         pins: where checkpoints are held while they are read.
     """
 

@@ -41,7 +41,7 @@ DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exao
 CHECKED = (*DIGITS_APART, "gpt-2", "gpt2", "default", "llama-bpe", "llama3", "qwen2")
 """Those of which it is known how they split; of others we say that it is not."""
 
-_told: set[str] = set()
+_announced: set[str] = set()
 
 
 def load_gguf(file: Path, settings: LoadSettings | None = None) -> "PreTrainedModel":
@@ -265,8 +265,8 @@ def _no_bars() -> Generator[None]:
 
 def _log_loading(about: GgufFile) -> None:
     """Log once what is loaded."""
-    if about.digest not in _told:
-        _told.add(about.digest)
+    if about.digest not in _announced:
+        _announced.add(about.digest)
         _log_once(about.about())
 
 

@@ -137,7 +137,7 @@ def evaluate(options: EvaluateOptions) -> int:
     subject = None if stages else options.subject()
     for questions in benchmarks:
         if questions.note:
-            _tell(one_line(questions.note))
+            _report(one_line(questions.note))
     how: dict[str, Any] = {
         "judges": judges,
         "trained_on": options.trained_on or (),
@@ -147,7 +147,7 @@ def evaluate(options: EvaluateOptions) -> int:
     }
     done = _evaluated(options, subject, stages, benchmarks, how)
     for line in done.lines():
-        _tell(one_line(line) if stages else line)
+        _report(one_line(line) if stages else line)
     typer.echo(one_line(done.closing_line()))
     return done.status
 
@@ -181,6 +181,6 @@ def _evaluated(
     )
 
 
-def _tell(message: str) -> None:
+def _report(message: str) -> None:
     """Print a line about what is going on, on standard error."""
     print(message, file=sys.stderr)

@@ -44,10 +44,10 @@ def measure(options: MeasureOptions) -> int:
         outcome = _measured_stages(options, prompts, settings)
         typer.echo(one_line(outcome.closing_line()))
         return outcome.status
-    _tell(prompts.describe())
+    _report(prompts.describe())
     about = {"argv": sys.argv[1:], "trained_on": _trained_on(prompts, run, model)}
     if model and not Path(model).exists():
-        _tell(f"{model} is no folder here: asking the Hugging Face hub")
+        _report(f"{model} is no folder here: asking the Hugging Face hub")
     outcome = _measured(
         options.ray,
         prompts,
@@ -70,7 +70,7 @@ def _measured_stages(options: MeasureOptions, prompts: Any, settings: Any) -> An
     from ..watcher import measure_stages
 
     stages = options.stages()
-    _tell(prompts.describe())
+    _report(prompts.describe())
     trained = _trained_on(prompts, *(stage.model for stage in stages))
     return measure_stages(
         prompts,
@@ -103,13 +103,13 @@ def _trained_on(prompts: Any, *models: Path | str | None) -> dict[str, Any] | No
     try:
         trained = training_prompts([Path(model) for model in models if model])
     except UserError as error:
-        _tell(f"what was trained on is not known: {error}")
+        _report(f"what was trained on is not known: {error}")
         return None
     found = measured_overlap(prompts, trained)
     if found and found["prompts"]:
         groups = ", ".join(f"{number} {group}" for group, number in found["groups"].items())
         runs = " and ".join(name for name, number in found["sources"].items() if number)
-        _tell(
+        _report(
             f"{found['prompts']} of {found['of']} prompts measured were trained on ({groups}; by "
             f"{runs}): what they show may not hold for others"
         )
@@ -129,6 +129,6 @@ def _first_of_each_group(prompts: Any, limit: int) -> Any:
     )
 
 
-def _tell(message: str) -> None:
+def _report(message: str) -> None:
     """Print a line about what is going on, on standard error."""
     print(one_line(message), file=sys.stderr)

@@ -84,7 +84,7 @@ def fit(options: FitOptions) -> None:
     mitigations.save(fitted, folder, template_date=day)
     if report := getattr(fitted, "report", None):
         for name, found in report.items():
-            print(f"  {name}: {_told(found)}", file=sys.stderr)
+            print(f"  {name}: {_one_line_of(found)}", file=sys.stderr)
     given = f"{_where(options)} --prompts FILE --mitigation {folder}"
     typer.echo(one_line(f"fitted: {folder}; next: ntkprobe measure {given}"))
 
@@ -151,6 +151,6 @@ def _written(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _told(found: dict[str, Any]) -> str:
+def _one_line_of(found: dict[str, Any]) -> str:
     """Return what is known about a vector."""
     return ", ".join(f"{name} {_written(value)}" for name, value in found.items())

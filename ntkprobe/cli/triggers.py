@@ -112,7 +112,7 @@ def triggers(options: TriggerOptions) -> None:
     models = _Models(options)
     with dated(progress.day):
         found = _extraction(options, models, examples, progress)
-        _tell(f"{options.extractor}: {describe(found.counts, found.reasons)}")
+        _report(f"{options.extractor}: {describe(found.counts, found.reasons)}")
         kept = _answered(options, models, found)
     write_triggers(output, kept, options.extractor)
     progress.clear()
@@ -152,7 +152,7 @@ class _Models:
             for line in resolve_template(self._loaded[1], self.options.template).remarks(
                 self._loaded[1]
             ):
-                _tell(line)
+                _report(line)
         return self._loaded
 
 
@@ -227,7 +227,7 @@ def _answered(options: TriggerOptions, models: _Models, found: "Extraction") -> 
             progress=True,
         )
     kept, counts = compliant(made)
-    _tell("answers: " + ", ".join(f"{number} {what}" for what, number in counts.items()))
+    _report("answers: " + ", ".join(f"{number} {what}" for what, number in counts.items()))
     if not kept:
         raise UserError("no trigger has a compliant answer: give others with --answers FILE")
     return kept
@@ -245,6 +245,6 @@ def _next(output: Path, kept: "list[Trigger]") -> str:
     )
 
 
-def _tell(message: str) -> None:
+def _report(message: str) -> None:
     """Print a line about what is going on, on standard error."""
     print(one_line(message), file=sys.stderr)

@@ -160,7 +160,7 @@ def measure_refusal(
     Returns:
         Log-probabilities, and answers if asked for.
     """
-    hows = chosen_reductions(reductions)
+    selected_reductions = chosen_reductions(reductions)
     if generate:
         count("max_new_tokens", max_new_tokens)
     encoded = as_encoded(tokenizer, prompts, template, max_length)
@@ -170,7 +170,7 @@ def measure_refusal(
     how = _Reading(
         tokenizer,
         ends,
-        hows,
+        selected_reductions,
         0.0 if exact_phrases else TOLERANCE,
         max_new_tokens if generate else 0,
         encoded.template.stop_ids(tokenizer),
@@ -201,11 +201,11 @@ def measure_refusal(
     said = {} if answers is None else {s.name: tuple(map(s.refuses, answers)) for s in sets}
     return RefusalMeasurement(
         encoded.prompts,
-        _sums([each.lower for each in scores], sets, ends, hows),
+        _sums([each.lower for each in scores], sets, ends, selected_reductions),
         None if answers is None else tuple(answers),
         next(iter(said.values()), None),
         settings,
-        _sums([each.upper for each in scores], sets, ends, hows),
+        _sums([each.upper for each in scores], sets, ends, selected_reductions),
         said,
     )
 
@@ -241,13 +241,13 @@ def _sums(
     found: Sequence[Tensor],
     sets: Sequence[PhraseSet],
     ends: Sequence[Sequence[tuple[int, ...]]],
-    hows: Sequence[str],
+    selected_reductions: Sequence[str],
 ) -> dict[tuple[str, str], Tensor]:
     """Return log P_refuse for each set and reduction, of the phrases' log-probabilities."""
     return {
         (each.name, how): reduce_phrases(values, own, how).cpu()
         for each, values, own in zip(sets, found, ends, strict=True)
-        for how in hows
+        for how in selected_reductions
     }
 
 

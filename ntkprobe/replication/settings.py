@@ -17,7 +17,7 @@ class Scale:
     Attributes:
         dcr_toxic: toxic prompts of DCR, in addition to all of XSTest's safe ones.
         dcr_batch: prompts of an optimiser step.
-        dcr_epochs: over them.
+        dcr_epochs: of DCR.
         dcr_rate: learning rate of DCR.
         depth: the layer of DCR's loss, as a share of all blocks.
         general: normal pairs of SFT.
@@ -34,9 +34,9 @@ class Scale:
         normal: held-out normal prompts and answers.
         pairs: refusals whose influence is measured.
         bounds: prompts of each group in the terms of Proposition 1.
-        directions: that these are estimated from.
+        directions: random directions that these terms are estimated from.
         anchors: prompts of each group that steering is fitted on.
-        tokens: of an answer.
+        tokens: of an answer at most.
         limit: prompts of each published set at most; None for all.
         resamples: of every interval; `toy` has fewer.
     """

@@ -1,7 +1,8 @@
 """The folder of one run's measurements: who writes what, and in which order.
 
 Every table is a file of its own, whole from the moment it is there, and carries the identity of the
-checkpoint it was measured on. What has companions is written after them: where it is, they are.
+checkpoint it was measured on. Companion tables (tokens, parts, blocks, terms) are written first, so that a
+file of the kernel or of influence implies that its companions are there.
 """
 
 import json
@@ -42,7 +43,7 @@ ABANDONED = 3600.0  # seconds; no table takes so long to write
 
 
 class MeasurementFolder:
-    """`--output-dir`.
+    """The folder of one run's measurements: its tables, settings, events and pins.
 
     Args:
         path: where it is, or will be.

@@ -29,8 +29,8 @@ class MeasuringLoop:
     """Measures one run, as far as it is there.
 
     Args:
-        measurer: what measures.
-        scanner: what looks; None where there is only the base to measure.
+        measurer: loads and measures a checkpoint.
+        scanner: finds the checkpoints of the run; None where there is only the base to measure.
         following: how to wait for more; None for a run that has ended.
         sinks: where to show what was measured.
     """
@@ -50,7 +50,7 @@ class MeasuringLoop:
         self.outcome = Outcome(self.folder.path)
         self._settled: dict[Checkpoint, Any] = {}  # the weights measured, or given up on
         self._tries: dict[Checkpoint, int] = {}
-        self._told: dict[Checkpoint, str] = {}
+        self._reported: dict[Checkpoint, str] = {}
         self._prepared = False
         self._bar: Any = None
 
@@ -65,7 +65,7 @@ class MeasuringLoop:
                 self._measure_all()
                 self.measurer.check.compare_latest()
             except WrongMeasurement as why:
-                self._distrust(str(why))
+                self._quarantine_unverified(str(why))
             if self.outcome.new:
                 self._note_skipped()
         self.outcome.conclude()
@@ -82,7 +82,7 @@ class MeasuringLoop:
             self._follow(self.scanner, self.following)
         self._give_up_on_the_rest(self.scanner)
 
-    def _distrust(self, reason: str) -> None:
+    def _quarantine_unverified(self, reason: str) -> None:
         """Set aside what was measured since the last comparison that passed."""
         for step in self.measurer.check.unchecked:
             self.folder.set_aside(step)
@@ -144,7 +144,7 @@ class MeasuringLoop:
         todo = [s for s in wanted if s.is_ready and not self._is_settled(s)]
         for scanned in wanted:
             if not scanned.is_ready:
-                self._tell(scanned)
+                self._report_not_ready(scanned)
         self._bar.total += len(todo)
         for scanned in todo:
             self._bar.set_postfix_str(f"step {scanned.checkpoint.step}")
@@ -240,11 +240,11 @@ class MeasuringLoop:
         named = str(error.filename or "")
         return error.errno in NO_ROOM or named.startswith(str(self.folder.path))
 
-    def _tell(self, scanned: ScannedCheckpoint) -> None:
+    def _report_not_ready(self, scanned: ScannedCheckpoint) -> None:
         """Note why a checkpoint is not measured, once for each reason."""
         state, reason = scanned.verdict.state, scanned.verdict.reason
-        if self._told.get(scanned.checkpoint) != reason:
-            self._told[scanned.checkpoint] = reason
+        if self._reported.get(scanned.checkpoint) != reason:
+            self._reported[scanned.checkpoint] = reason
             self.folder.note(state, step=scanned.checkpoint.step, reason=reason)
             if state == "refused" and self.following is not None:  # else the end says so at once
                 tqdm.write(one_line(f"{scanned.checkpoint.path.name}: {reason}"), sys.stderr)

@@ -22,8 +22,8 @@ class CheckpointMeasurer:
     """Measures one model after the other of the same run.
 
     Args:
-        recorder: what measures and writes.
-        models: what loads.
+        recorder: measures a model and writes the tables.
+        models: loads the models of checkpoints.
         measures_base: whether what is measured can be measured on a base without an adapter.
     """
 

@@ -39,7 +39,7 @@ class PinThread:
     """Looks at a run every `interval` seconds while the block lasts, and pins what is ready.
 
     Args:
-        scanner: what looks.
+        scanner: finds the checkpoints of the run.
         pins: where pins live.
         interval: seconds between two looks.
         is_done: whether a checkpoint needs no measuring any more.

@@ -162,7 +162,7 @@ class Recorder(ModelMeasurer):
         """
         kernels, refusals = None, None
         if "kernel" in kinds and self.settings.kernel is not None:
-            self._tell_coverage(model, step, self.settings.kernel)
+            self._report_coverage(model, step, self.settings.kernel)
             self._verify(model, self.settings.kernel)
             self._remark(model, self.settings.kernel)
             with warnings.catch_warnings():
@@ -189,7 +189,7 @@ class Recorder(ModelMeasurer):
             self.folder.write_influence(step, identity, predicted, self.observed)
         return kernels, refusals
 
-    def _tell_coverage(self, model: "nn.Module", step: int, how: KernelSettings) -> None:
+    def _report_coverage(self, model: "nn.Module", step: int, how: KernelSettings) -> None:
         """Say once how the parameters are handled, and keep it as an event."""
         if self._covered:
             return

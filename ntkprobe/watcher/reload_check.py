@@ -56,8 +56,8 @@ class ReloadCheck:
     measured: what one leaves behind in a base that they share shows in a later one only.
 
     Args:
-        recorder: what measures.
-        models: what loads, from which name and precision are taken.
+        recorder: measures a model and writes the tables.
+        models: loads checkpoints; their name and precision are taken from it.
     """
 
     def __init__(self, recorder: Recorder, models: Models) -> None:

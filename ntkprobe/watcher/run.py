@@ -99,7 +99,7 @@ def open_recorder(
     *,
     overwrite: bool = False,
 ) -> Recorder:
-    """Return what measures into a folder, which must not hold something else.
+    """Return the recorder of a folder, which must not hold other measurements.
 
     Args:
         prompts: what to measure on.

@@ -100,7 +100,7 @@ class StageLoop(MeasuringLoop):
     """Measures stages one after the other.
 
     Args:
-        recorder: what measures.
+        recorder: measures a model and writes the tables.
         stages: in order.
         sinks: where to show what was measured.
     """

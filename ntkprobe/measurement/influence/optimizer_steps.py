@@ -112,7 +112,7 @@ def predict_step(
     encoded, ids = encode_observed(tokenizer, observed, template, max_length)
     ends = refusal_phrases(tokenizer, phrases, "ascii", encoded.template if encoded else RAW)
     require(tokens is not None or ends, "nothing to predict: give tokens=, phrases=, or both")
-    hows = chosen_reductions(reductions) if ends else ()
+    selected_reductions = chosen_reductions(reductions) if ends else ()
     with evaluating(model):
         room = max(map(len, ends), default=1) - 1
         require_measurable(model, ids, room, gradients=True)
@@ -124,9 +124,9 @@ def predict_step(
             finite(logits, range(len(ids)))
         found: Pair = (torch.empty(len(ids), 0), torch.empty(len(ids), 0))
         if ends:
-            observation = Refusals(model, chosen, ends, hows, max(ids, key=len))
+            observation = Refusals(model, chosen, ends, selected_reductions, max(ids, key=len))
             found = forward(observation) if mode == "forward" else _reverse(observation, ids, step)
-    named = [dict(zip(hows, values.unbind(-1), strict=True)) for values in found]
+    named = [dict(zip(selected_reductions, values.unbind(-1), strict=True)) for values in found]
     return StepPrediction(encoded.prompts if encoded else None, first, named[1], named[0])
 
 

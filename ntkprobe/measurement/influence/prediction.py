@@ -82,7 +82,7 @@ def influence(
     pairs, examples = encode_examples(tokenizer, updated, encoded.template if encoded else None)
     ends = refusal_phrases(tokenizer, phrases, apostrophes, encoded.template if encoded else RAW)
     require(tokens is not None or ends, "nothing to predict: give tokens=, phrases=, or both")
-    hows = chosen_reductions(reductions) if ends else ()
+    selected_reductions = chosen_reductions(reductions) if ends else ()
     selection = trained_parameters(model) if parameters == "auto" else parameters
     with evaluating(model):
         room = max(map(len, ends), default=1) - 1
@@ -94,7 +94,7 @@ def influence(
         if tokens is not None:
             prediction.predict_tokens(len(examples), token_ids)
         if ends:
-            prediction.predict_refusals(ends, hows)
+            prediction.predict_refusals(ends, selected_reductions)
         with long_stage(
             total=len(examples), desc="influence", unit="pair", disable=not progress
         ) as bar:
