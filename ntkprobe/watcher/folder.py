@@ -1,8 +1,8 @@
 """The folder of one run's measurements: who writes what, and in which order.
 
 Every table is a file of its own, whole from the moment it is there, and carries the identity of the
-checkpoint it was measured on. Companion tables (tokens, parts, blocks, terms) are written first, so that a
-file of the kernel or of influence implies that its companions are there.
+checkpoint it was measured on. Companion tables (tokens, parts, blocks, terms) are written
+first: a file of the kernel or of influence implies that its companions are there.
 """
 
 import json
