@@ -30,7 +30,7 @@ def h1(results: Results, seed: int) -> list[Inequality]:
     steps = sorted(table["step"].unique())
     refused, log_p = (
         {
-            group: rows.pivot(index="text", columns="step", values=value)[steps].to_numpy(float)
+            group: rows.pivot(index="prompt", columns="step", values=value)[steps].to_numpy(float)
             for group, rows in table.groupby("group")
         }
         for value in ("refuses", "log_probability")

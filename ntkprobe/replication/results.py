@@ -14,6 +14,8 @@ from .verdicts import Draw
 
 SEEMINGLY, TOXIC, NORMAL = "seemingly_toxic", "toxic", "normal"
 HELD_OUT = ("oktest", "coconot_contrast")
+REFUSED = "refused.parquet"
+"""In a published evaluation, whose answers are withheld: what `refused_table` returns."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,13 @@ class Results:
 
     def _evaluation(self, run: str) -> pd.DataFrame:
         if run not in self._evaluations:
-            self._evaluations[run] = refused_table(Evaluation(self.out / "eval" / run))
+            folder = self.out / "eval" / run
+            published = folder / REFUSED
+            self._evaluations[run] = (
+                pd.read_parquet(published)
+                if published.is_file()
+                else refused_table(Evaluation(folder))
+            )
         return self._evaluations[run]
 
 

@@ -20,10 +20,13 @@ from ntkprobe.prompts.prompt_set import normalised
 from ntkprobe.replication.data_files import FILES, find_files, read_file
 from ntkprobe.replication.hypotheses import HYPOTHESES, auc, spearman
 from ntkprobe.replication.plan import MAIN, chosen, needed, stages
+from ntkprobe.replication.publishing import publish
+from ntkprobe.replication.report import write_report
 from ntkprobe.replication.results import Kernel, Terms, refused_table
 from ntkprobe.replication.settings import SCALES, ReplicationSettings
 from ntkprobe.replication.splits import Drawer, begins_with_refusal, is_yes_no, make_splits
 from ntkprobe.replication.verdicts import Draw, Inequality, of_seeds, overall, word_of
+from ntkprobe.replication.workspace import Workspace
 
 MODEL = str(tiny.model_path())
 RUN = "import sys; from ntkprobe.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -88,6 +91,22 @@ def test_all_of_one_run_killed_in_its_answers_goes_on_without_repeating(publishe
     assert main(one_run) == 0 and written(out) == after
 
 
+def assert_published_without_texts_or_places(out, place):
+    """Check that a published copy gives the report's numbers again, and holds no prompt."""
+    publish(out, place)
+    again = Workspace(
+        ReplicationSettings(model=MODEL, output_dir=place, seeds=(0,), scale="toy"), {}
+    )
+    report = write_report(again).read_text()
+    numbers = (out / "report.md").read_text().partition("## The filters")[0]
+    assert report.startswith(numbers) and "does not" in numbers
+    rows = [json.loads(line) for file in (out / "data").glob("*.jsonl") for line in file.open()]
+    tables = [pd.read_parquet(path).to_csv() for path in place.rglob("*.parquet")]
+    held = "".join([*tables, *(path.read_text() for path in place.rglob("*.json"))])
+    assert rows and not [row for row in rows if row["prompt"] in held]
+    assert MODEL not in held and MODEL in (out / "replication.json").read_text()
+
+
 @pytest.mark.slow
 def test_replicate_killed_on_the_way_goes_on_and_ends_with_a_report(published, tmp_path, capfd):
     out = tmp_path / "out"
@@ -111,6 +130,7 @@ def test_replicate_killed_on_the_way_goes_on_and_ends_with_a_report(published, t
     }
     for run in (*MAIN, "stl-aug"):
         assert len(list((out / "ntk" / f"{run}-0" / "kernel").glob("step-*"))) == 2
+    assert_published_without_texts_or_places(out, tmp_path / "published")
     assert len(pd.read_csv(out / "labels.csv")) == 100
 
     capfd.readouterr()
@@ -128,7 +148,6 @@ def test_control_is_trained_with_as_many_labels_of_each_kind_on_the_same_prompts
 ):
     from ntkprobe.replication import training_runs
     from ntkprobe.replication.plan import Stage
-    from ntkprobe.replication.workspace import Workspace
 
     seen = {}
     monkeypatch.setattr(
@@ -283,7 +302,7 @@ class World:
                 for n in range(60):
                     refused = self.generator.random() < share
                     rows.append((step, group, f"{group} {n}", refused, np.log(0.01 + share)))
-        names = ["step", "group", "text", "refuses", "log_probability"]
+        names = ["step", "group", "prompt", "refuses", "log_probability"]
         return pd.DataFrame(rows, columns=names)
 
     def kernel(self, run):
