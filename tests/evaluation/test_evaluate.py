@@ -233,18 +233,26 @@ def test_a_draw_follows_the_softmax():
     assert torch.allclose(share, (logits / 2).softmax(-1), atol=0.03)
 
 
-def test_a_batch_that_is_too_large_is_halved(respond, monkeypatch):
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_batch_that_is_too_large_is_halved(respond, monkeypatch, shares):
     import torch
 
-    whole = generation.answer_batch
+    from ntkprobe.models import cached
 
-    def small(model, tokenizer, ids, **settings):
-        if len(ids) > 2:
-            raise torch.OutOfMemoryError
-        return whole(model, tokenizer, ids, **settings)
+    def small(whole, place):
+        def limited(*arguments, **settings):
+            if len(arguments[place]) > 2:
+                raise torch.OutOfMemoryError
+            return whole(*arguments, **settings)
+
+        return limited
 
     expected = respond(ROWS, 2)
-    monkeypatch.setattr(generation, "answer_batch", small)
+    if shares:
+        monkeypatch.setattr(cached, "read", small(cached.read, 1))
+    else:
+        monkeypatch.setattr(cached, "usable", lambda *_: False)
+        monkeypatch.setattr(generation, "answer_batch", small(generation.answer_batch, 2))
     assert respond(ROWS, None) == expected
     with pytest.raises(torch.OutOfMemoryError):
         respond(ROWS, 7)

@@ -14,7 +14,7 @@ from ntkprobe.measurement import encode
 from ntkprobe.mitigations import load, save
 from ntkprobe.mitigations.prompt import Prompt as PromptMethod
 from ntkprobe.mitigations.system_messages import SystemMessage
-from ntkprobe.models import generation
+from ntkprobe.models import cached, generation
 from ntkprobe.prompts import rendering
 from ntkprobe.prompts.prompt_set import Prompt, PromptSet
 from ntkprobe.prompts.rendering import dated
@@ -138,6 +138,7 @@ def test_an_evaluation_goes_on_with_the_prompts_of_its_first_day(
         return answer_batch(model, tokenizer, ids, **how)
 
     monkeypatch.setattr(generation, "answer_batch", noted)
+    monkeypatch.setattr(cached, "usable", lambda *_: False)  # else a batch is not answered by it
     command = ["evaluate", "--model", str(model_path()), "--benchmark", "tiny", "--device", "cpu"]
     command += ["--limit", "1", "--max-new-tokens", "2", "--batch-size", "1", "--no-judge"]
     command += ["--template", str(template), "--output-dir", str(tmp_path / "e")]
