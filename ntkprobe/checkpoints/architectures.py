@@ -37,7 +37,10 @@ def architecture_named(name: str) -> str | None:
 def _config(name: str) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    from .loading import require_hub_name
+
     if not Path(name).is_dir():
+        require_hub_name(name)
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     values = checked_config(Path(name) / "config.json")
     return CONFIG_MAPPING[values["model_type"]].from_dict(values)

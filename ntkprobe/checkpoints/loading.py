@@ -2,7 +2,6 @@
 
 import inspect
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +74,7 @@ def load_model(name: str, settings: LoadSettings | None = None) -> "PreTrainedMo
         if not (Path(name) / "adapter_config.json").exists():
             weight_files(Path(name))
         return load_checkpoint(Path(name), settings)
-    _require_name(name)
+    require_hub_name(name)
     return _load(name, settings or LoadSettings())
 
 
@@ -92,7 +91,7 @@ def load_tokenizer(name: str | Path, *, local: bool = True) -> "PreTrainedTokeni
 
         return gguf_tokenizer(file)
     if not local and not Path(name).is_dir():
-        _require_name(str(name))
+        require_hub_name(str(name))
     # For some architectures (Qwen2 is one) AutoTokenizer builds that family's own tokenizer from
     # the vocabulary, whatever the folder declares: a word-level one becomes a BPE without merges.
     kind: Any = PreTrainedTokenizerFast if _declares_generic(Path(name)) else AutoTokenizer
@@ -200,8 +199,14 @@ def require_weights_in_memory(model: "nn.Module", name: str) -> None:
         raise UserError(f"{name} does not fit: {some(wrong)} offloaded; use more or larger GPUs")
 
 
-def _require_name(name: str) -> None:
-    """Raise for what can only have been meant as a path.
+_asked_for: set[str] = set()
+
+
+def require_hub_name(name: str) -> None:
+    """Raise for what can only have been meant as a path; say once that the hub is asked.
+
+    Args:
+        name: of a model, where no folder or file of that name is.
 
     Raises:
         UserError: saying what is allowed.
@@ -211,28 +216,15 @@ def _require_name(name: str) -> None:
             f"no model at {name!r}: --model takes a folder with config.json, a .gguf file, or a hub"
             " name"
         )
-    parent = Path(name).parent
-    if "/" in name and parent.is_dir():
-        _require_not_of_run(name, parent)
-
-
-@lru_cache  # said once: the tokenizer is asked for as well
-def _require_not_of_run(name: str, parent: Path) -> None:
-    """Raise if a name is that of a folder missing in a run; say so if it may be one.
-
-    A hub name may begin as a folder here is called, so any other folder only makes it unlikely.
-
-    Raises:
-        UserError: naming the checkpoints that the run holds.
-    """
-    if there := [checkpoint.path.name for checkpoint in find_checkpoints(parent)]:
-        raise UserError(
-            f"no model at {name!r}: {parent} holds {some([*saved_models(parent), *there])}"
-        )
-    said = (
-        f"{name}: no such folder in {parent}; asking the Hugging Face hub for a model of that name"
-    )
-    print(one_line(said), file=sys.stderr)
+    run = Path(name).parent
+    if "/" in name and run.is_dir():
+        there = [each.path.name for each in find_checkpoints(run) if each.path != run]
+        if there:
+            held = some([*saved_models(run), *there])
+            raise UserError(f"no model at {name!r}: {run} holds {held}")
+    if name not in _asked_for:
+        _asked_for.add(name)
+        print(f"{one_line(name)} is no folder here: asking the Hugging Face hub", file=sys.stderr)
 
 
 def _first_line(error: BaseException) -> str:

@@ -46,8 +46,6 @@ def measure(options: MeasureOptions) -> int:
         return outcome.status
     _report(prompts.describe())
     about = {"argv": sys.argv[1:], "trained_on": _trained_on(prompts, run, model)}
-    if model and not Path(model).exists():
-        _report(f"{model} is no folder here: asking the Hugging Face hub")
     outcome = _measured(
         options.ray,
         prompts,

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 FIRST_BATCH = 32
 """Prompts at a time by default; halved when memory runs out."""
 
+SERVER_BATCH = 16
+"""A server's answers that are written together by default."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -95,7 +98,6 @@ class LocalModel:
         Yields:
             Answers to prompts of similar length, which share a forward pass.
         """
-        from ..models.cached import Beginning, usable
         from ..models.generation import answered_together, require_measurable, try_left_padding
 
         ids = [
@@ -104,11 +106,8 @@ class LocalModel:
         ]
         require_measurable(self.model, ids, room=self.settings.max_new_tokens)
         room = self.settings.max_new_tokens
-        plain = bool(self.processors or self.settings.temperature)
-        shared = None
-        if not plain and ids and usable(self.model, ids, room - 1):
-            shared = Beginning.of(self.model, ids)
-        else:
+        shared = self._shared_beginning(ids)
+        if shared is None:
             try_left_padding(self.model, ids, self.processors)
         remaining = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
         while remaining:
@@ -126,6 +125,21 @@ class LocalModel:
                 for row, each in zip(rows, answers, strict=True)
             ]
             remaining = [row for row in remaining if row not in set(rows)]
+
+    def _shared_beginning(self, ids: Sequence[list[int]]) -> "Beginning | None":
+        """Return what all prompts begin with, run once; None where each is to be run whole."""
+        from torch import OutOfMemoryError
+
+        from ..models.cached import Beginning, usable
+
+        if self.processors or self.settings.temperature:
+            return None
+        try:
+            if usable(self.model, ids, self.settings.max_new_tokens - 1):
+                return Beginning.of(self.model, ids)
+        except OutOfMemoryError:  # the trial reads the logits of whole prompts; answers do not
+            pass
+        return None
 
     def _generate(
         self, names: Sequence[str], ids: Sequence[list[int]], shared: "Beginning | None"
@@ -168,7 +182,7 @@ class RemoteModel:
     Args:
         server: its address and the model's name.
         settings: length, temperature and seed of the answers.
-        batch_size: answers in a batch; None for `FIRST_BATCH`.
+        batch_size: answers in a batch; None for `SERVER_BATCH`.
     """
 
     def __init__(
@@ -184,7 +198,7 @@ class RemoteModel:
                 "--max-length goes with a model in memory: a server is sent whole prompts"
             )
         self.server, self.settings = server, settings
-        self.batch_size = batch_size or FIRST_BATCH
+        self.batch_size = batch_size or SERVER_BATCH
         self.failures: list[str] = []
 
     def answer(self, questions: Sequence[Question]) -> Iterator[list[Completion]]:

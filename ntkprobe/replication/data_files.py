@@ -141,6 +141,15 @@ def digests(places: Mapping[str, Path]) -> dict[str, str]:
     return found
 
 
+def hub_names(places: Mapping[str, Path]) -> dict[str, str]:
+    """Return where on the hub every set is that has no file."""
+    return {
+        name: f"hub:{file.hub[0]}"
+        for name, file in FILES.items()
+        if name not in places and file.hub
+    }
+
+
 def _in_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
     """Return the first file of one of these names, in the folder or one below it."""
     for name in names:

@@ -14,14 +14,14 @@ FILTERS = ("xstest_prefixes", "scans_strings", "or_bench_strings")
 
 
 def write_sample(out: Path, models: Sequence[str]) -> None:
-    """Write OUT/labels.csv with 100 answers of all final models, unless it is there.
+    """Write OUT/labels.csv with 100 answers of all final models, unless some of it is labelled.
 
     Args:
         out: the output folder.
         models: names of final models.
     """
     path = out / "labels.csv"
-    if path.is_file() or not models:
+    if not models or (path.is_file() and _labelled(path).any()):
         return
     tables = [_answers(out, name) for name in models]
     everything = pd.concat(tables, ignore_index=True)
@@ -36,24 +36,30 @@ def agreement_lines(out: Path) -> Iterator[str]:
         yield "They are drawn for labelling when all final models have been evaluated."
         return
     table = pd.read_csv(path, keep_default_na=False)
-    table = table.loc[table["label"].isin(LABELS)]
+    table = table.loc[_labelled(path)]
     if table.empty:
         yield (
             f"None yet: write `refusal` or `compliance` into the column `label` of {path.name},"
             " then run the same command again."
         )
         return
-    yield f"{len(table)} answers are labelled."
+    models = ", ".join(sorted(table["model"].unique()))
+    yield f"{len(table)} answers are labelled, of {models}."
     yield ""
     yield "| filter | agreement | Cohen's κ | false refusals | missed refusals |"
     yield "|---|---|---|---|---|"
     for name in FILTERS:
         said = table[name].where(table[name] == "refusal", "compliance")
-        by_chance, agreement = kappa(said.tolist(), table["label"].tolist())
+        kappa_score, agreement = kappa(said.tolist(), table["label"].tolist())
         false = int(((said == "refusal") & (table["label"] == "compliance")).sum())
         missed = int(((said != "refusal") & (table["label"] == "refusal")).sum())
-        value = "–" if by_chance.value is None else f"{by_chance.value:.2f}"
+        value = "–" if kappa_score.value is None else f"{kappa_score.value:.2f}"
         yield f"| {name} | {100 * (agreement.value or 0):.0f} % | {value} | {false} | {missed} |"
+
+
+def _labelled(path: Path) -> pd.Series:
+    """Return which rows have a label."""
+    return pd.read_csv(path, keep_default_na=False)["label"].isin(LABELS)
 
 
 def _answers(out: Path, name: str) -> pd.DataFrame:

@@ -129,7 +129,7 @@ def _along(
         kernel=KernelSettings(by="layer", per_group=scale.kernel) if kernel else None,
         refusal=None if kernel else RefusalSettings(phrases=PHRASES, max_new_tokens=scale.tokens),
         load=workspace.load,
-        verify=kernel and stage.seed == workspace.settings.seeds[0],
+        verify=stage.seed == workspace.settings.seeds[0],
     )
     _measured(
         workspace,
@@ -165,3 +165,5 @@ def _measured(
     if outcome.failed:
         step, why = next(iter(outcome.failed.items()))
         raise OSError(f"step {step} of {ckpt_dir or model} could not be measured: {why}")
+    if not (outcome.new or outcome.known):
+        raise OSError(f"{ckpt_dir or model} has none of the checkpoints to be measured")

@@ -1,8 +1,10 @@
 """A copy of a replication's measurements that can be published: no texts, no places of files.
 
-What the report reads is copied. Prompts are replaced by digests, under which the same prompt is
-found in every table; answers by `WITHHELD`, with the verdicts and refusals that were read from
-them. Weights, activations and all but the first step's parts of the kernel are left out.
+Verdicts, tables of refusals and the figures of kernels are made from it again. Prompts are replaced
+by digests, under which the same prompt is found in every table; answers by `WITHHELD`, with the
+verdicts and refusals that were read from them. Weights, activations and all but the first step's
+parts of the kernel are left out, so that figures 7 and 8 are not; figures that name prompts name
+digests.
 """
 
 import json
@@ -19,14 +21,18 @@ from ..evaluation import Evaluation
 from ..prompts.prompt_set import normalised
 from ..storage import write_json, write_table
 from ..trajectory import Trajectory
+from .labels import FILTERS
 from .results import REFUSED, SEEMINGLY, TOXIC, refused_table
 
 WITHHELD = "(withheld)"
-TEXTS = ("prompt", "text", "response")
-"""Columns of prompts and pairs that hold texts."""
 
 MEASURED = ("kernel", "refusal", "influence", "terms")
 """Tables of a measurement that are copied whole."""
+
+LABELLED = ["id", "model", "benchmark", *FILTERS, "label"]
+"""Columns of the answers labelled by hand."""
+
+UNFIT = "it could not be fitted on STL's final model"
 
 
 def publish(out: Path, place: Path) -> None:
@@ -34,57 +40,76 @@ def publish(out: Path, place: Path) -> None:
 
     Args:
         out: the output folder of a replication.
-        place: the copy's folder; what it held of a replication is replaced.
+        place: the copy's folder; what it held is replaced.
 
     Raises:
-        UserError: if there is no replication.
+        UserError: if there is no replication, the copy would lie in it or around it, or its folder
+            holds something else.
     """
     if not (out / "replication.json").is_file():
         raise UserError(f"no replication in {out}: make one with `ntkprobe replicate`")
-    for name in ("done", "eval", "ntk", "start", "mitigations"):
-        shutil.rmtree(place / name, ignore_errors=True)
-    for path in (out / "replication.json", out / "choice.json", *(out / "done").glob("[!.]*.json")):
-        if path.is_file():
-            write_json(place / path.relative_to(out), without_places(json.loads(path.read_text())))
+    here, there = out.resolve(), place.resolve()
+    if here.is_relative_to(there) or there.is_relative_to(here):
+        raise UserError(f"{place} is not apart from {out}: choose another folder for the copy")
+    if place.is_dir() and any(place.iterdir()) and not (place / "replication.json").is_file():
+        raise UserError(f"{place} holds something else: choose an empty or new folder")
+    shutil.rmtree(place, ignore_errors=True)
+    files = [out / "replication.json", out / "choice.json", *(out / "done").glob("[!.]*.json")]
+    for path in filter(Path.is_file, [*files, *out.glob("runs/*/training.json")]):
+        write_json(place / path.relative_to(out), without_places(json.loads(path.read_text()), out))
     for path in (out / "mitigations").glob("*.unfit.json"):
-        write_json(place / path.relative_to(out), json.loads(path.read_text()))
+        write_json(place / path.relative_to(out), {"why": UNFIT})
     done = {path.stem.partition("-")[2] for path in (out / "done").glob("evaluate-*.json")}
     for name in sorted(done & {path.name for path in (out / "eval").glob("*")}):
-        _evaluation(out / "eval" / name, place / "eval" / name)
+        _evaluation(out / "eval" / name, place / "eval" / name, out)
     for path in sorted(out.glob("ntk/*/run.json")) + sorted(out.glob("start/*/run.json")):
-        _measurement(path.parent, place / path.parent.relative_to(out))
+        _measurement(path.parent, place / path.parent.relative_to(out), out)
     if (out / "labels.csv").is_file():
         labels = pd.read_csv(out / "labels.csv", keep_default_na=False)
-        labels.drop(columns=["prompt", "answer"]).to_csv(place / "labels.csv", index=False)
+        labels.reindex(columns=LABELLED).to_csv(place / "labels.csv", index=False)
 
 
-def without_places(value: Any) -> Any:
-    """Return JSON with the names of files in place of their full paths."""
+def without_places(value: Any, out: Path) -> Any:
+    """Return JSON in which every path is the name of its file or folder alone.
+
+    Args:
+        value: what `json.loads` returns.
+        out: the replication, whose own folder may be named relative to the working directory.
+    """
     if isinstance(value, dict):
-        return {without_places(key): without_places(each) for key, each in value.items()}
+        return {without_places(k, out): without_places(each, out) for k, each in value.items()}
     if isinstance(value, list):
-        return [without_places(each) for each in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        return [without_places(each, out) for each in value]
+    if isinstance(value, str) and ("/" in value or "\\" in value) and _is_place(value, out):
+        return Path(value.replace("\\", "/")).name
+    return value
 
 
-def without_texts(table: pd.DataFrame, columns: Iterable[str] = TEXTS) -> pd.DataFrame:
-    """Return a table with digests in place of texts."""
-    texts = {name: table[name].map(_digest) for name in columns if name in table}
-    return table.assign(**texts)
+def _is_place(text: str, out: Path) -> bool:
+    """Return whether a text names a file or folder, or holds the path of one."""
+    inside = any(str(each) in text for each in (out, out.resolve(), Path.home()))
+    path = Path(text)
+    return inside or path.is_absolute() or text.startswith((".", "~", "file:")) or path.exists()
+
+
+def without_texts(table: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """Return a table with digests in place of the texts in some columns."""
+    return table.assign(**{name: table[name].map(_digest) for name in columns if name in table})
 
 
 def _digest(text: Any) -> Any:
-    """Return a digest of a text, the same whatever its case and spacing; no text has none."""
+    """Return a digest of a text without its case, punctuation and spacing; no text has none."""
     return sha256(normalised(text).encode()).hexdigest()[:16] if isinstance(text, str) else text
 
 
-def _evaluation(folder: Path, place: Path) -> None:
+def _evaluation(folder: Path, place: Path, out: Path) -> None:
     """Copy an evaluation: prompts as digests, final verdicts, and which answers are refusals."""
     found = Evaluation(folder)
-    write_json(place / "run.json", without_places(found.settings))
+    write_json(place / "run.json", without_places(found.settings, out))
     verdicts = found.verdicts()
     for name in found.benchmarks:
-        write_table(place / "prompts" / f"{name}.parquet", without_texts(found.prompts(name)))
+        prompts = without_texts(found.prompts(name), ["prompt"])
+        write_table(place / "prompts" / f"{name}.parquet", prompts)
         answers = found.answers(name).assign(answer=WITHHELD)
         write_table(place / "answers" / name / "batch-00000.parquet", answers)
         for judge, rows in verdicts.loc[verdicts["benchmark"] == name].groupby("judge"):
@@ -95,15 +120,14 @@ def _evaluation(folder: Path, place: Path) -> None:
         write_table(place / "losses.parquet", pd.read_parquet(folder / "losses.parquet"))
 
 
-def _measurement(folder: Path, place: Path) -> None:
+def _measurement(folder: Path, place: Path, out: Path) -> None:
     """Copy a measurement: prompts and pairs as digests, and the tables that a report reads."""
     run = Trajectory(folder)
-    write_json(place / "run.json", without_places(run.settings))
-    for name in ("prompts", "updated"):
-        path = folder / f"{name}.parquet"
+    write_json(place / "run.json", without_places(run.settings, out))
+    for path in (folder / "prompts.parquet", folder / "updated.parquet"):
         if path.is_file():
             table = pd.read_parquet(path)  # its column `prompt` is a number
-            write_table(place / path.name, without_texts(table, ("text", "response")))
+            write_table(place / path.name, without_texts(table, ["text", "response"]))
     for path in (p for name in MEASURED for p in sorted((folder / name).glob("step-*.parquet"))):
         write_table(place / path.relative_to(folder), pd.read_parquet(path))
     if (folder / "bounds.parquet").is_file():

@@ -20,12 +20,14 @@ from .workspace import Workspace
 
 FIGURES = (
     ("refusals", "ntk", ("fig1", "fig4", "fig5")),
-    ("compare", "ntk", ("fig6", "neighbours")),
-    ("measure", "ntk", ("fig3", "layers")),
+    ("compare", "ntk", ("fig6", "layers", "neighbours")),
+    ("measure", "ntk", ("fig3",)),
     ("measure", "activations", ("fig7", "fig8")),
 )
 """Figures, after the stage that has to be done and the folder that they are drawn from."""
 TABLES = ("1", "2", "3")
+PLANNED = (0, 1, 2)
+"""The seeds of docs/replication.md; a verdict pooled over fewer says so."""
 
 
 def write_report(workspace: Workspace) -> Path:
@@ -109,7 +111,8 @@ def _verdicts(workspace: Workspace, results: Results, seeds: Sequence[int]) -> I
         resamples = workspace.scale.resamples
         per_seed, pooled = of_seeds({seed: make(results, seed) for seed in whole}, resamples)
         words = [overall(per_seed[s]) if s in whole else "not measured yet" for s in seeds]
-        summary.append(_row([name, claim, *words, f"**{overall(pooled)}**"]))
+        about = "" if set(PLANNED) <= set(whole) else f" (seeds {', '.join(map(str, whole))} alone)"
+        summary.append(_row([name, claim, *words, f"**{overall(pooled)}**{about}"]))
         details += ["", f"### {name}: {claim}", "", *_findings(per_seed, pooled)]
         if name == "H5":
             extra = {seed: [better_predictor(results, seed)] for seed in whole}
@@ -200,13 +203,14 @@ def _costs(workspace: Workspace) -> Iterator[str]:
 
 
 def _figures(workspace: Workspace, seeds: Sequence[int]) -> Iterator[str]:
-    """Draw the figures of the first seed's runs.
+    """Draw the figures, each of the first seed that has its measurements.
 
     Yields:
         A line for each.
     """
-    for what, kind, names in FIGURES if seeds else ():
-        measured = filter(workspace.done, (Stage(what, run, seeds[0]) for run in MAIN))
+    for what, kind, names in FIGURES:
+        done = {n: [s for r in MAIN if workspace.done(s := Stage(what, r, n))] for n in seeds}
+        measured = next(filter(None, done.values()), [])
         folders = {stage.run: workspace.out / kind / stage.folder for stage in measured}
         there = [f"{run}={folder}" for run, folder in folders.items() if folder.is_dir()]
         if not there:
@@ -217,7 +221,7 @@ def _figures(workspace: Workspace, seeds: Sequence[int]) -> Iterator[str]:
                 yield f"![{path.stem}](figures/{path.name})"
                 yield ""
         for name, why in drawn.missing.items():
-            yield f"- {name} was not drawn: {one_line(why)}"
+            yield f"- {name} was not drawn: {_named(why, workspace)}"
 
 
 def _tables(workspace: Workspace, seeds: Sequence[int]) -> Iterator[str]:
@@ -244,12 +248,20 @@ def _tables(workspace: Workspace, seeds: Sequence[int]) -> Iterator[str]:
                 places, name, compare="paper:Qwen2.5-1.5B" if name != "3" else "paper"
             )
         except UserError as error:
-            yield f"- table {name} was not made: {one_line(error)}"
+            yield f"- table {name} was not made: {_named(error, workspace)}"
             continue
         path = workspace.out / "tables" / f"table{name}.md"
         with replacing(path) as hidden:
             hidden.write_text(text.markdown(), "utf-8")
         yield f"- [table {name}](tables/{path.name})"
+
+
+def _named(why: object, workspace: Workspace) -> str:
+    """Return a message with OUT in place of the output folder's path."""
+    text = one_line(why)
+    for place in (workspace.out.resolve(), workspace.out):
+        text = text.replace(str(place), "OUT")
+    return text
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -37,7 +37,7 @@ class Kernel:
         """Return the kernel of a measurement folder at a step; None for the first."""
         run = Trajectory(folder)
         table = run.kernel()
-        table = table.loc[table["step"] == (run.steps[0] if step is None else step)]
+        table = table.loc[table["step"] == (run.kernel_steps()[0] if step is None else step)]
         grid = table.pivot(index="observed", columns="updated", values="similarity")
         values = grid.reindex(columns=grid.index).to_numpy(copy=True)
         np.fill_diagonal(values, np.nan)

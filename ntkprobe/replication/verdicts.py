@@ -45,12 +45,14 @@ class Inequality:
         statistic: computes it on a draw of the prompts.
         threshold: that it is compared with.
         above: whether it has to be above.
+        decidable: whether there is anything to decide; if not, the verdict is mixed.
     """
 
     about: str
     statistic: Statistic
     threshold: float
     above: bool = True
+    decidable: bool = True
 
     @property
     def side(self) -> str:
@@ -92,11 +94,10 @@ def of_seeds(
         Findings by seed, and of the mean over seeds, whose resamples draw seeds as well.
     """
     per_seed = {
-        seed: [_finding(each, [each.statistic], resamples) for each in inequalities]
+        seed: [_finding([each], resamples) for each in inequalities]
         for seed, inequalities in by_seed.items()
     }
-    together = zip(*by_seed.values(), strict=True)
-    pooled = [_finding(each[0], [one.statistic for one in each], resamples) for each in together]
+    pooled = [_finding(each, resamples) for each in zip(*by_seed.values(), strict=True)]
     return per_seed, pooled
 
 
@@ -117,13 +118,16 @@ def word_of(low: float, high: float, threshold: float, above: bool) -> Word:
     return "mixed"
 
 
-def _finding(inequality: Inequality, statistics: Sequence[Statistic], resamples: int) -> Finding:
-    """Return the mean of a number over seeds, with its interval and verdict."""
+def _finding(of_seeds: Sequence[Inequality], resamples: int) -> Finding:
+    """Return the mean of an inequality's number over seeds, with its interval and verdict."""
+    inequality, statistics = of_seeds[0], [each.statistic for each in of_seeds]
     value = float(np.mean([statistic(Draw()) for statistic in statistics]))
     low, high = np.nan, np.nan
     if np.isfinite(value):
         low, high = bootstrap_redrawn(partial(_resampled, statistics), resamples=resamples)
     verdict = word_of(low, high, inequality.threshold, inequality.above)
+    if not all(each.decidable for each in of_seeds):
+        verdict = "mixed"
     return Finding(inequality.about, inequality.side, value, low, high, verdict)
 
 

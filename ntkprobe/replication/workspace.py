@@ -18,7 +18,7 @@ from ..provenance import versions
 from ..settings import require_same_settings
 from ..storage import write_json
 from ..training.runs import located, model_digest
-from .data_files import digests
+from .data_files import digests, hub_names
 from .plan import STARTS, Stage
 from .settings import ReplicationSettings, Scale
 from .splits import Splits
@@ -105,6 +105,7 @@ class Workspace:
             "model": identity,
             "dtype": self.settings.dtype,
             **{f"data.{name}": digest for name, digest in digests(self.places).items()},
+            **{f"data.{name}": where for name, where in hub_names(self.places).items()},
         }
         path = self.out / "replication.json"
         old = json.loads(path.read_text()) if path.is_file() else {}
@@ -184,6 +185,10 @@ def _shape_of_config(model: str) -> dict[str, int]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from ..checkpoints.loading import require_hub_name
+
+    if not Path(located(model)).is_dir():
+        require_hub_name(model)
     try:
         config = AutoConfig.from_pretrained(located(model), trust_remote_code=False)
         with torch.device("meta"):

@@ -32,7 +32,7 @@ from ..measurement.influence import Influence
 from ..prompts.prompt_set import PromptSet
 from ..provenance import versions
 from ..storage import replacing, step_of, write_json, write_table, write_tensors
-from .settings import SCHEMA_VERSION, require_same
+from .settings import SCHEMA_VERSION, MeasureSettings, require_same
 
 COMPANIONS = {"kernel": ("tokens", "parts", "blocks"), "influence": ("terms",)}
 MEASURED = ("kernel", "refusal", "activations", "directions", "influence")
@@ -272,13 +272,15 @@ class MeasurementFolder:
             for name in (kind, *COMPANIONS.get(kind, ())):
                 self.file(name, step).unlink(missing_ok=True)
 
-    def set_aside(self, step: int) -> None:
+    def set_aside(self, step: int, settings: MeasureSettings) -> None:
         """Move a step's tables to `unverified/`, where nothing reads them as measurements.
 
         Args:
             step: one whose numbers turned out not to be those of its checkpoint.
+            settings: by which they were measured; what others measured before stays.
         """
-        for kind in TABLES:
+        measured = [kind for kind in MEASURED if getattr(settings, kind) is not None]
+        for kind in (name for each in measured for name in (each, *COMPANIONS.get(each, ()))):
             file = self.file(kind, step)
             if file.is_file():
                 (self.path / "unverified" / kind).mkdir(parents=True, exist_ok=True)

@@ -85,7 +85,7 @@ class MeasuringLoop:
     def _quarantine_unverified(self, reason: str) -> None:
         """Set aside what was measured since the last comparison that passed."""
         for step in self.measurer.check.unchecked:
-            self.folder.set_aside(step)
+            self.folder.set_aside(step, self.measurer.recorder.settings)
             self.folder.note("failed", step=step, reason=reason)
             self.outcome.failed[step] = reason
             if step in self.outcome.new:

@@ -151,7 +151,7 @@ class StageLoop(MeasuringLoop):
         except Incomplete as why:  # nobody looks again
             raise UserError(f"{one.stage.model} changed while it was read: {why}") from why
         except WrongMeasurement as why:  # of this stage: the others are loaded on their own
-            self.folder.set_aside(one.step)
+            self.folder.set_aside(one.step, self.recorder.settings)
             raise UserError(str(why)) from why
 
 

@@ -174,4 +174,5 @@ def test_a_folder_missing_in_a_run_is_said_at_once_and_no_hub_is_asked(
     for name in ("owner/model", "owner/model", "elsewhere/model", "model"):  # may be on the hub
         loading.load_model(name)
     assert asked == ["owner/model", "owner/model", "elsewhere/model", "model"]
-    assert capsys.readouterr().err.count("owner/model: no such folder in owner; asking") == 1
+    said = capsys.readouterr().err
+    assert said.count("owner/model is no folder here: asking the Hugging Face hub") == 1

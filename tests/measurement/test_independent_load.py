@@ -301,6 +301,21 @@ def test_a_tied_tensor_that_the_kernel_lost_is_found(tmp_path, monkeypatch):
     fails_the_comparison(out, lambda: measure(run, out), "kernel")
 
 
+def test_what_an_earlier_call_measured_stays_where_a_comparison_fails(tmp_path, monkeypatch):
+    run, out = adapter_run(tmp_path, (10,), tied=True, modules_to_save=["embed_tokens"]), tmp_path
+    assert measure(run, out / "out", replace(SETTINGS, kernel=None)).status == 0
+    refusals = sorted((out / "out/refusal").glob("*"))
+    whole = ParameterSelection.parameters
+    monkeypatch.setattr(
+        ParameterSelection,
+        "parameters",
+        lambda self, model: {n: p for n, p in whole(self, model).items() if "embed" not in n},
+    )
+    kernel = replace(SETTINGS, refusal=None)
+    assert fails_the_comparison(out / "out", lambda: measure(run, out / "out", kernel), "kernel")
+    assert refusals and sorted((out / "out/refusal").glob("*")) == refusals
+
+
 def test_weights_without_a_place_are_found(tmp_path, monkeypatch):
     model_of(False, num_hidden_layers=3).save_pretrained(tmp_path / "model")
     byte_bpe().save_pretrained(tmp_path / "model")

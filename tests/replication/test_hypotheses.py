@@ -152,4 +152,9 @@ def test_a_planted_effect_is_found_and_none_where_there_is_none(name):
 def test_with_hardly_any_over_refusal_of_stl_nothing_is_said_of_dcr(monkeypatch):
     world = World(0.8)
     world.over_refusal = lambda run, draw: 0.01
-    assert overall(of_seeds({0: HYPOTHESES["H4"][1](world, 0)}, 50)[1]) == "mixed"
+    world.safety = lambda run, draw: 0.9 if run.startswith("stl") else 0.2
+    per_seed, pooled = of_seeds({0: HYPOTHESES["H4"][1](world, 0)}, 50)
+    assert overall(per_seed[0]) == overall(pooled) == "mixed"
+    assert [finding.value for finding in pooled if "safety" in finding.about] == pytest.approx(
+        [-0.7, -0.7]
+    )

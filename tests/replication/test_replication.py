@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,12 +16,14 @@ from replication_data import write_published
 from ntkprobe import tiny
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
+from ntkprobe.evaluation import Evaluation
 from ntkprobe.prompts.prompt_set import normalised
-from ntkprobe.replication.data_files import FILES, find_files, read_file
+from ntkprobe.replication.data_files import FILES, find_files, hub_names, read_file
 from ntkprobe.replication.hypotheses import HYPOTHESES
 from ntkprobe.replication.plan import MAIN, chosen, needed, stages
 from ntkprobe.replication.publishing import publish
 from ntkprobe.replication.report import write_report
+from ntkprobe.replication.results import Results
 from ntkprobe.replication.settings import SCALES, ReplicationSettings
 from ntkprobe.replication.splits import Drawer, begins_with_refusal, is_yes_no, make_splits
 from ntkprobe.replication.workspace import Workspace
@@ -70,40 +73,84 @@ def kill_when_written(call, out, pattern):
         killed.wait()
 
 
-def test_a_run_killed_in_its_answers_goes_on_without_repeating_any(published, tmp_path):
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def evaluated(published, tmp_path_factory):
+    """A replication whose run of STL was trained and evaluated; its answers were killed once."""
+    out = tmp_path_factory.mktemp("evaluated") / "out"
     assert main(words(published, out, "--only", "prepare")) == 0
     (out / "choice.json").write_text('{"rate": 0.003, "met": null, "tried": []}')
     assert main(words(published, out, "--only", "train-stl-0")) == 0
     evaluating = words(published, out, "--only", "evaluate-stl-0")
     kill_when_written(evaluating, out, "eval/stl-0/answers/*/batch-*.parquet")
-    before = written(out)
     assert not (out / "done/evaluate-stl-0.json").exists()
+    return out
+
+
+def test_a_run_killed_in_its_answers_goes_on_without_repeating_any(published, evaluated):
+    before = written(evaluated)
+    evaluating = words(published, evaluated, "--only", "evaluate-stl-0")
     assert main(evaluating) == 0
-    after = written(out)
-    assert {path: after[path] for path in before} == before and len(after) > len(before)
-    assert {path.stem for path in (out / "done").glob("[!.]*.json")} == {
-        "prepare",
-        "train-stl-0",
-        "evaluate-stl-0",
-    }
-    assert main(evaluating) == 0 and written(out) == after
+    after = written(evaluated)
+    assert before and {path: after[path] for path in before} == before
+    done = {path.stem for path in (evaluated / "done").glob("[!.]*.json")}
+    assert done == {"prepare", "train-stl-0", "evaluate-stl-0"}
+    assert main(evaluating) == 0 and written(evaluated) == after
+
+
+def cells(place):
+    """Return every text in a folder's files: table cells, and whole other files."""
+    found = []
+    for path in (p for p in place.rglob("*") if p.is_file() and p.suffix != ".png"):
+        if path.suffix in (".parquet", ".csv"):
+            table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+            found += [str(value) for name in table for value in (name, *table[name].unique())]
+        elif path.suffix in (".json", ".md"):
+            found.append(path.read_text())
+    return found
+
+
+def assert_nothing_private(out, place):
+    """Check that a published copy holds no prompt, no pair, no answer and no place of a file."""
+    rows = [json.loads(line) for file in (out / "data").glob("*.jsonl") for line in file.open()]
+    answers = [pd.read_parquet(path)["answer"] for path in out.glob("eval/*/answers/*/*.parquet")]
+    texts = {text for row in rows for text in (row["prompt"], row.get("response"))}
+    texts |= {text for table in answers for text in table if len(text) > 8}
+    private = [text for text in texts if text] + [str(out), MODEL]
+    assert len(private) > 10
+    for cell in cells(place):
+        assert not [text for text in private if text in cell], cell[:200]
+
+
+def test_a_published_copy_has_the_numbers_and_neither_texts_nor_places(
+    published, evaluated, tmp_path
+):
+    out, place = evaluated, tmp_path / "copy"
+    assert main(words(published, out, "--only", "evaluate-stl-0")) == 0
+    publish(out, place)
+    assert_nothing_private(out, place)
+    with pytest.raises(AssertionError):
+        assert_nothing_private(out, out)
+    first, second = (Results(folder).table("stl-0") for folder in (out, place))
+    pd.testing.assert_frame_equal(first, second)
+    verdicts = [Evaluation(folder / "eval/stl-0").verdicts() for folder in (out, place)]
+    assert len(verdicts[0]) and (verdicts[0]["verdict"] == verdicts[1]["verdict"]).all()
+    publish(out, place)  # over an older copy
+    other = tmp_path / "other"
+    (other / "mine").mkdir(parents=True)
+    for folder, why in ((out, "not apart"), (out / "x", "not apart"), (other, "something else")):
+        with pytest.raises(UserError, match=why):
+            publish(out, folder)
+    assert (out / "replication.json").is_file() and (other / "mine").is_dir()
 
 
 def assert_published_without_texts_or_places(out, place):
-    """Check that a published copy gives the report's numbers again, and holds no prompt."""
+    """Check that a published copy gives the report's verdicts again, and holds nothing private."""
     publish(out, place)
-    again = Workspace(
-        ReplicationSettings(model=MODEL, output_dir=place, seeds=(0,), scale="toy"), {}
-    )
-    report = write_report(again).read_text()
+    settings = ReplicationSettings(model=MODEL, output_dir=place, seeds=(0,), scale="toy")
+    report = write_report(Workspace(settings, {})).read_text()
     numbers = (out / "report.md").read_text().partition("## The filters")[0]
-    assert report.startswith(numbers) and "does not" in numbers
-    rows = [json.loads(line) for file in (out / "data").glob("*.jsonl") for line in file.open()]
-    tables = [pd.read_parquet(path).to_csv() for path in place.rglob("*.parquet")]
-    held = "".join([*tables, *(path.read_text() for path in place.rglob("*.json"))])
-    assert rows and not [row for row in rows if row["prompt"] in held]
-    assert MODEL not in held and MODEL in (out / "replication.json").read_text()
+    assert "### H6" in numbers and report.startswith(numbers.replace(MODEL, "model"))
+    assert_nothing_private(out, place)
 
 
 @pytest.mark.slow
@@ -212,6 +259,32 @@ def test_a_missing_file_is_named_with_its_source(published, tmp_path, name):
     with pytest.raises(UserError, match="1 files are missing") as told:
         find_files(tmp_path)
     assert FILES[name].names[0] in str(told.value) and FILES[name].source in str(told.value)
+
+
+def test_what_a_folder_lacks_is_taken_from_the_hub_where_that_is_asked_for(
+    published, tmp_path, monkeypatch
+):
+    every = find_files(published)
+    for name, path in every.items():
+        if name != "xstest":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match="--hub takes from the Hugging Face hub: xstest_prompts"):
+        find_files(tmp_path)
+    places = find_files(tmp_path, hub=True)
+    assert set(every) - set(places) == {"xstest"} and hub_names(every) == {}
+    assert hub_names(places) == {"xstest": "hub:Paul/XSTest"}
+    rows = read_file("xstest", every)
+    asked = []
+
+    def load_dataset(*given, **more):
+        asked.append((given, more))
+        return rows
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert read_file("xstest", places) == rows
+    assert asked == [(("Paul/XSTest", None), {"split": "train"})]
+    with pytest.raises(UserError, match="6 files are missing"):
+        find_files(None, hub=True)
 
 
 def test_a_file_of_another_form_is_refused(published, tmp_path):
