@@ -11,14 +11,12 @@ from time import process_time
 from typing import Any
 from unittest import mock
 
-import torch
+from support.real_models import add_arguments, loaded
 from support.tables import machine, table, write
 
-from ntkprobe.checkpoints import load_model, load_tokenizer
 from ntkprobe.evaluation.answers import FIRST_BATCH, LocalModel, Question
 from ntkprobe.evaluation.settings import AnswerSettings
 from ntkprobe.models import cached
-from ntkprobe.prompts.prompt_set import PromptSet
 from ntkprobe.prompts.templates import resolve_template
 
 BATCHES = (16, FIRST_BATCH, 64)
@@ -27,17 +25,14 @@ BATCHES = (16, FIRST_BATCH, 64)
 def main() -> None:
     """Answer the prompts in every way, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model")
-    parser.add_argument("--prompts", type=Path)
+    add_arguments(parser)
     parser.add_argument("--count", type=int, default=64, help="prompts")
     parser.add_argument("--new-tokens", type=int, default=20)
     given = parser.parse_args()
-    if given.model is None or given.prompts is None:
-        print("nothing measured: give --model MODEL (a folder or a GGUF file) and --prompts FILE")
+    if (there := loaded(given)) is None:
         return
-    torch.set_num_threads(1)
-    model, tokenizer = load_model(given.model), load_tokenizer(given.model)
-    texts = [prompt.text for prompt in PromptSet.from_file(given.prompts)][: given.count]
+    model, tokenizer, prompts = there
+    texts = [prompt.text for prompt in prompts][: given.count]
     ways = [(shares, size) for size in BATCHES for shares in (False, True)]
     taken = {way: answered(model, tokenizer, texts, given.new_tokens, *way) for way in ways}
     seconds, answers = taken[ways[0]]
@@ -54,8 +49,8 @@ def main() -> None:
     header = ["what prompts begin with", "prompts at a time", "CPU s each", "ratio", "same answers"]
     about = (
         f"{Path(given.model).name}; {len(texts)} prompts, {given.new_tokens} tokens at most; "
-        f"{machine()}; by `python benchmarks/answers.py`. `ntkprobe evaluate` runs it once where "
-        f"the model allows that, and answers {FIRST_BATCH} prompts at a time."
+        f"{machine()}; by `python benchmarks/answers.py`. `ntkprobe evaluate` runs what all "
+        f"prompts begin with once where the model allows that, {FIRST_BATCH} at a time."
     )
     print(write(__file__, "# Answers", about, table(header, rows)))
 

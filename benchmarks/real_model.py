@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from support import floor
+from support.real_models import add_arguments, loaded
 from support.tables import machine, table, write
 from torch import Tensor
 from tqdm import tqdm
 
-from ntkprobe.checkpoints import load_model, load_tokenizer
 from ntkprobe.estimators.gram import Gram
 from ntkprobe.kernel import Probe
 from ntkprobe.measurement import Encoded, encode, measure_refusal
@@ -27,7 +27,6 @@ from ntkprobe.models.cached import batches, shared_ids
 from ntkprobe.models.generation import answer_batch, left_padded, length_batches
 from ntkprobe.models.logits import top_tokens
 from ntkprobe.prompts.phrases import PAPER31
-from ntkprobe.prompts.prompt_set import PromptSet
 from ntkprobe.refusal import bound_phrases, phrase_ids, reduce_phrases, score_phrases
 from ntkprobe.refusal.trie import PhraseTrie
 
@@ -59,19 +58,15 @@ class Setting:
 def main() -> None:
     """Measure every part, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model")
-    parser.add_argument("--prompts", type=Path)
+    add_arguments(parser)
     parser.add_argument("--count", type=int, default=24, help="prompts of P(refuse) and answers")
     parser.add_argument("--kernel", type=int, default=12, help="prompts of the kernel")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=64)
     given = parser.parse_args()
-    if given.model is None or given.prompts is None:
-        print("nothing measured: give --model MODEL (a folder or a GGUF file) and --prompts FILE")
+    if (there := loaded(given)) is None:
         return
-    torch.set_num_threads(1)
-    model, tokenizer = load_model(given.model), load_tokenizer(given.model)
-    every = PromptSet.from_file(given.prompts)
+    model, tokenizer, every = there
     prompts = every.take(list(range(0, len(every), max(1, len(every) // given.count))))
     encoded = encode(tokenizer, prompts.take(list(range(min(given.count, len(prompts))))))
     setting = Setting(model, tokenizer, encoded, given.new_tokens, given.batch_size)

@@ -1,7 +1,8 @@
-"""Options that several commands share: defaults from a file or a preset, and a quiet process."""
+"""What several commands share: defaults from a file or a preset, lines of progress, quiet."""
 
 import logging
 import os
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..presets.settings import preset_settings
 from ..settings import parse_yaml
 
@@ -110,6 +111,11 @@ def _set_defaults(ctx: Any, values: Any, source: str, *, first: bool) -> None:
             named[name] = [named[name]]
     older = dict(ctx.default_map or {})
     ctx.default_map = {**older, **named} if first else {**named, **older}
+
+
+def report_line(message: str) -> None:
+    """Print a line about what is going on, on standard error."""
+    print(one_line(message), file=sys.stderr)
 
 
 def quieten() -> None:

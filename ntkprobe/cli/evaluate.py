@@ -11,7 +11,7 @@ from ..errors import UserError, one_line
 from ..evaluation.settings import ANSWERS, AnswerSettings
 from ..settings import BATCH_SIZE, Flag, LoadSettings
 from ..stages import Stage, only_template
-from ._options import SOME, config_defaults, named_stages, preset_defaults, quieten
+from ._options import SOME, config_defaults, named_stages, preset_defaults, quieten, report_line
 from ._signature import command_of
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def evaluate(options: EvaluateOptions) -> int:
     subject = None if stages else options.subject()
     for questions in benchmarks:
         if questions.note:
-            _report(one_line(questions.note))
+            report_line(questions.note)
     how: dict[str, Any] = {
         "judges": judges,
         "trained_on": options.trained_on or (),
@@ -147,7 +147,7 @@ def evaluate(options: EvaluateOptions) -> int:
     }
     done = _evaluated(options, subject, stages, benchmarks, how)
     for line in done.lines():
-        _report(one_line(line) if stages else line)
+        print(one_line(line) if stages else line, file=sys.stderr)  # a table keeps its spaces
     typer.echo(one_line(done.closing_line()))
     return done.status
 
@@ -179,8 +179,3 @@ def _evaluated(
         label=options.label,
         **how,
     )
-
-
-def _report(message: str) -> None:
-    """Print a line about what is going on, on standard error."""
-    print(message, file=sys.stderr)

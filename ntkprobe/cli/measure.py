@@ -8,7 +8,7 @@ import typer
 
 from ..errors import UserError, one_line
 from ._measure_options import MeasureOptions
-from ._options import quieten
+from ._options import quieten, report_line
 from ._signature import command_of
 
 
@@ -44,7 +44,7 @@ def measure(options: MeasureOptions) -> int:
         outcome = _measured_stages(options, prompts, settings)
         typer.echo(one_line(outcome.closing_line()))
         return outcome.status
-    _report(prompts.describe())
+    report_line(prompts.describe())
     about = {"argv": sys.argv[1:], "trained_on": _trained_on(prompts, run, model)}
     outcome = _measured(
         options.ray,
@@ -68,7 +68,7 @@ def _measured_stages(options: MeasureOptions, prompts: Any, settings: Any) -> An
     from ..watcher import measure_stages
 
     stages = options.stages()
-    _report(prompts.describe())
+    report_line(prompts.describe())
     trained = _trained_on(prompts, *(stage.model for stage in stages))
     return measure_stages(
         prompts,
@@ -101,13 +101,13 @@ def _trained_on(prompts: Any, *models: Path | str | None) -> dict[str, Any] | No
     try:
         trained = training_prompts([Path(model) for model in models if model])
     except UserError as error:
-        _report(f"what was trained on is not known: {error}")
+        report_line(f"what was trained on is not known: {error}")
         return None
     found = measured_overlap(prompts, trained)
     if found and found["prompts"]:
         groups = ", ".join(f"{number} {group}" for group, number in found["groups"].items())
         runs = " and ".join(name for name, number in found["sources"].items() if number)
-        _report(
+        report_line(
             f"{found['prompts']} of {found['of']} prompts measured were trained on ({groups}; by "
             f"{runs}): what they show may not hold for others"
         )
@@ -125,8 +125,3 @@ def _first_of_each_group(prompts: Any, limit: int) -> Any:
     return prompts.take(
         sorted(row for group in prompts.groups for row in prompts.rows(group)[:limit])
     )
-
-
-def _report(message: str) -> None:
-    """Print a line about what is going on, on standard error."""
-    print(one_line(message), file=sys.stderr)

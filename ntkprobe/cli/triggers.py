@@ -1,6 +1,5 @@
 """`ntkprobe triggers`: extract and answer the harmless parts of harmful prompts."""
 
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import UserError, one_line
+from ..errors import UserError
 from ..settings import LOADING, Flag, LoadSettings
-from ._options import SOME, SOURCE, config_defaults, quieten
+from ._options import SOME, SOURCE, config_defaults, quieten, report_line
 from ._signature import command_of
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def triggers(options: TriggerOptions) -> None:
     models = _Models(options)
     with dated(progress.day):
         found = _extraction(options, models, examples, progress)
-        _report(f"{options.extractor}: {describe(found.counts, found.reasons)}")
+        report_line(f"{options.extractor}: {describe(found.counts, found.reasons)}")
         kept = _answered(options, models, found)
     write_triggers(output, kept, options.extractor)
     progress.clear()
@@ -152,7 +151,7 @@ class _Models:
             for line in resolve_template(self._loaded[1], self.options.template).remarks(
                 self._loaded[1]
             ):
-                _report(line)
+                report_line(line)
         return self._loaded
 
 
@@ -227,7 +226,7 @@ def _answered(options: TriggerOptions, models: _Models, found: "Extraction") -> 
             progress=True,
         )
     kept, counts = compliant(made)
-    _report("answers: " + ", ".join(f"{number} {what}" for what, number in counts.items()))
+    report_line("answers: " + ", ".join(f"{number} {what}" for what, number in counts.items()))
     if not kept:
         raise UserError("no trigger has a compliant answer: give others with --answers FILE")
     return kept
@@ -243,8 +242,3 @@ def _next(output: Path, kept: "list[Trigger]") -> str:
         f"next: ntkprobe train sft --model MODEL --recipe refusal_trigger --triggers {output} "
         "--safe FILE"
     )
-
-
-def _report(message: str) -> None:
-    """Print a line about what is going on, on standard error."""
-    print(one_line(message), file=sys.stderr)

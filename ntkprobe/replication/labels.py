@@ -21,7 +21,7 @@ def write_sample(out: Path, models: Sequence[str]) -> None:
         models: names of final models.
     """
     path = out / "labels.csv"
-    if not models or (path.is_file() and _labelled(path).any()):
+    if not models or (path.is_file() and _labelled(_read(path)).any()):
         return
     tables = [_answers(out, name) for name in models]
     everything = pd.concat(tables, ignore_index=True)
@@ -35,8 +35,8 @@ def agreement_lines(out: Path) -> Iterator[str]:
     if not path.is_file():
         yield "They are drawn for labelling when all final models have been evaluated."
         return
-    table = pd.read_csv(path, keep_default_na=False)
-    table = table.loc[_labelled(path)]
+    table = _read(path)
+    table = table.loc[_labelled(table)]
     if table.empty:
         yield (
             f"None yet: write `refusal` or `compliance` into the column `label` of {path.name},"
@@ -57,9 +57,14 @@ def agreement_lines(out: Path) -> Iterator[str]:
         yield f"| {name} | {100 * (agreement.value or 0):.0f} % | {value} | {false} | {missed} |"
 
 
-def _labelled(path: Path) -> pd.Series:
+def _read(path: Path) -> pd.DataFrame:
+    """Return the sample, with empty text where there is none."""
+    return pd.read_csv(path, keep_default_na=False)
+
+
+def _labelled(table: pd.DataFrame) -> pd.Series:
     """Return which rows have a label."""
-    return pd.read_csv(path, keep_default_na=False)["label"].isin(LABELS)
+    return table["label"].isin(LABELS)
 
 
 def _answers(out: Path, name: str) -> pd.DataFrame:

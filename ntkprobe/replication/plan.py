@@ -20,6 +20,9 @@ from ..errors import UserError
 MAIN = ("stl", "dcr-stl", "control-stl")
 """The runs that the hypotheses are about; of all seeds they come before the others."""
 
+TIMED = ("dcr", "stl")
+"""The stages of training that table 2 shows."""
+
 FURTHER = ("stl-aug",)
 STEERED = ("surgical", "scans", "adacd")
 """Methods applied to STL's final model."""

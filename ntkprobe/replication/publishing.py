@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from ..errors import UserError
 from ..evaluation import Evaluation
 from ..prompts.prompt_set import normalised
-from ..storage import write_json, write_table
+from ..storage import replacing, write_json, write_table
+from ..training.runs import REPORT, SETTINGS
 from ..trajectory import Trajectory
 from .labels import FILTERS
+from .plan import TIMED
 from .results import REFUSED, SEEMINGLY, TOXIC, refused_table
 
 WITHHELD = "(withheld)"
@@ -55,8 +58,13 @@ def publish(out: Path, place: Path) -> None:
         raise UserError(f"{place} holds something else: choose an empty or new folder")
     shutil.rmtree(place, ignore_errors=True)
     files = [out / "replication.json", out / "choice.json", *(out / "done").glob("[!.]*.json")]
-    for path in filter(Path.is_file, [*files, *out.glob("runs/*/training.json")]):
+    runs = [path for name in TIMED for path in sorted((out / "runs").glob(f"{name}-[0-9]*"))]
+    for path in filter(Path.is_file, [*files, *(run / REPORT for run in runs)]):
         write_json(place / path.relative_to(out), without_places(json.loads(path.read_text()), out))
+    for path in filter(Path.is_file, (run / SETTINGS for run in runs)):
+        settings = without_places(yaml.safe_load(path.read_text("utf-8")), out)
+        with replacing(place / path.relative_to(out)) as hidden:
+            hidden.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
     for path in (out / "mitigations").glob("*.unfit.json"):
         write_json(place / path.relative_to(out), {"why": UNFIT})
     done = {path.stem.partition("-")[2] for path in (out / "done").glob("evaluate-*.json")}

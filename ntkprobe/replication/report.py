@@ -13,8 +13,9 @@ from .data_files import SAFETY_SETS
 from .evaluating import why_unfit
 from .hypotheses import HYPOTHESES, LEAST_OVER_REFUSAL, better_predictor
 from .labels import agreement_lines, write_sample
-from .plan import FURTHER, MAIN, STEERED, Stage, needed, stages
+from .plan import FURTHER, MAIN, STEERED, TIMED, Stage, needed, stages
 from .results import HELD_OUT, Results
+from .settings import ReplicationSettings
 from .verdicts import Draw, Finding, of_seeds, overall
 from .workspace import Workspace
 
@@ -26,8 +27,6 @@ FIGURES = (
 )
 """Figures, after the stage that has to be done and the folder that they are drawn from."""
 TABLES = ("1", "2", "3")
-PLANNED = (0, 1, 2)
-"""The seeds of docs/replication.md; a verdict pooled over fewer says so."""
 
 
 def write_report(workspace: Workspace) -> Path:
@@ -111,7 +110,8 @@ def _verdicts(workspace: Workspace, results: Results, seeds: Sequence[int]) -> I
         resamples = workspace.scale.resamples
         per_seed, pooled = of_seeds({seed: make(results, seed) for seed in whole}, resamples)
         words = [overall(per_seed[s]) if s in whole else "not measured yet" for s in seeds]
-        about = "" if set(PLANNED) <= set(whole) else f" (seeds {', '.join(map(str, whole))} alone)"
+        fewer = set(ReplicationSettings.seeds) - set(whole)  # than docs/replication.md asks for
+        about = f" (of {', '.join(f'seed {seed}' for seed in whole)} alone)" if fewer else ""
         summary.append(_row([name, claim, *words, f"**{overall(pooled)}**{about}"]))
         details += ["", f"### {name}: {claim}", "", *_findings(per_seed, pooled)]
         if name == "H5":
@@ -221,7 +221,7 @@ def _figures(workspace: Workspace, seeds: Sequence[int]) -> Iterator[str]:
                 yield f"![{path.stem}](figures/{path.name})"
                 yield ""
         for name, why in drawn.missing.items():
-            yield f"- {name} was not drawn: {_named(why, workspace)}"
+            yield f"- {name} was not drawn: {_without_place(why, workspace)}"
 
 
 def _tables(workspace: Workspace, seeds: Sequence[int]) -> Iterator[str]:
@@ -235,7 +235,7 @@ def _tables(workspace: Workspace, seeds: Sequence[int]) -> Iterator[str]:
     trained = [
         f"{run}={workspace.out / 'runs' / f'{run}-{seed}'}"
         for seed in seeds[:1]
-        for run in ("dcr", "stl")
+        for run in TIMED
         if (workspace.out / "runs" / f"{run}-{seed}" / "training.json").is_file()
     ]
     for name in TABLES:
@@ -248,7 +248,7 @@ def _tables(workspace: Workspace, seeds: Sequence[int]) -> Iterator[str]:
                 places, name, compare="paper:Qwen2.5-1.5B" if name != "3" else "paper"
             )
         except UserError as error:
-            yield f"- table {name} was not made: {_named(error, workspace)}"
+            yield f"- table {name} was not made: {_without_place(error, workspace)}"
             continue
         path = workspace.out / "tables" / f"table{name}.md"
         with replacing(path) as hidden:
@@ -256,7 +256,7 @@ def _tables(workspace: Workspace, seeds: Sequence[int]) -> Iterator[str]:
         yield f"- [table {name}](tables/{path.name})"
 
 
-def _named(why: object, workspace: Workspace) -> str:
+def _without_place(why: object, workspace: Workspace) -> str:
     """Return a message with OUT in place of the output folder's path."""
     text = one_line(why)
     for place in (workspace.out.resolve(), workspace.out):
