@@ -1,10 +1,10 @@
 """A copy of a replication's measurements that can be published: no texts, no places of files.
 
 Verdicts, tables of refusals and the figures of kernels are made from it again. Prompts are replaced
-by digests, under which the same prompt is found in every table; answers by `WITHHELD`, with the
-verdicts and refusals that were read from them. Weights, activations and all but the first step's
-parts of the kernel are left out, so that figures 7 and 8 are not; figures that name prompts name
-digests.
+by digests, under which the same prompt is found in every table. Answers are replaced by `WITHHELD`,
+with the verdicts and refusals that were read from them; so is why a method could not be fitted,
+which may name words of answers. Weights, activations and all but the first step's parts of the
+kernel are left out, so that figures 7 and 8 are not; figures that name prompts name digests.
 """
 
 import json
@@ -35,8 +35,6 @@ MEASURED = ("kernel", "refusal", "influence", "terms")
 LABELLED = ["id", "model", "benchmark", *FILTERS, "label"]
 """Columns of the answers labelled by hand."""
 
-UNFIT = "it could not be fitted on STL's final model"
-
 
 def publish(out: Path, place: Path) -> None:
     """Copy what a report is made of, without texts and places.
@@ -66,7 +64,7 @@ def publish(out: Path, place: Path) -> None:
         with replacing(place / path.relative_to(out)) as hidden:
             hidden.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
     for path in (out / "mitigations").glob("*.unfit.json"):
-        write_json(place / path.relative_to(out), {"why": UNFIT})
+        write_json(place / path.relative_to(out), {"why": WITHHELD})
     done = {path.stem.partition("-")[2] for path in (out / "done").glob("evaluate-*.json")}
     for name in sorted(done & {path.name for path in (out / "eval").glob("*")}):
         _evaluation(out / "eval" / name, place / "eval" / name, out)
