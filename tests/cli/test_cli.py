@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from tiny_runs import events, lora_run, save_base, write_prompts
 
-from ntkprobe import Trajectory
+from ntkprobe import Trajectory, __version__
 from ntkprobe.cli import main
 
 QUICK = ["--only", "kernel", "--estimator", "dense", "--top-k", "2", "--device", "cpu"]
@@ -339,6 +339,14 @@ def test_help_and_version_load_neither_torch_nor_pandas():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert "measure" in found.stdout and "--ckpt-dir" in found.stdout
+
+
+def test_the_package_runs_as_a_module_and_passes_the_exit_status_on():
+    call = [sys.executable, "-m", "ntkprobe"]
+    shown = subprocess.run([*call, "--version"], capture_output=True, text=True)
+    assert shown.returncode == 0 and __version__ in shown.stdout
+    refused = subprocess.run([*call, "no-such-command"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "no-such-command" in refused.stderr
 
 
 def test_events_tell_what_happened_to_each_checkpoint(call, tmp_path):

@@ -18,6 +18,7 @@ from ntkprobe import tiny
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation import Evaluation
+from ntkprobe.prompts.phrases import phrase_set
 from ntkprobe.prompts.prompt_set import normalised
 from ntkprobe.replication.data_files import FILES, find_files, hub_names, read_file
 from ntkprobe.replication.hypotheses import HYPOTHESES
@@ -116,7 +117,8 @@ def assert_nothing_private(out, place):
     answers = [pd.read_parquet(path)["answer"] for path in out.glob("eval/*/answers/*/*.parquet")]
     texts = {text for row in rows for text in (row["prompt"], row.get("response"))}
     texts |= {text for table in answers for text in table if len(text) > 8}
-    private = [text for text in texts if text] + [str(out), MODEL]
+    own = " ".join(phrase_set())  # our own list, in every record; toy answers are as short
+    private = [text for text in texts if text and text not in own] + [str(out), MODEL]
     assert len(private) > 10
     for cell in cells(place):
         assert not [text for text in private if text in cell], cell[:200]
