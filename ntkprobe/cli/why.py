@@ -1,143 +1,134 @@
 """`ntkprobe why`: find training pairs that pushed a prompt to or from refusal."""
 
-import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UserError, one_line
-from ._options import SOURCE, config_defaults, quieten
+from ..settings import Flag, LoadSettings
+from ._options import SOURCE, config_defaults, quieten, report_line
+from ._signature import command_of
 
 if TYPE_CHECKING:
     from ..attribution import Attribution, AttributionSettings
     from ..prompts.prompt_set import PromptSet
 
-Flag = typer.Option
 
+@dataclass(frozen=True, kw_only=True)
+class WhyOptions:
+    """What `ntkprobe why` is asked for.
 
-def why(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run of ntkprobe train sft.", show_default=False)
-    ],
+    Attributes:
+        run: a run of ntkprobe train sft.
+        file: files of prompts.
+        prompt: a prompt; may be repeated.
+        refused_by: all prompts that a measurement found refused at its last step.
+        pairs: what the run was trained on.
+        model: the base model of adapters.
+        output_dir: keep finished work, and write tables and a figure.
+        target: what was pushed: `refusal`, `refusal_prefix_free`, `tokens` or `response`.
+        token: with --target tokens: a token; may be repeated.
+        over: `checkpoints` (TracIn's sum), `final`, or `steps` (as StepCallback recorded).
+        recorded_steps: with --over steps: the recorded steps.
+        steps: only checkpoints of these steps.
+        estimator: `exact`, or `sketch` (with a standard error).
+        side: of a sketch: rows and columns of a layer's projection.
+        parts: of a sketch: independent projections.
+        index: a sketch's folder of features.
+        candidates: pairs that were not trained on: order these, for train sft --recipe influence.
+        loss: of a pair: `sum` over its tokens, or `mean`.
+        parameters: parameters that training moves; `auto` is `lora` with an adapter, else `all`.
+        top: pairs shown in each direction.
+        shard: be worker i of n; needs --output-dir.
+        batch_size: pairs at a time.
+        dtype: `float32`, `float64`, `bfloat16` or `float16`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        config: a YAML file with these options.
+    """
+
+    run: Annotated[Path, Flag(argument=True, metavar="RUN")]
     file: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[FILE]...", help=f"Files of prompts: {SOURCE}.", show_default=False
-        ),
-    ] = None,
-    prompt: Annotated[
-        list[str] | None, Flag(metavar="TEXT", help="A prompt; may be repeated.")
-    ] = None,
-    refused_by: Annotated[
-        Path | None,
-        Flag(metavar="OUT", help="All prompts that a measurement found refused at its last step."),
-    ] = None,
-    pairs: Annotated[
-        Path | None,
-        Flag(metavar="FILE", help="What the run was trained on.", show_default="RUN/data.parquet"),
-    ] = None,
-    model: Annotated[
-        str | None, Flag(help="The base model of adapters.", show_default="the one they name")
-    ] = None,
-    output_dir: Annotated[
-        Path | None, Flag(metavar="DIR", help="Keep finished work, and write tables and a figure.")
-    ] = None,
-    target: Annotated[
-        str, Flag(help="What was pushed: refusal, refusal_prefix_free, tokens or response.")
-    ] = "refusal",
-    token: Annotated[
-        list[str] | None,
-        Flag(metavar="TEXT", help="With --target tokens: a token; may be repeated."),
-    ] = None,
-    over: Annotated[
-        str, Flag(help="checkpoints (TracIn's sum), final, or steps (as StepCallback recorded).")
-    ] = "checkpoints",
-    recorded_steps: Annotated[
-        Path | None,
-        Flag(
-            metavar="DIR", help="With --over steps: the recorded steps.", show_default="RUN-steps"
-        ),
-    ] = None,
-    steps: Annotated[
-        str | None, Flag(metavar="A:B:C", help="Only checkpoints of these steps.")
-    ] = None,
-    estimator: Annotated[str, Flag(help="exact, or sketch (with a standard error).")] = "exact",
-    side: Annotated[int, Flag(help="Of a sketch: rows and columns of a layer's projection.")] = 4,
-    parts: Annotated[int, Flag(help="Of a sketch: independent projections.")] = 8,
-    index: Annotated[
-        Path | None,
-        Flag(metavar="DIR", help="A sketch's folder of features.", show_default="DIR/index"),
-    ] = None,
-    candidates: Annotated[
-        Path | None,
-        Flag(
-            metavar="FILE",
-            help="Pairs that were not trained on: order these, for train sft --recipe influence.",
-        ),
-    ] = None,
-    loss: Annotated[str, Flag(help="Of a pair: sum over its tokens, or mean.")] = "sum",
-    parameters: Annotated[
-        str, Flag(help="Parameters that training moves; auto is lora with an adapter, else all.")
-    ] = "auto",
-    top: Annotated[int, Flag(help="Pairs shown in each direction.")] = 5,
-    shard: Annotated[
-        str | None, Flag(metavar="i/n", help="Be worker i of n; needs --output-dir.")
-    ] = None,
-    batch_size: Annotated[int, Flag(help="Pairs at a time.")] = 16,
-    dtype: Annotated[str, Flag(help="float32, float64, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, Flag(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    config: Annotated[
-        Path | None,
-        Flag(
-            metavar="FILE",
-            help="A YAML file with these options.",
-            callback=config_defaults,
-            is_eager=True,
-        ),
-    ] = None,
-) -> None:
+        Flag(argument=True, metavar="[FILE]...", help=f"Files of prompts: {SOURCE}."),
+    ] = None
+    prompt: Annotated[list[str] | None, Flag(metavar="TEXT")] = None
+    refused_by: Annotated[Path | None, Flag(metavar="OUT")] = None
+    pairs: Annotated[Path | None, Flag(metavar="FILE", shows="RUN/data.parquet")] = None
+    model: Annotated[str | None, Flag(shows="the one they name")] = None
+    output_dir: Annotated[Path | None, Flag(metavar="DIR")] = None
+    target: str = "refusal"
+    token: Annotated[list[str] | None, Flag(metavar="TEXT")] = None
+    over: str = "checkpoints"
+    recorded_steps: Annotated[Path | None, Flag(metavar="DIR", shows="RUN-steps")] = None
+    steps: Annotated[str | None, Flag(metavar="A:B:C")] = None
+    estimator: str = "exact"
+    side: int = 4
+    parts: int = 8
+    index: Annotated[Path | None, Flag(metavar="DIR", shows="DIR/index")] = None
+    candidates: Annotated[Path | None, Flag(metavar="FILE")] = None
+    loss: str = "sum"
+    parameters: str = "auto"
+    top: int = 5
+    shard: Annotated[str | None, Flag(metavar="i/n")] = None
+    batch_size: int = 16
+    dtype: str = LoadSettings.dtype
+    device: str = LoadSettings.device
+    config: Annotated[Path | None, Flag(metavar="FILE", callback=config_defaults)] = None
+
+    def attribution(self) -> "AttributionSettings":
+        """Return how to attribute."""
+        from ..attribution import AttributionSettings
+        from ..models.projections import ProjectionSettings
+
+        return AttributionSettings(
+            target=self.target,
+            tokens=tuple(self.token or ()),
+            over=self.over,
+            estimator=self.estimator,
+            loss=self.loss,
+            parameters=self.parameters,
+            projection=ProjectionSettings(side=self.side, parts=self.parts),
+            batch_size=self.batch_size,
+            load=LoadSettings(dtype=self.dtype, device=self.device, attn_implementation="sdpa"),
+        )
+
+
+@command_of(WhyOptions)
+def why(options: WhyOptions) -> None:
     """Say which training pairs pushed prompts towards refusal, and which away from it.
 
     Effects are first-order and signed, summed over the run, for every pair that was trained on.
     With --output-dir it can be stopped: the same command goes on.
-    """
-    _why(dict(locals()))
-
-
-def _why(options: dict[str, Any]) -> None:
-    """Attribute, show, write, and end with one line.
-
-    Raises:
-        UserError: if the call makes no sense.
-    """
+    """  # ruff: ignore[docstring-missing-exception]
     from ..watcher.choices import parse_shard, parse_steps
 
-    place, shard = options["output_dir"], parse_shard(options["shard"])
+    place, shard = options.output_dir, parse_shard(options.shard)
     if shard != (0, 1) and place is None:
         raise UserError("--shard needs a folder that all workers share: give --output-dir DIR")
-    if options["candidates"] and place is None:
+    if options.candidates and place is None:
         raise UserError("--candidates needs a folder for what comes out: give --output-dir DIR")
-    if options["top"] < 1:
-        raise UserError(f"--top {options['top']}: give 1 or more")
-    settings, prompts = _settings(options), _prompts(options)
+    if options.top < 1:
+        raise UserError(f"--top {options.top}: give 1 or more")
+    settings, prompts = options.attribution(), _prompts(options)
     quieten()
     from ..attribution import attribute
     from ..training.data import read_pairs
 
     found = attribute(
-        options["run"],
+        options.run,
         prompts=prompts,
         settings=settings,
-        pairs=options["pairs"],
-        model=options["model"],
+        pairs=options.pairs,
+        model=options.model,
         output_dir=place,
-        index_dir=options["index"],
-        recorded_steps=options["recorded_steps"],
-        steps=parse_steps(options["steps"]) if options["steps"] else (),
+        index_dir=options.index,
+        recorded_steps=options.recorded_steps,
+        steps=parse_steps(options.steps) if options.steps else (),
         shard=shard,
-        candidates=read_pairs(options["candidates"]) if options["candidates"] else None,
+        candidates=read_pairs(options.candidates) if options.candidates else None,
         progress=True,
     )
     if found is None:
@@ -147,11 +138,11 @@ def _why(options: dict[str, Any]) -> None:
         )
         return
     for remark in found.remarks:
-        print(one_line(remark), file=sys.stderr)
-    if options["candidates"]:
-        _write_candidates(found, place, options["top"])
+        report_line(remark)
+    if options.candidates and place:
+        _write_candidates(found, place, options.top)
         return
-    for line in lines(found, options["top"]):
+    for line in lines(found, options.top):
         typer.echo(line)
     typer.echo(_closing_line(found, place))
 
@@ -170,24 +161,7 @@ def _write_candidates(found: "Attribution", place: Path, top: int) -> None:
     typer.echo(one_line(closing))
 
 
-def _settings(options: dict[str, Any]) -> "AttributionSettings":
-    """Return how to attribute."""
-    from ..attribution import AttributionSettings
-    from ..checkpoints import LoadSettings
-    from ..models.projections import ProjectionSettings
-
-    names = ("target", "over", "estimator", "loss", "parameters", "batch_size")
-    return AttributionSettings(
-        **{name: options[name] for name in names},
-        tokens=tuple(options["token"] or ()),
-        projection=ProjectionSettings(side=options["side"], parts=options["parts"]),
-        load=LoadSettings(
-            dtype=options["dtype"], device=options["device"], attn_implementation="sdpa"
-        ),
-    )
-
-
-def _prompts(options: dict[str, Any]) -> "PromptSet":
+def _prompts(options: WhyOptions) -> "PromptSet":
     """Return the prompts to explain, those typed first.
 
     Raises:
@@ -195,10 +169,10 @@ def _prompts(options: dict[str, Any]) -> "PromptSet":
     """
     from ..prompts.prompt_set import Prompt, PromptSet
 
-    typed = [Prompt(text, "seemingly_toxic") for text in options["prompt"] or []]
-    files = options["file"] or []
+    typed = [Prompt(text, "seemingly_toxic") for text in options.prompt or []]
+    files = options.file or []
     read = list(PromptSet.from_files(files, otherwise="seemingly_toxic")) if files else []
-    refused = _refused(options["refused_by"]) if options["refused_by"] else []
+    refused = _refused(options.refused_by) if options.refused_by else []
     if not (typed or read or refused):
         raise UserError('no prompts to explain: give --prompt "…", a FILE, or --refused-by OUT')
     return PromptSet((*typed, *read, *refused))
