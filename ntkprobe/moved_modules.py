@@ -15,6 +15,7 @@ MOVED = {
     "bounds": "measurement.proposition1",
     "chat": "prompts.templates",
     "checks": "models.validation",
+    "checkpoints.fingerprints": "checkpoints.identification",
     "evaluation.panel": "evaluation.judge_specs",
     "generation": "models.generation",
     "hooks": "models.architecture",

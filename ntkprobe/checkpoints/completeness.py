@@ -1,25 +1,26 @@
 """Whether a folder is a complete checkpoint, by its marker, its structure and its time stamps.
 
 `transformers` makes the folder under its final name first, then the weights, `trainer_state.json`
-last, without a single fsync; with large optimisers minutes lie between. A run started again in the
-same folder leaves old markers beside new weights, which only the times tell.
+last, without a single fsync; with large optimisers minutes lie between. That last file is therefore
+the marker of a complete checkpoint. A run started again in the same folder leaves old markers
+beside new weights, which only the times tell.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import UserError
 from .headers import Incomplete, read_header, read_index, read_json, regular_file
-from .markers import read_marker
 
 FULL, SHARDED, ADAPTER = (
     "model.safetensors",
     "model.safetensors.index.json",
     "adapter_model.safetensors",
 )
+MARKER = "trainer_state.json"  # the Trainer writes it last
 UNFINISHED = "checkpoint-is-incomplete.txt"  # transformers writes it first and removes it last
 PICKLES = (".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 BESIDE_WEIGHTS = re.compile(
@@ -68,6 +69,23 @@ class Readiness:
     weights: tuple[FileStamp, ...] = ()
 
 
+@dataclass(frozen=True)
+class Marker:
+    """The contents of a checkpoint's `trainer_state.json`.
+
+    Attributes:
+        step: its `global_step`.
+        max_steps: the last step of training; 0 if not given.
+        save_steps: steps between two checkpoints; 0 if not given.
+        mtime_ns: when the file was written, by the file system's clock.
+    """
+
+    step: int
+    max_steps: int
+    save_steps: int
+    mtime_ns: int
+
+
 def readiness(folder: Path) -> Readiness:
     """Return the state of a checkpoint folder, without changing anything in it."""
     try:
@@ -84,6 +102,20 @@ def readiness(folder: Path) -> Readiness:
         return Readiness("refused", f"{folder} cannot be read: {why}")
     doubt = _marker_mismatch(folder, names, weights)
     return Readiness("unmarked" if doubt else "ready", doubt, kind, weights)
+
+
+def read_marker(folder: Path) -> Marker:
+    """Return the marker of a checkpoint.
+
+    Raises:
+        Incomplete: if there is none, or it is cut short.
+        UserError: if it is not a regular file.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    path = folder / MARKER
+    state = read_json(path)
+    named = ("global_step", "max_steps", "save_steps")
+    step, last, every = (_whole_number(state.get(key)) for key in named)
+    return Marker(step, last, every, path.stat().st_mtime_ns)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -227,3 +259,8 @@ def _marker_mismatch(folder: Path, names: Sequence[str], weights: Sequence[FileS
     if any(weight.mtime_ns > marker.mtime_ns for weight in weights):
         return "weights newer than trainer_state.json"
     return ""
+
+
+def _whole_number(value: Any) -> int:
+    """Return a non-negative whole number; 0 for anything else (`save_steps` may be a share)."""
+    return value if isinstance(value, int) and value > 0 else 0

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .completeness import ADAPTER, FSDP, FULL, SHARDED, SPLIT, pickled_weights
+from .completeness import ADAPTER, FSDP, FULL, SHARDED, SPLIT, pickled_weights, read_marker
 from .headers import Incomplete
-from .markers import read_marker
 
 # Exactly these: interrupted trainers leave folders such as tmp-checkpoint-7 behind.
 NAME = re.compile(r"checkpoint-(\d{1,18})")

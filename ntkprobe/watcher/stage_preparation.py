@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import base_folder_of, identity, readiness
-from ..checkpoints.architectures import architecture_named
+from ..checkpoints.identification import architecture_named
 from ..errors import UserError
 from ..measurement import Encoded, encode
 from ..prompts.prompt_set import PromptSet

@@ -415,7 +415,7 @@ def test_a_copy_has_the_same_identity_and_one_changed_weight_another(kind, finis
 
 
 def test_large_files_are_sampled_in_every_tensor(tmp_path, monkeypatch):
-    monkeypatch.setattr("ntkprobe.checkpoints.fingerprints.WHOLE", 0)
+    monkeypatch.setattr("ntkprobe.checkpoints.identification.WHOLE", 0)
     folder = full_checkpoint(tmp_path, 10)
     before = identity(folder, readiness(folder).weights)
     tensors = load_file(folder / "model.safetensors")
