@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..measurement.encoding import as_prompt_set, evaluating
 from ..measurement.influence.prediction import trained_parameters
+from ..models.gradients import WholeGradients
 from ..models.parameters import ParameterSelection
-from ..models.per_sample import WholeGradients
 from ..models.projections import Projections
 from ..progress import progress as long_stage
 from ..prompts.prompt_set import Prompt, PromptSet

@@ -12,8 +12,8 @@ from ..errors import UserError
 from ..kernel import last_logits
 from ..measurement.influence import Refusals
 from ..measurement.readouts import token_id
-from ..models.backward import gradients
 from ..models.generation import require_measurable
+from ..models.gradients import gradients
 from ..models.parameters import requiring_grad
 from ..prompts.phrases import phrase_set
 from ..prompts.prompt_set import Prompt, PromptSet

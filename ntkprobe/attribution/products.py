@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ..models.batching import forgetting_lengths, together
 from ..models.generation import length_batches, require_measurable
+from ..models.gradients import Gradients, PerSampleFactors
 from ..models.logits import try_padding
-from ..models.per_sample import Gradients, PerSampleFactors
 from ..models.validation import finite
 from .observed import pair_losses
 from .training_run import TrainedPair

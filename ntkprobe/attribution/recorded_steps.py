@@ -29,8 +29,8 @@ from ..errors import UserError
 from ..measurement.encoding import evaluating
 from ..measurement.influence import apply_step, read_steps
 from ..measurement.influence.updates import Direction
+from ..models.gradients import Gradients
 from ..models.parameters import named_parameters
-from ..models.per_sample import Gradients
 from ..progress import progress as long_stage
 from ..prompts.prompt_set import PromptSet
 from ..storage import write_tensors

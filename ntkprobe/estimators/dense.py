@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from ..kernel import Blocks, Probe, last_logits, prepare
-from ..models.backward import gradients
+from ..models.gradients import gradients
 from ..models.parameters import ParameterSelection, Part, part_of, requiring_grad
 from ..models.validation import finite
 

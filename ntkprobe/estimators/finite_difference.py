@@ -19,7 +19,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from ..kernel import Blocks, Probe, last_logits, prepare
-from ..models.backward import gradients
+from ..models.gradients import gradients
 from ..models.parameters import ParameterSelection, requiring_grad
 from ..models.validation import count, finite, require
 

@@ -15,8 +15,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ..kernel import Blocks, Probe, Table, last_logits, prepare
+from ..models.gradients import PerSampleFactors
 from ..models.parameters import ParameterSelection
-from ..models.per_sample import PerSampleFactors
 from ..models.projections import Projections, ProjectionSettings
 from ..models.validation import count, finite
 

@@ -16,10 +16,9 @@ from transformers import (
 from ..errors import UserError
 from ..progress import progress as long_stage
 from . import batching
-from .answer_ends import Answer as Answer
-from .answer_ends import answer_of, stopping_criteria, written
+from .answers import Answer as Answer
+from .answers import answer_of, greedy_tokens, stopping_criteria, written
 from .cached import CachedPrompts, batches, usable
-from .greedy import greedy_tokens
 from .logits import try_padding
 from .precision import clamped_casts
 from .prompt_validation import check_prompts

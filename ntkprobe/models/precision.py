@@ -1,10 +1,11 @@
-"""Float64 throughout a forward pass, and a forward pass in float64 that casts to float32 within.
+"""Precision of a pass: of operations within it, of parameters, of float32 matrix products.
 
-Both intercept every torch function of a pass, so this module is not among those whose shapes are
-checked under pytest: checking each call would take longer than the pass.
+Two of the context managers intercept every torch function of a pass, so this module is not among
+those whose shapes are checked under pytest: checking each call would take longer than the pass.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -59,3 +60,54 @@ def clamped_casts(model: nn.Module) -> AbstractContextManager[Any]:
 def _double(argument: Any) -> Any:
     """Return float64 for float32, anything else unchanged."""
     return torch.float64 if argument is torch.float32 else argument
+
+
+_LOW = (torch.bfloat16, torch.float16)
+
+
+@contextmanager
+def computing_in(
+    dtype: torch.dtype, modules: Iterable[nn.Module], apart: nn.Module | None = None
+) -> Generator[None]:
+    """Cast parameters and low-precision buffers to `dtype` inside the `with` block.
+
+    Args:
+        dtype: the dtype to compute in.
+        modules: the modules.
+        apart: a module within these that is not cast.
+    """
+    left = {id(x) for x in (*apart.parameters(), *apart.buffers())} if apart is not None else set()
+    tensors = {id(x): x for m in modules for x in (*m.parameters(), *m.buffers())}
+    held = [
+        (x, x.data)
+        for key, x in tensors.items()
+        if key not in left
+        and x.dtype != dtype
+        and (isinstance(x, nn.Parameter) or x.dtype in _LOW)
+        and x.is_floating_point()
+    ]
+    try:
+        for tensor, data in held:
+            tensor.data = data.to(dtype)
+        yield
+    finally:
+        for tensor, data in held:
+            tensor.data = data
+
+
+@contextmanager
+def full_float32() -> Generator[None]:
+    """Multiply float32 matrices in float32: no TF32 on a GPU, no bfloat16 on a CPU.
+
+    This sets each backend: the common setting (`set_float32_matmul_precision`) cannot be read once
+    a backend has its own.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .per_sample import Factors, Gradients, matrix_shape
+from .gradients import Factors, Gradients, matrix_shape
 from .validation import count
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..checkpoints import identity, readiness
-from ..estimators.gram.precision import full_float32
+from ..models.precision import full_float32
 from ..models.wrappers import computing_plainly, inner_model
 from ..prompts.prompt_set import PromptSet
 from .folder import MeasurementFolder

@@ -10,8 +10,8 @@ from ntkprobe.errors import UserError
 from ntkprobe.estimators.gram import Gram
 from ntkprobe.estimators.sketch import Sketch, roots, squared_norms
 from ntkprobe.kernel import Probe, norms, top_tokens
+from ntkprobe.models.gradients import MatrixFactors
 from ntkprobe.models.parameters import ParameterSelection
-from ntkprobe.models.per_sample import MatrixFactors
 from ntkprobe.models.projections import Projections, ProjectionSettings
 
 SIDE, PARTS = 3, 6

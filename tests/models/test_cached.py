@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from ntkprobe.models import cached
+from ntkprobe.models.answers import greedy_tokens
 from ntkprobe.models.cached import Beginning, batches, read, shared_ids, usable
 from ntkprobe.models.generation import Answer, answer_batch, answer_kept, generate_answers
-from ntkprobe.models.greedy import greedy_tokens
 
 SYSTEM = torch.tensor([3, 1, 4, 1])
 PROMPTS = [torch.cat([SYSTEM, ids]) for ids in ragged_prompts((5, 3, 9, 1, 10))]

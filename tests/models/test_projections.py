@@ -2,7 +2,7 @@
 
 import torch
 
-from ntkprobe.models.per_sample import MatrixFactors, WholeGradients
+from ntkprobe.models.gradients import MatrixFactors, WholeGradients
 from ntkprobe.models.projections import Projections, ProjectionSettings
 
 

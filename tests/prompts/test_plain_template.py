@@ -4,7 +4,7 @@ import pytest
 from tiny_runs import tiny_tokenizer
 
 from ntkprobe.checkpoints import load_tokenizer
-from ntkprobe.models.answer_ends import answer_of, written
+from ntkprobe.models.answers import answer_of, written
 from ntkprobe.prompts.templates import resolve_template
 from ntkprobe.tiny import model_path
 

@@ -27,10 +27,10 @@ from ...kernel import Blocks, Probe, prepare
 from ...models.architecture import decoder_list, experts_one_by_one
 from ...models.memory import halving
 from ...models.parameters import ParameterSelection, Part, parse_selections, part_of
+from ...models.precision import full_float32
 from ...models.validation import count, require
 from .backward import BackwardSchedule
 from .microbatches import Groups, MicroBatches, kernel_sums, microbatch_size
-from .precision import full_float32
 from .remembered_checks import RememberedChecks
 from .rule_check import Plan, plan_backward
 

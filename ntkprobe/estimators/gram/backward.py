@@ -21,12 +21,12 @@ from ...kernel import last_logits
 from ...models.architecture import hidden_state, with_output_state
 from ...models.batching import forgetting_lengths
 from ...models.parameters import requiring_grad
+from ...models.precision import computing_in
 from ...models.replacement import replace_blocks
 from ...models.validation import finite
 from .factors import Direct, Factor, Outer, drop_zero_positions, restrict_columns
 from .gradient_rules import Key
 from .operation_recorder import OperationRecorder
-from .precision import computing_in
 from .row_layout import PaddedBatch
 
 Factors = dict[Key, list[Factor]]

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...models.backward import gradients
 from ...models.generation import length_batches, require_measurable
+from ...models.gradients import gradients
 from ...models.parameters import (
     ParameterSelection,
     adapter_parameters,

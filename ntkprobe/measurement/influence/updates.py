@@ -13,8 +13,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...models.backward import gradients
 from ...models.batching import forgetting_lengths
+from ...models.gradients import gradients
 from ...models.parameters import requiring_grad
 from ...models.validation import finite
 from .examples import Example

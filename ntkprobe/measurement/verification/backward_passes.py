@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ... import estimators, plugins
 from ...kernel import Blocks, Estimator, Probe, last_logits
-from ...models.backward import gradients
+from ...models.gradients import gradients
 from ...models.logits import check_logits
 from ...models.parameters import ParameterSelection, requiring_grad
 from ...models.prompt_validation import check_prompts

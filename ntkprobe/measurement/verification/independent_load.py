@@ -16,8 +16,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ...checkpoints import LoadSettings
-from ...models.backward import gradients
 from ...models.batching import forgetting_lengths
+from ...models.gradients import gradients
 from .measured_sample import MeasuredSample
 from .plain_load import WrongMeasurement, adds_low_rank_only, load_plainly, merged
 

@@ -7,8 +7,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ntkprobe.kernel import last_logits
+from ntkprobe.models.gradients import PerSampleFactors, matrix_shape
 from ntkprobe.models.parameters import ParameterSelection
-from ntkprobe.models.per_sample import PerSampleFactors, matrix_shape
 
 PROMPTS = [torch.tensor(row) for row in ([3, 4, 5, 6], [7, 8], [9, 3, 11], [4, 4, 4, 4, 5])]
 

@@ -1,13 +1,14 @@
-"""Gradients of each sample of a batch from one backward pass, kept as the factors they are made of.
+"""Gradients of a model's numbers: of one by one backward pass, and of each sample of a batch.
 
-A matrix that multiplies activations has Σ_t g_t ⊗ a_t as its gradient, from what went into its
+Those of a batch's samples come from one backward pass too, kept as the factors they are made of. A
+matrix that multiplies activations has Σ_t g_t ⊗ a_t as its gradient, from what went into its
 module and the gradient with respect to what came out: a batch of one pass gives one such sum for
 each sample. Before the factors are trusted they are compared with autograd's own gradient of a
 weighted sum over the samples; a model for which they differ, or a parameter for which there is no
 rule, gets a backward pass per sample.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,26 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .backward import gradients
 from .parameters import requiring_grad
+
+
+def gradients(
+    value: Float[Tensor, ""], parameters: Iterable[Tensor], *, retain_graph: bool = False
+) -> list[Tensor]:
+    """Return ∂value/∂θ, a tensor for every parameter: zeros where the value does not depend on it.
+
+    Args:
+        value: a scalar.
+        parameters: θ, each requiring a gradient.
+        retain_graph: whether to keep the graph for another backward pass.
+    """
+    tensors = list(parameters)
+    if not value.requires_grad:  # it depends on no parameter, an error for autograd
+        return [torch.zeros_like(tensor) for tensor in tensors]
+    return list(
+        torch.autograd.grad(value, tensors, retain_graph=retain_graph, materialize_grads=True)
+    )
+
 
 Forward = Callable[[Sequence[int]], Float[Tensor, "rows k"]]
 """Runs some samples, by their numbers, and returns k values of each."""

@@ -4,7 +4,8 @@ import pytest
 import torch
 from architectures import build, make_probes
 
-from ntkprobe.estimators.gram import Gram, precision
+from ntkprobe.estimators.gram import Gram
+from ntkprobe.models import precision
 
 BACKENDS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
 
