@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import plugins
 from ..errors import UserError
-from ..prompts.phrase_files import read_phrase_sets
+from ..prompts.phrases import read_phrase_sets
 from . import judges
 from .judges.prefixes import Prefixes
 from .server import Server

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..prompts.columns import TEXT_COLUMNS, prompt_of, text_column
+from ..prompts.files import TEXT_COLUMNS, prompt_of, text_column
 from ..prompts.prompt_set import PromptSet, normalised
 from ..prompts.selections import PromptSelection
 from .benchmarks import BenchmarkPrompts

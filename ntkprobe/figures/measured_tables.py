@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from ..errors import UserError
-from ..prompts.template_files import shipped_templates
+from ..prompts.rendering import shipped_templates
 from ..statistics import bootstrap_mean, wilson
 from ..trajectory import Trajectory
 

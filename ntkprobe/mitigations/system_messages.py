@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import UserError
+from ..prompts.rendering import shipped_templates
 from ..prompts.special_tokens import added_tokens
-from ..prompts.template_files import shipped_templates
 from ..prompts.templates import Template, resolve_template
 
 if TYPE_CHECKING:

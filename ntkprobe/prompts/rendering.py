@@ -1,4 +1,4 @@
-"""Renders conversations with a tokenizer's chat template, for a given date.
+"""Renders conversations with a chat template, for a given date, and reads templates from files.
 
 transformers lets a template print today's date (`strftime_now`), so that the same prompt has other
 tokens tomorrow. Here a template prints the day it is given: the first day of a run, which is
@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import date, datetime, time
 from functools import lru_cache
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, TemplateError, TemplateSyntaxError
@@ -167,3 +170,32 @@ def _spelled(source: str, day: str) -> tuple[tuple[str, str], ...]:
         str(value)[1:-1] for _, kind, value in Environment().lex(source) if kind == "string"
     }
     return tuple((each, midnight.strftime(each)) for each in sorted(constants) if "%" in each)
+
+
+def shipped_templates() -> dict[str, str]:
+    """Return the templates of A.3 that come with the package: names and Jinja texts."""
+    folder = files("ntkprobe.presets") / "templates"
+    found = [file for file in folder.iterdir() if file.name.endswith(".jinja")]
+    return {
+        file.name.removesuffix(".jinja"): file.read_text("utf-8")
+        for file in sorted(found, key=lambda file: file.name)
+    }
+
+
+def template_from_file(path: Path) -> tuple[str, str]:
+    """Return a template's name, with the digest of its text, and its Jinja text.
+
+    Args:
+        path: of a Jinja file.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        source = path.read_text("utf-8")
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"cannot read the template {path}: give auto, chat, raw, one of "
+            f"{list(shipped_templates())}, or a Jinja file"
+        ) from error
+    return f"{path.name}#{sha256(source.encode()).hexdigest()[:8]}", source

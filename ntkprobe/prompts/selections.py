@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .columns import columns_of
-from .files import read_rows
+from .files import columns_of, read_rows
 
 HOW = "FILE:COLUMN=VALUE,VALUE:COLUMN=VALUE=GROUP, a value with one of , : = in quotes"
 

@@ -1,4 +1,7 @@
-"""Special tokens of a tokenizer: BOS, end-of-turn tokens, and decoding without them."""
+"""Special tokens of a tokenizer: BOS, end-of-turn tokens, and decoding without them.
+
+Also whether two tokenizers mean the same by their ids, where added tokens make no difference.
+"""
 
 import re
 from collections.abc import Sequence
@@ -178,3 +181,24 @@ def open_ended_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]
     closed = eos is not None and len(ids) > 1 and ids[-1] == eos
     added = closed and not text.endswith(str(tokenizer.eos_token))
     return ids[:-1] if added else ids
+
+
+def vocabulary_difference(
+    one: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase"
+) -> str | None:
+    """Return an example of an id that means another token; None where all mean the same.
+
+    Args:
+        one: a tokenizer.
+        other: another one. Ids that only one of both has are no difference, nor are added tokens:
+            post-training appends some, and gives names to reserved ones.
+
+    Returns:
+        Such as `token 17 is 'cat' there and 'dog' here`, about `one` and `other`.
+    """
+    first, second = ({i: text for text, i in t.get_vocab().items()} for t in (one, other))
+    added = set(added_tokens(one)) | set(added_tokens(other))
+    for i in sorted((first.keys() & second.keys()) - added):
+        if first[i] != second[i]:
+            return f"token {i} is {first[i]!r} there and {second[i]!r} here"
+    return None

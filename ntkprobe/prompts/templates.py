@@ -12,7 +12,16 @@ from ..errors import UserError
 from .answer_start import AnswerStart, find_answer_start, text_after_prompt
 from .prompt_set import Prompt
 from .reasoning import answered
-from .rendering import Messages, conversation, current_day, prints_the_day, render, takes_lists
+from .rendering import (
+    Messages,
+    conversation,
+    current_day,
+    prints_the_day,
+    render,
+    shipped_templates,
+    takes_lists,
+    template_from_file,
+)
 from .special_tokens import (
     TurnEnd,
     continuation_ids,
@@ -23,7 +32,6 @@ from .special_tokens import (
     single_bos,
     turn_end,
 )
-from .template_files import shipped_templates, template_from_file
 from .unicode_text import require_text
 
 if TYPE_CHECKING:

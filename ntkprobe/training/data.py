@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..prompts.columns import ANSWER_COLUMNS, TEXT_COLUMNS, answer_column, prompt_of, text_column
+from ..prompts.files import ANSWER_COLUMNS, TEXT_COLUMNS, answer_column, prompt_of, text_column
 from ..prompts.prompt_set import normalised as normalised
 from ..prompts.selections import PromptSelection
 from ..prompts.templates import Template

@@ -12,8 +12,7 @@ from typing import Annotated, Any
 
 from .. import estimators, mitigations, plugins
 from ..errors import UserError
-from ..prompts.phrase_files import read_phrase_sets
-from ..prompts.phrases import PHRASE_SETS, PhraseSet
+from ..prompts.phrases import PHRASE_SETS, PhraseSet, read_phrase_sets
 from ..prompts.unicode_text import flaw_within
 from ..settings import (
     BATCH_SIZE,

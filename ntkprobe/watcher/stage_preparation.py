@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..measurement import Encoded, encode
 from ..prompts.prompt_set import PromptSet
 from ..prompts.rendering import dated
-from ..prompts.vocabulary import vocabulary_difference
+from ..prompts.special_tokens import vocabulary_difference
 from ..stages import Stage, differences
 from .models import Models, shown_as
 from .scan import ScannedCheckpoint

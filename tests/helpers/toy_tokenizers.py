@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from ntkprobe.prompts.phrases import PHRASE_SETS
-from ntkprobe.prompts.template_files import shipped_templates
+from ntkprobe.prompts.rendering import shipped_templates
 
 TEXTS = [
     *PHRASE_SETS["union"],

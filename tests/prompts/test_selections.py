@@ -8,7 +8,7 @@ import pytest
 
 from ntkprobe.errors import UserError
 from ntkprobe.measurement.influence.pair_files import read_updated
-from ntkprobe.prompts.columns import ANSWER_COLUMNS, TEXT_COLUMNS
+from ntkprobe.prompts.files import ANSWER_COLUMNS, TEXT_COLUMNS
 from ntkprobe.prompts.prompt_set import PromptSet
 from ntkprobe.prompts.selections import Condition, PromptSelection
 from ntkprobe.training.data import Pair, read_pairs, read_texts

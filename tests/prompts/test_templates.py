@@ -4,7 +4,7 @@ from toy_tokenizers import byte_bpe, metaspace, word_level
 from ntkprobe.errors import UserError
 from ntkprobe.prompts.phrases import PAPER31, phrase_set
 from ntkprobe.prompts.prompt_set import Prompt
-from ntkprobe.prompts.template_files import shipped_templates
+from ntkprobe.prompts.rendering import shipped_templates
 from ntkprobe.prompts.templates import RAW, Template, resolve_template
 
 THINKING = (

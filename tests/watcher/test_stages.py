@@ -17,7 +17,7 @@ from ntkprobe.cli import main
 from ntkprobe.figures import draw_figures, figure_names, find_runs
 from ntkprobe.figures.measured_tables import missing_message
 from ntkprobe.figures.stages import templates_of
-from ntkprobe.prompts.vocabulary import vocabulary_difference
+from ntkprobe.prompts.special_tokens import vocabulary_difference
 from ntkprobe.stages import Stage, differences, parse_stages
 from ntkprobe.watcher import (
     ActivationSettings,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import UserError
-from ...prompts.columns import (
+from ...prompts.files import (
     GROUP_COLUMNS,
     TEXT_COLUMNS,
     columns_of,

@@ -6,8 +6,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from ...errors import UserError
-from ...prompts.phrase_files import read_phrase_set
-from ...prompts.phrases import PhraseSet
+from ...prompts.phrases import PhraseSet, read_phrase_set
 from ..verdicts import Item, Verdict
 from .keyword_filters import filter_verdicts
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from ...prompts.columns import ANSWER_COLUMNS, answer_column
-from ...prompts.files import read_rows
+from ...prompts.files import ANSWER_COLUMNS, answer_column, read_rows
 from ...prompts.prompt_set import Prompt, PromptSet
 from ...prompts.selections import PromptSelection
 from .examples import answered
