@@ -18,8 +18,7 @@ from ..progress import progress as long_stage
 from ..prompts.templates import RAW, Template
 from ..prompts.unicode_text import flaw_of
 from .bounded import TOLERANCE, Bounded, score_bounded
-from .processed import score_by_processors
-from .rows import row_scores, score_by_rows
+from .rows import row_scores, score_by_processors, score_by_rows
 from .trie import PhraseTrie, score_by_trie, trie_scores
 
 if TYPE_CHECKING:

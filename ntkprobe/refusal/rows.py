@@ -1,14 +1,19 @@
-"""The oracle: each phrase after each prompt, teacher-forced, a row of its own."""
+"""Each phrase after each prompt, teacher-forced, a row of its own: plainly, and under processors.
+
+`score_by_rows` is the oracle that faster ways are compared with; `score_by_processors` puts the
+logits through processors, token by token, as a generation does.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..models.batching import LengthRule, forgetting_lengths, padding_known
-from ..models.generation import Ids, input_device, require_numbers
+from ..models.generation import Ids, begin, input_device, require_numbers
 
 
 @torch.no_grad()
@@ -80,3 +85,105 @@ def _read(
     tokens = [torch.tensor(list(ids[first : last + 1]), dtype=torch.long) for ids in phrases]
     pairs = zip(answers, tokens, strict=True)
     return torch.stack([row[torch.arange(len(ids)), ids].sum() for row, ids in pairs])
+
+
+def score_by_processors(
+    model: Any,
+    input_ids: Sequence[Ids],
+    phrase_ids: Sequence[Sequence[int]],
+    processors: Sequence[LogitsProcessor],
+    *,
+    batch_size: int = 8,
+    rows: Sequence[int] | None = None,
+) -> Float64[Tensor, "prompts phrases"]:
+    """Return log P(phrase | prompt) under the processors.
+
+    A processor may keep a cache of its own, so that no pass can be shared between phrases: one
+    prompt at a time, with phrases as rows, and a call for each token. A phrase that begins another
+    one is read off it.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        input_ids: encoded prompts.
+        phrase_ids: the phrases' ids, none of them empty.
+        processors: as `mitigations.applied` yields them.
+        batch_size: phrases at a time.
+        rows: the prompts' numbers, for messages.
+
+    Returns:
+        Natural logarithms, float64; −∞ where a processor rules a phrase out.
+    """
+    numbers = range(len(input_ids)) if rows is None else rows
+    phrases = [tuple(ids) for ids in phrase_ids]
+    longest = [p for p in dict.fromkeys(phrases) if not any(_extends(q, p) for q in phrases)]
+    scores = torch.empty(len(input_ids), len(phrases), dtype=torch.float64)
+    size = 1 if padding_known(model, "right") is False else batch_size
+    for row, (number, prompt) in enumerate(zip(numbers, input_ids, strict=True)):
+        found: dict[tuple[int, ...], Tensor] = {}
+        for start in range(0, len(longest), size):
+            part = longest[start : start + size]
+            steps = _steps(model, prompt, part, processors, number)
+            for phrase, own in zip(part, steps.cumsum(-1), strict=True):
+                found |= {phrase[: t + 1]: own[t] for t in range(len(phrase))}
+        scores[row] = torch.stack([found[phrase] for phrase in phrases])
+    return scores
+
+
+def _extends(phrase: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return len(phrase) > len(other) and phrase[: len(other)] == other
+
+
+@torch.no_grad()
+def _steps(
+    model: Any,
+    prompt: Ids,
+    phrases: Sequence[tuple[int, ...]],
+    processors: Sequence[LogitsProcessor],
+    number: int,
+) -> Float64[Tensor, "phrases steps"]:
+    """Return log P of every phrase's every token after the ones before it; 0 behind its end."""
+    length, longest = len(prompt), max(map(len, phrases))
+    texts = torch.tensor(
+        [[*map(int, prompt), *ids, *[0] * (longest - len(ids))] for ids in phrases],
+        device=input_device(model),
+    )
+    logits = _plain_logits(model, texts, length)
+    begin(processors, torch.ones_like(texts[:, :length]))
+    change = LogitsProcessorList(processors)
+    steps = torch.zeros(len(phrases), longest, dtype=torch.float64)
+    for t in range(longest):
+        # A float32 copy, as generate() passes it on.
+        plain = logits[:, t].to(torch.float32, copy=True)
+        require_numbers(plain.isnan().any()[None], [number])
+        seen: Any = texts[:, : length + t]
+        changed = change(seen, plain).double().log_softmax(-1)
+        require_numbers(changed.isnan().any()[None], [number])
+        _put(steps, t, changed.cpu(), phrases)
+    return steps
+
+
+def _plain_logits(
+    model: Any, texts: Int[Tensor, "phrases seq"], length: int
+) -> Float[Tensor, "phrases steps vocab"]:
+    """Return the logits before every token behind the prompt's `length`.
+
+    Each is read off a pass over no more text than goes before it or is computed alike.
+    """
+    found = []
+    for first, last in LengthRule.of(model).spans(length, texts.shape[1] - length - 1):
+        with forgetting_lengths(model):
+            logits = model(texts[:, : length + last], use_cache=False).logits
+        found.append(logits[:, length - 1 + first :])
+    return torch.cat(found, 1)
+
+
+def _put(
+    steps: Float64[Tensor, "phrases steps"],
+    t: int,
+    changed: Float64[Tensor, "phrases vocab"],
+    phrases: Sequence[Sequence[int]],
+) -> None:
+    """Write log P of token t of the phrases that have one."""
+    going = [row for row, ids in enumerate(phrases) if len(ids) > t]
+    tokens: Int[Tensor, " going"] = torch.tensor([phrases[row][t] for row in going])
+    steps[going, t] = changed[going, tokens]
