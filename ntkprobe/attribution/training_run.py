@@ -15,7 +15,7 @@ from ..checkpoints import Checkpoint, identity, pinned, readiness
 from ..checkpoints.headers import read_json
 from ..checkpoints.training_logs import TrainingLog, read_training_log
 from ..errors import UserError
-from ..measurement.influence.pair_files import recorded_data
+from ..measurement.influence.examples import recorded_data
 from ..prompts.files import read_rows
 from ..prompts.prompt_set import normalised
 from ..prompts.rendering import dated

@@ -253,7 +253,7 @@ class MeasureOptions:
         Raises:
             UserError: if no pairs are known.
         """
-        from ..measurement.influence.pair_files import read_recorded, read_updated, recorded_data
+        from ..measurement.influence.examples import read_recorded, read_updated, recorded_data
 
         if self.updated is not None:
             source, pairs = self.updated, read_updated(self.updated, self.answer)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ntkprobe.errors import UserError
-from ntkprobe.measurement.influence.pair_files import read_updated
+from ntkprobe.measurement.influence.examples import read_updated
 from ntkprobe.prompts.files import ANSWER_COLUMNS, TEXT_COLUMNS
 from ntkprobe.prompts.prompt_set import PromptSet
 from ntkprobe.prompts.selections import Condition, PromptSelection

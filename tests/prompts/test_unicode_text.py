@@ -9,7 +9,7 @@ import ntkprobe as ntk
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation.benchmarks.own_files import read_own
 from ntkprobe.evaluation.server import read_reply
-from ntkprobe.measurement.influence.pair_files import read_updated
+from ntkprobe.measurement.influence.examples import read_updated
 from ntkprobe.prompts.files import read_rows
 from ntkprobe.prompts.selections import PromptSelection
 from ntkprobe.prompts.unicode_text import flaw_of, repaired
