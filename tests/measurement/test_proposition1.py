@@ -10,9 +10,8 @@ from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import jacobians
 from ntkprobe.kernel import Probe, norms
 from ntkprobe.measurement.full_vocabulary import Head, full_vocabulary_gradients
-from ntkprobe.measurement.proposition1.features import feature_products
+from ntkprobe.measurement.proposition1.factors import feature_products, tail_at
 from ntkprobe.measurement.proposition1.measurement import measure_terms, right_sides, split_at
-from ntkprobe.measurement.proposition1.tail import tail_at
 from ntkprobe.models.architecture import capture, hooked, layer_output
 from ntkprobe.models.parameters import requiring_grad
 from ntkprobe.models.precision import Float64Throughout

@@ -17,8 +17,7 @@ from ...prompts.prompt_set import PromptSet
 from ...prompts.templates import Template
 from ..encoding import Encoded, Texts, as_encoded, evaluating
 from ..full_vocabulary import Head, full_vocabulary_gradients, full_vocabulary_norms
-from .features import feature_products
-from .tail import tail_at
+from .factors import feature_products, tail_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,8 +1,11 @@
-"""⟨G_x′, G_x⟩_F for G = ∂h/∂θ: the trace of the kernel of layer ℓ's output (A.7, A2).
+"""The two factors of Proposition 1 (A.7) at layer ℓ's output h, exactly or estimated.
 
-Prompts of different lengths have h of different sizes, and the paper does not say how to multiply
-them. They are aligned at their last positions, and the shorter is padded with zeros: so
-⟨G, G⟩ = ‖G‖² and |⟨G′, G⟩| ≤ ‖G′‖ ‖G‖ hold.
+Below it (A2), ⟨G_x′, G_x⟩_F for G = ∂h/∂θ: the trace of the kernel of h. Prompts of different
+lengths have h of different sizes, and the paper does not say how to multiply them. They are aligned
+at their last positions, and the shorter is padded with zeros: so ⟨G, G⟩ = ‖G‖² and
+|⟨G′, G⟩| ≤ ‖G′‖ ‖G‖ hold.
+
+Above it (A1), J_g = ∂z/∂h: the Jacobian of the last position's logits by h.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -19,10 +22,12 @@ from torch import Tensor, nn
 from ...estimators.gram import Gram
 from ...kernel import Estimator, Probe, Table
 from ...models import architecture
+from ...models.parameters import requiring_grad
 from ...models.replacement import replace_attributes, replace_module
-from ..full_vocabulary import remaining_selection
+from ..full_vocabulary import Head, head_input, head_state, remaining_selection
 
 _DIRECTIONS_AT_A_TIME = 32
+_ROWS_AT_A_TIME = 64  # of the Jacobian, in one batched backward pass
 
 
 @dataclass(frozen=True)
@@ -153,3 +158,59 @@ def _directions(
     generator = torch.Generator().manual_seed(seed)
     signs = 2.0 * torch.randint(0, 2, (count, longest, width), generator=generator) - 1
     yield from signs.split(_DIRECTIONS_AT_A_TIME)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The part of a model after layer ℓ, at one prompt.
+
+    Attributes:
+        spectral: ‖J_g‖₂.
+        frobenius: ‖J_g‖_F.
+        last: h at the last position, on which DCR's loss depends.
+    """
+
+    spectral: float
+    frobenius: float
+    last: Float64[Tensor, " d"]
+
+
+def tail_at(model: nn.Module, head: Head, ids: Int[Tensor, " seq"], layer: int) -> Tail:
+    """Return the norms of the tail's Jacobian at one prompt, exactly.
+
+    J_g = D E J_n, with the head E, the slope D of what follows it (1 without a soft cap), and J_n
+    the Jacobian of the head's input: as many backward passes as the model is wide.
+    """
+    states, rows = head_input_jacobian(model, head.module, ids, layer)
+    _, slope = head_state(model, head.module, ids)
+    scaled = slope[:, None] * head.matrix
+    values, vectors = torch.linalg.eigh(scaled.T @ scaled)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    squares = torch.linalg.eigvalsh(root @ (rows @ rows.T) @ root).clamp(min=0)
+    return Tail(float(squares[-1].sqrt()), float(squares.sum().sqrt()), states[-1])
+
+
+def head_input_jacobian(
+    model: nn.Module, head: nn.Module, ids: Int[Tensor, " seq"], layer: int
+) -> tuple[Float64[Tensor, "seq d"], Float64[Tensor, "d inputs"]]:
+    """Return h `[seq, d]`, and J_n `[d, seq·d]`: the Jacobian of the head's input by h."""
+    captured: list[Tensor] = []
+
+    def cut(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        captured.append(architecture.hidden_state(output).detach().requires_grad_())
+        return architecture.with_output_state(output, captured[0])
+
+    with architecture.hooked([(architecture.layer_output(model, layer), cut)]):
+        with requiring_grad(model, {}), torch.enable_grad():
+            final = head_input(model, head, ids)
+            basis = torch.eye(len(final), dtype=final.dtype, device=final.device)
+            found = [_rows(final, captured[0], some) for some in basis.split(_ROWS_AT_A_TIME)]
+    states = captured[0].detach()[0].double().cpu()
+    return states, torch.cat(found)
+
+
+def _rows(
+    final: Float[Tensor, " d"], states: Float[Tensor, "1 seq d"], basis: Float[Tensor, "some d"]
+) -> Float64[Tensor, "some inputs"]:
+    (found,) = torch.autograd.grad(final, states, basis, retain_graph=True, is_grads_batched=True)
+    return found.flatten(1).double().cpu()
