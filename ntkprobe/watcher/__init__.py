@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .choices import parse_shard as parse_shard
     from .choices import parse_steps as parse_steps
     from .folder import MeasurementFolder as MeasurementFolder
-    from .outcome import Outcome as Outcome
+    from .reporting import Outcome as Outcome
     from .run import measure_run as measure_run
     from .run import plan as plan
     from .settings import ActivationSettings as ActivationSettings
@@ -31,7 +31,7 @@ _HOMES = {
     "KernelSettings": "settings",
     "MeasureSettings": "settings",
     "MeasurementFolder": "folder",
-    "Outcome": "outcome",
+    "Outcome": "reporting",
     "RefusalSettings": "settings",
     "measure_run": "run",
     "measure_stages": "stage_run",

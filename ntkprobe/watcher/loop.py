@@ -16,9 +16,8 @@ from ..measurement.verification import WrongMeasurement
 from ..progress import progress
 from .choices import Following
 from .measure import BASE_STEP, CheckpointMeasurer, Unfit
-from .outcome import Outcome
 from .pin_thread import PinThread
-from .reporting import Sinks
+from .reporting import Outcome, Sinks
 from .scan import CheckpointScanner, ScannedCheckpoint
 
 TRIES = 3

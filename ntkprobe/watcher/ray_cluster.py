@@ -14,8 +14,7 @@ from ..errors import UserError
 from ..progress import progress as long_stage
 from ..prompts.prompt_set import PromptSet
 from .choices import Choice, StepRange
-from .outcome import Outcome
-from .reporting import Sinks
+from .reporting import Outcome, Sinks
 from .run import measure_run, open_recorder, require_checkpoints, require_place
 from .scan import CheckpointScanner
 from .settings import MeasureSettings

@@ -16,9 +16,8 @@ from .folder import MeasurementFolder
 from .loop import MeasuringLoop
 from .measure import CheckpointMeasurer
 from .models import Models
-from .outcome import Outcome
 from .recorder import Recorder
-from .reporting import Sinks
+from .reporting import Outcome, Sinks
 from .scan import CheckpointScanner
 from .settings import MeasureSettings
 
