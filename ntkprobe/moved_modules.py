@@ -46,6 +46,7 @@ MOVED = {
     "rendering": "prompts.rendering",
     "server": "evaluation.server",
     "special_tokens": "prompts.special_tokens",
+    "tiny.tokenizer": "tiny.pretrain",
     "training.guards": "training.contamination",
     "verification": "measurement.verification",
     "vocabulary": "measurement.full_vocabulary",

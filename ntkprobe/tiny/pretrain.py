@@ -3,6 +3,11 @@
 Two to four minutes on 2 cores. The model sees every request of the world except the measured ones:
 helpful answers to all of them, harmful or not, sentences that say which are harmful, and refusals
 only where one was asked for.
+
+Its tokenizer is Qwen2's byte-level BPE, with merges learned from the world's words: byte-level, so
+that any text can be encoded and comes back as it was. It is Qwen2's own class on purpose:
+transformers rebuilds that class from vocabulary and merges whenever a model says it is a Qwen2,
+whatever else a tokenizer.json holds.
 """
 
 import argparse
@@ -19,16 +24,54 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2Tokenizer,
     logging,
 )
 
 from ..prompts.phrases import is_refusal
 from . import grammar, world
-from .tokenizer import make_tokenizer
 
 BATCH, LEARNING_RATE, WARMUP = 64, 3e-3, 40
 SENTENCES, DECLINED = 0.25, 0.12
 """Share of plain sentences among the texts, and of declined requests among the conversations."""
+
+VOCABULARY = 1280
+SPECIAL = {"pad_token": "<|pad|>", "eos_token": "<|end|>", "unk_token": "<|unk|>"}
+ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|' + message.role + '|>' -}}
+{%- if message.role == 'assistant' -%}
+{%- generation -%}{{- message.content + '<|end|>' -}}{%- endgeneration -%}
+{%- else -%}
+{{- message.content + '<|end|>' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
+"""
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Return the tokenizer; two calls give the same."""
+    blank = Qwen2Tokenizer({token: i for i, token in enumerate(SPECIAL.values())}, [], **SPECIAL)
+    made = blank.train_new_from_iterator(
+        _words_to_learn(), VOCABULARY - len(ROLES), show_progress=False
+    )
+    made.add_special_tokens({"additional_special_tokens": ROLES})
+    made.chat_template = CHAT_TEMPLATE
+    made.model_max_length = 512
+    return made
+
+
+def _words_to_learn() -> list[str]:
+    """Return what the merges are learned from: every word of the world about equally often."""
+    made = world.requests()
+    words = [w for r in made for w in (r.object, r.verb, grammar.GERUNDS[r.verb])]
+    objects = sorted({r.object for r in made}) * 10
+    fixed = [*grammar.REFUSALS, *grammar.OPENERS, *grammar.CLOSERS, *grammar.DECLINE]
+    fixed += [*grammar.TEMPLATES, *grammar.NATURE_TEMPLATES]
+    said = [sentence for r in made for sentence in r.sentences()]
+    return [f" {word}" for word in words + objects] + fixed * 20 + said
 
 
 def texts(seed: int) -> Iterator[str]:

@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 from random import Random
 
-from .grammar import REFUSALS, Request, answer
-from .lexicon import DUAL, NATURAL, NATURE, PERSONS, PLAIN, SOCIAL
+from .grammar import DUAL, NATURAL, NATURE, PERSONS, PLAIN, REFUSALS, SOCIAL, Request, answer
 
 # The prompts of the paper's Figures 1b and 9 are always among the measured ones.
 FIGURE_1B = {

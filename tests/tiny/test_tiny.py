@@ -10,7 +10,6 @@ from ntkprobe import tiny
 from ntkprobe.prompts.phrases import PHRASE_SETS, is_refusal
 from ntkprobe.prompts.prompt_set import GROUPS, PromptSet
 from ntkprobe.tiny import grammar, pretrain, world
-from ntkprobe.tiny.tokenizer import make_tokenizer
 from ntkprobe.training.data import overlaps, read_pairs
 
 SHIPPED = ("measure.csv", "dcr.csv", "general.jsonl", "safe.jsonl")
@@ -114,7 +113,7 @@ def test_no_template_belongs_to_one_group():
 
 
 def test_the_shipped_tokenizer_is_what_the_code_makes(tokenizer):
-    assert tokenizer.get_vocab() == make_tokenizer().get_vocab()
+    assert tokenizer.get_vocab() == pretrain.make_tokenizer().get_vocab()
 
 
 def test_every_phrase_encodes_without_unknown_tokens_and_comes_back(tokenizer):
