@@ -42,6 +42,7 @@ MOVED = {
     "prompts.phrase_files": "prompts.phrases",
     "prompts.template_files": "prompts.rendering",
     "prompts.vocabulary": "prompts.special_tokens",
+    "provenance": "storage",
     "random_probes": "measurement.random_probes",
     "rendering": "prompts.rendering",
     "server": "evaluation.server",

@@ -1,13 +1,16 @@
 """Atomic file writes: under a hidden name, fsynced, then moved into place.
 
 A killed run therefore leaves complete files only; readers that list a folder never see the hidden
-names (pandas, pyarrow and DuckDB skip names that begin with a dot).
+names (pandas, pyarrow and DuckDB skip names that begin with a dot). Beside a number stand the
+versions of what computed it.
 """
 
 import json
 import os
+import platform
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -139,3 +142,14 @@ def read_tables(
 def step_of(path: Path) -> int:
     """Return the step in a file name such as `step-00000100.parquet`."""
     return int(path.stem.removeprefix("step-"))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes the numbers, which are recorded beside them."""
+    found = {"python": platform.python_version()}
+    for name in ("ntkprobe", "torch", "transformers", "peft", "tokenizers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found

@@ -35,7 +35,7 @@ def doctor(
 
 def _software() -> list[tuple[str, str]]:
     """Return the versions of what computes the numbers."""
-    from ..provenance import versions
+    from ..storage import versions
 
     return list(versions().items())
 

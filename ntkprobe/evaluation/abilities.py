@@ -93,7 +93,7 @@ def measure_abilities(
 
 def _adopted(path: Path, model: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record in the file, or a new one; raise if its model or settings differ."""
-    from ..provenance import versions
+    from ..storage import versions
 
     now = {"model": dict(model), "answers": dict(how)}
     evaluation = _json(path.with_name("run.json"))

@@ -15,8 +15,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import UserError
-from ..provenance import versions
-from ..storage import replacing, write_json, write_table
+from ..storage import replacing, versions, write_json, write_table
 from .answers import Completion
 from .benchmarks import BenchmarkPrompts
 from .settings import insist_on_equal

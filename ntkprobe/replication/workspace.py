@@ -14,9 +14,8 @@ from typing import Any
 from ..checkpoints import LoadSettings, gguf_identity
 from ..errors import UserError, one_line
 from ..prompts.phrases import phrase_set
-from ..provenance import versions
 from ..settings import require_same_settings
-from ..storage import write_json
+from ..storage import versions, write_json
 from ..training.runs import located, model_digest
 from .data_files import digests, hub_names
 from .plan import STARTS, Stage

@@ -30,8 +30,7 @@ from ..measurement import (
 )
 from ..measurement.influence import Influence
 from ..prompts.prompt_set import PromptSet
-from ..provenance import versions
-from ..storage import replacing, step_of, write_json, write_table, write_tensors
+from ..storage import replacing, step_of, versions, write_json, write_table, write_tensors
 from .settings import SCHEMA_VERSION, MeasureSettings, require_same
 
 COMPANIONS = {"kernel": ("tokens", "parts", "blocks"), "influence": ("terms",)}
