@@ -27,8 +27,7 @@ from .models.logits import last_logits as last_logits
 from .models.logits import top_tokens as top_tokens
 from .models.logits import try_padding
 from .models.parameters import ParameterSelection
-from .models.prompt_validation import check_prompts, check_read
-from .models.validation import check_measurable, require
+from .models.validation import check_measurable, check_prompts, check_read, require
 
 Blocks = Float64[Tensor, "n k m l"]
 Table = Float64[Tensor, "n n"]

@@ -35,6 +35,7 @@ MOVED = {
     "models.backward": "models.gradients",
     "models.greedy": "models.answers",
     "models.per_sample": "models.gradients",
+    "models.prompt_validation": "models.validation",
     "parameters": "models.parameters",
     "phrases": "prompts.phrases",
     "prompt_files": "prompts.files",

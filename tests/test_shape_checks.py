@@ -12,8 +12,7 @@ from ntkprobe.estimators.gram.threads import multiply
 ROOT = Path(__file__).parents[1]
 UNCHECKED = {
     "ntkprobe.estimators.gram.gradient_rules",  # called for every operation of a forward pass
-    "ntkprobe.models.prompt_validation",  # refuses what users give, of any type, in its own words
-    "ntkprobe.models.validation",
+    "ntkprobe.models.validation",  # refuses what users give, of any type, in its own words
 }
 METHODS = "ntkprobe.mitigations."
 """Their `fit` returns `typing.Self`, which beartype refuses in a method that is wrapped alone."""

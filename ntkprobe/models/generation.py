@@ -21,8 +21,7 @@ from .answers import answer_of, greedy_tokens, stopping_criteria, written
 from .cached import CachedPrompts, batches, usable
 from .logits import try_padding
 from .precision import clamped_casts
-from .prompt_validation import check_prompts
-from .validation import check_computable, check_measurable, count
+from .validation import check_computable, check_measurable, check_prompts, count
 from .validation import require_numbers as require_numbers
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from .architecture import experts_one_by_one, reading_last_positions
 from .batching import forgetting_lengths, keep_verdict, pair_to_try, together
-from .prompt_validation import check_prompts
-from .validation import check_measurable, count, not_finite, refuse_broken, require
+from .validation import check_measurable, check_prompts, count, not_finite, refuse_broken, require
 
 
 def last_logits(

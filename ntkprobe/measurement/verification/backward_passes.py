@@ -18,8 +18,7 @@ from ...kernel import Blocks, Estimator, Probe, last_logits
 from ...models.gradients import gradients
 from ...models.logits import check_logits
 from ...models.parameters import ParameterSelection, requiring_grad
-from ...models.prompt_validation import check_prompts
-from ...models.validation import check_loaded, check_measurable, finite
+from ...models.validation import check_loaded, check_measurable, check_prompts, finite
 from ...prompts.templates import Template
 from .. import Encoded, evaluating
 from ..encoding import Texts, as_encoded
