@@ -27,8 +27,8 @@ def drawn(run: Run, ax: "Axes | None", what: str | None) -> "Axes":
     Raises:
         UserError: if that was not measured, or of one prompt only.
     """
+    from .plots.lines import drift_lines, refusal_lines, similarity_lines
     from .plots.style import new_axes
-    from .plots.trajectories import drift_lines, refusal_lines, similarity_lines
 
     kinds: dict[str, tuple[Callable[[], pd.DataFrame], Callable[..., Axes]]] = {
         "kernel": (run.group_means, similarity_lines),

@@ -12,7 +12,7 @@ import pandas as pd
 from ..errors import UserError, one_line
 from ..jupyter import paragraph, table
 from ..plots import style
-from ..plots.ranked import ranked_bars
+from ..plots.bars import ranked_bars
 from ..prompts.prompt_set import PromptSet
 from ..storage import write_json, write_table
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from .. import directions
 from ..errors import UserError
 from ..plots import style
-from ..plots.profiles import profile
+from ..plots.lines import profile
 from ..plots.steps import notes_on_rows, titled
 from ..trajectory import Trajectory
 from .measured_tables import OTHER_PROMPTS, missing_message

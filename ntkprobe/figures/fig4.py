@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..plots import style
-from ..plots.paths import shaded_path
+from ..plots.points import shaded_path
 from ..plots.steps import notes_on_rows
 from ..trajectory import Trajectory
 from .measured_tables import refusal_rates, refusal_rows, require_groups

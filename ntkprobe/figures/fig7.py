@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..plots import style
-from ..plots.lines import label_ends
-from ..plots.profiles import profile
+from ..plots.lines import label_ends, profile
 from ..plots.steps import notes_on_rows, titled
 from ..statistics import wilson
 from ..trajectory import Trajectory

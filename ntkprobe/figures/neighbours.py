@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from ..errors import UserError
 from ..plots import style
-from ..plots.dots import labelled_dots
+from ..plots.bars import labelled_dots
 from ..plots.steps import notes_on_rows, titled
 from ..trajectory import Trajectory
 from .measured_tables import missing_message, require_groups

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from ..errors import UserError
 from ..plots import style
-from ..plots.distributions import spreads
+from ..plots.bars import spreads
 from ..plots.steps import notes_on_rows, titled
 from ..trajectory import Trajectory
 from .measured_tables import OTHER_PROMPTS, missing_message

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from ..errors import UserError
 from ..plots import style
-from ..plots.grids import layer_map
+from ..plots.heatmap import layer_map
 from ..plots.steps import notes_on_rows, titled
 from ..trajectory import Trajectory
 from .directions import TITLES

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from ..errors import UserError
 from ..plots import style
-from ..plots.ranked import ranked_bars
+from ..plots.bars import ranked_bars
 from ..plots.steps import notes_on_rows, step_name
 from ..trajectory import Trajectory
 from .measured_tables import OTHER_PROMPTS, influence_rows

@@ -1,11 +1,18 @@
-"""One quantity against the step: a line and its band per group, each labelled at its end."""
+"""One quantity as lines with bands: against the step by group or pair of groups, or by layer.
+
+`similarity_lines`, `refusal_lines` and `drift_lines` draw one run's tables against the step, axis
+and all; `label_ends` names lines where they end.
+"""
 
 from collections.abc import Collection, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
 
+from .steps import step_axis
 from .style import group_style, in_order
+
+_ACROSS = ("seemingly_toxic", "toxic")
 
 
 def group_lines(table: pd.DataFrame, ax: Axes, *, y: str = "value", labels: bool = True) -> Axes:
@@ -75,6 +82,70 @@ def _pair_line(rows: pd.DataFrame, ax: Axes, *, y: str, bold: bool) -> None:
         ax.fill_between(
             rows["step"], rows["low"], rows["high"], color=observed.colour, alpha=0.15, lw=0
         )
+
+
+def profile(
+    rows: pd.DataFrame, ax: Axes, *, x: str, colour: str, y: str = "value", dashed: bool = False
+) -> Axes:
+    """Draw `y` against `x` with the band from `low` to `high`; dashed, pale and without it.
+
+    Args:
+        rows: tidy rows with `x`, `y`, `low` and `high`, in order.
+        ax: where to.
+        x: the column across.
+        colour: of line and band.
+        y: the column upwards.
+        dashed: whether this line is only there to compare with.
+
+    Returns:
+        `ax`.
+    """
+    if dashed:
+        ax.plot(rows[x], rows[y], color=colour, lw=1.0, ls=(0, (3, 2)), marker="o", ms=2.2)
+        return ax
+    ax.plot(rows[x], rows[y], color=colour, marker="o")
+    ax.fill_between(rows[x], rows["low"], rows["high"], color=colour, alpha=0.15, lw=0)
+    return ax
+
+
+def similarity_lines(means: pd.DataFrame, ax: Axes) -> Axes:
+    """Return `ax` with mean similarities and their bands, a line per ordered pair of groups."""
+    ax.set_ylim(0, means["high"].max() * 1.04)
+    pair_lines(means, ax, emphasised=_ACROSS)
+    step_axis(ax, means).set(ylabel="mean  ‖K(x′, x)‖$_F$ / ‖K(x′, x′)‖$_F$")
+    return ax
+
+
+def refusal_lines(means: pd.DataFrame, ax: Axes) -> Axes:
+    """Return `ax` with mean refusal probabilities, a line for every group."""
+    group_lines(means, ax, y="probability")
+    step_axis(ax, means).set(ylabel="mean refusal probability")
+    return ax
+
+
+def drift_lines(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw one minus the cosine with the first kernel: whole, and for every pair of groups.
+
+    K(x, x′) is the transpose of K(x′, x) and has the same drift: one line is drawn for both.
+
+    Args:
+        table: `step, observed_group, updated_group, drift`; the whole kernel has no groups.
+        ax: where to.
+
+    Returns:
+        `ax`.
+    """
+    ax.set_ylim(0, (table["drift"].max() * 1.04) or 1.0)
+    whole = table[table["observed_group"].isna()]
+    (line,) = ax.plot(whole["step"], whole["drift"], color="0.2", ls=":", lw=1.8)
+    line.set(label="whole kernel", marker="o" if len(whole) == 1 else "")
+    pairs = table.dropna(subset="observed_group")
+    order = {group: place for place, group in enumerate(in_order(pairs["observed_group"]))}
+    once = pairs["observed_group"].map(order) <= pairs["updated_group"].map(order)
+    pair_lines(pairs[once], ax, emphasised=_ACROSS, y="drift")
+    ax.legend(frameon=False, loc="upper left", fontsize=7.5)
+    step_axis(ax, table).set(ylabel="1 − cos(K$_t$, K$_0$)")
+    return ax
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], *, size: float = 7.5) -> Axes:

@@ -10,10 +10,8 @@ from matplotlib.text import Text
 
 from ntkprobe.plots import style
 from ntkprobe.plots.heatmap import group_map
-from ntkprobe.plots.lines import group_lines, label_ends, pair_lines
-from ntkprobe.plots.paths import shaded_path
-from ntkprobe.plots.points import group_points
-from ntkprobe.plots.profiles import profile
+from ntkprobe.plots.lines import group_lines, label_ends, pair_lines, profile
+from ntkprobe.plots.points import group_points, shaded_path
 
 
 @pytest.fixture
