@@ -7,4 +7,4 @@ A figure is a module with `numbers(runs) -> DataFrame` (tidy, saved as CSV next 
 from .drawing import Drawn as Drawn
 from .drawing import draw_figures as draw_figures
 from .drawing import figure_names as figure_names
-from .runs import find_runs as find_runs
+from .drawing import find_runs as find_runs

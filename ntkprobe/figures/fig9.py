@@ -7,8 +7,7 @@ from ..plots import style
 from ..plots.lines import group_lines
 from ..plots.steps import notes_on_rows, step_axis
 from ..trajectory import Trajectory
-from .example_prompts import example_rows, note_on_examples
-from .measured_tables import refusal_rows
+from .measured_tables import example_rows, note_on_examples, refusal_rows
 from .stages import with_stages
 
 

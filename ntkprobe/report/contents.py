@@ -1,7 +1,12 @@
-"""The contents of a page as one tree: sets of prompts with their runs, and evaluations."""
+"""The contents of a page as one tree: sets of prompts with their runs, and evaluations.
+
+On the axes of the map, prompts are ordered by group, and similar prompts are side by side.
+"""
 
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from ..figures.measured_tables import missing_message
 from ..plots.style import group_style, in_order, run_label
@@ -9,9 +14,7 @@ from ..trajectory import Trajectory
 from .evaluated import answers_to, refused_safe_prompts, tables_of
 from .folders import Sources, settings_of
 from .layers import PAIR_BUDGET, layers_of
-from .measured import kernel_of, refusal_of, tokens_of
-from .ordering import map_order
-from .pushes import pushes_of
+from .measured import kernel_of, pushes_of, refusal_of, tokens_of
 from .settings import cautions, evaluation_cautions, settings_table
 
 # Light companions of the groups' colours (Paul Tol's medium-contrast set), for a dark page.
@@ -127,3 +130,40 @@ def _evaluations(sources: Sources) -> dict[str, Any]:
         "refused": refused_safe_prompts(sources.evaluations),
         "cautions": evaluation_cautions(sources),
     }
+
+
+LARGEST = 400
+"""Prompts of one group that are ordered by similarity; more keep their own order."""
+
+
+def map_order(similarity: np.ndarray, groups: list[str]) -> list[int]:
+    """Return the positions of the prompts in the order of the map's axes.
+
+    Args:
+        similarity: `[n, n]` at one step, observed by updated; NaN where missing.
+        groups: of the prompts.
+
+    Returns:
+        Every position once: groups as in the figures, prompts of a group as the leaves of a tree of
+        average linkage, turned so that neighbours are similar.
+    """
+    both = np.nan_to_num((similarity + similarity.T) / 2)
+    order: list[int] = []
+    for group in in_order(groups):
+        members = [place for place, name in enumerate(groups) if name == group]
+        order += [members[leaf] for leaf in _leaves(both[np.ix_(members, members)])]
+    return order
+
+
+def _leaves(similarity: np.ndarray) -> list[int]:
+    """Return the positions of one group's prompts, similar ones adjacent."""
+    count = len(similarity)
+    if not 2 < count <= LARGEST:
+        return list(range(count))
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    distance = similarity.max() - similarity
+    np.fill_diagonal(distance, 0)
+    tree = linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
+    return [int(leaf) for leaf in leaves_list(tree)]

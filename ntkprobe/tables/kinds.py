@@ -4,8 +4,7 @@ import pandas as pd
 
 from ..evaluation import Evaluation
 from ..evaluation.scores import KINDS
-from .columns import Column, Judges
-from .notes import in_distribution, not_whole
+from .columns import Column, Judges, in_distribution, not_whole
 from .rendering import Table
 
 MISSING = "judge some answers with `ntkprobe evaluate`"

@@ -14,8 +14,7 @@ from .. import plugins
 from ..errors import UserError
 from ..evaluation import Evaluation
 from ..evaluation.results import evaluations_in
-from .columns import Judges
-from .notes import templates_differ
+from .columns import Judges, templates_differ
 from .paper_reference import paper_models
 from .rendering import Table
 

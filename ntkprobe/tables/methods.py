@@ -8,8 +8,16 @@ import pandas as pd
 from ..evaluation import Evaluation
 from ..evaluation.scores import Score
 from ..statistics import LEVEL, RESAMPLES, wilson
-from .columns import Judges, all_verdicts, cell, column_verdicts, measured_columns, score
-from .notes import in_distribution, not_whole
+from .columns import (
+    Judges,
+    all_verdicts,
+    cell,
+    column_verdicts,
+    in_distribution,
+    measured_columns,
+    not_whole,
+    score,
+)
 from .rendering import Table
 
 TASKS = {

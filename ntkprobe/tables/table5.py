@@ -5,8 +5,15 @@ from typing import Any
 import pandas as pd
 
 from ..evaluation import Evaluation
-from .columns import Judges, all_verdicts, column_verdicts, measured_columns, score
-from .notes import in_distribution, not_whole
+from .columns import (
+    Judges,
+    all_verdicts,
+    column_verdicts,
+    in_distribution,
+    measured_columns,
+    not_whole,
+    score,
+)
 from .paper_reference import paper_method, paper_table, paper_value
 from .rendering import Table
 

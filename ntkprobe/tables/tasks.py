@@ -5,8 +5,7 @@ from typing import Any
 import pandas as pd
 
 from ..evaluation import Evaluation, scores
-from .columns import Column, Judges, all_verdicts, cell
-from .notes import in_distribution, not_whole
+from .columns import Column, Judges, all_verdicts, cell, in_distribution, not_whole
 from .paper_reference import paper_table, paper_value
 from .rendering import Table
 

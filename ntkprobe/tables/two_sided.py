@@ -3,8 +3,7 @@
 import pandas as pd
 
 from ..evaluation import Evaluation
-from .columns import Column, Judges
-from .notes import in_distribution, not_whole
+from .columns import Column, Judges, in_distribution, not_whole
 from .rendering import Table
 
 MISSING = "evaluate on safe and on unsafe prompts"

@@ -21,10 +21,10 @@ from ntkprobe.cli import main
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation.folder import SCHEMA_VERSION as EVALUATION_SCHEMA
 from ntkprobe.report import follow, make_report
+from ntkprobe.report.contents import map_order
 from ntkprobe.report.folders import READABLE_SCHEMA
-from ntkprobe.report.following import signature
-from ntkprobe.report.ordering import map_order
 from ntkprobe.report.packing import MISSING_INT16, Scaled, pack, script_json
+from ntkprobe.report.page import signature
 from ntkprobe.watcher.settings import SCHEMA_VERSION
 
 TYPES = {"f4": "<f4", "i4": "<i4", "i2": "<i2", "u1": "u1"}
