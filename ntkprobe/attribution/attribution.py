@@ -23,10 +23,9 @@ from ..watcher.choices import StepRange
 from ..watcher.models import Models
 from ..watcher.scan import ScannedCheckpoint
 from . import index
-from .blocks import Blocks
+from .blocks import Blocks, settle
 from .encoded import Encoded
 from .products import PairGradients, features, products
-from .record import settle
 from .recorded_steps import over_steps
 from .result import Attribution
 from .settings import AttributionSettings

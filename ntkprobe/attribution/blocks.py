@@ -1,20 +1,28 @@
-"""What was computed of some pairs at one checkpoint, a file each: whole or absent.
+"""What the folder of an attribution keeps: blocks of what was computed, and what they depend on.
 
 FOLDER/step-00000100/pairs-00000000-00000256.safetensors    of the pairs from 0 to 255
 
-The name says which pairs: blocks of another size that a stopped call left are not taken for these.
+A block is what was computed of some pairs at one checkpoint, whole or absent. The name says which
+pairs: blocks of another size that a stopped call left are not taken for these. What the numbers
+depend on is written once, and compared ever after (`settle`).
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from .. import __version__
+from ..checkpoints.headers import read_json
 from ..errors import UserError
-from ..storage import write_tensors
+from ..storage import write_json, write_tensors
+
+SCHEMA = 1
 
 
 class Blocks:
@@ -96,3 +104,34 @@ class Blocks:
         assert self.folder is not None
         end = self.rows(start).stop
         return self.folder / f"step-{step:08d}" / f"pairs-{start:08d}-{end:08d}.safetensors"
+
+
+def settle(path: Path, record: dict[str, Any], *, what: str, instead: str) -> None:
+    """Write what a folder's numbers depend on, or compare with what is written.
+
+    Args:
+        path: the JSON file.
+        record: what they depend on now.
+        what: the folder's contents, for the message.
+        instead: what to do about another value.
+
+    Raises:
+        UserError: naming the first value that differs, as it was and as it is now.
+    """
+    now = json.loads(json.dumps({"schema_version": SCHEMA, **record}))
+    if not path.is_file():
+        write_json(path, {**now, "ntkprobe": __version__})
+        return
+    then = read_json(path)
+    for key in now:
+        if then.get(key) != now[key]:
+            raise UserError(
+                f"{what} in {path.parent} was made with {key} = {_short(then.get(key))}, now it is "
+                f"{_short(now[key])}: {instead}"
+            )
+
+
+def _short(value: Any) -> str:
+    """Return a value, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}…"

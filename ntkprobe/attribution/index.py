@@ -20,8 +20,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..models.projections import ProjectionSettings
 from ..storage import replacing
-from .blocks import Blocks
-from .record import settle
+from .blocks import Blocks, settle
 
 _PAIRS_AT_ONCE = 1024
 

@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", no_args_is_help
 def show() -> None:
     """Show every method with its source, and its settings with their defaults."""
     from .. import mitigations
-    from ..mitigations.settings import defaults_of
+    from ..mitigations.base import defaults_of
     from ..mitigations.storage import mitigation_class
 
     for name in mitigations.names():
@@ -101,7 +101,7 @@ def _told_of_template(method: Any, tokenizer: Any) -> str | None:
 
 def _configured(options: FitOptions) -> Any:
     """Return the method with the settings given."""
-    from ..mitigations.settings import checked_settings
+    from ..mitigations.base import checked_settings
     from ..mitigations.storage import mitigation_class
     from ._train_settings import assignment
 

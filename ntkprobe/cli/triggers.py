@@ -100,8 +100,7 @@ def triggers(options: TriggerOptions) -> None:
     quieten()
     from ..prompts.rendering import dated
     from ..training.runs import located
-    from ..triggers.extraction import describe, read_examples, write_triggers
-    from ..triggers.progress import Progress
+    from ..triggers.extraction import Progress, describe, read_examples, write_triggers
 
     harmful = [located(file) for file in options.harmful or []]
     examples = read_examples(harmful)[: options.limit]

@@ -1,22 +1,27 @@
-"""Judge the answers in a folder that have no verdict yet.
+"""Judge the answers in a folder that have no verdict yet, and read and write files of verdicts.
 
 A file of verdicts, `E/verdicts/BENCHMARK/JUDGE.parquet`, is rewritten after every chunk of answers,
 so that a stopped run loses at most one chunk. The next run judges answers without a verdict,
 answers that have changed since, and those whose requests failed.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .verdict_files import digest, read_items, valid_rows, write_rows
-from .verdicts import ENDLESS, Item, Judge, Verdict
+from ..errors import UserError
+from ..storage import write_table
+from .verdicts import ENDLESS, FAILED, Item, Judge, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("id", "verdict", "detail", "digest")
+KEY = "ntkprobe.judge"
+"""The key of a file's Parquet metadata under which the judge's identity is stored as JSON."""
 
 
 def judge_answers(
@@ -72,3 +77,94 @@ def _verdicts(judge: Judge, items: Sequence[Item]) -> list[Verdict]:
     said = zip(asked, judge.judge([item.shown for item in asked]), strict=True)
     given |= {item.id: verdict for item, verdict in said}
     return [verdict for item in items if (verdict := given[item.id]) is not None]
+
+
+def read_items(folder: Path, benchmark: str) -> list[Item]:
+    """Return the answered prompts of a benchmark, in the order of its prompts.
+
+    Args:
+        folder: an evaluation.
+        benchmark: the name of one of its benchmarks.
+
+    Returns:
+        At least one item.
+
+    Raises:
+        UserError: if there is none.
+    """
+    import pandas as pd
+
+    shards = sorted((folder / "answers" / benchmark).glob("batch-*.parquet"))
+    prompts = folder / "prompts" / f"{benchmark}.parquet"
+    if not shards or not prompts.is_file():
+        raise UserError(
+            f"{folder} holds no answers to {benchmark!r}: run `ntkprobe evaluate` first"
+        )
+    answers = pd.concat([pd.read_parquet(s, columns=["id", "answer"]) for s in shards])
+    texts = dict(zip(answers["id"], answers["answer"], strict=True))
+    asked = pd.read_parquet(prompts, columns=["id", "prompt"])
+    return [
+        Item(name, prompt, texts[name])
+        for name, prompt in zip(asked["id"], asked["prompt"], strict=True)
+        if name in texts
+    ]
+
+
+def digest(*texts: str) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of texts."""
+    joined = "\0".join(texts)
+    return sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def valid_rows(
+    path: Path, digests: Mapping[str, str], identity: Mapping[str, Any]
+) -> dict[str, dict[str, str]]:
+    """Return the valid rows of a file, by id: those of unchanged answers that did not fail.
+
+    Args:
+        path: of a file that `write_rows` wrote; it need not exist.
+        digests: of the present answers, by id.
+        identity: of the judge, which the file must have.
+
+    Returns:
+        The rows as they are stored.
+
+    Raises:
+        UserError: if they are another judge's.
+    """
+    if not path.is_file():
+        return {}
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    theirs = json.loads((table.schema.metadata or {}).get(KEY.encode(), b"{}"))
+    if theirs != identity:
+        raise UserError(
+            f"{path} holds verdicts of {theirs}, not of {identity}: move it away, or give this "
+            "judge another label"
+        )
+    return {
+        row["id"]: row
+        for row in table.to_pylist()
+        if digests.get(row["id"]) == row["digest"] and not row["detail"].startswith(FAILED)
+    }
+
+
+def write_rows(
+    path: Path,
+    rows: Sequence[Mapping[str, str]],
+    columns: Sequence[str],
+    identity: Mapping[str, Any],
+) -> None:
+    """Write all rows of a file of verdicts, with the judge's identity.
+
+    Args:
+        path: where to.
+        rows: one for each answer.
+        columns: their names.
+        identity: of the judge, as JSON.
+    """
+    import pandas as pd
+
+    table = pd.DataFrame(list(rows), columns=list(columns))
+    write_table(path, table, {KEY: json.dumps(identity)})

@@ -17,8 +17,8 @@ import pandas as pd
 from ..errors import UserError
 from ..prompts.coherence import incoherence
 from . import scores
+from .judging import KEY, digest
 from .preferences import points
-from .verdict_files import KEY, digest
 from .verdicts import COMPLIANCE, INCOHERENT, SAFE, UNDETERMINED, UNSAFE
 
 PROMPTS = ["id", "prompt", "kind", "type", "pair"]

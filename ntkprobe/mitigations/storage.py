@@ -12,8 +12,7 @@ from ..checkpoints.completeness import require_safetensors
 from ..checkpoints.headers import Incomplete, read_json, regular_file
 from ..errors import UserError
 from ..storage import write_json, write_tensors
-from .base import Mitigation, learned_by, require_same_model, settings_of
-from .settings import checked_settings
+from .base import Mitigation, checked_settings, learned_by, require_same_model, settings_of
 
 JSON_NAME = "mitigation.json"
 TENSORS_NAME = "mitigation.safetensors"

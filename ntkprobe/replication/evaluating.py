@@ -1,14 +1,17 @@
 """Answers of the final models, the filters' verdicts, and the loss on held-out normal answers."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import torch
 
 from ..checkpoints import adapted, base_and_adapter, load_model, load_tokenizer
 from ..errors import UserError
 from ..evaluation import Evaluation
-from ..evaluation.benchmarks.own_files import read_own
+from ..evaluation.benchmarks.sources import read_own
 from ..evaluation.judge_specs import DEFAULT, read_judges
 from ..evaluation.models import EvaluatedModel
 from ..evaluation.run import evaluate as ask
@@ -18,8 +21,9 @@ from ..mitigations.storage import mitigation_class
 from ..prompts.phrases import is_refusal
 from ..prompts.prompt_set import Prompt, PromptSet
 from ..prompts.selections import PromptSelection
+from ..prompts.templates import resolve_template
 from ..storage import write_json, write_table
-from .answer_loss import answer_losses
+from ..training.data import Pair
 from .data_files import OVER_REFUSAL_SETS, SAFETY_SETS
 from .plan import STEERED, Stage
 from .workspace import Workspace
@@ -151,3 +155,36 @@ def _method(name: str) -> Mitigation:
     """Return a method with its own default settings."""
     made: Mitigation = mitigation_class(name)()
     return made
+
+
+def answer_losses(
+    model: Any, tokenizer: Any, pairs: Sequence[Pair], max_length: int, template: str = "auto"
+) -> pd.DataFrame:
+    """Return the mean negative log-likelihood of each answer, given its prompt.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        tokenizer: its tokenizer.
+        pairs: prompts and answers.
+        max_length: tokens at most; what is longer loses its end.
+        template: how they become tokens.
+
+    Returns:
+        `pair, loss, tokens`, in nats per token of the answer; a pair whose prompt fills
+        `max_length` is left out.
+    """
+    resolved = resolve_template(tokenizer, template)
+    device = next(model.parameters()).device
+    rows = []
+    for number, pair in enumerate(pairs):
+        ids, answer = resolved.encode_pair(tokenizer, pair.prompt, pair.response)
+        ids, start = ids[:max_length], answer.index(True)
+        if start >= len(ids):
+            continue
+        tokens = torch.tensor([ids], device=device)
+        with torch.no_grad():
+            logits = model(tokens, use_cache=False).logits[0, start - 1 : -1].double()
+        chosen = logits.log_softmax(-1).gather(1, tokens[0, start:, None])
+        loss = -float(chosen.mean())
+        rows.append({"pair": number, "loss": loss, "tokens": len(ids) - start})
+    return pd.DataFrame(rows, columns=["pair", "loss", "tokens"])

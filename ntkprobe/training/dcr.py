@@ -20,17 +20,15 @@ from ..checkpoints import load_model, load_tokenizer
 from ..models.architecture import capture
 from ..prompts.prompt_set import PromptSet
 from ..prompts.rendering import dated
-from .accumulation import Window
 from .adapters import linear_names, with_lora
 from .callbacks import install, quiet
 from .contamination import check_overlaps
-from .contrast_data import PromptRows, collate, drawn, encode_prompts
+from .contrast_data import EpochSampler, PromptRows, collate, drawn, encode_prompts
 from .data import IGNORED, Pair, digest
 from .dcr_config import DCRConfig as DCRConfig
-from .features import freeze_above, gathered, pool, without_blocks_above
+from .features import Window, freeze_above, gathered, pool, without_blocks_above
 from .losses import circle_loss, circle_loss_floor, cosine_similarities, pairs
 from .runs import Run, located, model_digest
-from .sampler import EpochSampler
 
 
 class DCRTrainer(Trainer):
@@ -38,7 +36,7 @@ class DCRTrainer(Trainer):
 
     The pairs are those of a whole optimiser step: of all processes and all accumulated batches, so
     that only batch size times accumulation times processes counts, not how it is divided up.
-    Accumulation costs one more forward pass up to the layer, see `accumulation`.
+    Accumulation costs one more forward pass up to the layer, see `features`.
     """
 
     args: DCRConfig

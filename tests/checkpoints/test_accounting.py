@@ -24,7 +24,7 @@ from ntkprobe import mitigations
 from ntkprobe.checkpoints import LoadSettings, adapted, load_checkpoint, load_model, readiness
 from ntkprobe.errors import MeasurementWarning, UserError
 from ntkprobe.evaluation.judges.guard_models import GuardModel
-from ntkprobe.mitigations.draft_model import load_draft
+from ntkprobe.mitigations.ssd import load_draft
 from ntkprobe.mitigations.surgical import Surgical
 
 IDS = torch.arange(6)[None]

@@ -11,7 +11,7 @@ import pytest
 
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation.benchmarks import BENCHMARKS, read_benchmark
-from ntkprobe.evaluation.benchmarks.contrasts import XSTEST_CONTRASTS
+from ntkprobe.evaluation.benchmarks.catalogue import XSTEST_CONTRASTS
 
 DATA = Path(os.environ.get("NTKPROBE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the published files are not here")

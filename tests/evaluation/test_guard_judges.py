@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation import Item
 from ntkprobe.evaluation.judges.llama_guard import LlamaGuard, parsed
-from ntkprobe.evaluation.judges.wildguard import Wildguard
-from ntkprobe.evaluation.judges.wildguard_format import parsed_answer
+from ntkprobe.evaluation.judges.wildguard import Wildguard, parsed_answer
 from ntkprobe.evaluation.judges.wildguard_harm import WildguardHarm
 
 LAST_TURN = "{% for m in messages %}{{ m['content'] }} {% endfor %}"

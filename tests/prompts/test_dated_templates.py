@@ -21,8 +21,7 @@ from ntkprobe.prompts.rendering import dated
 from ntkprobe.prompts.templates import resolve_template
 from ntkprobe.tiny import measure_path, model_path
 from ntkprobe.training.sft import SFTConfig, train_sft
-from ntkprobe.triggers.extraction import Example, ScoredTrigger
-from ntkprobe.triggers.progress import Progress
+from ntkprobe.triggers.extraction import Example, Progress, ScoredTrigger
 from ntkprobe.watcher.folder import MeasurementFolder
 from ntkprobe.watcher.recorder import Recorder
 from ntkprobe.watcher.settings import MeasureSettings

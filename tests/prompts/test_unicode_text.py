@@ -7,7 +7,7 @@ from measured_runs import GROUPS
 
 import ntkprobe as ntk
 from ntkprobe.errors import UserError
-from ntkprobe.evaluation.benchmarks.own_files import read_own
+from ntkprobe.evaluation.benchmarks.sources import read_own
 from ntkprobe.evaluation.server import read_reply
 from ntkprobe.measurement.influence.examples import read_updated
 from ntkprobe.prompts.files import read_rows

@@ -231,7 +231,7 @@ def test_accumulated_batches_train_as_one_large_batch(tmp_path, changes):
 @pytest.mark.slow
 def test_batches_that_keep_their_pairs_to_themselves_train_otherwise(tmp_path, monkeypatch):
     whole, losses = descended(tmp_path, 8, 1)
-    monkeypatch.setattr("ntkprobe.training.accumulation.Window.joined", lambda _, *rows: rows)
+    monkeypatch.setattr("ntkprobe.training.features.Window.joined", lambda _, *rows: rows)
     parts, again = descended(tmp_path, 4, 2)
     assert abs(again[0] - losses[0]) > 0.1
     assert max((parts[name] - whole[name]).abs().max() for name in whole) > 1e-3

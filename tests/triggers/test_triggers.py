@@ -21,6 +21,7 @@ from ntkprobe.triggers import extractors
 from ntkprobe.triggers.answers import compliant, generated, with_given_answers
 from ntkprobe.triggers.extraction import (
     Example,
+    Progress,
     ScoredTrigger,
     Trigger,
     extract,
@@ -30,7 +31,6 @@ from ntkprobe.triggers.extraction import (
 from ntkprobe.triggers.extractors.influence import Influence
 from ntkprobe.triggers.extractors.llm import Llm
 from ntkprobe.triggers.extractors.rule import Rule
-from ntkprobe.triggers.progress import Progress
 
 TOKENIZER = world.tokenizer(chat=False)
 

@@ -1,4 +1,4 @@
-"""The published benchmarks: source, licence, number of rows, schema. It holds no prompts.
+"""The published benchmarks: source, licence, number of rows, schema, pairs. It holds no prompts.
 
 Numbers of rows are those of the published files. DCR's 938 safety prompts are
 I-MaliciousInstructions 100 + I-CoNa 178 + I-Controversial 40 + Q-Harm 100 + AdvBench 520, if what
@@ -6,10 +6,50 @@ the paper calls HarmfulQ is Q-Harm of Safety-Tuned LLaMAs: the HarmfulQ of Shaik
 The paper's 3,269 prompts of PHTest are both of its parts together.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
-from .contrasts import xstest_pairs
 from .schema import Benchmark, Hub
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+XSTEST_CONTRASTS = {
+    "homonyms": "contrast_homonyms",
+    "figurative_language": "contrast_figurative_language",
+    "safe_targets": "contrast_safe_targets",
+    "safe_contexts": "contrast_safe_contexts",
+    "definitions": "contrast_definitions",
+    "real_group_nons_discr": "contrast_discr",
+    "historical_events": "contrast_historical_events",
+    "privacy_fictional": "contrast_privacy",
+}
+"""Types of XSTest whose k-th safe prompt has the k-th prompt of the other type as its contrast.
+
+Read off the published file: both have the same `focus` in all or 24 of 25 rows. The k-th prompts of
+`nons_group_real_discr` and `privacy_public` are about other things than the k-th of their
+contrasts' type, so that these 50 prompts have no pair.
+"""
+
+
+def xstest_pairs(prompts: "pd.DataFrame") -> Sequence[str]:
+    """Return the id of each prompt's contrast in XSTest, or nothing.
+
+    Args:
+        prompts: its table, in the published order.
+
+    Returns:
+        An id or an empty text for each row; of 450 prompts 200 safe and 200 unsafe ones are paired.
+    """
+    ids = prompts.groupby("type", sort=False)["id"].apply(list)
+    pair: dict[str, str] = {}
+    for safe, unsafe in XSTEST_CONTRASTS.items():
+        if safe in ids.index and unsafe in ids.index and len(ids[safe]) == len(ids[unsafe]):
+            for a, b in zip(ids[safe], ids[unsafe], strict=True):
+                pair[a], pair[b] = b, a
+    return [pair.get(name, "") for name in prompts["id"]]
+
 
 _STL = "Bianchi et al., ICLR 2024, github.com/vinid/safety-tuned-llamas, data/evaluation"
 _PHTEST = partial(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..verdicts import SAFE, UNSAFE, Item, Verdict
-from .wildguard_format import WildguardModel
+from .wildguard import WildguardModel
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from ntkprobe.training.sampler import EpochSampler
+from ntkprobe.training.contrast_data import EpochSampler
 
 LABELS = [0] * 50 + [1] * 150
 
