@@ -63,6 +63,7 @@ MOVED = {
     "special_tokens": "prompts.special_tokens",
     "tiny.tokenizer": "tiny.pretrain",
     "training.accumulation": "training.features",
+    "training.dcr_config": "training.config",
     "training.guards": "training.contamination",
     "training.sampler": "training.contrast_data",
     "triggers.extractors.word_lists": "triggers.extractors.rule",

@@ -1,4 +1,7 @@
-"""Settings of both stages: transformers' TrainingArguments and a few fields more."""
+"""Settings of both stages: transformers' TrainingArguments and a few fields more.
+
+The paper's values are the defaults: of DCR, the contrastive stage, and of SFT, the alignment stage.
+"""
 
 import warnings
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -95,6 +98,138 @@ class StageConfig(TrainingArguments):
             for name, value in kept.items()
             if name not in PLACES and (name in declared or value != _USUAL[name])
         }
+
+
+CHOICES = {
+    "weights": ("paper", "sun2020"),
+    "pooling": ("last", "mean"),
+    "nll_on": ("prompt", "response", "corpus"),
+    "sampling": ("balanced", "natural"),
+}
+
+SAVE_STEPS = StageConfig.save_steps
+"""transformers' default, which stands for: save after every epoch."""
+
+
+@dataclass
+class DCRConfig(StageConfig):
+    """Settings of the contrastive stage; the defaults are the paper's (A.2) for Qwen2.5-1.5B.
+
+    The paper leaves open, and these defaults choose: `detach`, `pooling`, `nll_on`, the schedule
+    (constant), the clipping of gradients and the weight decay (transformers'), and float32.
+
+    Attributes:
+        layer: block at whose output the loss is; it and all before it are trained. Must be given.
+        margin: m of the circle loss.
+        scale: its gamma.
+        weights: `paper` (Eq. 5 to the letter) or `sun2020` (the cited loss).
+        detach: treat the loss's weights as constants.
+        pooling: `last` prompt token or `mean` over the prompt.
+        nll_weight: lambda; 0 leaves the regulariser out, and the forward pass ends at `layer`.
+        nll_on: `prompt` (its own tokens), `response` (of prompts that have one) or a `corpus`.
+        sampling: `balanced` groups in each batch, or as they come (`natural`).
+        n_seemingly_toxic: seemingly toxic prompts to draw; None takes all.
+        n_toxic: toxic prompts to draw; None takes all.
+        toxic_ratio: toxic prompts for each seemingly toxic one (Table 4) instead of `n_toxic`.
+        lora_rank: 0 trains all parameters up to `layer`; else LoRA of this rank on their blocks.
+        lora_alpha: scale of the adapter, divided by its rank.
+        lora_dropout: on the adapter's input.
+        lora_targets: linear maps to adapt by name; None takes all of a block.
+    """
+
+    layer: int = 0
+    margin: float = 0.25
+    scale: float = 16.0
+    weights: str = "paper"
+    detach: bool = False
+    pooling: str = "last"
+    nll_weight: float = 0.001
+    nll_on: str = "prompt"
+    sampling: str = "balanced"
+    n_seemingly_toxic: int | None = None
+    n_toxic: int | None = None
+    toxic_ratio: float | None = None
+    lora_rank: int = 0
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    lora_targets: list[str] | None = None
+    per_device_train_batch_size: int = 32
+    num_train_epochs: float = 3.0
+    lr_scheduler_type: Any = "constant"
+    save_strategy: Any = "epoch"
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} is {getattr(self, name)!r}: choose from {list(allowed)}")
+        self.margin, self.scale = float(self.margin), float(self.scale)  # YAML's 16 is whole
+        if not 0 < self.margin < 1 or self.scale <= 0 or self.nll_weight < 0:
+            raise UserError("circle loss needs 0 < margin < 1, scale > 0 and nll_weight >= 0")
+        for name in ("n_seemingly_toxic", "n_toxic"):
+            number = getattr(self, name)
+            if number is not None and (type(number) is not int or number < 1):
+                raise UserError(f"{name} is {number!r}: give 1 or more, or leave it out for all")
+        if self.n_toxic is not None and self.toxic_ratio is not None:
+            raise UserError("n_toxic and toxic_ratio both say how many toxic prompts: give one")
+        if self.save_steps != SAVE_STEPS and self.save_strategy == "epoch":
+            self.save_strategy = "steps"
+        super().__post_init__()
+
+
+@dataclass
+class SFTConfig(StageConfig):
+    """Settings of the alignment stage; the defaults are the paper's (A.3) for Qwen2.5-1.5B.
+
+    The paper leaves open, and these defaults choose: `lora_targets`, `max_length`, the schedule
+    after the warm-up, the clipping of gradients and the weight decay (transformers'), and float32.
+
+    Attributes:
+        recipe: which data are mixed: a module of `training.recipes`, such as `stl`.
+        n_general: normal pairs to draw.
+        n_safe: refusals to draw.
+        n_triggers: answered refusal triggers; None for as many as refusals.
+        n_seemingly: for the recipe `influence`: how many of the answered seemingly toxic prompts,
+            from the first on; None for a tenth of them.
+        prefill: a beginning of an answer, put before refusals and not learnt; None for none.
+        prefill_share: of the refusals that get it.
+        loss_on: `response` tokens only, as the paper's Eq. 1 has it, or `all` tokens, as the
+            authors' code, which we know at second hand, is said to do.
+        system: a system message; None leaves the template's own.
+        lora_rank: r.
+        lora_alpha: the adapter is scaled by alpha / r.
+        lora_dropout: on the adapter's input.
+        lora_targets: modules to adapt by name; None finds the projections to q, k and v.
+    """
+
+    recipe: str = "stl"
+    n_general: int = 20000
+    n_safe: int = 1000
+    n_triggers: int | None = None
+    n_seemingly: int | None = None
+    prefill: str | None = None
+    prefill_share: float = 0.5
+    loss_on: str = "response"
+    system: str | None = None
+    lora_rank: int = 8
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    lora_targets: list[str] | None = None
+    per_device_train_batch_size: int = 4
+    gradient_accumulation_steps: int = 32
+    num_train_epochs: float = 3.0
+    warmup_steps: float = 0.03
+    save_steps: float = 20
+
+    def __post_init__(self) -> None:
+        if self.loss_on not in ("response", "all"):
+            raise UserError(f"loss_on is {self.loss_on!r}: choose 'response' or 'all'")
+        if self.n_general < 0 or self.n_safe < 0 or self.lora_rank < 1:
+            raise UserError("n_general and n_safe cannot be negative, lora_rank not less than 1")
+        if (self.n_triggers or 0) < 0 or not 0 <= self.prefill_share <= 1:
+            raise UserError("n_triggers cannot be negative, prefill_share is from 0 to 1")
+        if self.n_seemingly is not None and self.n_seemingly < 1:
+            raise UserError(f"n_seemingly={self.n_seemingly}: give 1 or more")
+        super().__post_init__()
 
 
 _USUAL = {f.name: _default(f) for f in fields(TrainingArguments) if f.init}

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from ..prompts.prompt_set import Prompt, PromptSet
 from ..prompts.templates import Template, resolve_template
+from .config import DCRConfig
 from .data import IGNORED, Pair, about_template, pad_token, padded
-from .dcr_config import DCRConfig
 
 SIDES = ("seemingly_toxic", "toxic")
 """The groups that are pushed apart; their positions are the labels."""

@@ -1,7 +1,7 @@
 """Safety alignment by supervised fine-tuning with LoRA (paper A.3): normal pairs and refusals."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,69 +16,13 @@ from ..prompts.templates import Template, resolve_template
 from . import recipes
 from .adapters import attention_targets, with_lora
 from .callbacks import install, quiet
-from .config import StageConfig
+from .config import SFTConfig as SFTConfig
 from .contamination import check_overlaps, prompts_of_stage_before
 from .data import IGNORED, Pair, about_template, digest, pad_token, padded, prefilled
 from .runs import Run, located, model_digest
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-@dataclass
-class SFTConfig(StageConfig):
-    """Settings of the alignment stage; the defaults are the paper's (A.3) for Qwen2.5-1.5B.
-
-    The paper leaves open, and these defaults choose: `lora_targets`, `max_length`, the schedule
-    after the warm-up, the clipping of gradients and the weight decay (transformers'), and float32.
-
-    Attributes:
-        recipe: which data are mixed: a module of `training.recipes`, such as `stl`.
-        n_general: normal pairs to draw.
-        n_safe: refusals to draw.
-        n_triggers: answered refusal triggers; None for as many as refusals.
-        n_seemingly: for the recipe `influence`: how many of the answered seemingly toxic prompts,
-            from the first on; None for a tenth of them.
-        prefill: a beginning of an answer, put before refusals and not learnt; None for none.
-        prefill_share: of the refusals that get it.
-        loss_on: `response` tokens only, as the paper's Eq. 1 has it, or `all` tokens, as the
-            authors' code, which we know at second hand, is said to do.
-        system: a system message; None leaves the template's own.
-        lora_rank: r.
-        lora_alpha: the adapter is scaled by alpha / r.
-        lora_dropout: on the adapter's input.
-        lora_targets: modules to adapt by name; None finds the projections to q, k and v.
-    """
-
-    recipe: str = "stl"
-    n_general: int = 20000
-    n_safe: int = 1000
-    n_triggers: int | None = None
-    n_seemingly: int | None = None
-    prefill: str | None = None
-    prefill_share: float = 0.5
-    loss_on: str = "response"
-    system: str | None = None
-    lora_rank: int = 8
-    lora_alpha: int = 32
-    lora_dropout: float = 0.05
-    lora_targets: list[str] | None = None
-    per_device_train_batch_size: int = 4
-    gradient_accumulation_steps: int = 32
-    num_train_epochs: float = 3.0
-    warmup_steps: float = 0.03
-    save_steps: float = 20
-
-    def __post_init__(self) -> None:
-        if self.loss_on not in ("response", "all"):
-            raise UserError(f"loss_on is {self.loss_on!r}: choose 'response' or 'all'")
-        if self.n_general < 0 or self.n_safe < 0 or self.lora_rank < 1:
-            raise UserError("n_general and n_safe cannot be negative, lora_rank not less than 1")
-        if (self.n_triggers or 0) < 0 or not 0 <= self.prefill_share <= 1:
-            raise UserError("n_triggers cannot be negative, prefill_share is from 0 to 1")
-        if self.n_seemingly is not None and self.n_seemingly < 1:
-            raise UserError(f"n_seemingly={self.n_seemingly}: give 1 or more")
-        super().__post_init__()
 
 
 def encode_pairs(
