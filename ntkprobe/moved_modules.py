@@ -17,6 +17,7 @@ MOVED = {
     "checkpoints.fingerprints": "checkpoints.identification",
     "checks": "models.validation",
     "estimators.gram.precision": "models.precision",
+    "evaluation.benchmarks.benchmark_prompts": "evaluation.benchmarks.sources",
     "evaluation.benchmarks.contrasts": "evaluation.benchmarks.catalogue",
     "evaluation.benchmarks.own_files": "evaluation.benchmarks.sources",
     "evaluation.judges.wildguard_format": "evaluation.judges.wildguard",

@@ -3,8 +3,8 @@
 `catalogue` says what each benchmark is, `schema` what its rows mean, `sources` where they are.
 """
 
-from .benchmark_prompts import BenchmarkPrompts as BenchmarkPrompts
 from .catalogue import BENCHMARKS as BENCHMARKS
 from .schema import Benchmark as Benchmark
 from .schema import Hub as Hub
+from .sources import BenchmarkPrompts as BenchmarkPrompts
 from .sources import read_benchmark as read_benchmark
