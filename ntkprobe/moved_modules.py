@@ -60,6 +60,8 @@ MOVED = {
     "provenance": "storage",
     "random_probes": "measurement.random_probes",
     "rendering": "prompts.rendering",
+    "report.following": "report.page",
+    "report.ordering": "report.contents",
     "server": "evaluation.server",
     "special_tokens": "prompts.special_tokens",
     "tiny.tokenizer": "tiny.pretrain",
