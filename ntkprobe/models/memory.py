@@ -1,13 +1,22 @@
-"""Fewer prompts at a time where memory runs out: the one way in which measurements try again."""
+"""How much memory is free, and fewer prompts at a time where it runs out."""
 
 import logging
 from collections.abc import Callable
 from typing import TypeVar
 
+import psutil
 import torch
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how many bytes can be had on a device now; what torch keeps for itself counts."""
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved
+    return int(psutil.virtual_memory().available)
 
 
 def ran_out(error: BaseException) -> bool:

@@ -229,6 +229,7 @@ class ModelMeasurer:
             reductions=REDUCTIONS,
             parameters=how.parameters,
             batch_size=batch_size,
+            progress=True,
         )
 
     def _in_batches(self, measure: Callable[[int], T]) -> T:

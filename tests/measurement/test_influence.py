@@ -12,6 +12,8 @@ import ntkprobe as ntk
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.kernel import Probe, last_logits
+from ntkprobe.measurement.influence.observations import Observation
+from ntkprobe.measurement.influence.prediction import GRADIENT_SHARE
 from ntkprobe.measurement.influence.updates import LOSSES
 from ntkprobe.models.parameters import ParameterSelection, requiring_grad
 from ntkprobe.models.precision import Float64Throughout
@@ -174,6 +176,26 @@ class TestWays:
         model = build(name)
         both = [predicted(model, mode=mode).refusal for mode in ("forward", "reverse")]
         torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("fitting", [1, 2, 3])
+    def test_how_many_gradients_are_held_at_once_changes_nothing(self, fitting, monkeypatch):
+        model = build("llama")
+        pairs = [*UPDATED, ([4, 4, 6], [2, 5]), ([1, 9], [7]), ([8, 3, 2], [6, 6, 1])]
+        one_by_one = predicted(model, updated=pairs, tokens=None, mode="forward").refusal
+        each = 4 * sum(p.numel() for p in model.parameters())
+        room = int((fitting + 0.5) * each / GRADIENT_SHARE)
+        monkeypatch.setattr("ntkprobe.measurement.influence.prediction.free_bytes", lambda _: room)
+        held = []
+        observe = Observation.vjp_products
+
+        def noted(self, prompt, directions):
+            held.append(len(next(iter(directions.values()))))
+            return observe(self, prompt, directions)
+
+        monkeypatch.setattr(Observation, "vjp_products", noted)
+        grouped = predicted(model, updated=pairs, tokens=None).refusal
+        torch.testing.assert_close(grouped, one_by_one, rtol=1e-4, atol=1e-5)
+        assert set(held) == {1: set(), 2: {2}, 3: {2, 3}}[fitting]  # a pair alone goes forward
 
     def test_batches_change_nothing(self):
         model = build("llama", torch.float64)

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from ...kernel import Blocks, Probe
 from ...models.batching import split
+from ...models.memory import free_bytes
 from ...progress import progress
 from .backward import BackwardSchedule, BlockwiseBackward, Factors, PerSampleGradients
 from .contractions import Cache
@@ -190,7 +190,7 @@ def microbatch_size(schedule: BackwardSchedule, probes: Sequence[Probe]) -> int:
     longest = max(len(p.input_ids) for p in probes)
     most = _MOST_TOKENS.get(device.type, _MOST_TOKENS["cpu"])
     widest = max(_output_width(block) for block in schedule.blocks or [schedule.model])
-    fitting = _MEMORY_SHARE * _free_bytes(device) / (4 * widest * (len(probes[0]) + 4))
+    fitting = _MEMORY_SHARE * free_bytes(device) / (4 * widest * (len(probes[0]) + 4))
     enough = max(_MANY_PROMPTS * longest, _ENOUGH_TOKENS.get(device.type, _ENOUGH_TOKENS["cpu"]))
     wanted = max(1, int(min(most, enough, fitting) / longest))
     batches = -(-len(probes) // wanted)
@@ -209,11 +209,4 @@ def fits_in_memory(factors: Factors, batches: int) -> bool:
     if not stored or batches == 1:
         return True
     total = batches * sum(x.numel() * x.element_size() for x in stored)
-    return total < _MEMORY_SHARE * _free_bytes(stored[-1].device)
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserved
-    return int(psutil.virtual_memory().available)
+    return total < _MEMORY_SHARE * free_bytes(stored[-1].device)

@@ -1,6 +1,6 @@
 """`influence`: one backward pass per updated pair, then one pass over the observed prompts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...kernel import last_logits
 from ...models.generation import length_batches, require_measurable, require_vocabulary
+from ...models.memory import free_bytes
 from ...models.parameters import ParameterSelection
 from ...models.validation import finite, require
 from ...progress import progress as long_stage
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MODES = ("auto", "forward", "reverse")
-GRADIENT_BYTES = 1 << 30
-"""The most memory for gradients of updated pairs, which are multiplied together."""
+GRADIENT_SHARE = 0.3
+"""Of the free memory, the most for gradients of updated pairs, which are multiplied together."""
 _PREDICTION_BYTES = 1 << 33
 """The most memory for predictions."""
 
@@ -69,8 +70,8 @@ def influence(
         max_length: longer observed prompts lose the end of their text.
         batch_size: observed prompts in one forward pass; it changes no result.
         mode: how log P_refuse is differentiated: `forward`, a pass over all observed prompts for
-            each pair; `reverse`, a pass for each observed prompt;
-            `auto`, `reverse` where the gradients of several pairs fit into memory together.
+            each pair; `reverse`, a pass for each observed prompt and group of pairs; `auto`,
+            `reverse` where the gradients of several pairs fit into 0.3 of the free memory together.
         progress: show a bar on stderr.
 
     Returns:
@@ -95,12 +96,11 @@ def influence(
             prediction.predict_tokens(len(examples), token_ids)
         if ends:
             prediction.predict_refusals(ends, selected_reductions)
-        with long_stage(
-            total=len(examples), desc="influence", unit="pair", disable=not progress
-        ) as bar:
+        total = len(examples) * len(ids) * ((tokens is not None) + bool(ends))
+        with long_stage(total=total, desc="influence", unit="product", disable=not progress) as bar:
+            prediction.done = bar.update
             for some in prediction.batches(examples):
                 prediction.add([update(model, each, chosen, loss) for each in some])
-                bar.update(len(some))
         found = prediction.fields()
     settings = {
         "loss": loss,
@@ -136,6 +136,7 @@ class _Prediction:
     ) -> None:
         self.model, self.chosen, self.ids = model, chosen, ids
         self.batch_size, self.mode = batch_size, mode
+        self.done: Callable[[int], Any] = lambda products: None
         self._tokens: LogProbabilities | None = None
         self._refusals: Refusals | None = None
         self._updates: list[tuple[float, float, float]] = []
@@ -162,7 +163,10 @@ class _Prediction:
     def batches(self, examples: list[Example]) -> Iterator[list[Example]]:
         """Yield the pairs in groups whose gradients fit into memory together."""
         bytes_each = sum(p.numel() * max(4, p.element_size()) for p in self.chosen.values())
-        size = 1 if self.mode == "forward" else max(1, GRADIENT_BYTES // bytes_each)
+        free = GRADIENT_SHARE * free_bytes(next(iter(self.chosen.values())).device)
+        alone = self.mode == "forward" or self._refusals is None  # no pass is shared by several
+        most = 1 if alone else max(1, int(free / bytes_each))
+        size = -(-len(examples) // -(-len(examples) // most))  # groups of about the same size
         for start in range(0, len(examples), size):
             yield examples[start : start + size]
 
@@ -209,6 +213,7 @@ class _Prediction:
                 [self.ids[row] for row in rows], gradient
             )
             found |= dict(zip(rows, zip(values, -changes, strict=True), strict=True))
+            self.done(len(rows))
         both = [found[row] for row in range(len(self.ids))]
         return torch.stack([z for z, _ in both]), torch.stack([change for _, change in both])
 
@@ -218,7 +223,10 @@ class _Prediction:
             name: torch.stack([each.pop(name).flatten() for each in gradients])
             for name in self.chosen
         }
-        rows = [observation.vjp_products(prompt, held) for prompt in self.ids]
+        rows = []
+        for prompt in self.ids:
+            rows.append(observation.vjp_products(prompt, held))
+            self.done(len(gradients))
         return list(-torch.stack(rows, 1))
 
     def _batch_size(self, observation: Observation) -> int:
