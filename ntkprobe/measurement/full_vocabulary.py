@@ -33,7 +33,8 @@ from ..models.parameters import (
 from ..models.replacement import replace_attributes, replace_module
 from ..models.validation import require
 
-_ROWS_AT_A_TIME = 2**14  # of K_h: 2 GiB
+ROWS_AT_A_TIME = 2**14
+"""Rows of K_h at a time, which take 2 GiB."""
 _ALTERNATIVE = "take random probes, which read any model"
 
 
@@ -57,19 +58,59 @@ def full_vocabulary_norms(
         `[n, n]` float64, rows observed x′, columns updated x. Takes d backward passes a prompt,
         again for each chunk of prompts whose K_h fit into memory, and 4 V·d² multiply-adds a pair.
     """
+    return full_vocabulary_by_selection(model, prompts, [parameters], estimator=estimator)[0].norms
+
+
+@dataclass(frozen=True)
+class FullVocabulary:
+    """What is read of all logits, over one selection of parameters.
+
+    Attributes:
+        norms: ‖K(x′,x)‖_F, `[n, n]`, rows observed x′.
+        gradients: ‖∂z/∂θ‖_F of each prompt, `[n]`: the root of the trace of K(x,x).
+    """
+
+    norms: Table
+    gradients: Float64[Tensor, " n"]
+
+
+def full_vocabulary_by_selection(
+    model: nn.Module,
+    prompts: Sequence[Int[Tensor, " _"]],
+    selections: Sequence[str | ParameterSelection],
+    *,
+    estimator: str | Estimator = "gram",
+) -> list[FullVocabulary]:
+    """Return what is read of all logits over each of several selections, from one pass over all.
+
+    Args:
+        model: the model.
+        prompts: token ids of each prompt, nothing padded.
+        selections: of parameters; one may contain another.
+        estimator: what computes K_h, by its name or with its settings; one that cannot tell
+            selections apart runs for each.
+
+    Returns:
+        What is read over each selection, in their order.
+    """
     method = plugins.instance(estimators, estimator)
     check_logits(model, prompts)
-    chosen = ParameterSelection.parse(parameters).parameters(model)
-    head = Head.of(model, chosen)
-    terms = [head.prompt_terms(model, ids) for ids in prompts]
-    found = torch.zeros(len(prompts), len(prompts), dtype=torch.float64)
-    chunks = torch.arange(len(prompts)).split(max(1, _ROWS_AT_A_TIME // (2 * head.matrix.shape[1])))
-    for chunk, other in combinations_with_replacement(chunks, 2):
-        both = torch.cat([chunk, other]).unique().tolist()
-        inner = hidden_kernel(model, [prompts[a] for a in both], chosen, method)
-        for (i, a), (j, b) in combinations_with_replacement(enumerate(both), 2):
-            found[a, b] = found[b, a] = head.norm(terms[a], terms[b], inner[i, :, j])
-    return found
+    chosen = [ParameterSelection.parse(each).parameters(model) for each in selections]
+    heads = [Head.of(model, each) for each in chosen]
+    terms = [[head.prompt_terms(model, ids) for ids in prompts] for head in heads]
+    norms = torch.zeros(len(heads), len(prompts), len(prompts), dtype=torch.float64)
+    traces = torch.zeros(len(heads), len(prompts), dtype=torch.float64)
+    at_once = max(1, ROWS_AT_A_TIME // (2 * heads[0].matrix.shape[1]))
+    for pair in combinations_with_replacement(torch.arange(len(prompts)).split(at_once), 2):
+        rows = torch.cat(pair).unique().tolist()
+        inner = hidden_kernels(model, [prompts[row] for row in rows], chosen, method)
+        for s, (head, own, blocks) in enumerate(zip(heads, terms, inner, strict=True)):
+            for (i, a), (j, b) in combinations_with_replacement(enumerate(rows), 2):
+                norms[s, a, b] = norms[s, b, a] = head.norm(own[a], own[b], blocks[i, :, j])
+            for i, a in enumerate(rows):
+                traces[s, a] = head.trace(own[a], blocks[i, :, i])
+    roots = traces.clamp(min=0).sqrt()
+    return [FullVocabulary(*each) for each in zip(norms, roots, strict=True)]
 
 
 def full_vocabulary_gradients(
@@ -96,7 +137,8 @@ def full_vocabulary_gradients(
     head = Head.of(model, chosen)
     squares = [
         head.trace(
-            head.prompt_terms(model, ids), hidden_kernel(model, [ids], chosen, method)[0, :, 0]
+            head.prompt_terms(model, ids),
+            hidden_kernels(model, [ids], [chosen], method)[0][0, :, 0],
         )
         for ids in prompts
     ]
@@ -224,29 +266,40 @@ class Head:
         return left, x, y, right, shared * observed.slope * updated.slope
 
 
-def hidden_kernel(
+def hidden_kernels(
     model: nn.Module,
     prompts: Sequence[Int[Tensor, " _"]],
-    chosen: dict[str, nn.Parameter],
+    chosen: Sequence[dict[str, nn.Parameter]],
     estimator: Estimator,
-) -> Blocks:
-    """Return K_h, `[n, d, n, d]`: the kernel of the head's input, over parameters below the head.
+) -> list[Blocks]:
+    """Return K_h, `[n, d, n, d]`, over each selection's parameters below the head.
 
-    A scaled identity replaces the head; φ is nearly linear at the scaled values, and its slope
-    there is divided out.
+    K_h is the kernel of the head's input. A scaled identity replaces the head; φ is nearly linear
+    at the scaled values, and its slope there is divided out.
     """
     head: Any = architecture.head(model)
     states = [head_state(model, head, ids)[0] for ids in prompts]
     scale = 1 / max(float(state.abs().max()) for state in states)
     basis = torch.eye(len(states[0]), dtype=states[0].dtype)
     scaled = ScaledIdentity(scale)
+    probes = [Probe(ids, cotangents=basis) for ids in prompts]
     with replace_module(model, head, scaled):
-        selection = remaining_selection(model, chosen)
-        if not selection.terms:
-            return torch.zeros(len(prompts), len(basis), len(prompts), len(basis)).double()
+        selections = [remaining_selection(model, each) for each in chosen]
         slopes = scale * torch.stack([head_state(model, scaled, ids)[1] for ids in prompts])
-        blocks = estimator(model, [Probe(ids, cotangents=basis) for ids in prompts], selection)
-    return blocks / (slopes[:, :, None, None] * slopes)
+        filled = [selection for selection in selections if selection.terms]
+        blocks = blocks_by_selection(estimator, model, probes, filled)
+    none = torch.zeros(len(prompts), len(basis), len(prompts), len(basis)).double()
+    found = [blocks[str(each)] if each.terms else none for each in selections]
+    return [each / (slopes[:, :, None, None] * slopes) for each in found]
+
+
+def blocks_by_selection(
+    method: Any, model: nn.Module, probes: list[Probe], selections: Sequence[ParameterSelection]
+) -> dict[str, Blocks]:
+    """Return K over each selection, by its text: in one pass where the estimator can."""
+    if selections and hasattr(method, "by_selection"):
+        return method.by_selection(model, probes, selections)
+    return {str(each): method(model, probes, each) for each in selections}
 
 
 def remaining_selection(model: nn.Module, chosen: dict[str, nn.Parameter]) -> ParameterSelection:

@@ -16,7 +16,7 @@ from ..models.memory import halving
 from ..models.parameters import ParameterSelection
 from ..models.validation import require
 from .encoding import Encoded
-from .full_vocabulary import full_vocabulary_norms
+from .full_vocabulary import blocks_by_selection, full_vocabulary_norms
 from .random_probes import random_probe_norms
 
 T = TypeVar("T")
@@ -113,7 +113,7 @@ def read_out(
     parts: dict[str, Any] = {}
     if others:
         require(by is None, "by='layer' splits one selection: ask for selections= without it")
-        found = _by_selection(method, model, probes, [selection, *others])
+        found = blocks_by_selection(method, model, probes, [selection, *others])
     else:
         whole, parts["parts"] = _blocks_and_parts(method, model, probes, selection, by)
         found = {str(selection): whole}
@@ -140,15 +140,6 @@ def _estimated(
     norms, errors = method.norms(model, probes, selection)
     kept = method(model, probes, selection).float() if blocks else None
     return {"norms": norms, "errors": errors, "tokens": tokens.cpu(), "blocks": kept}
-
-
-def _by_selection(
-    method: Any, model: nn.Module, probes: list[Probe], selections: list[ParameterSelection]
-) -> dict[str, Tensor]:
-    """Return K over each selection: in one pass where the estimator can, else in one for each."""
-    if hasattr(method, "by_selection"):
-        return method.by_selection(model, probes, selections)
-    return {str(s): method(model, probes, s) for s in selections}
 
 
 def tokens_read(model: nn.Module, ids: list[Tensor], readout: Readout) -> Tensor:

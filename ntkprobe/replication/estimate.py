@@ -96,6 +96,11 @@ def work(workspace: Workspace, stage: Stage, shape: dict[str, int]) -> float:
             _sft(workspace) * 2 * pair + _answers(workspace, 2 * scale.development) * token
         )
     kernel = 3 * scale.kernel * OWN * 22 * token
+    if stage.what == "start":
+        return kernel
+    if stage.what == "bounds":
+        width = shape.get("width", 0)
+        return 3 * scale.bounds * PROMPT * (width + scale.directions) * 2 * token
     if stage.what in ("compare", "measure"):
         # The first checkpoint of the main runs is measured by `compare`.
         first = stage.run in MAIN
@@ -104,9 +109,6 @@ def work(workspace: Workspace, stage: Stage, shape: dict[str, int]) -> float:
         asked = sum(scale.along)
         each = (_answers(workspace, asked) + asked * PHRASES) * token
         return len(scale.checkpoints) * each
-    if stage.what == "start":
-        width = shape.get("width", 0)
-        return kernel + 3 * scale.bounds * PROMPT * (width + scale.directions) * 2 * token
     if stage.what == "predict":
         return (scale.along[0] + 2 * scale.pairs) * (OWN * 22 + PHRASES) * token
     if stage.what == "evaluate":

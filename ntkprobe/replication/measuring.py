@@ -74,27 +74,36 @@ def activations(workspace: Workspace, stage: Stage) -> None:
 
 
 def start(workspace: Workspace, stage: Stage) -> None:
-    """Measure a model that SFT starts from: XSTest's two halves, and Proposition 1's terms."""
-    model = workspace.settings.model if stage.run == "base" else str(workspace.run(stage) / "final")
-    folder = workspace.out / "start" / stage.folder
+    """Measure a model that SFT starts from on XSTest's two halves."""
     settings = MeasureSettings(
         kernel=KernelSettings(by="layer", per_group=None),
         refusal=RefusalSettings(phrases=PHRASES, generate=False),
         load=workspace.load,
         verify=False,
     )
-    _measured(workspace, prompts_of(workspace, "xstest_kernel"), folder, settings, model=model)
-    path = folder / "bounds.parquet"
-    if not path.is_file():
-        few = prompts_of(workspace, "along").sample(workspace.scale.bounds)
-        found = measure_bounds(
-            load_model(model, workspace.load),
-            load_tokenizer(model, local=False),
-            few,
-            layer=workspace.layer,
-            directions=workspace.scale.directions,
-        )
-        write_table(path, found.frame())
+    prompts, folder = prompts_of(workspace, "xstest_kernel"), workspace.out / "start" / stage.folder
+    _measured(workspace, prompts, folder, settings, model=_starting_model(workspace, stage))
+
+
+def bounds(workspace: Workspace, stage: Stage) -> None:
+    """Measure Proposition 1's terms in a model that SFT starts from, on few held-out prompts."""
+    path = workspace.out / "start" / stage.folder / "bounds.parquet"
+    if path.is_file():
+        return
+    model = _starting_model(workspace, stage)
+    found = measure_bounds(
+        load_model(model, workspace.load),
+        load_tokenizer(model, local=False),
+        prompts_of(workspace, "along").sample(workspace.scale.bounds),
+        layer=workspace.layer,
+        directions=workspace.scale.directions,
+    )
+    write_table(path, found.frame())
+
+
+def _starting_model(workspace: Workspace, stage: Stage) -> str:
+    """Return the base, or the final model of a contrastive stage."""
+    return workspace.settings.model if stage.run == "base" else str(workspace.run(stage) / "final")
 
 
 def predict(workspace: Workspace) -> None:

@@ -37,7 +37,7 @@ NEEDS = {
     "H3": tuple(("compare", run) for run in MAIN),
     "H4": tuple(("evaluate", run) for run in MAIN),
     "H5": (("predict", "base"), ("refusals", "stl")),
-    "H6": (("start", "base"), ("start", "dcr"), ("start", "control")),
+    "H6": (("bounds", "base"), ("bounds", "dcr"), ("bounds", "control")),
 }
 """What has to be done before a hypothesis is judged: what is half measured says something else."""
 
@@ -47,9 +47,10 @@ class Stage:
     """One stage of the replication.
 
     Attributes:
-        what: `prepare`, `choose`, `train`, `start`, `predict`, `compare` (the kernel of a run's
-            first checkpoint), `refusals` and `measure` (P(refuse) and answers, then the kernel, of
-            all of its checkpoints), `evaluate`, `fit`, `report`.
+        what: `prepare`, `choose`, `train`, `start` (the kernel of a model that SFT starts from, on
+            XSTest), `bounds` (Proposition 1's terms there), `predict`, `compare` (the kernel of a
+            run's first checkpoint), `refusals` and `measure` (P(refuse) and answers, then the
+            kernel, of all of its checkpoints), `evaluate`, `fit`, `report`.
         run: `base`, a run such as `dcr-stl`, a contrastive stage, or a method; empty for all.
         seed: of the run; None where there is but one.
     """
@@ -97,6 +98,8 @@ def stages(seeds: Sequence[int]) -> list[Stage]:
                 made += [Stage("train", before, seed), Stage("start", before, seed)]
             made += [Stage(what, run, seed) for what in ("train", "evaluate", "compare")]
         made += [Stage("refusals", run, seed) for run in MAIN]
+        made += [] if Stage("bounds", "base") in made else [Stage("bounds", "base")]
+        made += [Stage("bounds", before, seed) for before in STARTS.values()]
     made += [Stage("measure", run, seed) for seed in seeds for run in MAIN]
     for seed in seeds:
         for run in FURTHER:

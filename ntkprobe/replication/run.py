@@ -7,7 +7,7 @@ from ..errors import UserError
 from .data_files import find_files
 from .estimate import lines, require_capacity
 from .evaluating import evaluate, fit
-from .measuring import compare, measure, predict, refusals, start
+from .measuring import bounds, compare, measure, predict, refusals, start
 from .plan import Stage, chosen, stages
 from .report import write_report
 from .settings import ReplicationSettings
@@ -22,6 +22,7 @@ STAGE_FUNCTIONS: dict[str, Callable[[Workspace, Stage], object]] = {
     "choose": lambda workspace, _: choose(workspace),
     "train": train,
     "start": start,
+    "bounds": bounds,
     "predict": lambda workspace, _: predict(workspace),
     "compare": compare,
     "refusals": refusals,

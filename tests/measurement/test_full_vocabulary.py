@@ -14,7 +14,11 @@ from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.gram import Gram
 from ntkprobe.kernel import Probe, norms
 from ntkprobe.measurement import full_vocabulary as vocabulary
-from ntkprobe.measurement.full_vocabulary import full_vocabulary_norms
+from ntkprobe.measurement.full_vocabulary import (
+    full_vocabulary_by_selection,
+    full_vocabulary_gradients,
+    full_vocabulary_norms,
+)
 from ntkprobe.models.precision import Float64Throughout
 
 
@@ -60,9 +64,23 @@ class TestAgreement:
         model, prompts = build("qwen2-tied", torch.float64), ragged_prompts()
         with Float64Throughout():
             whole = full_vocabulary_norms(model, prompts, estimator=Dense())
-            monkeypatch.setattr(vocabulary, "_ROWS_AT_A_TIME", 32)
+            monkeypatch.setattr(vocabulary, "ROWS_AT_A_TIME", 32)
             tiled = full_vocabulary_norms(model, prompts, estimator=Dense())
         assert worst(tiled, whole) <= self.rtol
+
+    @pytest.mark.parametrize("estimator", [Dense(), Gram()])
+    @pytest.mark.parametrize("rows", [2**14, 32])
+    def test_selections_of_one_pass_are_those_measured_alone(self, estimator, rows, monkeypatch):
+        model, prompts = build("qwen2-tied", torch.float64), ragged_prompts()
+        monkeypatch.setattr(vocabulary, "ROWS_AT_A_TIME", rows)
+        selections = ["last:1", "head", "all"]  # overlapping, one with nothing below the head
+        with Float64Throughout():
+            together = full_vocabulary_by_selection(model, prompts, selections, estimator=estimator)
+            for found, selection in zip(together, selections, strict=True):
+                expected = explicit(model, prompts, selection)
+                assert worst(found.norms, expected) <= self.rtol
+                lengths = full_vocabulary_gradients(model, prompts, selection, estimator=Dense())
+                assert worst(found.gradients, lengths) <= self.rtol
 
     def test_any_estimator_will_do(self):
         model, prompts = build("qwen2-tied"), ragged_prompts()

@@ -16,7 +16,7 @@ from ...models.validation import count
 from ...prompts.prompt_set import PromptSet
 from ...prompts.templates import Template
 from ..encoding import Encoded, Texts, as_encoded, evaluating
-from ..full_vocabulary import Head, full_vocabulary_gradients, full_vocabulary_norms
+from ..full_vocabulary import Head, full_vocabulary_by_selection
 from .factors import feature_products, tail_at
 
 if TYPE_CHECKING:
@@ -177,14 +177,15 @@ def measure_terms(
     tails = [tail_at(model, head, row, layer) for row in ids]
     unit = torch.nn.functional.normalize(torch.stack([tail.last for tail in tails]))
     found = feature_products(model, ids, layer, chosen, directions=directions, seed=seed)
+    read = full_vocabulary_by_selection(model, ids, [below, above, "all"])
     return {
-        "kernel": full_vocabulary_norms(model, ids, below),
-        "kernel_all": full_vocabulary_norms(model, ids, "all"),
+        "kernel": read[0].norms,
+        "kernel_all": read[2].norms,
         "inner": found.inner,
         "inner_error": found.error,
         "tail_spectral": torch.tensor([tail.spectral for tail in tails], dtype=torch.float64),
         "tail_frobenius": torch.tensor([tail.frobenius for tail in tails], dtype=torch.float64),
-        "tail_gradient": full_vocabulary_gradients(model, ids, above),
+        "tail_gradient": read[1].gradients,
         "cosine": unit @ unit.T,
     }
 
