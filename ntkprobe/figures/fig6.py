@@ -1,4 +1,4 @@
-"""Figure 6: mean similarity between groups, of the base model and after DCR."""
+"""Figure 6: mean similarity between groups, of the base model, after DCR, and after its control."""
 
 import math
 from collections.abc import Hashable
@@ -53,7 +53,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
 
 
 def with_paper_values(numbers: pd.DataFrame) -> pd.DataFrame:
-    """Return `numbers` with a column `paper`: figure 6a, for models without DCR.
+    """Return `numbers` with a column `paper`: figure 6a, for models without DCR or a control of it.
 
     Its rows are taken for observed prompts. Panel (b) has no numbers in the paper's text, and the
     model is not stated.
@@ -67,11 +67,17 @@ def with_paper_values(numbers: pd.DataFrame) -> pd.DataFrame:
     keys = ["observed_group", "updated_group"]
     printed = paper_table("fig6").set_index(keys)["similarity"]
     values = printed.reindex(pd.MultiIndex.from_frame(numbers[keys])).to_numpy()
-    refined = numbers["run"].astype(str).str.contains("dcr", case=False)
+    refined = numbers["run"].astype(str).str.contains("dcr|control", case=False)
     return numbers.assign(paper=values).assign(paper=lambda t: t["paper"].mask(refined))
 
 
 def _model(run: Hashable) -> str:
     """Return the model at the first step of a run: the base model, or that after DCR."""
-    start = {"stl": "base model", "dcr": "after DCR", "dcr-stl": "after DCR"}
+    start = {
+        "stl": "base model",
+        "stl-aug": "base model",
+        "dcr": "after DCR",
+        "dcr-stl": "after DCR",
+        "control-stl": "after the control",
+    }
     return start.get(str(run), style.run_label(run))

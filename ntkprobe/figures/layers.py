@@ -25,7 +25,10 @@ PARTS = {
 """Colours of the kinds of parts, none of them a group's."""
 
 KINDS = {"mlp": "MLP", "embed": "embedding", "embed+head": "embedding", "norm": "norms"}
-PLACES = {"embed+head": "embed\n+head", "norm": "final\nnorm"}
+MOST_LABELS = 10
+"""Layers with a label each; of more, every second, fifth, tenth and so on has one."""
+
+PLACES = {"embed": "embed", "head": "head", "embed+head": "embed\n+head", "norm": "final\nnorm"}
 
 
 @stage_by_stage
@@ -103,8 +106,18 @@ def _panel(rows: pd.DataFrame, ax: Axes) -> None:
     """Draw the contributions to one direction of one run."""
     order = sorted(rows["place"].unique(), key=_depth)
     stacked_bars(rows, ax, x="place", y="contribution", by="part", order=order, colours=PARTS)
-    ax.set_xticklabels([PLACES.get(place, place) for place in order])
+    ax.set_xticklabels(_labels(order))
     ax.set_xlabel("layer")
+
+
+def _labels(order: list[str]) -> list[str]:
+    """Return what stands below each place: of many layers some, away from both ends."""
+    layers = sum(place.isdigit() for place in order)
+    if layers <= MOST_LABELS:
+        return [PLACES.get(place, place) for place in order]
+    every = next(step for step in (2, 5, 10, 20, 50, 100) if layers <= step * MOST_LABELS)
+    shown = {str(layer) for layer in range(every, layers - every // 2, every)}
+    return [place if place in shown else PLACES.get(place, "") for place in order]
 
 
 def _reach(table: pd.DataFrame, *, above: bool) -> float:

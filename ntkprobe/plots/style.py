@@ -63,7 +63,14 @@ GROUPS = {
     "toxic": GroupStyle("#BB5566", "#994455", "^", "toxic", "toxic"),
 }
 _RUNS = ("#555555", "#117733", "#882255", "#6699CC")  # none is the colour of a group
-_RUN_LABELS = {"stl": "STL", "dcr": "DCR → STL", "dcr-stl": "DCR → STL", "base": "base model"}
+_RUN_LABELS = {
+    "base": "base model",
+    "stl": "STL",
+    "dcr": "DCR → STL",
+    "dcr-stl": "DCR → STL",
+    "control-stl": "control → STL",
+    "stl-aug": "STL-aug",
+}
 
 
 class Drawing(Figure):

@@ -5,11 +5,13 @@ import subprocess
 import sys
 import warnings
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from measured_runs import PAPER_TEXTS, STEPS, write_run
 
 from ntkprobe.cli import main
@@ -262,7 +264,40 @@ def test_only_the_paper_can_be_compared_with(runs, tmp_path):
         draw_figures(runs, tmp_path, ["fig6"], compare="mine")
 
 
+def test_neither_dcr_nor_its_control_stands_beside_the_papers_base_model(runs):
+    module = figure("fig6")
+    numbers = module.numbers(runs)
+    control = numbers[numbers["run"] == "stl"].assign(run="control-stl")
+    told = module.with_paper_values(pd.concat([numbers, control]))
+    assert told.groupby("run")["paper"].count().to_dict() == {
+        "stl": 9,
+        "dcr-stl": 0,
+        "control-stl": 0,
+    }
+
+
 # --- ours ---
+
+
+@pytest.mark.parametrize("layers", [4, 10, 11, 30, 81, 126])
+def test_labels_of_many_layers_do_not_lie_on_another(layers):
+    places = [*map(str, range(1, layers + 1)), "embed+head", "norm"]
+    rows = [
+        {"run": "stl", "step": 0, "place": place, "part": "mlp", "contribution": 0.1}
+        | {"observed_group": observed, "updated_group": updated}
+        for observed, updated in (("seemingly_toxic", "toxic"), ("toxic", "seemingly_toxic"))
+        for place in places
+    ]
+    drawn = figure("layers").draw(pd.DataFrame(rows))
+    renderer = FigureCanvasAgg(drawn).get_renderer()
+    drawn.draw(renderer)
+    for ax in drawn.axes:
+        boxes = [
+            text.get_window_extent(renderer) for text in ax.get_xticklabels() if text.get_text()
+        ]
+        assert len(boxes) > 3
+        near = [b.x0 - a.x1 for a, b in pairwise(boxes)]
+        assert min(near) > 0, near
 
 
 def test_layers_add_up_to_the_mean_similarity(runs):
