@@ -2,12 +2,13 @@
 
 `python figures/replication.py` reads and writes `figures/replication`: `report.md`, its figures and
 its tables. With `--copy OUT`, the folder of `ntkprobe replicate --output-dir OUT`, what a report is
-made of is copied there before, without texts and places (`ntkprobe.replication.publishing`). No
-model is loaded.
+made of is copied there before, without texts and places (`ntkprobe.replication.publishing`). The
+figures that the documentation shows are copied to `docs`. No model is loaded.
 """
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from ntkprobe.replication.settings import ReplicationSettings
 from ntkprobe.replication.workspace import Workspace
 
 HERE = Path(__file__).with_name("replication")
+SHOWN = ("fig1", "fig6")
+"""Figures that the README and docs/replication.md show."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,6 +45,10 @@ def main(argv: list[str] | None = None) -> int:
         scale=record["compared"]["scale"],
     )
     print(write_report(Workspace(settings, {})))
+    if options.folder == HERE:
+        docs = HERE.parents[1] / "docs"
+        for name in SHOWN:
+            shutil.copy(HERE / "figures" / f"{name}.png", docs / f"replication_{name}.png")
     return 0
 
 

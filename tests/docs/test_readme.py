@@ -47,9 +47,23 @@ def test_the_python_block_runs_on_the_embedded_model_as_it_stands(capsys):
     assert "seemingly_toxic" in capsys.readouterr().out
 
 
-def test_the_readme_is_short_and_has_no_table():
-    assert len(README.split()) <= 500
-    assert not [line for line in README.splitlines() if line.startswith("|")]
+def rows_of(text):
+    """Return the cells of every row of a text's tables."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_readme_is_short_and_its_one_table_has_the_replications_numbers():
+    words = " ".join(line for line in README.splitlines() if not line.startswith("|")).split()
+    assert len(words) <= 500
+    report = (ROOT / "figures" / "replication" / "report.md").read_text()
+    found = rows_of(report.partition("## Final models")[2].partition("\n## ")[0])
+    at = [found[0].index(name) for name in ("held out, both", "safety prompts", "normal")]
+    rates = {row[0]: [f"{float(row[i].split()[0]):.0f}" for i in at] for row in found[2:]}
+    shown = {row[0]: row[1:] for row in rows_of(README)[2:]}
+    assert list(shown.values()) == [
+        rates[name] for name in ("base", "stl-0", "dcr-stl-0", "control-stl-0")
+    ]
     assert len([line for line in blocks("python")[0].splitlines() if line.strip()]) <= 12
     assert len(blocks("console")[0].splitlines()) == 3
 
