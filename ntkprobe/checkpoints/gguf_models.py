@@ -131,7 +131,7 @@ def _read(about: GgufFile) -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM
 
-    with _alone(about.path) as folder, _failures(about, "transformers cannot load it"), _no_bars():
+    with _alone(about.path) as folder, _failures(about, "transformers cannot load it"), no_bars():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             gguf_file="model.gguf",
@@ -245,7 +245,8 @@ def _failures(about: GgufFile, what: str) -> Generator[None]:
 
 
 @contextmanager
-def _no_bars() -> Generator[None]:
+def no_bars() -> Generator[None]:
+    """Let transformers show no bars while it dequantises a file: some are not switched off."""
     from transformers import modeling_gguf_pytorch_utils as reading
     from transformers.utils import logging
 

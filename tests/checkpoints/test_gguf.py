@@ -22,6 +22,7 @@ from ntkprobe.checkpoints import (
 from ntkprobe.checkpoints.export import export_model
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
+from ntkprobe.measurement.verification.plain_load import load_plainly
 from ntkprobe.prompts.prompt_set import PromptSet
 from ntkprobe.training.data import Pair
 from ntkprobe.training.sft import SFTConfig, train_sft
@@ -139,6 +140,13 @@ def test_an_exported_folder_is_an_ordinary_model_with_the_same_logits(small, tmp
     assert load_tokenizer(folder).chat_template == load_tokenizer(small).chat_template
     with pytest.raises(UserError, match="holds something"):
         export_model(str(small), folder)
+
+
+def test_a_file_loaded_once_more_to_compare_shows_no_bar_and_is_the_same_model(small, capfd):
+    again = load_plainly(str(small), None, CPU)
+    assert "quantizing" not in capfd.readouterr().err
+    with torch.no_grad():
+        torch.testing.assert_close(again(IDS).logits, load_model(str(small), CPU)(IDS).logits)
 
 
 def test_an_adapter_trained_over_a_gguf_is_measured_and_merged_over_it(small, tmp_path):

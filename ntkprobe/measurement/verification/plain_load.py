@@ -1,5 +1,6 @@
 """A model loaded by transformers and peft alone, without this package's own loading."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from ...checkpoints import LoadSettings, gguf_file
+from ...checkpoints.gguf_models import no_bars
 from ...checkpoints.safeguards import checked_config
 from ...errors import UserError
 
@@ -55,16 +57,17 @@ def _from_pretrained(name: str, load: LoadSettings) -> tuple[Any, dict[str, Any]
     elif Path(name).is_dir():  # keys of its config.json that name other files are dropped
         values = checked_config(Path(name) / "config.json")
         options["config"] = CONFIG_MAPPING[values["model_type"]].from_dict(values)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        name,
-        dtype=getattr(torch, load.dtype),
-        attn_implementation=load.attn_implementation,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=Path(name).is_dir(),
-        output_loading_info=True,
-        **options,
-    )
+    with no_bars() if file is not None else nullcontext():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=getattr(torch, load.dtype),
+            attn_implementation=load.attn_implementation,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=Path(name).is_dir(),
+            output_loading_info=True,
+            **options,
+        )
     return loaded
 
 
