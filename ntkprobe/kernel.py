@@ -86,6 +86,19 @@ def prepare(
     return ParameterSelection.parse(parameters).parameters(model)
 
 
+def blocks_by_selection(
+    estimator: Estimator,
+    model: nn.Module,
+    probes: Sequence[Probe],
+    selections: Sequence[ParameterSelection],
+) -> dict[str, Blocks]:
+    """Return K over each selection, by its text: from one pass where the estimator can."""
+    together = getattr(estimator, "by_selection", None)
+    if together is not None and selections:
+        return together(model, probes, selections)
+    return {str(each): estimator(model, probes, each) for each in selections}
+
+
 def norms(blocks: Blocks) -> Float64[Tensor, "n m"]:
     """Return ‖K(x′,x)‖_F of every block."""
     return torch.linalg.matrix_norm(blocks.transpose(1, 2))

@@ -21,7 +21,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from .. import estimators, plugins
-from ..kernel import Blocks, Estimator, Probe, Table, last_logits
+from ..kernel import Blocks, Estimator, Probe, Table, blocks_by_selection, last_logits
 from ..models import architecture
 from ..models.logits import check_logits
 from ..models.parameters import (
@@ -291,15 +291,6 @@ def hidden_kernels(
     none = torch.zeros(len(prompts), len(basis), len(prompts), len(basis)).double()
     found = [blocks[str(each)] if each.terms else none for each in selections]
     return [each / (slopes[:, :, None, None] * slopes) for each in found]
-
-
-def blocks_by_selection(
-    method: Any, model: nn.Module, probes: list[Probe], selections: Sequence[ParameterSelection]
-) -> dict[str, Blocks]:
-    """Return K over each selection, by its text: in one pass where the estimator can."""
-    if selections and hasattr(method, "by_selection"):
-        return method.by_selection(model, probes, selections)
-    return {str(each): method(model, probes, each) for each in selections}
 
 
 def remaining_selection(model: nn.Module, chosen: dict[str, nn.Parameter]) -> ParameterSelection:

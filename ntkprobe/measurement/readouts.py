@@ -16,7 +16,7 @@ from ..models.memory import halving
 from ..models.parameters import ParameterSelection
 from ..models.validation import require
 from .encoding import Encoded
-from .full_vocabulary import blocks_by_selection, full_vocabulary_norms
+from .full_vocabulary import full_vocabulary_norms
 from .random_probes import random_probe_norms
 
 T = TypeVar("T")
@@ -113,7 +113,7 @@ def read_out(
     parts: dict[str, Any] = {}
     if others:
         require(by is None, "by='layer' splits one selection: ask for selections= without it")
-        found = blocks_by_selection(method, model, probes, [selection, *others])
+        found = kernel.blocks_by_selection(method, model, probes, [selection, *others])
     else:
         whole, parts["parts"] = _blocks_and_parts(method, model, probes, selection, by)
         found = {str(selection): whole}

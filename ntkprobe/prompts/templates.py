@@ -295,14 +295,11 @@ class Template:
         known = _USUAL_ENDS.setdefault(tokenizer, {})
         key = self, str(tokenizer.chat_template)
         if key not in known:
-            before = self._render(tokenizer, _PROBE)
-            whole = self._rendered_or_empty(tokenizer, conversation(_PROBE, _REPLY))
-            start = find_answer_start(
-                before, whole, before.rpartition(_PROBE)[2], _REPLY, self.name
-            )
-            more = self._rendered_or_empty(
-                tokenizer, [*conversation(_PROBE, _REPLY), ("user", _NEXT)]
-            )
+            before, turns = self._render(tokenizer, _PROBE), conversation(_PROBE, _REPLY)
+            whole = self._rendered_or_empty(tokenizer, turns)
+            after = before.rpartition(_PROBE)[2]
+            start = find_answer_start(before, whole, after, _REPLY, self.name)
+            more = self._rendered_or_empty(tokenizer, [*turns, ("user", _NEXT)])
             between = more.rpartition(_NEXT)[0].rpartition(_REPLY)[2]
             known[key] = start, turn_end(tokenizer, start.after_answer or "", between)
         return known[key]
@@ -376,11 +373,9 @@ def resolve_template(tokenizer: "PreTrainedTokenizerBase", spec: str | Path = "a
         )
     if name in ("auto", "chat"):
         template = Template("chat")
-    elif name == "plain":
-        first = "{{- bos_token -}}" if puts_bos_first(tokenizer) else ""
-        template = Template(name, first + shipped[name])
     elif name in shipped:
-        template = Template(name, shipped[name])
+        first = "{{- bos_token -}}" if name == "plain" and puts_bos_first(tokenizer) else ""
+        template = Template(name, first + shipped[name])
     else:
         template = Template(*template_from_file(Path(spec)))
     return _with_contents_and_day(tokenizer, template)

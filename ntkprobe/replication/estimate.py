@@ -57,8 +57,9 @@ def require_capacity(workspace: Workspace) -> None:
     Raises:
         UserError: saying how much is needed, and how much there is.
     """
-    import psutil
+    import torch
 
+    from ..models.memory import free_bytes
     from .plan import stages
 
     shape = shape_of(workspace.settings.model)
@@ -73,7 +74,7 @@ def require_capacity(workspace: Workspace) -> None:
         )
     if workspace.load.placement() != "cpu":
         return
-    there, wanted = psutil.virtual_memory().available, memory(workspace, shape)
+    there, wanted = free_bytes(torch.device("cpu")), memory(workspace, shape)
     if there < wanted:
         raise UserError(
             f"too little memory: about {wanted / GIB:.1f} GiB are needed, {there / GIB:.1f} GiB"

@@ -98,7 +98,7 @@ def stages(seeds: Sequence[int]) -> list[Stage]:
                 made += [Stage("train", before, seed), Stage("start", before, seed)]
             made += [Stage(what, run, seed) for what in ("train", "evaluate", "compare")]
         made += [Stage("refusals", run, seed) for run in MAIN]
-        made += [] if Stage("bounds", "base") in made else [Stage("bounds", "base")]
+        made += [Stage("bounds", "base")] if seed == seeds[0] else []
         made += [Stage("bounds", before, seed) for before in STARTS.values()]
     made += [Stage("measure", run, seed) for seed in seeds for run in MAIN]
     for seed in seeds:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 
 from .. import estimators, plugins
@@ -21,6 +20,7 @@ from ..measurement.verification import (
     compare_with_files,
     sample_measurement,
 )
+from ..models.memory import free_bytes
 from .models import Models
 from .recorder import Recorder
 
@@ -195,7 +195,7 @@ class ReloadCheck:
 def _lack_of_memory(measured: _Measured) -> str:
     """Return why a second model does not fit into the memory of this machine; empty if it does."""
     needed = measured.weights * (COPIES if measured.sample.kernel is not None else 1)
-    free = psutil.virtual_memory().available
+    free = free_bytes(torch.device("cpu"))
     on_cpu = not torch.cuda.is_available()
     if on_cpu and needed > free:
         return f"that needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"

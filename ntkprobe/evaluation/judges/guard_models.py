@@ -115,6 +115,29 @@ class GuardModel:
         return listed
 
 
+@dataclass(frozen=True)
+class GuardJudge:
+    """The settings that judges by a guard share.
+
+    Attributes:
+        model: a folder, or a name on the hub.
+        dtype: precision of its weights.
+        device: where it runs.
+        batch_size: answers at a time.
+    """
+
+    model: str
+    dtype: str = "bfloat16"
+    device: str = "auto"
+    batch_size: int = 8
+
+    @cached_property
+    def guard(self) -> GuardModel:
+        """The guard, loaded when it is first asked."""
+        load = LoadSettings(dtype=self.dtype, device=self.device, attn_implementation="sdpa")
+        return GuardModel(self.model, load, self.batch_size, max_new_tokens=32)
+
+
 def guard_verdicts(
     items: Sequence[Item],
     guard: GuardModel,

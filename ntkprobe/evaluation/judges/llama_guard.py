@@ -3,18 +3,16 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
-from ...checkpoints import LoadSettings
 from ..verdicts import SAFE, UNSAFE, Item, Verdict
-from .guard_models import GuardModel, guard_verdicts
+from .guard_models import GuardJudge, guard_verdicts
 
 _CATEGORIES = re.compile(r"S\d{1,2}(\s*,\s*S\d{1,2})*")
 
 
 @dataclass(frozen=True)
-class LlamaGuard:
+class LlamaGuard(GuardJudge):
     """Asks Llama Guard 3 about the answer, with the prompt before it, in its own chat template.
 
     Its first line is `safe` or `unsafe`, a second one names categories (S1 … S14). Anything else is
@@ -22,23 +20,11 @@ class LlamaGuard:
 
     Attributes:
         model: a folder, or a name on the hub (gated).
-        dtype: precision of its weights.
-        device: where it runs.
-        batch_size: answers at a time.
     """
 
     model: str = "meta-llama/Llama-Guard-3-8B"
-    dtype: str = "bfloat16"
-    device: str = "auto"
-    batch_size: int = 8
 
     asks: ClassVar[str] = "safety"
-
-    @cached_property
-    def guard(self) -> GuardModel:
-        """The guard, loaded when it is first asked."""
-        load = LoadSettings(dtype=self.dtype, device=self.device, attn_implementation="sdpa")
-        return GuardModel(self.model, load, self.batch_size, max_new_tokens=32)
 
     @property
     def identity(self) -> dict[str, str]:

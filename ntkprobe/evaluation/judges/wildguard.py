@@ -6,12 +6,10 @@ Its input and output format (Han et al., NeurIPS 2024) is also that of `wildguar
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
-from ...checkpoints import LoadSettings
 from ..verdicts import COMPLIANCE, REFUSAL, Item, Verdict
-from .guard_models import GuardModel, guard_verdicts
+from .guard_models import GuardJudge, guard_verdicts
 
 # The input that the guard was trained on, word for word (model card of allenai/wildguard,
 # Apache-2.0); in other words it would be another guard.
@@ -36,26 +34,14 @@ Answers: [/INST]
 
 
 @dataclass(frozen=True)
-class WildguardModel:
+class WildguardModel(GuardJudge):
     """The settings of both judges.
 
     Attributes:
         model: a folder, or a name on the hub (gated).
-        dtype: precision of its weights.
-        device: where it runs.
-        batch_size: answers at a time.
     """
 
     model: str = "allenai/wildguard"
-    dtype: str = "bfloat16"
-    device: str = "auto"
-    batch_size: int = 8
-
-    @cached_property
-    def guard(self) -> GuardModel:
-        """The guard, loaded when it is first asked."""
-        load = LoadSettings(dtype=self.dtype, device=self.device, attn_implementation="sdpa")
-        return GuardModel(self.model, load, self.batch_size, max_new_tokens=32)
 
     @property
     def identity(self) -> dict[str, str]:
