@@ -14,6 +14,7 @@ from ..measurement.influence import Refusals
 from ..measurement.readouts import token_id
 from ..models.generation import require_measurable
 from ..models.gradients import gradients
+from ..models.padding_row import varying_padding_row
 from ..models.parameters import requiring_grad
 from ..prompts.phrases import phrase_set
 from ..prompts.prompt_set import Prompt, PromptSet
@@ -83,7 +84,7 @@ class Observed:
             )
         read = self.reader(model, chosen)
         values, each = [], []
-        with requiring_grad(model, chosen), torch.enable_grad():
+        with requiring_grad(model, chosen), varying_padding_row(model), torch.enable_grad():
             for row in range(len(self.prompts)):
                 value = read(row)
                 values.append(value.detach().double().cpu())

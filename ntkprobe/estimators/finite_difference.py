@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..kernel import Blocks, Probe, last_logits, prepare
 from ..models.gradients import gradients
+from ..models.padding_row import constant_padding_row
 from ..models.parameters import ParameterSelection, requiring_grad
 from ..models.validation import count, finite, require
 
@@ -125,10 +126,11 @@ class FiniteDifference:
     ) -> Float64[Tensor, "n k"]:
         """Return J(x′) w for every observed prompt (A.6, steps 2 and 3)."""
         step = self.eps / _norm(w) if self.step == "unit" else self.eps
-        with shifted(chosen.values(), w, step):
-            ahead = self._read(model, observed)
-        with shifted(chosen.values(), w, -step):
-            behind = self._read(model, observed)
+        with constant_padding_row(model):
+            with shifted(chosen.values(), w, step):
+                ahead = self._read(model, observed)
+            with shifted(chosen.values(), w, -step):
+                behind = self._read(model, observed)
         return (ahead - behind) / (2 * step)
 
     def _read(self, model: nn.Module, observed: Sequence[Probe]) -> Float64[Tensor, "n k"]:

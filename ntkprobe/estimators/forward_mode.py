@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UserError
 from ..kernel import Blocks, Probe, last_logits, prepare
+from ..models.padding_row import constant_padding_row
 from ..models.parameters import ParameterSelection, call_with_parameters
 from ..models.validation import count, finite
 
@@ -60,7 +61,7 @@ class ForwardMode:
         theta = {names[id(p)]: p.detach() for p in chosen.values()}
         size = self.batch_size
         batches = [ProbeValues(model, probes[s : s + size]) for s in range(0, len(probes), size)]
-        with differentiable_forwards(model), torch.no_grad():
+        with differentiable_forwards(model), constant_padding_row(model), torch.no_grad():
             some = [
                 torch.cat([jvp_columns(w, batch, theta) for batch in batches])
                 for w in self._gradients(ProbeValues(model, [probes[updated]]), theta)

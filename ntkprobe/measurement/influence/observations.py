@@ -4,7 +4,8 @@ Both modes are exact: forward mode takes one direction and a batch of prompts at
 mode takes one prompt and several directions, by inner products with the prompt's gradient.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -14,6 +15,7 @@ from torch.func import jvp
 from ...estimators.forward_mode import differentiable_forwards
 from ...kernel import last_logits
 from ...models.gradients import gradients
+from ...models.padding_row import varying_padding_row
 from ...models.parameters import call_with_parameters, requiring_grad
 from ...refusal import differentiable_scorer, reduce_phrases
 from .updates import Direction
@@ -58,6 +60,12 @@ class Observation(nn.Module):
         found = values.double().cpu()
         return found, self.changes(found, tangents.double().cpu())
 
+    @contextmanager
+    def differentiated(self) -> Generator[None]:
+        """Let reverse mode find all of ∂/∂θ, the padding token's row included."""
+        with requiring_grad(self.model, self.chosen), varying_padding_row(self.model):
+            yield
+
     def vjp_products(
         self, prompt: Int[Tensor, " seq"], directions: dict[str, Float[Tensor, "n _"]]
     ) -> Float64[Tensor, "n values"]:
@@ -67,7 +75,7 @@ class Observation(nn.Module):
             prompt: token ids.
             directions: by name, each parameter's flattened, n of them in rows.
         """
-        with requiring_grad(self.model, self.chosen), torch.enable_grad():
+        with self.differentiated(), torch.enable_grad():
             values = self([prompt])[0]
             each = [gradients(value, self.chosen.values(), retain_graph=True) for value in values]
         return torch.stack([_inner_products(directions, gradient) for gradient in each], 1)

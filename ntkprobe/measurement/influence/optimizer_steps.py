@@ -24,7 +24,6 @@ from ...models.parameters import (
     ParameterSelection,
     adapter_parameters,
     effective_parameters,
-    requiring_grad,
 )
 from ...models.validation import finite, require
 from ...prompts.prompt_set import PromptSet
@@ -147,7 +146,7 @@ def _reverse(observation: Observation, ids: list[Tensor], step: Direction) -> Pa
     """Return the same by a backward pass for each prompt and value."""
     before, change = [], []
     for prompt in ids:
-        with requiring_grad(observation.model, observation.chosen), torch.enable_grad():
+        with observation.differentiated(), torch.enable_grad():
             values = observation([prompt])[0]
             found = [
                 gradients(value, observation.chosen.values(), retain_graph=True) for value in values
