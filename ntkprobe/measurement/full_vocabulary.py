@@ -32,9 +32,11 @@ from ..models.parameters import (
 )
 from ..models.replacement import replace_attributes, replace_module
 from ..models.validation import require
+from ..progress import progress
 
 ROWS_AT_A_TIME = 2**14
 """Rows of K_h at a time, which take 2 GiB."""
+_DIRECTIONS_AT_A_TIME = 64  # of the head's input, in one batched backward pass
 _ALTERNATIVE = "take random probes, which read any model"
 
 
@@ -97,20 +99,32 @@ def full_vocabulary_by_selection(
     check_logits(model, prompts)
     chosen = [ParameterSelection.parse(each).parameters(model) for each in selections]
     heads = [Head.of(model, each) for each in chosen]
-    terms = [[head.prompt_terms(model, ids) for ids in prompts] for head in heads]
+    # Selections differ in a prompt's terms only by whether E's lookups count.
+    by_table = {head.table: head for head in heads}
+    terms = {table: _all_terms(model, head, prompts) for table, head in by_table.items()}
     norms = torch.zeros(len(heads), len(prompts), len(prompts), dtype=torch.float64)
     traces = torch.zeros(len(heads), len(prompts), dtype=torch.float64)
     at_once = max(1, ROWS_AT_A_TIME // (2 * heads[0].matrix.shape[1]))
     for pair in combinations_with_replacement(torch.arange(len(prompts)).split(at_once), 2):
         rows = torch.cat(pair).unique().tolist()
         inner = hidden_kernels(model, [prompts[row] for row in rows], chosen, method)
-        for s, (head, own, blocks) in enumerate(zip(heads, terms, inner, strict=True)):
+        for s, (head, blocks) in enumerate(zip(heads, inner, strict=True)):
+            own = terms[head.table]
             for (i, a), (j, b) in combinations_with_replacement(enumerate(rows), 2):
                 norms[s, a, b] = norms[s, b, a] = head.norm(own[a], own[b], blocks[i, :, j])
             for i, a in enumerate(rows):
                 traces[s, a] = head.trace(own[a], blocks[i, :, i])
     roots = traces.clamp(min=0).sqrt()
     return [FullVocabulary(*each) for each in zip(norms, roots, strict=True)]
+
+
+def _all_terms(
+    model: nn.Module, head: "Head", prompts: Sequence[Int[Tensor, " _"]]
+) -> list["PromptTerms"]:
+    """Return the terms of every prompt, with progress shown where they take long."""
+    quick = head.table is None
+    bar = progress(prompts, desc="embedding lookups", unit="prompt", leave=False, disable=quick)
+    return [head.prompt_terms(model, ids) for ids in bar]
 
 
 def full_vocabulary_gradients(
@@ -221,8 +235,13 @@ class Head:
             with requiring_grad(model, {"": small}), torch.enable_grad():
                 hidden = head_input(model, self.module, places)
                 basis = torch.eye(len(hidden), dtype=hidden.dtype, device=hidden.device)
-                (jacobian,) = torch.autograd.grad(hidden, small, basis, is_grads_batched=True)
-        return rows, jacobian.double().cpu()
+                each = [
+                    torch.autograd.grad(
+                        hidden, small, some, retain_graph=True, is_grads_batched=True
+                    )[0]
+                    for some in basis.split(_DIRECTIONS_AT_A_TIME)
+                ]
+        return rows, torch.cat(each).double().cpu()
 
     def norm(
         self, observed: PromptTerms, updated: PromptTerms, inner: Float64[Tensor, "d d"]

@@ -3,9 +3,10 @@
 import gc
 import json
 import sys
+import threading
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,9 @@ from .settings import ReplicationSettings, Scale
 from .splits import Splits
 
 PHRASES = "paper31"
+
+SECONDS_BETWEEN = 10.0
+"""Between two times that the seconds of a running stage are written down."""
 
 
 @dataclass(frozen=True)
@@ -129,20 +133,15 @@ class Workspace:
         Yields:
             Nothing.
         """
-        begin, before = time.monotonic(), _earlier(self.out / "done" / f".{stage.file}.json")
-        try:
+        unfinished = self.out / "done" / f".{stage.file}.json"
+        with _stopwatch(unfinished) as seconds:
             yield
-        except BaseException:
-            seconds = before + time.monotonic() - begin
-            write_json(self.out / "done" / f".{stage.file}.json", {"seconds": round(seconds, 1)})
-            raise
-        seconds = before + time.monotonic() - begin
         gc.collect()
         write_json(
             self.out / "done" / f"{stage.file}.json",
-            {"stage": stage.name, "seconds": round(seconds, 1), "peak_gib": _peak_gib()},
+            {"stage": stage.name, "seconds": seconds(), "peak_gib": _peak_gib()},
         )
-        (self.out / "done" / f".{stage.file}.json").unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
     @staticmethod
     def log(text: str) -> None:
@@ -202,9 +201,34 @@ def _shape_of_config(model: str) -> dict[str, int]:
     }
 
 
-def _earlier(path: Path) -> float:
-    """Return the seconds that a stage took before it was stopped."""
-    return float(json.loads(path.read_text())["seconds"]) if path.is_file() else 0.0
+@contextmanager
+def _stopwatch(path: Path) -> Generator[Callable[[], float]]:
+    """Count the seconds of a stage, those before it was stopped included.
+
+    They are written to `path` now and then, so that they survive a process that is killed.
+
+    Yields:
+        What returns the seconds so far.
+    """
+    before = float(json.loads(path.read_text())["seconds"]) if path.is_file() else 0.0
+    begin, ended = time.monotonic(), threading.Event()
+
+    def seconds() -> float:
+        return round(before + time.monotonic() - begin, 1)
+
+    def write() -> None:
+        while not ended.wait(SECONDS_BETWEEN):
+            with suppress(OSError):  # a full disk is for the stage itself to report
+                write_json(path, {"seconds": seconds()})
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    try:
+        yield seconds
+    finally:
+        ended.set()
+        writer.join()
+        write_json(path, {"seconds": seconds()})
 
 
 def _peak_gib() -> float | None:

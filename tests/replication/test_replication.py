@@ -22,7 +22,7 @@ from ntkprobe.prompts.phrases import phrase_set
 from ntkprobe.prompts.prompt_set import normalised
 from ntkprobe.replication.data_files import FILES, find_files, hub_names, read_file
 from ntkprobe.replication.hypotheses import HYPOTHESES
-from ntkprobe.replication.plan import MAIN, chosen, needed, stages
+from ntkprobe.replication.plan import MAIN, Stage, chosen, needed, stages
 from ntkprobe.replication.publishing import WITHHELD, publish
 from ntkprobe.replication.report import write_report
 from ntkprobe.replication.results import Results
@@ -199,7 +199,6 @@ def test_control_is_trained_with_as_many_labels_of_each_kind_on_the_same_prompts
     published, tmp_path, monkeypatch
 ):
     from ntkprobe.replication import training_runs
-    from ntkprobe.replication.plan import Stage
 
     seen = {}
     monkeypatch.setattr(
@@ -351,3 +350,19 @@ def test_settings_that_make_no_sense_are_refused(tmp_path):
         with pytest.raises(UserError):
             replace(settings, **wrong)
     assert main(["replicate", "--model", MODEL, "--seeds", "a"]) == 2
+
+
+def test_the_seconds_of_a_stage_include_those_before_it_was_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("ntkprobe.replication.workspace.SECONDS_BETWEEN", 0.02)
+    workspace = Workspace(ReplicationSettings(model=MODEL, output_dir=tmp_path), {})
+    unfinished, stage = tmp_path / "done" / ".start-base.json", Stage("start", "base")
+    with workspace.timed(stage):
+        deadline = time.monotonic() + 10
+        while not unfinished.is_file() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        left_by_a_kill = json.loads(unfinished.read_text())
+    assert left_by_a_kill["seconds"] >= 0 and not unfinished.exists()
+    unfinished.write_text(json.dumps({"seconds": 100.0}))
+    with workspace.timed(stage):
+        pass
+    assert 100 <= json.loads((tmp_path / "done" / "start-base.json").read_text())["seconds"] < 160

@@ -13,6 +13,7 @@ from ...models.architecture import layer_output
 from ...models.logits import check_logits
 from ...models.parameters import ParameterSelection, effective_parameters, part_of
 from ...models.validation import count
+from ...progress import progress
 from ...prompts.prompt_set import PromptSet
 from ...prompts.templates import Template
 from ..encoding import Encoded, Texts, as_encoded, evaluating
@@ -174,7 +175,8 @@ def measure_terms(
     below, above = split_at(model, layer)
     chosen = below.parameters(model)
     head = Head.of(model, {})
-    tails = [tail_at(model, head, row, layer) for row in ids]
+    shown = progress(ids, desc="layers above", unit="prompt", leave=False)
+    tails = [tail_at(model, head, row, layer) for row in shown]
     unit = torch.nn.functional.normalize(torch.stack([tail.last for tail in tails]))
     found = feature_products(model, ids, layer, chosen, directions=directions, seed=seed)
     read = full_vocabulary_by_selection(model, ids, [below, above, "all"])
