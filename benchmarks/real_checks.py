@@ -11,6 +11,7 @@ import argparse
 import copy
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +49,7 @@ class Checks:
     model: Path
     prompts: PromptSet
     run: Path | None
+    opened: ExitStack
 
     @cached_property
     def ours(self) -> Any:
@@ -117,13 +119,14 @@ class Checks:
     @cached_property
     def our_adapter(self) -> Any:
         """The model with the run's last adapter, not merged, as the package loads it."""
-        return adapted(copy.deepcopy(self.ours), self.run / "final", merge=False)  # type: ignore[operator]
+        base, folder = copy.deepcopy(self.ours), Path(self.run or "") / "final"
+        return self.opened.enter_context(adapted(base, folder, merge=False))
 
     @cached_property
     def their_adapter(self) -> Any:
         """The model with the run's last adapter, as peft loads it."""
-        base = copy.deepcopy(self.theirs)
-        found = PeftModel.from_pretrained(base, self.run / "final", is_trainable=True)  # type: ignore[operator]
+        base, folder = copy.deepcopy(self.theirs), Path(self.run or "") / "final"
+        found = PeftModel.from_pretrained(base, folder, is_trainable=True)
         return found.double().eval()
 
     def stepped(self, size: float) -> Any:
@@ -338,11 +341,17 @@ def main() -> None:
     given = parser.parse_args()
     every = PromptSet.from_file(given.prompts)
     some = every.take(list(range(0, len(every), max(1, len(every) // 4)))[:4])
-    checks = Checks(given.model, some, given.run)
+    checks = Checks(given.model, some, given.run, ExitStack())
     rows, wrong = [], []
     for check in CHECKS + (OF_A_RUN if given.run else ()):
         if given.only not in (None, check.__name__):
             continue
+        # Files are read before: the mode would change their bytes, too.
+        _ = (
+            checks.ours,
+            checks.theirs,
+            check in OF_A_RUN and (checks.our_adapter, checks.their_adapter),
+        )
         with Float64Throughout():
             error, compared = check(checks)
         allowed = LOOSER.get(check, ALLOWED)

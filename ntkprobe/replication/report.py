@@ -194,11 +194,11 @@ def _models(workspace: Workspace, results: Results, seeds: Sequence[int]) -> Ite
 
 
 def _costs(workspace: Workspace) -> Iterator[str]:
-    """Yield seconds and memory of every stage that is done."""
+    """Yield seconds and memory of every stage that is done, of the report itself none."""
     yield from ["", "## Seconds and memory", "", _row(["stage", "seconds", "GiB at most so far"])]
     yield "|---|---|---|"
     rows = [json.loads(p.read_text()) for p in (workspace.out / "done").glob("[!.]*.json")]
-    for row in sorted(rows, key=lambda row: row["stage"]):
+    for row in sorted((r for r in rows if r["stage"] != "report"), key=lambda row: row["stage"]):
         yield _row([row["stage"], f"{row['seconds']:.0f}", str(row["peak_gib"] or "–")])
 
 
