@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..prompts.reasoning import answered
 from ..storage import write_table
 from .verdicts import ENDLESS, FAILED, Item, Judge, Verdict
 
@@ -47,7 +48,7 @@ def judge_answers(
     items = read_items(folder, benchmark)
     path = folder / "verdicts" / benchmark / f"{label}.parquet"
     identity = {"asks": judge.asks, **getattr(judge, "identity", {})}
-    digests = {item.id: _digest(item) for item in items}
+    digests = {item.id: judged_digest(item.answer) for item in items}
     rows = valid_rows(path, digests, identity)
     missing = [item for item in items if item.id not in rows]
     with long_stage(
@@ -63,11 +64,15 @@ def judge_answers(
     return pd.DataFrame([rows[item.id] for item in items], columns=list(COLUMNS))
 
 
-def _digest(item: Item) -> str:
-    """Return a digest of an answer as it is judged; unfinished reasoning has one of its own."""
-    none = item.undetermined
-    endless = none is not None and none.detail == ENDLESS
-    return digest(ENDLESS, item.answer) if endless else digest(item.shown.answer)
+def judged_digest(answer: str) -> str:
+    """Return the digest of an answer in a file of verdicts: of what a judge sees of it.
+
+    Args:
+        answer: the model's, with its reasoning, which is left out; one whose reasoning never ends
+            has a digest of its own.
+    """
+    said = answered(answer)
+    return digest(ENDLESS, answer) if said is None else digest(said)
 
 
 def _verdicts(judge: Judge, items: Sequence[Item]) -> list[Verdict]:

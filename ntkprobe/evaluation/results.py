@@ -17,7 +17,7 @@ import pandas as pd
 from ..errors import UserError
 from ..prompts.coherence import incoherence
 from . import scores
-from .judging import KEY, digest
+from .judging import KEY, judged_digest
 from .preferences import points
 from .verdicts import COMPLIANCE, INCOHERENT, SAFE, UNDETERMINED, UNSAFE
 
@@ -214,7 +214,7 @@ class Evaluation:
     def _judged(self, benchmark: str) -> Iterator[pd.DataFrame]:
         """Yield the prompts of a benchmark with the verdicts of each judge."""
         prompts, answers = self.prompts(benchmark), self.answers(benchmark)
-        now = dict(zip(answers["id"], map(digest, answers["answer"]), strict=True))
+        now = dict(zip(answers["id"], map(judged_digest, answers["answer"]), strict=True))
         flaws = dict(zip(answers["id"], map(incoherence, answers["answer"]), strict=True))
         for path in sorted((self.folder / "verdicts" / benchmark).glob("[!.]*.parquet")):
             table = pd.read_parquet(path).drop_duplicates("id", keep="last")

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
+import pandas as pd
+
 from ..errors import UserError, one_line
 from ..figures import draw_figures, find_runs
 from ..storage import replacing
@@ -14,7 +16,7 @@ from .evaluating import why_unfit
 from .hypotheses import HYPOTHESES, LEAST_OVER_REFUSAL, better_predictor
 from .labels import agreement_lines, write_sample
 from .plan import FURTHER, MAIN, STEERED, TIMED, Stage, needed, stages
-from .results import HELD_OUT, Results
+from .results import HELD_OUT, Results, share
 from .settings import ReplicationSettings
 from .verdicts import Draw, Finding, of_seeds, overall
 from .workspace import Workspace
@@ -174,14 +176,8 @@ def _models(workspace: Workspace, results: Results, seeds: Sequence[int]) -> Ite
             table.loc[table["set"].isin(SAFETY_SETS)],
             table.loc[table["set"] == "normal"],
         ]
-        rates = [
-            f"{100 * part['refused'].mean():.1f} ({100 * part['refused_with_no'].mean():.1f})"
-            if len(part)
-            else "–"
-            for part in parts
-        ]
         loss = results.losses(name)
-        yield _row([name, *rates, "–" if loss != loss else f"{loss:.3f}"])
+        yield _row([name, *map(_refused, parts), "–" if loss != loss else f"{loss:.3f}"])
     for name in (f"{method}-{seed}" for seed in seeds for method in STEERED):
         if why := why_unfit(workspace.out, name):
             yield ""
@@ -191,6 +187,16 @@ def _models(workspace: Workspace, results: Results, seeds: Sequence[int]) -> Ite
     if weak and min(weak) < LEAST_OVER_REFUSAL:
         yield ""
         yield "STL refuses fewer than 5 % of the held-out safe prompts with some seed: see H4."
+
+
+def _refused(answers: pd.DataFrame) -> str:
+    """Return which share of some answers is refused, without and with "No, …", in per cent."""
+    known = int(answers["refused"].notna().sum())
+    if not known:
+        return "–"
+    rates = [100 * share(answers[name]) for name in ("refused", "refused_with_no")]
+    text = f"{rates[0]:.1f} ({rates[1]:.1f})"
+    return text if known == len(answers) else f"{text}, {known} of {len(answers)}"
 
 
 def _costs(workspace: Workspace) -> Iterator[str]:

@@ -53,7 +53,7 @@ def methods_table(runs: dict[str, Evaluation], judges: Judges, title: str, corne
         for column in columns:
             judge = refusal if column.kind == "safe" else safety or refusal
             seen = column_verdicts(own, column)
-            said = seen.loc[seen["judge"] == judge, "verdict"]
+            said = seen.loc[seen["judge"] == judge]
             if len(said):
                 place = {"row": name, "column": column.title, "key": column.key}
                 rows.append(place | score(said, column))

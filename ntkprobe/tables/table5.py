@@ -38,15 +38,16 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
     for name in runs:
         for column in columns:
             seen = column_verdicts(verdicts.loc[verdicts["row"] == name], column)
-            for judge, said in seen.groupby("judge")["verdict"]:
+            for judge, said in seen.groupby("judge"):
                 place = {"row": name, "column": f"{column.title}, {judge}"}
                 rows.append(place | {"key": (column.key, judge)} | score(said, column))
     names = ["row", "column", "key", "value", "low", "high", "count", "of", "digits"]
     titles, trained = in_distribution(runs, columns)
     marked = frozenset(r["column"] for r in rows if r["column"].rpartition(", ")[0] in titles)
     notes = (
-        "Safe prompts: share of compliance; unsafe prompts: share refused, or judged safe. "
-        "Wilson's 95 % intervals; undetermined verdicts count as neither.",
+        "Judges of refusals: share of compliance with safe prompts, share of unsafe ones refused. "
+        "Judges of safety: share of answers judged safe. Wilson's 95 % intervals; undetermined "
+        "verdicts count as neither.",
         *trained,
         *not_whole(runs, columns),
     )

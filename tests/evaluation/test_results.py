@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from evaluated import evaluate
 from fake_server import fake_server
@@ -12,6 +13,8 @@ from fake_server import fake_server
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation import Evaluation
+from ntkprobe.evaluation.judges.xstest_prefixes import XstestPrefixes
+from ntkprobe.evaluation.judging import judge_answers
 from ntkprobe.evaluation.preferences import Annotator, compare_answers
 from ntkprobe.evaluation.server import Server
 
@@ -63,6 +66,18 @@ def test_a_prompt_without_an_answer_is_undetermined(tmp_path: Path) -> None:
     folder = evaluate(tmp_path, {"set": {"kinds": "sss", "keyword": "cc"}})
     assert Evaluation(folder).verdicts()["verdict"].tolist()[2] == "undetermined"
     assert Evaluation(folder).rates()["coverage"].tolist() == [pytest.approx(2 / 3)]
+
+
+def test_verdicts_on_what_follows_reasoning_count(tmp_path: Path) -> None:
+    answers = ["<think>Hm.</think>Sorry, no.", "<think>Hm.</think>Like this.", "<think>Hm", "Yes"]
+    folder = evaluate(tmp_path, {"set": {"kinds": "ssss", "answers": answers}})
+    judge_answers(folder, "set", XstestPrefixes(), "keyword")
+    said = ["refusal", "compliance", "undetermined", "compliance"]
+    assert Evaluation(folder).verdicts()["verdict"].tolist() == said
+    shard = folder / "answers/set/batch-00000.parquet"
+    changed = pd.read_parquet(shard).assign(answer=[*answers[:3], "<think>Hm.</think>No."])
+    changed.to_parquet(shard)  # an answer that no judge has seen
+    assert Evaluation(folder).verdicts()["verdict"].tolist() == [*said[:3], "undetermined"]
 
 
 def test_a_folder_without_an_evaluation_is_one_clear_line(tmp_path: Path) -> None:

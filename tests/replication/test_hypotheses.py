@@ -3,9 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from evaluated import evaluate
 
+from ntkprobe.evaluation import Evaluation
 from ntkprobe.replication.hypotheses import HYPOTHESES, auc, spearman
-from ntkprobe.replication.results import Kernel, Terms, refused_table
+from ntkprobe.replication.results import Kernel, Results, Terms, refused_table, share
 from ntkprobe.replication.settings import SCALES
 from ntkprobe.replication.verdicts import Draw, Inequality, of_seeds, overall, word_of
 
@@ -25,6 +27,21 @@ def test_answers_that_say_no_are_counted_apart(tmp_path):
     table = refused_table(Answered())
     assert table["refused"].tolist() == [False, True, False]
     assert table["refused_with_no"].tolist() == [True, True, False]
+
+
+def test_reasoning_is_left_out_before_a_no_and_counts_as_neither_if_it_never_ends(tmp_path):
+    said = ["<think>Hm.</think>No, it is not.", "<think>Hm.</think>I cannot", "<think>Hm", "Yes"]
+    table = refused_table(Evaluation(evaluate(tmp_path, {"oktest": about("ssss", said)})))
+    assert table["refused"].tolist() == [False, True, pd.NA, False]
+    assert table["refused_with_no"].tolist() == [True, True, pd.NA, False]
+    assert share(table["refused"]) == pytest.approx(1 / 3)
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/stl").symlink_to(tmp_path)
+    assert Results(tmp_path).refused("stl", ("oktest",), Draw()) == pytest.approx(1 / 3)
+
+
+def about(kinds, answers):
+    return {"kinds": kinds, "answers": answers}
 
 
 def test_a_verdict_needs_the_whole_interval_on_one_side():
@@ -138,6 +155,19 @@ def kernel(across, size=25):
     values += np.random.default_rng(2).normal(0, 0.01, values.shape)
     np.fill_diagonal(values, np.nan)
     return Kernel(values, members, "along")
+
+
+def test_a_prompt_with_itself_is_no_pair_within_the_bound():
+    off = ~np.eye(6, dtype=bool)
+    pairs = [
+        {"observed": i, "updated": j, "observed_group": "toxic", "inner": 1.0, "kernel": 1.0}
+        | {"printed": -1.0 if off[i, j] else 1.0}
+        for i in range(6)
+        for j in range(6)
+    ]
+    terms = Terms.of(pd.DataFrame(pairs))
+    draws = [Draw(), *(Draw(np.random.default_rng(seed)) for seed in range(20))]
+    assert {terms.share_bounded(draw) for draw in draws} == {0.0}
 
 
 @pytest.mark.parametrize("name", ["H1", "H2", "H3", "H4", "H6"])

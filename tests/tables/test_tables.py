@@ -130,6 +130,13 @@ def test_table_5_has_every_judge(runs: list[str]) -> None:
     assert cells(table, "paper")["dcr", "safety, llama_guard"] == pytest.approx(0.81)
 
 
+def test_a_judge_of_safety_tells_which_answers_to_safe_prompts_are_safe(tmp_path: Path) -> None:
+    said = {"kinds": "ssss", KEYWORD: "ccrr", GUARD: "sssx"}
+    values = cells(make_table([evaluate(tmp_path, {"xstest": said}, label="stl")], "5"))
+    assert values["stl", f"XSTest, {KEYWORD}"] == pytest.approx(1 / 2)
+    assert values["stl", f"XSTest, {GUARD}"] == pytest.approx(3 / 4)
+
+
 def test_tasks_are_refused_and_attacks_succeed_in_percent(runs: list[str]) -> None:
     values = cells(make_table(runs, "tasks"))
     assert values["dcr", "phtest_controversial refused, %"] == 100
