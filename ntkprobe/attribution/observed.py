@@ -166,7 +166,7 @@ def _with_response(
     template: Template,
     config: SFTConfig,
 ) -> dict[str, list[int]]:
-    """Return a prompt with its response as a training pair would be.
+    """Return a prompt with its response as a training pair would be, the response alone labelled.
 
     Raises:
         UserError: if there is no response, or no room for it.
@@ -176,7 +176,7 @@ def _with_response(
             f"the target 'response' needs one of every prompt, {text!r} has none: give a file with "
             "a column response"
         )
-    row, _ = encode_pair(Pair(text, response), tokenizer, template, config)
+    row, _ = encode_pair(Pair(text, response), tokenizer, template, config, loss_on="response")
     if row is None:
         raise UserError(f"the prompt {text!r} leaves no room for its response: shorten it")
     return row

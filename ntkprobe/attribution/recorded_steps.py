@@ -11,11 +11,13 @@ A pair's gradient enters m̂ in its own step and, ever less, in later ones. With
 q_s = η_s / (1 − β₁ˢ) ∇f(x′) / (√v̂_s + ε) and R_s = q_s + β₁ R_{s+1}, all that pair i of the batch
 of step s did is −(1 − β₁)/N ⟨R_s, ∇L_i⟩, N being the batch's tokens with a loss: the steps are run
 once forwards, for v̂, and once backwards, for R. Over all pairs that adds up to Σ ⟨∇f, Δθ⟩, apart
-from the decay: √v̂ is taken as it was.
+from the decay: √v̂ is taken as it was. Of some models (Gemma 3n and 4) the Trainer takes the mean of
+the accumulated batches' mean losses instead: there N is their number times the pair's own batch's.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,7 +41,7 @@ from .encoded import Encoded
 from .products import PairGradients, inner_products
 from .result import Attribution
 from .settings import AttributionSettings
-from .training_run import OpenedRun, TrainingRun
+from .training_run import OpenedRun, TrainedPair, TrainingRun
 
 AGREEMENT = 0.98
 """The mean cosine of replayed and recorded steps, below which the replay is not believed."""
@@ -86,7 +88,7 @@ def over_steps(
         names = named_parameters(model)
         chosen = {name: names[name] for name in known}
         with TemporaryDirectory() as scales:
-            replay = _Replay(chosen, config, rates, Path(scales))
+            replay = _Replay(chosen, config, rates, Path(scales), not _one_mean(model))
             return _replayed(model, replay, encoded, how, place, progress)
 
 
@@ -119,6 +121,7 @@ class _Replay:
         config: the optimiser's settings.
         rates: the learning rate of every step.
         scales: where √v̂ + ε of every step is kept, as much as the recorded steps are.
+        apart: whether each accumulated batch has a mean loss of its own.
         first: m by name.
         second: v by name.
         clips: what each batch's gradient was multiplied by.
@@ -128,6 +131,7 @@ class _Replay:
     config: SFTConfig
     rates: tuple[float, ...]
     scales: Path
+    apart: bool = False
     first: dict[str, Tensor] = field(default_factory=dict)
     second: dict[str, Tensor] = field(default_factory=dict)
     clips: list[float] = field(default_factory=list)
@@ -156,6 +160,14 @@ class _Replay:
             step[name] = -rate * (m / (1 - one**taken) / scales[name] + decay)
         write_tensors(self.scales / f"{taken}.safetensors", scales)
         return step
+
+    def shares(self, batch: Sequence[int], pairs: Sequence[TrainedPair]) -> dict[int, float]:
+        """Return what the summed loss of each pair of a step is multiplied by, by its row."""
+        size = self.config.per_device_train_batch_size if self.apart else len(batch)
+        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+        learnt = [sum(pairs[row].learnt for row in part) for part in parts]
+        both = zip(parts, learnt, strict=True)
+        return {row: 1 / (len(parts) * tokens) for part, tokens in both for row in part}
 
     def momentum(
         self, number: int, held: dict[str, Tensor], later: dict[str, Tensor]
@@ -250,8 +262,8 @@ def _forwards(
     for _, step in read_steps(folder):
         for shift, each in tried.items():
             batch = next(orders[shift])
-            learnt = sum(encoded.pairs[row].learnt for row in batch)
-            gradient = _summed((g for _, g in gradients(batch)), each.chosen, learnt)
+            shares = each.shares(batch, encoded.pairs)
+            gradient = _summed(gradients(batch), each.chosen, shares)
             cosines[shift].append(_cosine(each.take(gradient), step))
             if shift == 0:
                 rows.append(batch)
@@ -301,10 +313,11 @@ def _backwards(
         _, held = encoded.observed.held(model, replay.chosen)
         sums.whole += [_inner(held, row, step) for row in range(m)]
         later = replay.momentum(number, held, later)
-        learnt = sum(encoded.pairs[row].learnt for row in rows[number - 1])
-        part = (1 - replay.config.adam_beta1) * replay.clips[number - 1] / learnt
+        shares = replay.shares(rows[number - 1], encoded.pairs)
+        part = (1 - replay.config.adam_beta1) * replay.clips[number - 1]
         for numbers, found in gradients(rows[number - 1]):
-            change = -part * inner_products(found, later).numpy().T
+            own = np.array([part * shares[row] for row in numbers])
+            change = -own * inner_products(found, later).numpy().T
             sums.total[:, numbers] += change
             sums.positive[:, numbers] += change > 0
             sums.visits[numbers] += 1
@@ -312,15 +325,28 @@ def _backwards(
     return sums
 
 
+def _one_mean(model: Any) -> bool:
+    """Return whether the Trainer takes one mean over all of a step's tokens, by its own rule."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if hasattr(base, "accepts_loss_kwargs"):
+        return bool(base.accepts_loss_kwargs)
+    taken = signature(base.forward).parameters.values()
+    return any(each.kind == each.VAR_KEYWORD for each in taken)
+
+
 def _summed(
-    each: Iterable[Gradients], chosen: dict[str, nn.Parameter], learnt: int
+    each: Iterable[tuple[list[int], Gradients]],
+    chosen: dict[str, nn.Parameter],
+    shares: dict[int, float],
 ) -> dict[str, Tensor]:
-    """Return a batch's gradient: the pairs' sum over the number of tokens with a loss."""
+    """Return a batch's gradient: the sum of the pairs' shares of it."""
     found = {name: torch.zeros_like(p, requires_grad=False) for name, p in chosen.items()}
-    for gradients in each:
+    for rows, gradients in each:
         for name, uses in gradients.items():
             for use in uses:
-                found[name] += use.whole().sum(0).view_as(found[name]) / learnt
+                whole = use.whole()
+                own = torch.tensor([shares[row] for row in rows]).to(whole)
+                found[name] += torch.tensordot(own, whole, 1).view_as(found[name])
     return found
 
 

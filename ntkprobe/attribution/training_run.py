@@ -205,20 +205,23 @@ class TrainingRun:
         return [ScannedCheckpoint(final, verdict)]
 
     def learning_rates(self) -> tuple[float, ...]:
-        """Return the learning rate of every step that `ntkprobe train` recorded; else nothing."""
+        """Return the learning rate of every step that `ntkprobe train` recorded; else nothing.
+
+        The schedule is that of the steps planned: a callback may have stopped the run before.
+        """
         steps = int(self.report.get("steps") or 0)
         if not steps or not self._settings.is_file():
             return ()
         from transformers import get_scheduler
 
-        config = self.config
+        config, planned = self.config, max(steps, self._planned_steps())
         special: Any = config.lr_scheduler_kwargs or {}
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
         schedule = get_scheduler(
             config.lr_scheduler_type,
             optimizer,
-            config.get_warmup_steps(steps),
-            steps,
+            config.get_warmup_steps(planned),
+            planned,
             scheduler_specific_kwargs=special,
         )
         rates = []
@@ -227,6 +230,13 @@ class TrainingRun:
             optimizer.step()
             schedule.step()
         return tuple(rates)
+
+    def _planned_steps(self) -> int:
+        """Return how many steps the run was to take; 0 where neither report nor checkpoint says."""
+        if "planned_steps" in self.report:
+            return int(self.report["planned_steps"])
+        state = self.checkpoints()[-1].checkpoint.path / "trainer_state.json"
+        return int(read_json(state).get("max_steps") or 0) if state.is_file() else 0
 
     def log(self, last: Checkpoint) -> TrainingLog:
         """Return what another trainer logged; without learning rates where it does not say them."""

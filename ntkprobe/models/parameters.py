@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -339,3 +340,9 @@ def requiring_grad(model: nn.Module, parameters: dict[str, nn.Parameter]) -> Gen
     finally:
         for parameter, required in before.items():
             parameter.requires_grad_(required)
+
+
+def difference(now: Tensor, old: Tensor) -> Tensor:
+    """Return how a tensor has changed; in float32 where it has less, which has no room for it."""
+    wide = torch.promote_types(now.dtype, torch.float32)
+    return now.to(wide) - old.to(wide)

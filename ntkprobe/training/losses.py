@@ -70,10 +70,11 @@ def circle_loss_floor(
 def cosine_similarities(
     features: Float[Tensor, "batch width"],
 ) -> Float[Tensor, "batch batch"]:
-    """Return the cosine of every pair of rows, in float32 at least."""
+    """Return the cosine of every pair of rows, in float32 at least, under autocast too."""
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
-    directions = F.normalize(wide, dim=-1)
-    return directions @ directions.T
+    with torch.autocast(features.device.type, enabled=False):
+        directions = F.normalize(wide, dim=-1)
+        return directions @ directions.T
 
 
 def pairs(

@@ -182,7 +182,10 @@ class Run:
             else:  # stopped between the last step and the final model
                 trainer._load_from_checkpoint(str(last.path))
         self.report["stages"][-1] |= {"from_step": last.step if last else 0}
-        self.write_report(steps=trainer.state.global_step or (last.step if last else 0))
+        planned = trainer.state.max_steps or (_steps_of(last.path) if last else 0)
+        self.write_report(
+            steps=trainer.state.global_step or (last.step if last else 0), planned_steps=planned
+        )
 
     def finish(self, model: Any, tokenizer: Any) -> None:
         """Write the final model and its tokenizer as an ordinary checkpoint, whole or not at all.

@@ -72,7 +72,12 @@ def encode_pairs(
 
 
 def encode_pair(
-    pair: Pair, tokenizer: PreTrainedTokenizerBase, template: Template, config: SFTConfig
+    pair: Pair,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    config: SFTConfig,
+    *,
+    loss_on: str | None = None,
 ) -> tuple[dict[str, list[int]] | None, int]:
     """Return what is trained on of one pair: `input_ids` and `labels`, and its length uncut.
 
@@ -81,6 +86,7 @@ def encode_pair(
         tokenizer: the model's.
         template: resolved.
         config: length, system message, and which tokens the loss counts.
+        loss_on: which tokens have labels, in place of the settings' `loss_on`.
 
     Returns:
         The row, None where the prompt leaves no room for the answer, and its tokens before the cut.
@@ -88,7 +94,7 @@ def encode_pair(
     ids, start, learnt = _encoded(pair, tokenizer, template, config.system)
     if learnt >= config.max_length:
         return None, len(ids)
-    before = start if config.loss_on == "all" else 0
+    before = start if (loss_on or config.loss_on) == "all" else 0
     kept = [i < before or i >= learnt for i in range(len(ids))]
     labels = [token if k else IGNORED for token, k in zip(ids, kept, strict=True)]
     limit = config.max_length

@@ -7,12 +7,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import UserError
-from ..models.parameters import named_parameters
+from ..models.parameters import difference, named_parameters
 from ..models.wrappers import inner_model
 from ..storage import write_tensors
 
@@ -82,17 +81,11 @@ class StepCallback(TrainerCallback):
         if not self._before:
             return
         now = trained(kwargs["model"])
-        change = {n: _difference(now[n].detach(), old).cpu() for n, old in self._before.items()}
+        change = {n: difference(now[n].detach(), old).cpu() for n, old in self._before.items()}
         self._before = {}
         path = self._folder / f"step-{state.global_step + 1:08d}.safetensors"
         passes = "bfloat16" if args.bf16 else "float16" if args.fp16 else "as the weights"
         write_tensors(path, change, {"step": str(state.global_step + 1), "passes": passes})
-
-
-def _difference(now: Tensor, old: Tensor) -> Tensor:
-    """Return how a tensor has changed; in float32 where it has less, which has no room for it."""
-    wide = torch.promote_types(now.dtype, torch.float32)
-    return now.to(wide) - old.to(wide)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -168,3 +168,11 @@ def test_a_step_up_the_gradient_does_the_opposite():
 def test_an_unknown_weighting_is_refused_by_name(batch):
     with pytest.raises(UserError, match="'paper' or 'sun2020'"):
         circle_loss(*batch, weights="sun")
+
+
+def test_autocast_takes_no_digits_from_the_loss(batch):
+    features, labels = batch[0].float(), batch[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, similarities = circle_loss(features, labels), cosine_similarities(features)
+    assert loss.dtype == similarities.dtype == torch.float32
+    assert float(loss) == pytest.approx(float(circle_loss(features, labels)), rel=1e-6)

@@ -167,6 +167,19 @@ class TestRecording:
         for a, b in zip(one.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(a, b)
 
+    def test_a_step_in_bfloat16_is_recorded_whole_and_applied_bit_for_bit(self):
+        one, other = build("llama", torch.bfloat16), build("llama", torch.bfloat16)
+        before = {name: p.detach().double() for name, p in one.named_parameters()}
+        ids = torch.tensor([[3, 1, 4, 1, 5]])
+        one(input_ids=ids, labels=ids).loss.backward()
+        with record_step(one) as step:
+            torch.optim.AdamW(one.parameters(), lr=3e-2).step()
+        for name, parameter in one.named_parameters():
+            assert torch.equal(step[name].double(), parameter.detach().double() - before[name])
+        apply_step(other, step)
+        for a, b in zip(one.parameters(), other.parameters(), strict=True):
+            assert torch.equal(a, b)
+
     def test_mistakes_are_told_in_one_line(self, tmp_path):
         with pytest.raises(UserError, match="no steps in"):
             list(read_steps(tmp_path))

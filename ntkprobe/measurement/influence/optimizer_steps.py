@@ -23,6 +23,7 @@ from ...models.gradients import gradients
 from ...models.parameters import (
     ParameterSelection,
     adapter_parameters,
+    difference,
     effective_parameters,
 )
 from ...models.validation import finite, require
@@ -197,7 +198,7 @@ def record_step(
         parameters: the selection; `auto` is `lora` with an adapter, else `all`.
 
     Yields:
-        Δθ by canonical name: empty in the block, filled at its end.
+        Δθ by canonical name, in float32 at least: empty in the block, filled at its end.
     """
     spec = trained_parameters(model) if parameters == "auto" else parameters
     chosen = ParameterSelection.parse(spec).parameters(model)
@@ -207,7 +208,7 @@ def record_step(
         yield step
     finally:
         for name, parameter in chosen.items():
-            step[name] = parameter.detach() - before[name]
+            step[name] = difference(parameter.detach(), before[name])
 
 
 def read_steps(folder: str | PathLike[str]) -> Iterator[tuple[int, Direction]]:
@@ -239,4 +240,6 @@ def apply_step(model: nn.Module, step: Direction) -> None:
         step: Δθ by canonical name.
     """
     for name, parameter in _named_by(step, model).items():
-        parameter.add_(step[name].to(parameter))
+        change = step[name].to(parameter.device)
+        wide = torch.promote_types(parameter.dtype, change.dtype)  # the sum is rounded once
+        parameter.copy_(parameter.to(wide) + change.to(wide))

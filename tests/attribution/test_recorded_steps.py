@@ -1,0 +1,43 @@
+"""The steps that AdamW took are shared out as the trainer added up the pairs' losses."""
+
+import re
+
+import numpy as np
+import pytest
+import training_world as world
+from transformers import Qwen2ForCausalLM
+
+import ntkprobe as ntk
+from ntkprobe.training.data import Pair
+from ntkprobe.training.sft import SFTConfig, train_sft
+from ntkprobe.training.steps import StepCallback
+
+
+@pytest.mark.parametrize("one_mean", [True, False])
+def test_parts_add_up_whether_accumulated_batches_have_one_mean_or_their_own(
+    tmp_path, monkeypatch, one_mean
+):
+    # As the classes of Gemma 3n and 4 say: then the Trainer takes the mean of the batches' means.
+    monkeypatch.setattr(Qwen2ForCausalLM, "accepts_loss_kwargs", one_mean, raising=False)
+    config = SFTConfig(
+        output_dir=str(tmp_path / "run"),
+        use_cpu=True,
+        n_general=9,
+        n_safe=4,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=3,
+        max_steps=6,
+        learning_rate=2e-3,
+        lora_dropout=0.0,
+        save_at=[0],
+    )
+    unequal = [Pair(f"Name {i} colours.", "red, green " * (1 + 7 * i % 11)) for i in range(9)]
+    base = world.saved(tmp_path / "base", num_hidden_layers=2)
+    train_sft(base, unequal, world.safe(4), config, callbacks=[StepCallback()])
+    found = ntk.attribute(
+        tmp_path / "run", prompts=["Where is my car?"], target="tokens", tokens=("I",), over="steps"
+    )
+    cosine = re.search(r"cosine of ([\d.]+)", found.remarks[0])[1]
+    together = re.search(r"together (.*),", found.remarks[1])[1]
+    assert float(cosine) > 0.999
+    np.testing.assert_allclose(found.changes.sum(1), [float(together)], rtol=5e-3)
