@@ -175,9 +175,11 @@ class MeasureOptions:
             plugins.load(estimators, how.kernel.estimator)
         asked = self._asked()
         activations = how.activations or ActivationSettings()
+        answers = how.refusal or RefusalSettings()
         directions = DirectionSettings(
             layers=activations.layers,
-            max_new_tokens=(how.refusal or RefusalSettings()).max_new_tokens,
+            max_new_tokens=answers.max_new_tokens,
+            phrases=answers.phrase_sets[0],
         )
         return replace(
             how,

@@ -118,12 +118,13 @@ class EvaluatedModel:
         """
         with ExitStack() as stack:
             model: Any = load_model(self.model, self.load)
+            fitted = mitigations.load(self.mitigation) if self.mitigation else None
             if self.adapter:
-                model = stack.enter_context(adapted(model, self.adapter))
+                merge = fitted is None or not fitted.adapter_apart
+                model = stack.enter_context(adapted(model, self.adapter, merge=merge))
             tokenizer = self.tokenizer
             processors: Any = ()
-            if self.mitigation:
-                fitted = mitigations.load(self.mitigation, model)
+            if fitted is not None:
                 processors = stack.enter_context(mitigations.applied(fitted, model, tokenizer))
             yield LocalModel(
                 model,

@@ -63,6 +63,8 @@ class Mitigation(ABC):
     Attributes:
         kind: `steering` or `decoding`.
         source: the paper, and where in it.
+        adapter_apart: whether the model's own adapter must not be merged into it, since the method
+            also runs the model without it.
         fitted_on: the identity of the model it was fitted on; None if it learned nothing.
     """
 
@@ -70,6 +72,7 @@ class Mitigation(ABC):
 
     kind: ClassVar[str]
     source: ClassVar[str]
+    adapter_apart: ClassVar[bool] = False
 
     def fit(
         self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", prompts: PromptSet

@@ -30,7 +30,8 @@ class SafeDecoding(Decoding):
     the authors on the model's own refusals of 36 harmful prompts: `ntkprobe train sft` makes one.
 
     Attributes:
-        expert: the adapter's folder; it replaces the model's own adapter, if it has one.
+        expert: the adapter's folder; it replaces the model's own adapter, if it has one that is
+            not merged into its weights.
         alpha: α. The authors run 3; their class defaults to 1.
         steps: m, how many tokens are changed; 0 changes none. The authors run 2.
         common: c. The authors run 5.
@@ -42,6 +43,7 @@ class SafeDecoding(Decoding):
     common: int = 5
 
     source: ClassVar[str] = "SafeDecoding: Xu et al., ACL 2024, section 4, arXiv 2402.08983"
+    adapter_apart: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""

@@ -88,7 +88,7 @@ class SequenceTracker:
         self._known |= {p: 1.0 if bad else -1.0 for p, bad in zip(prompts, harmful, strict=True)}
 
     def _end(self, row: list[int]) -> int:
-        """Return the position of the last token of the last ending.
+        """Return the position of the last token of the last ending, of adjoining ones the first.
 
         Raises:
             UserError: if there is none.
@@ -96,6 +96,9 @@ class SequenceTracker:
         size = len(self._ending)
         for start in reversed(range(len(row) - size + 1)):
             if row[start : start + size] == self._ending:
+                # Behind an ending of one token come its copies, where a pass is padded by them.
+                while start and row[start - 1 : start - 1 + size] == self._ending:
+                    start -= 1
                 return start + size - 1
         raise UserError(
             "a prompt has no end of an instruction: SCANS steers prompts of the template it was "

@@ -194,24 +194,36 @@ class ModelMeasurer:
     def _verdicts(
         self, refusals: RefusalMeasurement | None, how: DirectionSettings
     ) -> tuple[bool | None, ...] | None:
-        """Return which prompts were refused, where answers of that length were just judged."""
+        """Return which prompts were refused, where answers were just judged in the same way."""
         given = self.settings.refusal
-        same = given is not None and given.max_new_tokens == how.max_new_tokens
+        same = (
+            given is not None
+            and given.max_new_tokens == how.max_new_tokens
+            and given.phrase_sets[0].prefixes == self.settings.filter_of_directions.prefixes
+        )
         return refusals.refuses if refusals is not None and same else None
 
     def _directions(
         self, model: "nn.Module", refuses: tuple[bool | None, ...] | None, batch_size: int
     ) -> DirectionMeasurement:
-        """Return the activations at named positions."""
+        """Return the activations at named positions, with verdicts by the same filter always."""
         how = self.settings.directions
         assert how is not None
+        if refuses is None:
+            refuses = measure_refusal(
+                model,
+                self._tokenizer,
+                self.encoded,
+                phrases=self.settings.filter_of_directions,
+                max_new_tokens=how.max_new_tokens,
+                batch_size=batch_size,
+            ).refuses
         return measure_directions(
             model,
             self._tokenizer,
             self.encoded,
             refuses=refuses,
             layers=how.layers,
-            max_new_tokens=how.max_new_tokens,
             batch_size=batch_size,
         )
 

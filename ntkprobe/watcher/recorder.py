@@ -58,6 +58,11 @@ class Recorder(ModelMeasurer):
         folder_of = settings.mitigation
         self._mitigation = mitigations.load(folder_of) if folder_of is not None else None
 
+    @property
+    def adapter_apart(self) -> bool:
+        """Whether the mitigation needs a checkpoint's adapter beside the base, not merged."""
+        return self._mitigation is not None and self._mitigation.adapter_apart
+
     def check(self) -> None:
         """Raise if the folder holds something else, as far as this is known without a tokenizer."""
         prompts = {"digest": self.prompts.digest, "count": len(self.prompts)}

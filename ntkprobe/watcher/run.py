@@ -77,7 +77,7 @@ def measure_run(
     worker = "-of-".join(map(str, which.shard))
     over_adapter = kernel_needs_adapter(how)
     apart = over_adapter or (how.influence is not None and how.influence.needs_adapter)
-    models = Models(model, how.load, merge=not apart)
+    models = Models(model, how.load, merge=not (apart or recorder.adapter_apart))
     scanner = CheckpointScanner(ckpt_dir, which) if ckpt_dir is not None else None
     measurer = CheckpointMeasurer(recorder, models, measures_base=not over_adapter)
     with closing(folder), closing(Sinks(report_to, output_dir, worker)) as sinks:

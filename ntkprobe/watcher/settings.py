@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from .. import estimators, mitigations, plugins
 from ..errors import UserError
-from ..prompts.phrases import PHRASE_SETS, PhraseSet, read_phrase_sets
+from ..prompts.phrases import PHRASE_SETS, REFUSAL_PREFIXES, PhraseSet, read_phrase_sets
 from ..prompts.unicode_text import flaw_within
 from ..settings import (
     BATCH_SIZE,
@@ -223,10 +223,12 @@ class DirectionSettings:
     Attributes:
         layers: as for `ActivationSettings`.
         max_new_tokens: of the answer by which a prompt counts as refused.
+        phrases: whose filter says so; None for the first set that refusals are measured with.
     """
 
     layers: tuple[int, ...] | str = "all"
     max_new_tokens: int = RefusalSettings.max_new_tokens
+    phrases: PhraseSet | None = None
 
 
 def _activations(spec: str | None) -> ActivationSettings | None:
@@ -300,6 +302,19 @@ class MeasureSettings:
                 "refusal"
             )
 
+    @property
+    def filter_of_directions(self) -> PhraseSet:
+        """The phrases whose filter decides which prompts count as refused for directions."""
+        given = self.directions.phrases if self.directions else None
+        return given or (self.refusal or RefusalSettings()).phrase_sets[0]
+
+    def _directions_record(self) -> dict[str, Any] | None:
+        if self.directions is None:
+            return None
+        how, given = self.directions, self.filter_of_directions
+        name = "xstest" if given.prefixes == REFUSAL_PREFIXES else given.label
+        return {"layers": how.layers, "max_new_tokens": how.max_new_tokens, "filter": name}
+
     def record(
         self, prompts: Mapping[str, Any], base: tuple[str, str] | None = None
     ) -> dict[str, Any]:
@@ -322,7 +337,7 @@ class MeasureSettings:
             "kernel": self.kernel.record() if self.kernel else None,
             "refusal": self.refusal.record() if self.refusal else None,
             "activations": asdict(self.activations) if self.activations else None,
-            "directions": asdict(self.directions) if self.directions else None,
+            "directions": self._directions_record(),
             "influence": self.influence.record() if self.influence else None,
         }
 

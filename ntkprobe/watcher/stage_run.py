@@ -183,7 +183,8 @@ class StageLoop(MeasuringLoop):
                 self._fail(place, one.failure, None)
             else:
                 if models.name != one.base:  # a base stays in memory for the adapters over it
-                    models = Models(one.base, how.load, merge=not apart)
+                    merge = not (apart or self.recorder.adapter_apart)
+                    models = Models(one.base, how.load, merge=merge)
                 self.measurer = CheckpointMeasurer(self.recorder, models)
                 self.recorder.take_up(one)
                 self._attempt(place, partial(self._measured, one), one.adapter)

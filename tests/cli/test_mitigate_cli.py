@@ -6,14 +6,19 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny_runs import lora_run, tiny_adapter, tiny_model, write_prompts
 
 from ntkprobe import Trajectory
 from ntkprobe.checkpoints import load_model, load_tokenizer
 from ntkprobe.cli import main
+from ntkprobe.evaluation.models import EvaluatedModel
+from ntkprobe.evaluation.settings import AnswerSettings
 from ntkprobe.measurement import measure_kernel, measure_refusal
 from ntkprobe.mitigations import Decoding, applied, load, names, save
+from ntkprobe.mitigations.safe_decoding import SafeDecoding
 from ntkprobe.prompts.prompt_set import PromptSet
 from ntkprobe.prompts.templates import resolve_template
+from ntkprobe.refusal import refusal_log_probabilities
 from ntkprobe.tiny import measure_path, model_path
 
 GIVEN = [f"--model={model_path()}", f"--prompts={measure_path()}", "--device=cpu"]
@@ -76,6 +81,45 @@ def test_measure_under_a_mitigation_is_the_measurement_inside_the_context(call, 
     measured = torch.tensor(table["log_probability"].to_numpy())
     torch.testing.assert_close(measured, literal, atol=1e-4, rtol=0)
     assert (literal - plain.log_probabilities["paper31", "literal"]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("route", ["run", "stage", "evaluated"])
+def test_safe_decoding_s_expert_is_over_the_base_and_not_over_the_run_s_adapter(
+    call, route, tmp_path
+):
+    adapter, prompts = (
+        lora_run(tmp_path, (10,)) / "checkpoint-10",
+        write_prompts(tmp_path / "p.csv"),
+    )
+    tiny_adapter(tiny_model(), seed=7).save_pretrained(tmp_path / "expert")
+    save(SafeDecoding(expert=str(tmp_path / "expert"), common=32), tmp_path / "m")
+    tokenizer, texts = load_tokenizer(tmp_path / "base"), PromptSet.from_file(prompts)
+    ids = [torch.tensor(tokenizer(prompt.text)["input_ids"]) for prompt in texts]
+    own, expert = (tiny_adapter(tiny_model(), seed=seed) for seed in (10, 7))
+    expected = []
+    for row in ids:
+        with torch.no_grad():
+            p, p_e = (m(row[None]).logits[0, -1].softmax(-1) for m in (own, expert))
+        mixed = (p + 3 * (p_e - p)).clamp(min=1e-8)
+        word = tokenizer.convert_tokens_to_ids("sorry")
+        expected.append((mixed[word] / mixed.sum()).log().double())
+    if route == "evaluated":
+        model = EvaluatedModel(str(tmp_path / "base"), adapter, tmp_path / "m")
+        with model.in_memory(AnswerSettings(template="raw"), None) as local:
+            how = {"logits_processor": local.processors, "template": local.template}
+            found = refusal_log_probabilities(local.model, tokenizer, ids, ["sorry"], **how)
+    else:
+        (tmp_path / "phrases.txt").write_text("sorry\n")
+        place = {"run": ["--ckpt-dir", tmp_path / "run"], "stage": ["--stage", f"s={adapter}"]}
+        flags = ["--only=refusal", "--no-generate", "--no-verify", "--device=cpu", "--template=raw"]
+        flags += [f"--phrases={tmp_path / 'phrases.txt'}", f"--prompts={prompts}"]
+        flags += ["--mitigation", tmp_path / "m", "--output-dir", tmp_path / "out"]
+        status, _, err = call("measure", *place[route], *flags)
+        assert status == 0, err
+        table = Trajectory(tmp_path / "out").refusal().query("reduction == 'literal'")
+        last = table[table["step"] == table["step"].max()].sort_values("prompt")
+        found = torch.tensor(last["log_probability"].to_numpy())
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-4, rtol=0)
 
 
 def test_run_json_tells_the_mitigation_and_another_one_is_refused(call, scans, tmp_path):

@@ -1,5 +1,6 @@
 """Laws of the steering methods: equal to their slow definitions, and gone without a trace."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from steered_models import (
     BOTH,
     ENDING,
     PROMPTS,
+    SCANS,
     TEMPLATE,
     THREE,
     ablated,
@@ -25,10 +27,11 @@ from transformers import GenerationConfig, TextIteratorStreamer
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.gram import Gram
-from ntkprobe.kernel import Probe
+from ntkprobe.kernel import Probe, last_logits
 from ntkprobe.mitigations import applied
 from ntkprobe.models.architecture import Before, decoder_layers, hidden_state, hooked, writers
 from ntkprobe.models.generation import left_padded
+from ntkprobe.prompts.templates import resolve_template
 from ntkprobe.refusal import phrase_ids, score_phrases
 
 
@@ -265,6 +268,25 @@ def test_what_a_block_adds_to_the_stream_is_what_its_writers_give(name):
         plain(model, torch.arange(6))
     total = found.pop("output") - found.pop("source")
     torch.testing.assert_close(sum(found.values()), total, atol=1e-5, rtol=0)
+
+
+def test_one_token_that_ends_an_instruction_is_found_beside_longer_prompts():
+    # `[/INST]` is one token of Mistral's, and passes are padded with each prompt's own last token.
+    tokenizer, model = deepcopy(byte_bpe()), chatting("qwen2-tied")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|start_header_id|>{{ m.content }}"
+        "<|end_header_id|>{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    template = resolve_template(tokenizer)
+    scans = SCANS.fit(model, tokenizer, PROMPTS)
+    ids = [torch.tensor(template.encode(tokenizer, prompt.text)) for prompt in PROMPTS]
+    assert scans.ending is not None and len(scans.ending) == 1
+    before = last_logits(model, ids)
+    with applied(scans, model, tokenizer), torch.no_grad():
+        alone = torch.cat([last_logits(model, [row]) for row in ids])
+        together = last_logits(model, ids)
+    torch.testing.assert_close(together, alone)
+    assert ((alone - before).abs().amax(-1) > 0.1).all()
 
 
 def test_scans_refuses_what_it_cannot_place():

@@ -11,6 +11,7 @@ from ntkprobe.checkpoints import LoadSettings, load_model, load_tokenizer
 from ntkprobe.figures import drift as drift_figure
 from ntkprobe.figures import find_runs
 from ntkprobe.figures import positions as positions_figure
+from ntkprobe.prompts.phrases import PhraseSet
 from ntkprobe.stages import Stage
 from ntkprobe.watcher import (
     ActivationSettings,
@@ -143,3 +144,20 @@ def test_other_layers_in_the_same_folder_are_refused(world, run):
     other = replace(SETTINGS, directions=DirectionSettings(layers=(1,), max_new_tokens=4))
     with pytest.raises(UserError, match=r"directions\.layers"):
         measure_stages(PROMPTS, run.folder, stages(world), settings=other)
+
+
+def test_which_prompts_are_refused_does_not_depend_on_what_was_measured_before(world):
+    words = tuple("how do i kill a python process".split())  # the filter of another language
+    asked = RefusalSettings(phrases=(PhraseSet("other", words, words),), max_new_tokens=4)
+    settings = replace(SETTINGS, refusal=asked)
+    folder = world / "filter"
+    measure_stages(PROMPTS, folder, stages(world), settings=settings)
+    run = Trajectory(folder)
+    before = [run.directions(step).refuses for step in run.steps]
+    table = run.refusal().drop_duplicates(["step", "prompt"]).sort_values(["step", "prompt"])
+    assert [v for one in before for v in one] == table["refuses"].tolist()
+    assert any(map(any, before)) and not all(map(all, before))
+    for file in (folder / "directions").iterdir():  # as if it had been stopped before them
+        file.unlink()
+    measure_stages(PROMPTS, folder, stages(world), settings=settings)
+    assert [run.directions(step).refuses for step in run.steps] == before
