@@ -27,6 +27,9 @@ SHARE = 0.35
 DECODING = 6
 """Times slower than its multiplications a token is decoded: the weights are read for each."""
 
+ACTIVATION = 70
+"""Bytes that training keeps for each token, block and number of the width, about, in float32."""
+
 GIB = 2**30
 
 
@@ -119,13 +122,14 @@ def work(workspace: Workspace, stage: Stage, shape: dict[str, int]) -> float:
 
 
 def memory(workspace: Workspace, shape: dict[str, int]) -> float:
-    """Return about the most memory that is needed, in bytes."""
+    """Return about the most memory that is needed, in bytes: that of the contrastive training."""
     scale = workspace.scale
     weights = 4.0 * shape["parameters"]
     optimiser = 3 * weights * workspace.scale.depth
     rows = max(scale.batch * min(scale.length, 512), scale.dcr_batch * PROMPT)
     logits = 4.0 * rows * shape.get("vocabulary", 0) * 4
-    return 0.6 * GIB + 2 * weights + optimiser + logits
+    states = ACTIVATION * rows * shape["num_hidden_layers"] * shape.get("width", 0)
+    return 0.6 * GIB + 2 * weights + optimiser + logits + states
 
 
 def disk(workspace: Workspace, todo: Sequence[Stage], shape: dict[str, int]) -> float:
