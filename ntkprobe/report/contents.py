@@ -35,7 +35,8 @@ def contents_of(sources: Sources) -> dict[str, Any]:
     for name, run in sources.runs.items():
         table = run.prompts
         asked = tuple(zip(table["group"], table["text"], strict=True))
-        key = asked, tuple(run.stage_names.values())  # one axis holds steps, or the same stages
+        # One axis holds steps, or epochs, or the same stages.
+        key = asked, tuple(run.stage_names.values()), run.step_unit
         by_prompts.setdefault(key, {})[name] = run
     budget = PAIR_BUDGET // max(1, len(sources.runs))
     sets = [_set(runs, sources, budget) for runs in by_prompts.values()]
@@ -50,6 +51,7 @@ def _set(runs: dict[str, Trajectory], sources: Sources, budget: int) -> dict[str
         "prompts": {"text": texts, "group": groups, "tokens": table["n_tokens"].tolist()},
         "groups": [_group(name) for name in in_order(groups)],
         "stages": list(next(iter(runs.values())).stage_names.values()) or None,
+        "unit": next(iter(runs.values())).step_unit,
         "runs": [_run(name, run, budget) for name, run in runs.items()],
         "settings": settings_table(runs),
         "cautions": cautions(runs),
