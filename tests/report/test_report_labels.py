@@ -37,6 +37,21 @@ def test_all_prompts_trained_on_are_counted_and_not_only_those_of_measured_pairs
     assert not [line for line in cautions(run) if "trained on" in line]
 
 
+def test_other_phrases_than_the_papers_are_named(tmp_path):
+    folder = write_run(tmp_path / "stl-ntk")
+
+    def said():
+        (one,) = contents_of(find_sources([tmp_path]))["sets"]
+        return [line for line in one["cautions"] if "phrases" in line]
+
+    assert not said()
+    for file in (folder / "refusal").iterdir():
+        pd.read_parquet(file).assign(phrase_set="german").to_parquet(file)
+    assert said() == [
+        "stl: P(refuse) is of the phrases german (prefix_free), not the paper's sum of its 31."
+    ]
+
+
 @pytest.mark.parametrize(("settings", "unit"), [({}, "step"), ({"steps_are": "epochs"}, "epoch")])
 def test_a_page_knows_what_steps_count(settings, unit, tmp_path):
     record(write_run(tmp_path / "stl-ntk"), **settings)
