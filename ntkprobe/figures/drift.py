@@ -45,7 +45,7 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
         after = table["step"].map(dict(zip(steps[1:], steps[:-1], strict=True)))
         onwards = after == table["since"]
         rows = pd.concat([table[onwards], table[ends & ~onwards]]) if names else table[ends]
-        since_names = [names.get(since, f"step {since}") for since in rows["since"]]
+        since_names = [names.get(since, f"{run.step_unit} {since}") for since in rows["since"]]
         tables.append(rows.assign(run=name, since_name=since_names))
     whole = pd.concat(tables, ignore_index=True)
     if whole.empty:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.lines import group_lines, label_ends
-from ..plots.steps import notes_on_rows, step_axis
+from ..plots.steps import group_sizes, notes_on_rows, step_axis
 from ..trajectory import Trajectory
 from .measured_tables import example_rows, note_on_examples, refusal_rates, refusal_rows
 from .stages import with_stages
@@ -74,9 +74,5 @@ def _footnote(numbers: pd.DataFrame) -> str:
     rates, examples = numbers[numbers["panel"] == "a"], numbers[numbers["panel"] == "b"]
     if rates.empty:
         return note_on_examples(examples)
-    sizes = rates.groupby("group")["prompts"].max()
-    counts = ", ".join(
-        f"{sizes[g]} {style.group_style(g).label}" for g in style.in_order(sizes.index)
-    )
-    note = f"Rates: {counts} prompts, bands are 95 % intervals (Wilson)."
+    note = f"Rates: {group_sizes(rates)} prompts, bands are 95 % intervals (Wilson)."
     return f"{note} {note_on_examples(examples)}".strip()

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.lines import group_lines
-from ..plots.steps import notes_on_rows, step_axis
+from ..plots.steps import group_sizes, notes_on_rows, step_axis
 from ..trajectory import Trajectory
 from .measured_tables import refusal_probabilities, refusal_rows
 from .stages import with_stages
@@ -31,11 +31,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     figure, axes = style.row([style.run_label(name) for name in names])
     for ax in axes[:: style.ACROSS]:
         ax.set_ylabel("refusal probability\n(sum over phrase set)")
-    sizes = numbers.groupby("group")["prompts"].max()
-    counts = ", ".join(
-        f"{sizes[g]} {style.group_style(g).label}" for g in style.in_order(sizes.index)
-    )
-    note = f"Means over {counts} prompts; bands: 95 % bootstrap over prompts."
+    note = f"Means over {group_sizes(numbers)} prompts; bands: 95 % bootstrap over prompts."
     style.footnote(figure, f"{note} {notes_on_rows(numbers)}".strip())
     top = max(1.0, numbers["high"].max())
     for name, ax in zip(names, axes, strict=True):

@@ -35,7 +35,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a map per run on one colour scale, values printed."""
     firsts = numbers.groupby("run", sort=False)["step"].first()
     titles = [
-        titled(_model(name), numbers[numbers["run"] == name], step) for name, step in firsts.items()
+        titled(_model(name, step), numbers[numbers["run"] == name], step)
+        for name, step in firsts.items()
     ]
     figure, axes = style.row(titles, width=1.0 + 2.6 * min(len(titles), style.ACROSS), height=2.9)
     low = math.floor(numbers["similarity"].min() * 10) / 10
@@ -53,7 +54,9 @@ def draw(numbers: pd.DataFrame) -> Figure:
 
 
 def with_paper_values(numbers: pd.DataFrame) -> pd.DataFrame:
-    """Return `numbers` with a column `paper`: figure 6a, for models without DCR or a control of it.
+    """Return `numbers` with a column `paper`: figure 6a, for base models.
+
+    These are at step 0, or the first stage, of runs whose name tells of no DCR or control.
 
     Its rows are taken for observed prompts. Panel (b) has no numbers in the paper's text, and the
     model is not stated.
@@ -68,11 +71,12 @@ def with_paper_values(numbers: pd.DataFrame) -> pd.DataFrame:
     printed = paper_table("fig6").set_index(keys)["similarity"]
     values = printed.reindex(pd.MultiIndex.from_frame(numbers[keys])).to_numpy()
     refined = numbers["run"].astype(str).str.contains("dcr|control", case=False)
-    return numbers.assign(paper=values).assign(paper=lambda t: t["paper"].mask(refined))
+    other = refined | (numbers["step"] > 0)
+    return numbers.assign(paper=values).assign(paper=lambda t: t["paper"].mask(other))
 
 
-def _model(run: Hashable) -> str:
-    """Return the model at the first step of a run: the base model, or that after DCR."""
+def _model(run: Hashable, step: Hashable) -> str:
+    """Return the model of a map: at step 0 the base model or that after DCR, else the run's."""
     start = {
         "stl": "base model",
         "stl-aug": "base model",
@@ -80,4 +84,5 @@ def _model(run: Hashable) -> str:
         "dcr-stl": "after DCR",
         "control-stl": "after the control",
     }
-    return start.get(str(run), style.run_label(run))
+    label = style.run_label(run)
+    return start.get(str(run), label) if step == 0 else label

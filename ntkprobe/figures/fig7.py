@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ..plots import style
 from ..plots.lines import label_ends, profile
-from ..plots.steps import notes_on_rows, titled
+from ..plots.steps import notes_on_rows, span, titled
 from ..statistics import wilson
 from ..trajectory import Trajectory
 from .activation_geometry import GROUPS, correctly_clustered, first_and_last, toxic_looking
@@ -64,9 +64,13 @@ def draw(numbers: pd.DataFrame) -> Figure:
     ax.set(xlabel="layer", ylabel="prompts in the right cluster (%)", ylim=(_floor(numbers), 103))
     ax.set_xticks(_ticks(numbers["layer"]))
     style.footnote(figure, f"{_footnote(numbers)} {notes_on_rows(numbers)}".strip())
-    chance = numbers["chance"].max() * 100
-    ax.axhline(chance, color="0.5", lw=0.8, ls=":")
-    ends = [(chance, "larger group's share", "0.4")]
+    ends: list[tuple[float, str, str]] = []
+    shares = numbers["chance"].unique().tolist()
+    for chance in shares:
+        ax.axhline(100 * chance, color="0.5", lw=0.8, ls=":")
+        names = numbers.loc[numbers["chance"] == chance, "run"].unique()
+        whose = f", {', '.join(map(style.run_label, names))}" if len(shares) > 1 else ""
+        ends.append((100 * chance, f"larger group's share{whose}", "0.4"))
     for position, (name, rows) in enumerate(numbers.groupby("run", sort=False)):
         ends += _draw_run(rows, ax, style.run_label(name), style.run_colour(position))
     if "paper_bound" in numbers:
@@ -103,7 +107,7 @@ def _ticks(layers: pd.Series) -> list[int]:
 
 def _footnote(numbers: pd.DataFrame) -> str:
     several = numbers.groupby("run")["step"].nunique().max() > 1
-    return f"{numbers['prompts'].max()} prompts; band: 95 % interval over prompts (Wilson)." + (
+    return f"{span(numbers['prompts'])} prompts; band: 95 % interval over prompts (Wilson)." + (
         " Dashed: first step." * bool(several)
     )
 

@@ -3,11 +3,12 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..errors import UserError
 from ..plots import style
 from ..plots.heatmap import group_map
 from ..plots.steps import notes_on_rows, titled
 from ..trajectory import Trajectory
-from .measured_tables import influence_rows
+from .measured_tables import OTHER_PROMPTS, influence_rows
 from .stages import stage_by_stage
 
 
@@ -21,15 +22,27 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     Returns:
         `run, step, observed_group, updated_group, change, raising, pairs`: the change per unit step
         of gradient descent, and the share of prompts and training pairs for which it is positive.
+        A prompt and the pair that is learnt on it are left out, as in figure 6.
     """
     return pd.concat([_means(run).assign(run=n) for n, run in runs.items()], ignore_index=True)
 
 
 def _means(run: Trajectory) -> pd.DataFrame:
-    """Return the means of one run's first and last step."""
+    """Return the means of one run's first and last step.
+
+    Raises:
+        UserError: if no pair is on another prompt than the observed ones.
+    """
     rows = influence_rows(run)
     ends = {rows["step"].min(), rows["step"].max()}
-    rows = rows[rows["step"].isin(ends)].assign(raising=rows["change"] > 0)
+    texts = run.prompts.set_index("prompt")["text"], run.updated.set_index("updated")["text"]
+    observed, learnt = rows["observed"].map(texts[0]), rows["updated"].map(texts[1])
+    rows = rows[rows["step"].isin(ends) & (observed != learnt)]
+    if rows.empty:
+        raise UserError(
+            f"{run.folder} has no influence of a pair on another prompt: {OTHER_PROMPTS}"
+        )
+    rows = rows.assign(raising=rows["change"] > 0)
     groups = rows.groupby(["step", "observed_group", "updated_group"], as_index=False, sort=False)
     return groups.agg(
         change=("change", "mean"), raising=("raising", "mean"), pairs=("change", "size")
@@ -64,8 +77,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
     style.footnote(
         figure,
         "Mean change of log P(refuse | x′) per unit step of gradient descent on (x, y), to first "
-        "order. Red: refused more; blue: less; as deep as it is large within its map. "
-        + notes_on_rows(numbers),
+        "order, over pairs on other prompts than x′. Red: refused more; blue: less; as deep as it "
+        "is large within its map. " + notes_on_rows(numbers),
     )
     return figure
 

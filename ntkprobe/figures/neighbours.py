@@ -69,7 +69,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
     ax = axes[0, 0]
     for position, (name, rows) in enumerate(numbers.groupby("run", sort=False)):
         label = titled(style.run_label(name), rows, rows["step"].iloc[0])
-        values = rows.set_index("prompt")["similarity"].reindex(first["prompt"])
+        # By their texts: in a run on other prompts a number stands for another one.
+        values = rows.drop_duplicates("text").set_index("text")["similarity"].reindex(first["text"])
         labelled_dots(values, ax, colour=style.run_colour(position), label=label)
     right = ax.secondary_yaxis("right")
     right.spines["right"].set_visible(False)

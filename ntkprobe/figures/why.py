@@ -10,7 +10,7 @@ from ..plots import style
 from ..plots.bars import ranked_bars
 from ..plots.steps import notes_on_rows, step_name
 from ..trajectory import Trajectory
-from .measured_tables import OTHER_PROMPTS, influence_rows
+from .measured_tables import OTHER_PROMPTS, influence_rows, refusal_rows
 from .stages import with_stages
 
 PROMPTS, PAIRS = 4, 3
@@ -78,7 +78,9 @@ def _moments(run: Trajectory, rows: pd.DataFrame) -> pd.DataFrame:
         At most `PROMPTS` rows, by prompt.
     """
     table = run.refusal()
-    table = table[(table["reduction"] == "literal") & table["prompt"].isin(rows["observed"])]
+    if len(table):
+        table = refusal_rows({"": run})  # of one set of phrases
+    table = table[table["prompt"].isin(rows["observed"])]
     grid = table.pivot(index="step", columns="prompt", values="probability")
     known = grid.loc[grid.index.isin(rows["step"])]
     if known.empty:

@@ -71,8 +71,8 @@ def shaded_path(
             _name_end((point[x], point[y]), step_name(rows, point["step"]), ax, colour)
         return ax
     if start:
-        _name_end((first[x], first[y]), f"step {rows['step'].iloc[0]}", ax, "0.35")
-    _name_end((last[x], last[y]), f"{label}, step {rows['step'].iloc[-1]}", ax, colour)
+        _name_end((first[x], first[y]), step_name(rows, first["step"]), ax, "0.35")
+    _name_end((last[x], last[y]), f"{label}, {step_name(rows, last['step'])}", ax, colour)
     return ax
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .style import escaped
+from .style import escaped, group_style, in_order
 
 LONG = 8  # letters of a name that stands across
 
@@ -62,6 +62,25 @@ def titled(label: str, table: pd.DataFrame, step: Any) -> str:
 def _unit(table: pd.DataFrame) -> str:
     """Return what the steps of a run count; `unit` is there where these are epochs."""
     return str(table["unit"].iloc[0]) if "unit" in table and len(table) else "step"
+
+
+def group_sizes(table: pd.DataFrame) -> str:
+    """Return how many prompts each group has: `60 toxic`, `20 to 60 toxic` where rows differ.
+
+    Args:
+        table: with `group` and `prompts`.
+    """
+    sizes = table.groupby("group")["prompts"]
+    return ", ".join(
+        f"{span(sizes.get_group(group))} {group_style(group).label}"
+        for group in in_order(table["group"])
+    )
+
+
+def span(counts: pd.Series) -> str:
+    """Return a count, or the least and the largest of several."""
+    low, high = counts.min(), counts.max()
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def notes_on_rows(table: pd.DataFrame) -> str:

@@ -62,7 +62,17 @@ GROUPS = {
     "seemingly_toxic": GroupStyle("#DDAA33", "#8A6A00", "o", "seemingly toxic", "s-toxic"),
     "toxic": GroupStyle("#BB5566", "#994455", "^", "toxic", "toxic"),
 }
-_RUNS = ("#555555", "#117733", "#882255", "#6699CC")  # none is the colour of a group
+_RUNS = (
+    "#555555",
+    "#117733",
+    "#882255",
+    "#6699CC",
+    "#999933",
+    "#332288",
+    "#44AA99",
+    "#AA4499",
+)
+"""Colours of runs, none of them a group's."""
 _RUN_LABELS = {
     "base": "base model",
     "stl": "STL",

@@ -35,7 +35,8 @@ def contents_of(sources: Sources) -> dict[str, Any]:
     for name, run in sources.runs.items():
         table = run.prompts
         asked = tuple(zip(table["group"], table["text"], strict=True))
-        key = asked, tuple(run.stage_names.values())  # one axis holds steps, or the same stages
+        # One axis holds steps, or epochs, or the same stages.
+        key = asked, tuple(run.stage_names.values()), run.step_unit
         by_prompts.setdefault(key, {})[name] = run
     budget = PAIR_BUDGET // max(1, len(sources.runs))
     sets = [_set(runs, sources, budget) for runs in by_prompts.values()]
@@ -46,16 +47,30 @@ def _set(runs: dict[str, Trajectory], sources: Sources, budget: int) -> dict[str
     """Return runs that were measured on the same prompts."""
     table = next(iter(runs.values())).prompts
     groups, texts = table["group"].tolist(), table["text"].tolist()
+    made = [_run(name, run, budget) for name, run in runs.items()]
     return {
         "prompts": {"text": texts, "group": groups, "tokens": table["n_tokens"].tolist()},
         "groups": [_group(name) for name in in_order(groups)],
         "stages": list(next(iter(runs.values())).stage_names.values()) or None,
-        "runs": [_run(name, run, budget) for name, run in runs.items()],
+        "unit": next(iter(runs.values())).step_unit,
+        "runs": made,
         "settings": settings_table(runs),
-        "cautions": cautions(runs),
+        "cautions": [*_on_phrases(made), *cautions(runs)],
         "answers": answers_to(sources.evaluations, texts),
         "no_answers": _evaluate_command(runs),
     }
+
+
+def _on_phrases(made: list[dict[str, Any]]) -> list[str]:
+    """Return a caution for each run whose P(refuse) is not the paper's sum of its 31 phrases."""
+    read = {one["name"]: one["refusal"] for one in made if one["refusal"]}
+    kinds = {name: (one["phrase_set"], one["reduction"]) for name, one in read.items()}
+    return [
+        f"{name}: P(refuse) is of the phrases {phrases} ({reduction}), not the paper's sum of its "
+        "31."
+        for name, (phrases, reduction) in kinds.items()
+        if (phrases, reduction) != ("paper31", "literal")
+    ]
 
 
 def _group(name: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from ..evaluation import Evaluation
 from ..evaluation.scores import REFUSED
 from ..evaluation.verdicts import SAFE
 from ..tables import Table, agreement, pairs, table1, table5
-from ..tables.columns import Judges
+from ..tables.columns import Judges, all_verdicts, measured_columns
 from .measured import records
 
 
@@ -19,24 +19,26 @@ def tables_of(evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:
         evaluations: evaluated models, by name.
 
     Returns:
-        For each `name`, `title`, `corner`, `notes`, `marked` (columns trained on) and `numbers`,
-        tidy as `ntkprobe table --format csv` has them.
+        For each `name`, `title`, `corner`, `notes`, `marked` (columns trained on), `pictured`
+        (those of verdicts) and `numbers`, tidy as `ntkprobe table --format csv` has them.
     """
     modules = {"1": table1, "5": table5, "agreement": agreement, "pairs": pairs}
     if not evaluations:
         return []
     made = {name: module.table(evaluations, Judges()) for name, module in modules.items()}
-    return [_contents(name, table) for name, table in made.items() if len(table.numbers)]
+    pictured = [one.title for one in measured_columns(all_verdicts(evaluations))]
+    return [_contents(name, table, pictured) for name, table in made.items() if len(table.numbers)]
 
 
-def _contents(name: str, table: Table) -> dict[str, Any]:
-    """Return a table as the page shows it."""
+def _contents(name: str, table: Table, pictured: list[str]) -> dict[str, Any]:
+    """Return a table as the page shows it; its columns of verdicts are drawn, too."""
     return {
         "name": name,
         "title": table.title,
         "corner": table.corner,
         "notes": list(table.notes),
         "marked": sorted(table.marked),
+        "pictured": pictured,
         "numbers": records(table.numbers.drop(columns="key", errors="ignore")),
     }
 

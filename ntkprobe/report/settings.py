@@ -144,12 +144,18 @@ def _about_tokens(runs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _about_training(runs: Mapping[str, Trajectory]) -> Iterator[str]:
-    """Yield a caution where measured prompts are among the training pairs that are known."""
+    """Yield a caution where measured prompts were trained on, as far as that is known."""
     for name, run in runs.items():
-        if (run.folder / "updated.parquet").is_file():
-            seen = set(run.prompts["text"]) & set(run.updated["text"])
-            if seen:
-                yield f"{name}: {len(seen)} of the measured prompts are among its training pairs."
+        told = settings_of(run).get("trained_on") or {}
+        if told.get("prompts"):
+            yield f"{name}: {told['prompts']} of {told['of']} measured prompts were trained on."
+        elif not told and (run.folder / "updated.parquet").is_file():
+            count = run.prompts["text"].isin(run.updated["text"]).sum()
+            if count:
+                yield (
+                    f"{name}: {count} measured prompts are among the training pairs whose influence"
+                    " was measured; more may have been trained on."
+                )
 
 
 def evaluation_cautions(sources: Sources) -> list[str]:

@@ -18,6 +18,7 @@ from .columns import (
     not_whole,
     score,
 )
+from .paper_reference import paper_method
 from .rendering import Table
 
 TASKS = {
@@ -76,6 +77,7 @@ def _abilities(run: Evaluation) -> list[dict[str, Any]]:
     for task in dict.fromkeys(measured["task"]):
         title, metric = TASKS.get(task, (task, None))
         found = measured.loc[measured["task"] == task].set_index("metric")
+        found = found.loc[~found.index.duplicated()]  # of several filters of an answer the first
         metric = metric if metric in found.index else found.index[0]
         value, error, n = found.loc[metric, ["value", "stderr", "n"]]
         if str(metric).startswith("acc") and n:
@@ -94,7 +96,11 @@ def _win_rates(run: Evaluation) -> list[dict[str, Any]]:
         names = ("value", "low", "high", "count", "of", "interval")
         number = cell(Score(*(found[name] for name in names)), digits=1, scale=100)
         title = f"win rate against {found['reference']} ({found['benchmark']})"
-        cells.append({"column": title, "key": "alpaca_eval"} | number)
+        # The paper's win rate is on AlpacaEval and against STL; another one has no number there.
+        theirs = (
+            "alpaca" in found["benchmark"].lower() and paper_method(found["reference"]) == "stl"
+        )
+        cells.append({"column": title, "key": "alpaca_eval" if theirs else ""} | number)
     return cells
 
 

@@ -23,6 +23,6 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
 
 def paper(cell: dict[str, Any], model: str) -> float | None:
     """Return the paper's number for a cell; None if it prints none."""
-    number = re.search(r"\d+", cell["row"])
-    where: dict[str, object] = {"epochs": int(number[0]) if number else None}
+    numbers = re.findall(r"\d+", cell["row"])  # of several, none is known to be that of epochs
+    where: dict[str, object] = {"epochs": int(numbers[0]) if len(numbers) == 1 else None}
     return paper_value(paper_table("table3"), where, cell["key"])

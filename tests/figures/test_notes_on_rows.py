@@ -7,7 +7,7 @@ import pytest
 from matplotlib import pyplot as plt
 from measured_runs import write_run
 
-from ntkprobe.figures import fig1, fig3, fig4, fig5, fig6, fig9, find_runs
+from ntkprobe.figures import drift, fig1, fig3, fig4, fig5, fig6, fig9, find_runs
 from ntkprobe.trajectory import Trajectory
 
 
@@ -67,4 +67,8 @@ def test_steps_that_are_epochs_are_called_so(record, unit, folder):
     assert Trajectory(folder).plot(what="kernel").get_xlabel() == label
     first = fig6.draw(fig6.numbers(find_runs([folder])))
     assert f"{unit} 0" in " ".join(ax.get_title(loc="left") for ax in first.axes)
+    path = fig4.draw(fig4.numbers(find_runs([folder])))
+    assert [text.get_text() for text in path.axes[0].texts] == [f"{unit} 0", f"STL, {unit} 40"]
+    turned = drift.draw(drift.numbers(find_runs([folder])))
+    assert f"{unit} 0 ⟶ {unit} 40" in turned.axes[0].get_title(loc="left")
     plt.close("all")

@@ -158,7 +158,11 @@ def test_colours_of_groups_differ_in_lightness_too():
 
 
 def test_runs_never_wear_a_group_colour():
-    assert not {style.run_colour(i) for i in range(4)} & {g.colour for g in style.GROUPS.values()}
+    assert not {style.run_colour(i) for i in range(8)} & {g.colour for g in style.GROUPS.values()}
+
+
+def test_as_many_runs_as_a_table_has_methods_differ_in_colour():
+    assert len({style.run_colour(i) for i in range(8)}) == 8
 
 
 def test_a_figure_shows_itself_in_jupyter_without_a_window(ax):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from importlib.resources import files
 from types import SimpleNamespace
 
 import numpy as np
@@ -236,6 +237,17 @@ def saved(driver, downloads, selector):
         return [path for path in set(downloads.iterdir()) - before if path.suffix == ".csv"]
 
     return wait_for(done)[0].read_bytes().decode()
+
+
+def test_a_layers_bar_is_as_long_as_its_number_on_either_side(show):
+    folder = files("ntkprobe.report") / "scripts"
+    scripts = [(folder / f"{name}.js").read_text("utf-8") for name in ("text", "pair", "prompt")]
+    drawn = "strip(['1', '2', '3'], [0.2, -0.1, 0.1], [-0.1, 0.2]).querySelectorAll('rect')"
+    height = "(one) => Number(one.getAttribute('height'))"
+    script = "\n".join([*scripts, f"return [...{drawn}].map({height})"])
+    heights = np.array(show().execute_script(script))
+    assert heights / heights[0] == pytest.approx([1, 0.5, 0.5])
+    assert heights[:2].sum() < 30  # inside the picture
 
 
 def test_saved_numbers_are_the_trajectorys(show, downloads, made):

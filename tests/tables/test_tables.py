@@ -121,6 +121,8 @@ def test_ablations_stand_beside_the_row_of_their_setting(runs: list[str]) -> Non
     ratio = make_table([f"3:1={runs[0]}"], "4", compare="paper")
     assert cells(epochs, "paper")["5 epochs", "XSTest"] == pytest.approx(0.99)
     assert cells(ratio, "paper")["3:1", "XSTest"] == pytest.approx(0.96)
+    named = make_table([f"Qwen2.5, 3 epochs={runs[0]}"], "3", compare="paper")
+    assert cells(named, "paper").isna().all()  # 2, 5 or 3: the name does not say
 
 
 def test_table_5_has_every_judge(runs: list[str]) -> None:
@@ -185,8 +187,22 @@ def test_abilities_and_win_rates_are_columns(runs: list[str], tmp_path: Path) ->
     assert cells(made)["stl", "MMLU"] == pytest.approx(0.6)
     assert cells(made, "paper")["stl", "MMLU"] == pytest.approx(0.71)
     assert cells(made)["stl", "win rate against stl (alpaca)"] == pytest.approx(75)
+    assert cells(made, "paper")["stl", "win rate against stl (alpaca)"] == pytest.approx(50)
     row = next(line for line in made.markdown().splitlines() if line.startswith("| dcr"))
     assert row.endswith("| – | – |")  # dcr has neither: a missing number is no zero
+
+
+@pytest.mark.parametrize(("benchmark", "reference"), [("xstest", "stl"), ("alpaca", "dcr")])
+def test_a_win_rate_on_other_prompts_or_against_another_run_has_no_number_in_the_paper(
+    benchmark: str, reference: str, runs: list[str], tmp_path: Path
+) -> None:
+    table = pd.DataFrame({"ours_first": ["ours"], "ours_second": ["tie"]})
+    (tmp_path / "a/preferences" / benchmark).mkdir(parents=True)
+    table.to_parquet(tmp_path / "a/preferences" / benchmark / f"{reference}.parquet")
+    made = make_table(runs, compare="paper")
+    column = f"win rate against {reference} ({benchmark})"
+    assert cells(made)["stl", column] == pytest.approx(75)
+    assert pd.isna(cells(made, "paper")["stl", column])
 
 
 def test_an_accuracy_is_a_rate_and_has_wilsons_interval_and_other_metrics_their_own_error(
@@ -196,11 +212,16 @@ def test_an_accuracy_is_a_rate_and_has_wilsons_interval_and_other_metrics_their_
         "mmlu": [{"metric": "acc", "value": 0.6, "stderr": 0.01, "n": 100}],
         "words": [{"metric": "word_perplexity", "value": 12.0, "stderr": 0.5, "n": 100}],
         "plain": [{"metric": "word_perplexity", "value": 12.0, "stderr": None, "n": 100}],
+        "gsm8k": [
+            {"metric": "exact_match", "value": value, "stderr": 0.01, "n": 100}
+            for value in (0.2, 0.3)  # by two filters
+        ],
     }
     write_json(tmp_path / "a/abilities.json", {"tasks": tasks})
     made = make_table(runs)
     low, high = (cells(made, end) for end in ("low", "high"))
     assert (low["stl", "MMLU"], high["stl", "MMLU"]) == wilson(60, 100)
+    assert cells(made)["stl", "gsm8k"] == pytest.approx(0.2)
     assert (low["stl", "words"], high["stl", "words"]) == pytest.approx((11.02, 12.98), abs=1e-4)
     assert pd.isna(low["stl", "plain"]) and "| 12.00 |" in made.markdown()
 

@@ -19,7 +19,7 @@ class BenchmarksView {
     const { names, tables, refused } = index.evaluations;
     this.refusedRows = rowsOf(refused);
     this.page = 0;
-    this.picture = tables.some((one) => one.name === "1") ? this.intervalPicture(tables.find((one) => one.name === "1")) : null;
+    this.picture = tables.some((one) => one.name === "1" && one.pictured.length) ? this.intervalPicture(tables.find((one) => one.name === "1")) : null;
     this.list = element("div", { class: "refused" });
     this.node = element(
       "section",
@@ -58,7 +58,7 @@ class BenchmarksView {
   }
 
   intervalPicture(one) {
-    const rows = () => rowsOf(one.numbers).filter((cell) => cell.value !== null && cell.high <= 1).map((cell) => ({ label: plain(cell.column, 40), run: cell.row, value: cell.value, low: cell.low, high: cell.high, count: cell.count, of: cell.of }));
+    const rows = () => rowsOf(one.numbers).filter((cell) => cell.value !== null && one.pictured.includes(cell.column)).map((cell) => ({ label: plain(cell.column, 40), run: cell.row, value: cell.value, low: cell.low, high: cell.high, count: cell.count, of: cell.of }));
     const methods = unique(rows().map((row) => row.run));
     this.methods = methods;
     return new Picture({

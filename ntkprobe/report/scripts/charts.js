@@ -5,8 +5,8 @@ const INK = {
   dark: { text: "#e8e8e8", faint: "#aaa", grid: "#3a3d42", paper: "#1b1d21", rule: "#eee" },
 };
 const RUN_COLOURS = {
-  light: ["#555555", "#117733", "#882255", "#3d7ab5"],
-  dark: ["#c0c0c0", "#5fbf85", "#e08db4", "#9cc3e6"],
+  light: ["#555555", "#117733", "#882255", "#3d7ab5", "#8a8a2a", "#332288", "#359688", "#aa4499"],
+  dark: ["#c0c0c0", "#5fbf85", "#e08db4", "#9cc3e6", "#cccc77", "#9d90e0", "#6fd0c0", "#d98cd0"],
 };
 const PART_COLOURS = {
   light: { embedding: "#b3a125", attention: "#332288", MLP: "#5fa8cf", norms: "#888888", head: "#117733" },
@@ -14,7 +14,7 @@ const PART_COLOURS = {
 };
 const theme = () => (isDark() ? "dark" : "light");
 const ink = () => INK[theme()];
-const runColour = (place) => RUN_COLOURS[theme()][place % 4];
+const runColour = (place) => RUN_COLOURS[theme()][place % RUN_COLOURS.light.length];
 const groupColour = (group) => (isDark() ? group.dark : group.colour);
 const groupText = (group) => (isDark() ? group.dark : group.text);
 

@@ -75,7 +75,10 @@ class Overview {
     return new Picture({
       name: `overview-${quantity.replace(/\W+/g, "-")}`,
       title: quantity,
-      caption: () => `${quantity}, ${stepName(theStep())}`,
+      caption: () => {
+        const others = unique(rows().filter((row) => row.step !== theStep()).map((row) => `${plain(row.run)} at ${stepName(row.step)}`));
+        return `${quantity}, ${stepName(theStep())}${others.length ? ` (${others.join(", ")})` : ""}`;
+      },
       note:
         quantity === "similarity"
           ? "Observed ← updated; 95 % bootstrap intervals over prompts."
@@ -120,7 +123,7 @@ class Overview {
       ["In the kernel", `${Math.max(...inKernel)} prompts`],
       set.stages
         ? ["Stages", steps.map(stepName).join(", ")]
-        : ["Steps", steps.length ? `${steps.length}, ${steps[0]} to ${steps.at(-1)}` : "none"],
+        : [set.unit === "epoch" ? "Epochs" : "Steps", steps.length ? `${steps.length}, ${steps[0]} to ${steps.at(-1)}` : "none"],
     ];
     return element(
       "dl",

@@ -131,7 +131,8 @@ class PromptView {
         if (!near) return element("div", { class: "picture" }, title, element("p", { class: "note" }, "This prompt is not among those of the kernel: measure more with --per-group."));
         const rows = set.groups.flatMap((group) => near.filter((one) => one.group === group.name).slice(0, NEAREST));
         const strips = rows.map((one) => layersOfPair(run, this.prompt, one.prompt, step));
-        const largest = Math.max(...strips.flatMap((found) => (found ? found.values.filter((x) => !Number.isNaN(x)).map(Math.abs) : [])), 1e-9);
+        const drawn = strips.flatMap((found) => (found ? found.values.filter((x) => !Number.isNaN(x)) : []));
+        const reach = [Math.min(0, ...drawn), Math.max(1e-9, ...drawn)];
         const cells = {
           group: (one) => tag(set, one.group),
           prompt: (one) => promptLink(set, one.prompt, 70),
@@ -139,7 +140,7 @@ class PromptView {
             element("button", { type: "button", class: "plain", title: "see this pair", onclick: () => change({ view: "training", pair: [this.prompt, one.prompt] }) }, number(one.similarity, 3)),
           layers: (one) => {
             const found = strips[rows.indexOf(one)];
-            return found ? strip(run.layers.places, found.values, largest) : "–";
+            return found ? strip(run.layers.places, found.values, reach) : "–";
           },
         };
         const columns = ["group", "prompt", "similarity", ...(strips.some(Boolean) ? ["layers"] : [])];
@@ -251,8 +252,11 @@ class PromptView {
 
 const SVG = "http://www.w3.org/2000/svg";
 
-// A bar for every layer, upwards where it adds to the similarity, downwards where it takes away.
-function strip(places, values, largest) {
+// A bar for every layer, upwards where it adds to the similarity, downwards where it takes away;
+// `reach` is the lowest and the highest end of the bars on one scale.
+function strip(places, values, [bottom, top]) {
+  const unit = 29 / (top - bottom);
+  const zero = top * unit;
   const step = Math.max(2, Math.min(12, Math.floor(180 / places.length)));
   const made = document.createElementNS(SVG, "svg");
   const all = places.map((place, i) => `${placeName(place)} ${number(values[i], 3)}`).join(", ");
@@ -262,9 +266,9 @@ function strip(places, values, largest) {
   made.append(title);
   values.forEach((value, i) => {
     if (Number.isNaN(value)) return;
-    const height = (Math.abs(value) / largest) * 22;
+    const height = Math.abs(value) * unit;
     const bar = document.createElementNS(SVG, "rect");
-    const box = { x: i * step, width: step - 1, y: value < 0 ? 23 : 23 - height, height: Math.min(height, value < 0 ? 7 : 23) };
+    const box = { x: i * step, width: step - 1, y: value < 0 ? zero : zero - height, height };
     for (const [name, amount] of Object.entries(box)) bar.setAttribute(name, amount);
     made.append(bar);
   });

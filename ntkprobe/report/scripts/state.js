@@ -91,14 +91,14 @@ function stepsOfSet(set) {
   return unique((set?.runs ?? []).flatMap((run) => run.steps)).sort((a, b) => a - b);
 }
 
-// Returns what a step is called: `step 5`, or the name of a stage.
+// Returns what a step is called: `step 5`, `epoch 5`, or the name of a stage.
 function stepName(step) {
   const name = theSet()?.stages?.[step];
-  return name === undefined || name === null ? `step ${step}` : plain(name, 40);
+  return name === undefined || name === null ? `${theSet()?.unit ?? "step"} ${step}` : plain(name, 40);
 }
 
-// Returns `step`, or `stage` where the runs shown are named models.
-const stepWord = () => (theSet()?.stages ? "stage" : "step");
+// Returns `step`, `epoch`, or `stage` where the runs shown are named models.
+const stepWord = () => (theSet()?.stages ? "stage" : (theSet()?.unit ?? "step"));
 
 // Returns the step that is shown: the one chosen, else the last.
 function theStep() {
