@@ -300,6 +300,11 @@ class MeasureSettings:
                 "refusal"
             )
 
+    def _directions(self) -> dict[str, Any]:
+        """Return how directions are measured, with the phrases by which a prompt is refused."""
+        judged = (self.refusal or RefusalSettings()).record()
+        return {**asdict(self.directions), "phrases": judged["phrases"]}  # type: ignore[arg-type]
+
     def record(
         self, prompts: Mapping[str, Any], base: tuple[str, str] | None = None
     ) -> dict[str, Any]:
@@ -322,7 +327,7 @@ class MeasureSettings:
             "kernel": self.kernel.record() if self.kernel else None,
             "refusal": self.refusal.record() if self.refusal else None,
             "activations": asdict(self.activations) if self.activations else None,
-            "directions": asdict(self.directions) if self.directions else None,
+            "directions": self._directions() if self.directions else None,
             "influence": self.influence.record() if self.influence else None,
         }
 
@@ -355,4 +360,6 @@ def require_same(folder: object, old: Mapping[str, Any], new: Mapping[str, Any])
     )
     if old.get("model"):  # what was measured before there were mitigations had none
         before.setdefault("model.mitigation", None)
+    if old.get("influence"):  # nor were pairs learnt with a run's own system message
+        before.setdefault("influence.system", None)
     require_same_settings(folder, "measured", before, now)
