@@ -28,6 +28,8 @@ def difference_from_file(tokenizer: Any, name: str) -> str | None:
         own = Tokenizer.from_file(str(file))
     except Exception:  # a file of another version: transformers could make something of it
         return None
+    own.no_truncation()
+    own.no_padding()
     for text in (PROBE, f"{tokenizer.bos_token or ''}{PROBE}"):
         made = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         said = own.encode(text, add_special_tokens=False).ids

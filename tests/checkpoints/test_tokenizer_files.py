@@ -17,6 +17,8 @@ TEXT = "How do I kill  a Python process?\n\nDon't SAY 12345"
 def saved(folder, kind, model_type):
     core = Tokenizer.from_str(byte_bpe().backend_tokenizer.to_str())
     core.pre_tokenizer = ByteLevel(add_prefix_space=True)
+    core.enable_truncation(8)  # which a call of the tokenizer switches off
+    core.enable_padding(length=64)
     core.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
@@ -25,6 +27,8 @@ def saved(folder, kind, model_type):
 
 def follows_its_file(folder, tokenizer):
     own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    own.no_truncation()
+    own.no_padding()
     return tokenizer(TEXT, add_special_tokens=False)["input_ids"] == own.encode(TEXT).ids
 
 
