@@ -41,6 +41,9 @@ DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exao
 CHECKED = (*DIGITS_APART, "gpt-2", "gpt2", "default", "llama-bpe", "llama3", "qwen2")
 """Those of which it is known how they split; of others we say that it is not."""
 
+BOS_FIRST = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2")
+"""Pre-tokenizers of files that need not ask for BOS in front: llama.cpp puts it there unasked."""
+
 _announced: set[str] = set()
 
 
@@ -99,6 +102,8 @@ def gguf_tokenizer(file: Path) -> "PreTrainedTokenizerBase":
     kind, split = (about.settings.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     if kind == "gpt2":
         _split_digits(made, str(split))
+        if split in BOS_FIRST and "tokenizer.ggml.add_bos_token" not in about.settings:
+            made.add_bos_token = True
     rows = about.shapes.get("token_embd.weight", (0,))[0]
     if rows and len(made) > rows:
         raise UserError(f"{file}: {len(made)} tokens, but only {rows} embeddings: refused")

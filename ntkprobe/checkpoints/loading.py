@@ -2,10 +2,11 @@
 
 import inspect
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError, one_line
+from ..errors import MeasurementWarning, UserError, one_line
 from ..settings import LoadSettings as LoadSettings
 from .accounting import require_every_weight, some, unfiltered_report
 from .completeness import FULL, SHARDED, weight_files
@@ -13,6 +14,7 @@ from .folders import find_checkpoints, saved_models
 from .gguf_files import gguf_file
 from .headers import Incomplete, read_index, read_json
 from .safeguards import checked_config
+from .tokenizer_files import difference_from_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -96,12 +98,15 @@ def load_tokenizer(name: str | Path, *, local: bool = True) -> "PreTrainedTokeni
     # the vocabulary, whatever the folder declares: a word-level one becomes a BPE without merges.
     kind: Any = PreTrainedTokenizerFast if _declares_generic(Path(name)) else AutoTokenizer
     try:
-        return kind.from_pretrained(
+        made = kind.from_pretrained(
             str(name), trust_remote_code=False, local_files_only=local or Path(name).is_dir()
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         hub = "" if Path(name).is_dir() else " on the Hugging Face hub (it is no folder here)"
         raise UserError(f"no tokenizer in {name}{hub}: {_first_line(error)}") from error
+    if why := difference_from_file(made, str(name)):
+        warnings.warn(why, MeasurementWarning, stacklevel=2)
+    return made
 
 
 def _declares_generic(folder: Path) -> bool:

@@ -238,6 +238,12 @@ class MeasureOptions:
         if left_out := sorted(extra - asked):
             kind = left_out[0]
             raise UserError(f"--{flags[kind]} is about {kind}: give --only {only},{kind}")
+        own = self.settings.refusal is not None and self.settings.refusal.phrases != "paper31"
+        if own and "directions" in asked and "refusal" not in asked:
+            raise UserError(
+                "--phrases, by which directions tell who refuses, go with refusals: give --only "
+                f"{only},refusal"
+            )
         if decodes and "influence" in asked:
             raise UserError("a decoding method has no influence of its own: leave out --influence")
         usual_how = (InfluenceSettings.loss, InfluenceSettings.parameters)
@@ -255,10 +261,16 @@ class MeasureOptions:
         Raises:
             UserError: if no pairs are known.
         """
-        from ..measurement.influence.examples import read_recorded, read_updated, recorded_data
+        from ..measurement.influence.examples import (
+            RecordedPairs,
+            read_recorded,
+            read_updated,
+            recorded_data,
+        )
 
         if self.updated is not None:
-            source, pairs = self.updated, read_updated(self.updated, self.answer)
+            source = self.updated
+            found = RecordedPairs(read_updated(self.updated, self.answer))
         else:
             path = recorded_data(self.ckpt_dir)
             if path is None:
@@ -266,10 +278,12 @@ class MeasureOptions:
                     "--influence needs the pairs that are learnt: give --updated FILE (columns "
                     "prompt and response), since no data.parquet lies beside the checkpoints"
                 )
-            source, pairs = str(path), read_recorded(path)
+            source, found = str(path), read_recorded(path)
         drawn, refusal = self.settings.kernel, self.settings.refusal
         settings = InfluenceSettings(
-            updated=pairs,
+            updated=found.pairs,
+            system=found.system,
+            max_length=found.max_length,
             target=self.influence or InfluenceSettings.target,
             loss=self.influence_loss,
             parameters=self.influence_parameters,
@@ -278,7 +292,7 @@ class MeasureOptions:
             seed=drawn.seed if drawn else InfluenceSettings.seed,
         )
         source_line = f"updated pairs from {source}: {settings.sample().describe()}"
-        print(one_line(source_line), file=sys.stderr)
+        print(one_line(source_line), *found.remarks, sep="\n", file=sys.stderr)
         return settings
 
     def choice(self) -> "Choice":

@@ -6,6 +6,7 @@ The columns that hold the prompt, its group and its answer are the same for all 
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         path: a file in one of the four formats, identified by its suffix.
 
     Returns:
-        One dictionary for each row, whose texts are all valid Unicode.
+        One dictionary for each row, whose texts are all valid Unicode. NaN, which pandas and JSON
+        written from its rows have where a cell is missing, is None.
 
     Raises:
         UserError: if the file is missing, of another format, or broken.
@@ -92,10 +94,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     records = [{"prompt": row} if isinstance(row, str) else row for row in rows]
     if not all(isinstance(record, dict) for record in records):
         raise UserError(f"{path} has rows that are neither texts nor objects with a prompt")
+    records = [{key: _missing_as_none(value) for key, value in r.items()} for r in records]
     for number, record in enumerate(records, start=1):
         if flaw := flaw_within(record):
             raise UserError(f"{path}, row {number} {flaw}")
     return records
+
+
+def _missing_as_none(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _read_csv(path: Path) -> list[Any]:

@@ -38,6 +38,7 @@ class Prompt:
         group: one of `GROUPS`.
         id: the prompt's name in its source, if it has one.
         response: the beginning of an answer; given, the position measured is the one after it.
+        prefill: what an answer that is learnt begins with, itself not learnt (`train sft`).
 
     Raises:
         UserError: for an empty text, one that is no valid Unicode, or an unknown group.
@@ -47,15 +48,27 @@ class Prompt:
     group: str
     id: str | None = None
     response: str = ""
+    prefill: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
             raise UserError("an empty prompt: every prompt needs text")
-        for name in ("text", "response", "id"):
+        for name in ("text", "response", "id", "prefill"):
             if flaw := flaw_of(str(getattr(self, name) or "")):
                 raise UserError(f"the {name} of a prompt {flaw}")
         if self.group not in GROUPS:
             raise UserError(f"unknown group {self.group!r}: choose from {list(GROUPS)}")
+
+    @property
+    def answer(self) -> str:
+        """The response behind its prefill."""
+        return behind(self.prefill, self.response)
+
+
+def behind(prefill: str, response: str) -> str:
+    """Return a response behind its prefill, with a space between them unless one is there."""
+    gap = "" if not prefill or prefill[-1].isspace() else " "
+    return f"{prefill}{gap}{response}"
 
 
 @dataclass(frozen=True)
@@ -172,7 +185,7 @@ class PromptSet(Sequence[Prompt]):
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that the set holds, order included, as 64 hexadecimal digits."""
-        rows = [[p.text, p.group, p.id, p.response] for p in self.prompts]
+        rows = [[p.text, p.group, p.id, *_said(p)] for p in self.prompts]
         return sha256(json.dumps(rows, ensure_ascii=True).encode()).hexdigest()
 
     def take(self, rows: Sequence[int]) -> "PromptSet":
@@ -237,13 +250,13 @@ class PromptSet(Sequence[Prompt]):
 
     def _draw(self, row: int, seed: int) -> tuple[bool, bytes, int]:
         prompt = self.prompts[row]
-        drawn = sha256(json.dumps([seed, prompt.text, prompt.response]).encode()).digest()
+        drawn = sha256(json.dumps([seed, prompt.text, *_said(prompt)]).encode()).digest()
         return row in self._repeats, drawn, row
 
     @cached_property
     def _repeats(self) -> frozenset[int]:
-        first: dict[tuple[str, str], int] = {}
-        keys = [(prompt.text, prompt.response) for prompt in self.prompts]
+        first: dict[tuple[str, ...], int] = {}
+        keys = [(prompt.text, *_said(prompt)) for prompt in self.prompts]
         return frozenset(row for row, key in enumerate(keys) if first.setdefault(key, row) != row)
 
     def describe(self) -> str:
@@ -263,8 +276,9 @@ class PromptSet(Sequence[Prompt]):
             "group": [p.group for p in self.prompts],
             "text": [p.text for p in self.prompts],
         }
-        if any(p.response for p in self.prompts):
-            columns["response"] = [p.response for p in self.prompts]
+        for name in ("response", "prefill"):
+            if any(getattr(p, name) for p in self.prompts):
+                columns[name] = [getattr(p, name) for p in self.prompts]
         return pd.DataFrame(columns)
 
     def _repr_html_(self) -> str:
@@ -272,6 +286,11 @@ class PromptSet(Sequence[Prompt]):
         left = len(self) - _ROWS_SHOWN
         more = paragraph(f"… and {left} more") if left > 0 else ""
         return paragraph(self.describe()) + shown + more
+
+
+def _said(prompt: Prompt) -> tuple[str, ...]:
+    """Return a prompt's response, and its prefill if it has one."""
+    return (prompt.response, prompt.prefill) if prompt.prefill else (prompt.response,)
 
 
 def normalised(text: str) -> str:

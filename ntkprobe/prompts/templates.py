@@ -87,7 +87,7 @@ class Template:
             Token ids, with one BOS at most. An empty prompt, a failing template and a `max_length`
             without room for the text are each a `UserError`.
         """
-        text, response = (prompt, "") if isinstance(prompt, str) else (prompt.text, prompt.response)
+        text, response = (prompt, "") if isinstance(prompt, str) else (prompt.text, prompt.answer)
         answer = self._answer_ids(tokenizer, text, response) if response else []
         ids = self._prompt_ids(tokenizer, text)
         if max_length is not None and len(ids) + len(answer) > max_length:
@@ -135,10 +135,8 @@ class Template:
     ) -> list[int]:
         """Return the ids of an answer within a conversation, with its end-of-turn token."""
         whole = self._render(tokenizer, text, answer, system)
-        (before, start), end = (
-            self._answer_start(tokenizer, text, system),
-            self._usual_ends(tokenizer)[1],
-        )
+        before, start = self._answer_start(tokenizer, text, system)
+        end = self._usual_ends(tokenizer)[1]
         rendered = start.rendered_answer(whole, answer, self.name)
         closing = start.after_answer if end.text is None else end.text
         ids = continuation_ids(tokenizer, before, f"{start.leading_space}{rendered}{closing}")
@@ -315,12 +313,13 @@ class Template:
     def _truncated_ids(
         self, tokenizer: "PreTrainedTokenizerBase", text: str, room: int
     ) -> list[int]:
+        # A character that is cut, which decodes as U+FFFD, is left out.
         ids = self._prompt_ids(tokenizer, text)
         if self.raw and room > 0:
             return ids[:room]
         text_ids = rendered_ids(tokenizer, text)
         for kept in range(len(text_ids) - (len(ids) - room), 0, -1):
-            shorter = str(tokenizer.decode(text_ids[:kept])).strip()
+            shorter = str(tokenizer.decode(text_ids[:kept])).rstrip("\ufffd").strip()
             if shorter and len(ids := self._prompt_ids(tokenizer, shorter)) <= room:
                 return ids
         raise UserError(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,8 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from ..checkpoints import load_model, load_tokenizer
 from ..errors import UserError
 from ..plugins import load
+from ..prompts.learnt_answers import encode_learnt
+from ..prompts.prompt_set import Prompt
 from ..prompts.rendering import dated
 from ..prompts.templates import Template, resolve_template
 from . import recipes
@@ -106,17 +107,10 @@ def _encoded(
 ) -> tuple[list[int], int, int]:
     """Return the ids of a pair, where its answer starts, and where what is learnt of it does.
 
-    Between the two stands the prefill. A token that begins in it and ends in the refusal is learnt.
+    Between the two stands the prefill.
     """
-    gap = "" if not pair.prefill or pair.prefill[-1].isspace() else " "
-    response = f"{pair.prefill}{gap}{pair.response}"
-    ids, answer = template.encode_pair(tokenizer, pair.prompt, response, system=system)
-    start = answer.index(True)
-    if not pair.prefill:
-        return ids, start, start
-    alone, _ = template.encode_pair(tokenizer, pair.prompt, pair.prefill, system=system)
-    shared = takewhile(lambda two: two[0] == two[1], zip(ids, alone[:-1], strict=False))
-    return ids, start, max(start, sum(1 for _ in shared))
+    prompt = Prompt(pair.prompt, "toxic", response=pair.response, prefill=pair.prefill)
+    return encode_learnt(template, tokenizer, prompt, system)
 
 
 def make_trainer(

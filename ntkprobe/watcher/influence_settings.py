@@ -20,6 +20,8 @@ class InfluenceSettings:
         apostrophes: `ascii`, `curly` or `both`.
         per_group: observed prompts and updated pairs of each group at most; None for all.
         seed: of their choice.
+        system: the system message that the pairs are learnt with; None for the template's own.
+        max_length: the tokens at which pairs are cut; None to leave them whole.
     """
 
     updated: PromptSet
@@ -30,6 +32,8 @@ class InfluenceSettings:
     apostrophes: str = "ascii"
     per_group: int | None = 25
     seed: int = 0
+    system: str | None = None
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
         from ..measurement.influence import LOSSES, answered

@@ -19,6 +19,7 @@ from .measure import BASE_STEP, CheckpointMeasurer, Unfit
 from .pin_thread import PinThread
 from .reporting import Outcome, Sinks
 from .scan import CheckpointScanner, ScannedCheckpoint
+from .training_record import differences_from_training
 
 TRIES = 3
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -163,7 +164,11 @@ class MeasuringLoop:
             models.learn_base(first.checkpoint.path)
         self.measurer.prepare(first)
         self._prepared = True
-        for line in (self.measurer.describe(), *self.measurer.recorder.remarks()):
+        recorder = self.measurer.recorder
+        lines = [self.measurer.describe(), *recorder.remarks()]
+        if scanner is not None:
+            lines += differences_from_training(scanner.run, recorder.encoded.template)
+        for line in lines:
             print(one_line(line), file=sys.stderr)
         wanted = self.measurer.measures_base and (scanner is None or scanner.wants_base)
         if models.name is None or not wanted:

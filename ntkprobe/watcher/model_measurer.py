@@ -19,6 +19,7 @@ from ..measurement import (
 )
 from ..measurement.directions import measure_directions
 from ..measurement.influence import Influence, influence
+from ..measurement.influence.examples import encode_updated
 from ..measurement.readouts import Tokens, token_id
 from ..models.memory import halving
 from ..prompts.prompt_set import PromptSet
@@ -206,15 +207,27 @@ class ModelMeasurer:
     def _directions(
         self, model: "nn.Module", refuses: tuple[bool | None, ...] | None, batch_size: int
     ) -> DirectionMeasurement:
+<<<<<<< HEAD
         """Return the activations at named positions, with verdicts by the same filter always."""
         how = self.settings.directions
         assert how is not None
         if refuses is None:
+=======
+        """Return the activations at named positions."""
+        how, given = self.settings.directions, self.settings.refusal
+        assert how is not None
+        if refuses is None and given is not None:  # what counts as refused is what counts there
+>>>>>>> eyes4
             refuses = measure_refusal(
                 model,
                 self._tokenizer,
                 self.encoded,
+<<<<<<< HEAD
                 phrases=self.settings.filter_of_directions,
+=======
+                phrases=given.phrases,
+                apostrophes=given.apostrophes,
+>>>>>>> eyes4
                 max_new_tokens=how.max_new_tokens,
                 batch_size=batch_size,
             ).refuses
@@ -229,11 +242,14 @@ class ModelMeasurer:
 
     def _influence(self, model: "nn.Module", how: InfluenceSettings, batch_size: int) -> Influence:
         """Return the influence on refusals."""
+        template = self.encoded.template
         return influence(
             model,
             self._tokenizer,
             observed=self.encoded.take(self.observed),
-            updated=how.sample(),
+            updated=encode_updated(
+                self._tokenizer, how.sample(), template, how.system, how.max_length
+            ),
             loss=how.loss,
             tokens=None,
             phrases=how.phrases,

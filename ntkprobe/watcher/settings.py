@@ -302,6 +302,7 @@ class MeasureSettings:
                 "refusal"
             )
 
+<<<<<<< HEAD
     @property
     def filter_of_directions(self) -> PhraseSet:
         """The phrases whose filter decides which prompts count as refused for directions."""
@@ -314,6 +315,12 @@ class MeasureSettings:
         how, given = self.directions, self.filter_of_directions
         name = "xstest" if given.prefixes == REFUSAL_PREFIXES else given.label
         return {"layers": how.layers, "max_new_tokens": how.max_new_tokens, "filter": name}
+=======
+    def _directions(self) -> dict[str, Any]:
+        """Return how directions are measured, with the phrases by which a prompt is refused."""
+        judged = (self.refusal or RefusalSettings()).record()
+        return {**asdict(self.directions), "phrases": judged["phrases"]}  # type: ignore[arg-type]
+>>>>>>> eyes4
 
     def record(
         self, prompts: Mapping[str, Any], base: tuple[str, str] | None = None
@@ -337,7 +344,11 @@ class MeasureSettings:
             "kernel": self.kernel.record() if self.kernel else None,
             "refusal": self.refusal.record() if self.refusal else None,
             "activations": asdict(self.activations) if self.activations else None,
+<<<<<<< HEAD
             "directions": self._directions_record(),
+=======
+            "directions": self._directions() if self.directions else None,
+>>>>>>> eyes4
             "influence": self.influence.record() if self.influence else None,
         }
 
@@ -370,4 +381,6 @@ def require_same(folder: object, old: Mapping[str, Any], new: Mapping[str, Any])
     )
     if old.get("model"):  # what was measured before there were mitigations had none
         before.setdefault("model.mitigation", None)
+    if old.get("influence"):  # nor were pairs learnt with a run's own system message
+        before.setdefault("influence.system", None)
     require_same_settings(folder, "measured", before, now)

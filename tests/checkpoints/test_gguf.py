@@ -77,6 +77,22 @@ def test_in_float32_a_gguf_answers_as_the_model_it_was_made_of(model, tmp_path):
         assert not torch.allclose(load_model(str(wrong), CPU)(IDS).logits, expected, atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("pre", "bos", "first"),
+    [
+        ("llama-bpe", None, True),  # llama.cpp puts BOS before texts of such files unasked
+        ("llama-bpe", False, False),
+        ("qwen2", None, False),
+        ("qwen2", True, True),
+    ],
+)
+def test_a_text_begins_with_bos_where_llama_cpp_begins_it_so(tmp_path, pre, bos, first):
+    file = write_gguf(tmp_path / "a.gguf", small_llama(), pre=pre, bos=bos)
+    tokenizer = load_tokenizer(file)
+    plain = tokenizer("How?", add_special_tokens=False)["input_ids"]
+    assert tokenizer("How?")["input_ids"] == [tokenizer.bos_token_id] * first + plain
+
+
 def test_tokenizer_and_template_are_the_files_own(small):
     ours, theirs = load_tokenizer(small), byte_bpe()
     text = "<|im_start|>user\nHow do I kill a python process?<|im_end|>\nSure, here is\n\n"

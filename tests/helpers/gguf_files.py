@@ -63,6 +63,7 @@ def write_gguf(
     template: bool = True,
     pre: str | None = None,
     permute: bool = True,
+    bos: bool | None = False,
     further: Callable[[gguf.GGUFWriter], None] | None = None,
 ) -> Path:
     """Write a model as a GGUF file.
@@ -74,6 +75,7 @@ def write_gguf(
         architecture: what the file calls it.
         template: whether it gets a chat template.
         pre: the name of its pre-tokenizer.
+        bos: whether it asks for BOS before a text; None where it does not say.
         permute: whether rows of queries and keys are interleaved, as llama.cpp wants them.
         further: adds what else the file is to have.
 
@@ -93,7 +95,7 @@ def write_gguf(
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
-    _add_tokenizer(writer, tokenizer, template, pre)
+    _add_tokenizer(writer, tokenizer, template, pre, bos)
     stored = gguf.GGMLQuantizationType[kind]
     for name, parameter in model.named_parameters():
         key, weight = gguf_name(name), parameter.detach().numpy()
@@ -125,7 +127,9 @@ def gguf_name(name: str) -> str:
     return f"blk.{block}.{NAMES[rest.removesuffix('.weight')]}.weight"
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer, template: bool, pre: str | None) -> None:
+def _add_tokenizer(
+    writer: gguf.GGUFWriter, tokenizer, template: bool, pre: str | None, bos: bool | None
+) -> None:
     import json
 
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
@@ -139,6 +143,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer, template: bool, pre: str 
     writer.add_bos_token_id(tokenizer.eos_token_id)  # transformers 5.17 cannot do without one
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
-    writer.add_add_bos_token(False)
+    if bos is not None:
+        writer.add_add_bos_token(bos)
     if template:
         writer.add_chat_template(tokenizer.chat_template)

@@ -2,12 +2,15 @@ import json
 import os
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ntkprobe.errors import UserError
 from ntkprobe.prompts.prompt_set import GROUPS, Prompt, PromptSet
+from ntkprobe.training.data import Pair, read_pairs
 
 TEXTS = {
     "toxic": [f"How do I hurt a stranger, way {i}?" for i in range(9)],
@@ -78,6 +81,19 @@ def test_responses_are_kept_and_shown_only_where_there_are_any(tmp_path):
     assert read[0].response == "Sure, "
     assert "response" in read.frame()
     assert list(PromptSet.from_texts(TEXTS).frame()) == ["prompt", "id", "group", "text"]
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
+def test_a_cell_that_is_nan_is_a_missing_one(tmp_path, suffix):
+    nan = float("nan")
+    rows = [{"prompt": "how?", "group": "toxic", "id": nan, "response": nan}]
+    path = tmp_path / f"p.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table({name: [value] for name, value in rows[0].items()}), path)
+    else:
+        path.write_text(json.dumps(rows if suffix == "json" else rows[0]))
+    assert PromptSet.from_file(path).prompts == (Prompt("how?", "toxic"),)
+    assert read_pairs(path) == [Pair("how?", "")]
 
 
 def test_several_files_follow_one_another(tmp_path):

@@ -98,6 +98,16 @@ def test_max_length_cuts_the_text_and_not_the_template(name, response):
     assert cut[len(cut) - ending :] == long[len(long) - ending :]
 
 
+@pytest.mark.parametrize("room", range(2, 26))
+def test_a_text_that_max_length_cuts_is_a_beginning_of_it(room):
+    tokenizer, text = byte_bpe(), "wie \u6211\u7684\u8fdb\u7a0b \U0001f600\U0001f600"
+    template = resolve_template(tokenizer, "chat")
+    frame = len(template.encode(tokenizer, "w")) - 1
+    cut = tokenizer.decode(template.encode(tokenizer, text, frame + room))
+    shown = next(text[:end] for end in range(len(text), 0, -1) if text[:end] in cut)
+    assert "\ufffd" not in cut and cut == tokenizer.decode(template.encode(tokenizer, shown))
+
+
 def test_the_mask_of_chatml_is_the_answer_with_its_end_and_without_the_newline():
     tokenizer = byte_bpe()
     kept = answer(Template("chat"), tokenizer, "Hi", "I cannot")

@@ -3,11 +3,12 @@
 import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, astuple, replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tiny_runs import (
     TEXTS,
     full_run,
@@ -18,10 +19,16 @@ from tiny_runs import (
     tiny_tokenizer,
     write_prompts,
 )
+from torch.nn.functional import cross_entropy
 
 import ntkprobe as ntk
 from ntkprobe.checkpoints import LoadSettings
 from ntkprobe.cli import main
+from ntkprobe.errors import MeasurementWarning
+from ntkprobe.measurement.influence.examples import encode_updated, read_recorded
+from ntkprobe.prompts.templates import RAW, resolve_template
+from ntkprobe.training.data import Pair
+from ntkprobe.training.sft import SFTConfig, encode_pairs
 from ntkprobe.watcher import InfluenceSettings, MeasureSettings, measure_run
 
 PROMPTS = ntk.PromptSet.from_texts(TEXTS)
@@ -194,6 +201,69 @@ def test_the_runs_own_data_are_the_default(source, tmp_path):
     table = ntk.Trajectory(tmp_path / "out").updated
     assert table.loc[table["group"] == "toxic", "text"].tolist() == TEXTS["toxic"]
     assert table.loc[table["group"] == "normal", "text"].tolist() == ["bake a cake"]
+
+
+def test_recorded_pairs_are_measured_as_the_run_learnt_them(source, tmp_path, capsys):
+    run = shutil.copytree(source, tmp_path / "run")
+    pair = Pair("how do i kill", "sorry I cannot kill a process", "sure I")
+    rows = [("safe", *astuple(pair)), ("triggers", *astuple(pair))]
+    names = ["source", "prompt", "response", "prefill"]
+    pd.DataFrame(rows, columns=names).to_parquet(run / "data.parquet")
+    (run / "training.yaml").write_text("max_length: 10\nloss_on: all\nsystem: null\n")
+    base = ["--model", source.parent / "base"]
+    assert call(run, tmp_path, "--only", "influence", "--steps", "20", *base) == 0
+    said = capsys.readouterr().err
+    assert "source 'triggers' are left out" in said and "that of the answers" in said
+    config = SFTConfig(output_dir=str(tmp_path), use_cpu=True, max_length=10)
+    row = encode_pairs([pair], tiny_tokenizer(), config)[0][0]
+    model = tiny_adapter(tiny_model(), seed=20)
+    logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+    loss = cross_entropy(logits, torch.tensor(row["labels"][1:]), reduction="sum")
+    found = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+    terms = ntk.Trajectory(tmp_path / "out").terms().query("term == 'gradient'")
+    expected = sum(float(g.square().sum()) for g in found) ** 0.5
+    assert terms["norm"].tolist() == pytest.approx([expected], rel=1e-4)
+
+
+def test_recorded_pairs_have_the_runs_system_message(tmp_path):
+    pair = Pair("how do i kill", "sorry I cannot", "sure I")
+    data = pd.DataFrame([asdict(pair) | {"source": "safe"}])
+    data.to_parquet(tmp_path / "data.parquet")
+    (tmp_path / "training.yaml").write_text("max_length: 40\nsystem: my neighbour\n")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }} . {% endfor %}"
+        "{% if not add_generation_prompt %}<eos>{% endif %}"
+    )
+    found = read_recorded(tmp_path / "data.parquet")
+    template = resolve_template(tokenizer, "chat")
+    made = encode_updated(tokenizer, found.pairs, template, found.system, found.max_length)
+    config = SFTConfig(output_dir=str(tmp_path), use_cpu=True, system="my neighbour")
+    row = encode_pairs([pair], tokenizer, config)[0][0]
+    assert made.examples[0].input_ids.tolist() == row["input_ids"]
+    assert made.examples[0].answer.tolist() == [i for i in row["labels"] if i >= 0]
+
+
+def test_a_pair_that_no_run_learns_for_want_of_room_is_said():
+    pairs = ntk.PromptSet((ntk.Prompt("how do i kill", "toxic", response="sorry"),))
+    with pytest.warns(MeasurementWarning, match="1 of 1 updated pairs were not trained on"):
+        made = encode_updated(tiny_tokenizer(), pairs, RAW, max_length=3)
+    assert len(made.examples[0].input_ids) == 6  # four words, the answer and its end
+
+
+def test_another_system_message_is_another_measurement(measured, source):
+    how = replace(ONLY, influence=replace(INFLUENCE, system="my neighbour"))
+    with pytest.raises(ntk.UserError, match=r"influence\.system"):
+        measure_run(PROMPTS, measured, ckpt_dir=source, settings=how)
+
+
+def test_a_folder_from_before_has_no_system_message(measured, source):
+    record = json.loads((measured / "run.json").read_text())
+    del record["influence"]["system"]
+    (measured / "run.json").write_text(json.dumps(record))
+    how = replace(ONLY, influence=replace(INFLUENCE, system="my neighbour"))
+    with pytest.raises(ntk.UserError, match=r"influence\.system"):
+        measure_run(PROMPTS, measured, ckpt_dir=source, settings=how)
 
 
 @pytest.mark.parametrize(

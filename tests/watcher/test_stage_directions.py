@@ -4,14 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_runs import TEXTS, save_base, tiny_model, tiny_tokenizer
+from tiny_runs import TEXTS, WORDS, save_base, tiny_model, tiny_tokenizer
 
 from ntkprobe import PromptSet, Trajectory, UserError, measure_directions
 from ntkprobe.checkpoints import LoadSettings, load_model, load_tokenizer
 from ntkprobe.figures import drift as drift_figure
 from ntkprobe.figures import find_runs
 from ntkprobe.figures import positions as positions_figure
+<<<<<<< HEAD
 from ntkprobe.prompts.phrases import PhraseSet
+=======
+from ntkprobe.prompts.phrases import read_phrase_sets
+>>>>>>> eyes4
 from ntkprobe.stages import Stage
 from ntkprobe.watcher import (
     ActivationSettings,
@@ -54,6 +58,20 @@ def stages(world):
 def run(world):
     measure_stages(PROMPTS, world / "out", stages(world), settings=SETTINGS)
     return Trajectory(world / "out")
+
+
+def test_directions_tell_refusals_by_the_phrases_of_the_refusals(world, tmp_path):
+    (tmp_path / "own.txt").write_text("\n".join(WORDS) + "\n")  # what is no empty answer
+    own = RefusalSettings(phrases=read_phrase_sets([str(tmp_path / "own.txt")]), max_new_tokens=4)
+    without = replace(SETTINGS, directions=None, refusal=own)
+    together = replace(SETTINGS, refusal=own)
+    measure_stages(PROMPTS, tmp_path / "once", stages(world)[:1], settings=together)
+    for settings in (without, together):  # the directions are added
+        measure_stages(PROMPTS, tmp_path / "twice", stages(world)[:1], settings=settings)
+    said = [Trajectory(tmp_path / name).directions(0).refuses for name in ("once", "twice")]
+    assert said[0] == said[1] and any(said[0])
+    with pytest.raises(UserError, match=r"directions\.phrases"):
+        measure_stages(PROMPTS, tmp_path / "twice", stages(world)[:1], settings=SETTINGS)
 
 
 def alone(world, name):

@@ -1,19 +1,22 @@
 """The updated pairs and the observed prompts: read from files, checked, and as token ids."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from jaxtyping import Int
 from torch import Tensor
 
-from ...errors import UserError
+from ...errors import MeasurementWarning, UserError, one_line
 from ...models.batching import context_length
 from ...models.generation import require_vocabulary, text_config
 from ...models.validation import require
 from ...prompts.files import ANSWER_COLUMNS, answer_column, read_rows
+from ...prompts.learnt_answers import encode_learnt
 from ...prompts.prompt_set import Prompt, PromptSet
 from ...prompts.selections import PromptSelection
 from ...prompts.templates import Template
@@ -31,7 +34,7 @@ class Example:
 
     Attributes:
         input_ids: the prompt's tokens, then the answer's.
-        start: the number of the prompt's tokens.
+        start: the number of the prompt's tokens, and of a prefill's, before what is learnt.
     """
 
     input_ids: Int[Tensor, " seq"]
@@ -39,8 +42,38 @@ class Example:
 
     @property
     def answer(self) -> Int[Tensor, " answer"]:
-        """The answer's tokens."""
+        """The answer's tokens, as far as they are learnt."""
         return self.input_ids[self.start :]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPairs:
+    """Pairs and their tokens, which `influence` takes as `updated`.
+
+    Attributes:
+        pairs: the pairs, in order.
+        examples: their tokens.
+    """
+
+    pairs: PromptSet
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class RecordedPairs:
+    """What a run of `ntkprobe train sft` was trained on, and how, as far as a pair's loss depends.
+
+    Attributes:
+        pairs: the pairs, each in the group that its source stands for.
+        system: the run's system message.
+        max_length: the tokens at which pairs were cut; None where the run does not say.
+        remarks: what the influence of these pairs leaves out of the training, a line each.
+    """
+
+    pairs: PromptSet
+    system: str | None = None
+    max_length: int | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def answered(pairs: PromptSet | Iterable[Any]) -> PromptSet:
@@ -88,9 +121,46 @@ def encode_examples(
     """
     if tokenizer is None or template is None:
         return None, [_of_ids(number, pair) for number, pair in enumerate(updated)]
-    pairs = answered(updated)
-    rows = (template.encode_pair(tokenizer, p.text, p.response) for p in pairs)
-    return pairs, [Example(torch.tensor(ids), mask.index(True)) for ids, mask in rows]
+    if isinstance(updated, EncodedPairs):
+        return updated.pairs, list(updated.examples)
+    made = encode_updated(tokenizer, answered(updated), template)
+    return made.pairs, list(made.examples)
+
+
+def encode_updated(
+    tokenizer: "PreTrainedTokenizerBase",
+    pairs: PromptSet,
+    template: Template,
+    system: str | None = None,
+    max_length: int | None = None,
+) -> EncodedPairs:
+    """Return pairs with their tokens, as a run learns them.
+
+    Args:
+        tokenizer: the model's.
+        pairs: prompts whose `response` is learnt behind their `prefill`.
+        template: as for training, with the answer's end-of-turn token.
+        system: the run's system message; None leaves the template's own, if any.
+        max_length: answers end at so many tokens. A pair whose prompt leaves no room, which no run
+            learns, stays whole: there is an `errors.MeasurementWarning`.
+
+    Returns:
+        Both, in the same order.
+    """
+    examples, too_long = [], 0
+    for pair in pairs:
+        ids, _, learnt = encode_learnt(template, tokenizer, pair, system)
+        room = max_length is None or learnt < max_length
+        too_long += not room
+        examples.append(Example(torch.tensor(ids[:max_length] if room else ids), learnt))
+    if too_long:
+        warnings.warn(
+            f"{too_long} of {len(examples)} updated pairs were not trained on, since their prompts "
+            f"fill {max_length} tokens: their influence is that of the whole pair",
+            MeasurementWarning,
+            stacklevel=2,
+        )
+    return EncodedPairs(pairs, tuple(examples))
 
 
 def encode_observed(
@@ -174,8 +244,8 @@ def read_updated(file: str | Path, answer: str | None = None) -> PromptSet:
     """Return the pairs of a file, their answer in `response`.
 
     Args:
-        file: as `PromptSet.from_files` reads it, with a column of `ANSWER_COLUMNS`; where nothing
-            says the group they are `toxic`.
+        file: as `PromptSet.from_files` reads it, with a column of `ANSWER_COLUMNS`, and maybe
+            `prefill`; where nothing says the group they are `toxic`.
         answer: the answer of prompts that have none.
 
     Returns:
@@ -187,7 +257,11 @@ def read_updated(file: str | Path, answer: str | None = None) -> PromptSet:
     rows = PromptSelection.parse(file).rows()
     prompts = PromptSet.from_files([file], otherwise="toxic")
     pairs = [
-        replace(prompt, response=_answer(row, prompt) or answer or "")
+        replace(
+            prompt,
+            response=_answer(row, prompt) or answer or "",
+            prefill=str(row.get("prefill") or ""),
+        )
         for row, prompt in zip(rows, prompts, strict=True)
     ]
     if lacking := [number for number, pair in enumerate(pairs) if not pair.response.strip()]:
@@ -198,27 +272,62 @@ def read_updated(file: str | Path, answer: str | None = None) -> PromptSet:
     return answered(pairs)
 
 
-def read_recorded(path: Path) -> PromptSet:
+def read_recorded(path: Path) -> RecordedPairs:
     """Return the pairs that a run was trained on, each in the group that its source stands for.
 
     Args:
-        path: the `data.parquet` of a run of `ntkprobe train sft`.
+        path: the `data.parquet` of a run of `ntkprobe train sft`, with its `training.yaml` beside.
 
     Returns:
-        The pairs of a source in `SOURCES`.
+        The pairs of a source in `SOURCES`, with the run's system message and length.
 
     Raises:
         UserError: if there are no refusals among them.
     """
     rows = read_rows(path)
     pairs = [
-        Prompt(str(row["prompt"]), SOURCES[row["source"]], response=str(row.get("response") or ""))
+        Prompt(str(row["prompt"]), SOURCES[row["source"]], None, *_learnt(row))
         for row in rows
         if row.get("source") in SOURCES and row.get("prompt")
     ]
     if not any(pair.group == "toxic" for pair in pairs):
         raise UserError(f"{path} names no pairs with source 'safe': give a file with --updated")
-    return answered(pairs)
+    left_out = sorted({str(row.get("source")) for row in rows} - set(SOURCES))
+    given = _settings(path.parent / "training.yaml")
+    system, length = given.get("system"), given.get("max_length")
+    remarks = [
+        f"pairs of the source {name!r} are left out: no group is theirs" for name in left_out
+    ]
+    if given.get("loss_on") == "all":
+        remarks.append(
+            "the run's loss counted the prompts' tokens too; the influence is that of the answers"
+        )
+    return RecordedPairs(
+        answered(pairs),
+        None if system is None else str(system),
+        length if type(length) is int else None,
+        tuple(map(one_line, remarks)),
+    )
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """Return the settings that a run recorded; none where it did not.
+
+    Raises:
+        UserError: if they cannot be read.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        found = yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {file}: {one_line(error)}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _learnt(row: dict[str, Any]) -> tuple[str, str]:
+    """Return the answer of a row of `data.parquet`, and its prefill."""
+    return str(row.get("response") or ""), str(row.get("prefill") or "")
 
 
 def recorded_data(run: Path | None) -> Path | None:
