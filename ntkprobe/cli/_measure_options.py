@@ -238,12 +238,6 @@ class MeasureOptions:
         if left_out := sorted(extra - asked):
             kind = left_out[0]
             raise UserError(f"--{flags[kind]} is about {kind}: give --only {only},{kind}")
-        own = self.settings.refusal is not None and self.settings.refusal.phrases != "paper31"
-        if own and "directions" in asked and "refusal" not in asked:
-            raise UserError(
-                "--phrases, by which directions tell who refuses, go with refusals: give --only "
-                f"{only},refusal"
-            )
         if decodes and "influence" in asked:
             raise UserError("a decoding method has no influence of its own: leave out --influence")
         usual_how = (InfluenceSettings.loss, InfluenceSettings.parameters)

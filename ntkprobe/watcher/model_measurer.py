@@ -207,27 +207,15 @@ class ModelMeasurer:
     def _directions(
         self, model: "nn.Module", refuses: tuple[bool | None, ...] | None, batch_size: int
     ) -> DirectionMeasurement:
-<<<<<<< HEAD
         """Return the activations at named positions, with verdicts by the same filter always."""
         how = self.settings.directions
         assert how is not None
         if refuses is None:
-=======
-        """Return the activations at named positions."""
-        how, given = self.settings.directions, self.settings.refusal
-        assert how is not None
-        if refuses is None and given is not None:  # what counts as refused is what counts there
->>>>>>> eyes4
             refuses = measure_refusal(
                 model,
                 self._tokenizer,
                 self.encoded,
-<<<<<<< HEAD
                 phrases=self.settings.filter_of_directions,
-=======
-                phrases=given.phrases,
-                apostrophes=given.apostrophes,
->>>>>>> eyes4
                 max_new_tokens=how.max_new_tokens,
                 batch_size=batch_size,
             ).refuses

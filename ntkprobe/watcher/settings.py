@@ -302,7 +302,6 @@ class MeasureSettings:
                 "refusal"
             )
 
-<<<<<<< HEAD
     @property
     def filter_of_directions(self) -> PhraseSet:
         """The phrases whose filter decides which prompts count as refused for directions."""
@@ -315,12 +314,6 @@ class MeasureSettings:
         how, given = self.directions, self.filter_of_directions
         name = "xstest" if given.prefixes == REFUSAL_PREFIXES else given.label
         return {"layers": how.layers, "max_new_tokens": how.max_new_tokens, "filter": name}
-=======
-    def _directions(self) -> dict[str, Any]:
-        """Return how directions are measured, with the phrases by which a prompt is refused."""
-        judged = (self.refusal or RefusalSettings()).record()
-        return {**asdict(self.directions), "phrases": judged["phrases"]}  # type: ignore[arg-type]
->>>>>>> eyes4
 
     def record(
         self, prompts: Mapping[str, Any], base: tuple[str, str] | None = None
@@ -344,11 +337,7 @@ class MeasureSettings:
             "kernel": self.kernel.record() if self.kernel else None,
             "refusal": self.refusal.record() if self.refusal else None,
             "activations": asdict(self.activations) if self.activations else None,
-<<<<<<< HEAD
             "directions": self._directions_record(),
-=======
-            "directions": self._directions() if self.directions else None,
->>>>>>> eyes4
             "influence": self.influence.record() if self.influence else None,
         }
 

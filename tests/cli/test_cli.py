@@ -239,7 +239,6 @@ def test_another_setting_in_the_same_folder(call):
         (["--parameters", "everything"], ["everything", "last:N"]),
         (["--dtype", "int8"], ["'int8'", "float32"]),
         (["--only", "both"], ["'both'", "refusal"]),
-        (["--only", "directions", "--phrases", "union"], ["--phrases", "directions,refusal"]),
         (["--steps", "a:b"], ["--steps", "A:B:C"]),
         (["--shard", "3/3"], ["--shard", "i/n"]),
         (["--batch-size", "0"], ["--batch-size", "auto"]),

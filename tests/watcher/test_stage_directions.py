@@ -11,11 +11,7 @@ from ntkprobe.checkpoints import LoadSettings, load_model, load_tokenizer
 from ntkprobe.figures import drift as drift_figure
 from ntkprobe.figures import find_runs
 from ntkprobe.figures import positions as positions_figure
-<<<<<<< HEAD
-from ntkprobe.prompts.phrases import PhraseSet
-=======
-from ntkprobe.prompts.phrases import read_phrase_sets
->>>>>>> eyes4
+from ntkprobe.prompts.phrases import PhraseSet, read_phrase_sets
 from ntkprobe.stages import Stage
 from ntkprobe.watcher import (
     ActivationSettings,
@@ -70,7 +66,7 @@ def test_directions_tell_refusals_by_the_phrases_of_the_refusals(world, tmp_path
         measure_stages(PROMPTS, tmp_path / "twice", stages(world)[:1], settings=settings)
     said = [Trajectory(tmp_path / name).directions(0).refuses for name in ("once", "twice")]
     assert said[0] == said[1] and any(said[0])
-    with pytest.raises(UserError, match=r"directions\.phrases"):
+    with pytest.raises(UserError, match=r"directions\.filter"):
         measure_stages(PROMPTS, tmp_path / "twice", stages(world)[:1], settings=SETTINGS)
 
 
