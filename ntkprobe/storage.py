@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from .errors import UserError
+import yaml
+
+from .errors import UserError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -152,4 +154,22 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "unknown"
+    return found
+
+
+def training_settings(run: Path) -> dict[str, Any]:
+    """Return the settings that a run of `ntkprobe train` recorded; none where it did not.
+
+    Raises:
+        UserError: if they cannot be read.
+    """
+    file = run / "training.yaml"
+    if not file.is_file():
+        return {}
+    try:
+        found = yaml.safe_load(file.read_text("utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {file}: {one_line(error)}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file} holds no settings: it is none of ntkprobe train's")
     return found

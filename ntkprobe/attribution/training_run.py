@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
 from ..checkpoints import Checkpoint, identity, pinned, readiness
 from ..checkpoints.headers import read_json
@@ -20,6 +19,7 @@ from ..prompts.files import read_rows
 from ..prompts.prompt_set import normalised
 from ..prompts.rendering import dated
 from ..prompts.templates import Template, resolve_template
+from ..storage import training_settings
 from ..training.data import IGNORED, Pair, digest, read_pairs
 from ..training.runs import REPORT, SETTINGS
 from ..training.sft import SFTConfig, encode_pair
@@ -84,7 +84,7 @@ class TrainingRun:
         own = recorded_data(folder)
         place = own.parent if own is not None else folder
         self.report = read_json(place / REPORT) if (place / REPORT).is_file() else {}
-        self._settings = place / SETTINGS
+        self._recorded = place
 
     @cached_property
     def config(self) -> SFTConfig:
@@ -93,9 +93,7 @@ class TrainingRun:
         Raises:
             UserError: if it was no training on answers.
         """
-        given: dict[str, Any] = {}
-        if self._settings.is_file():
-            given = yaml.safe_load(self._settings.read_text("utf-8")) or {}
+        given = training_settings(self._recorded)
         stage = given.get("stage", "sft")
         if stage != "sft":
             raise UserError(
@@ -210,7 +208,7 @@ class TrainingRun:
         The schedule is that of the steps planned: a callback may have stopped the run before.
         """
         steps = int(self.report.get("steps") or 0)
-        if not steps or not self._settings.is_file():
+        if not steps or not (self._recorded / SETTINGS).is_file():
             return ()
         from transformers import get_scheduler
 

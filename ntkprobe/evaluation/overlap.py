@@ -13,9 +13,10 @@ from ..errors import UserError
 from ..prompts.files import TEXT_COLUMNS, prompt_of, text_column
 from ..prompts.prompt_set import PromptSet, normalised
 from ..prompts.selections import PromptSelection
+from ..storage import training_settings
 from .benchmarks import BenchmarkPrompts
 
-SETTINGS, DATA = "training.yaml", "data.parquet"
+DATA = "data.parquet"
 
 
 def training_prompts(
@@ -118,11 +119,9 @@ def _runs(model: Path) -> Iterator[Path]:
 
 def _began_with(run: Path) -> str | None:
     """Return the model that a training run started from; None where it is not recorded."""
-    import yaml
-
     try:
-        before = (yaml.safe_load((run / SETTINGS).read_text("utf-8")) or {}).get("model")
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        before = training_settings(run).get("model")
+    except UserError:
         return None
     return None if before is None else str(before)
 

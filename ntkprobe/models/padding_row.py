@@ -1,8 +1,9 @@
 """The row of the padding token in an embedding that names one (`padding_idx`).
 
 PyTorch leaves the row out of the gradient wherever the token is looked up, and so out of training.
-Yet chat templates pad with a token that they also write, such as <|im_end|>; there the row is part
-of the function. A head tied to the embedding, or weight decay, moves the row all the same.
+Yet many tokenizers pad with a token that their chat template writes in every prompt, such as
+<|im_end|>; there the row is part of the function. A head tied to the embedding, or weight decay,
+moves the row all the same.
 
 | what is differentiated            | the row, where it is looked up                             |
 |-----------------------------------|------------------------------------------------------------|

@@ -11,7 +11,6 @@ from ..checkpoints import load_model, load_tokenizer
 from ..errors import UserError
 from ..plugins import load
 from ..prompts.learnt_answers import encode_learnt
-from ..prompts.prompt_set import Prompt
 from ..prompts.rendering import dated
 from ..prompts.templates import Template, resolve_template
 from . import recipes
@@ -92,7 +91,8 @@ def encode_pair(
     Returns:
         The row, None where the prompt leaves no room for the answer, and its tokens before the cut.
     """
-    ids, start, learnt = _encoded(pair, tokenizer, template, config.system)
+    texts = pair.prompt, pair.response, pair.prefill
+    ids, start, learnt = encode_learnt(template, tokenizer, *texts, config.system)
     if learnt >= config.max_length:
         return None, len(ids)
     before = start if (loss_on or config.loss_on) == "all" else 0
@@ -100,17 +100,6 @@ def encode_pair(
     labels = [token if k else IGNORED for token, k in zip(ids, kept, strict=True)]
     limit = config.max_length
     return {"input_ids": ids[:limit], "labels": labels[:limit]}, len(ids)
-
-
-def _encoded(
-    pair: Pair, tokenizer: PreTrainedTokenizerBase, template: Template, system: str | None
-) -> tuple[list[int], int, int]:
-    """Return the ids of a pair, where its answer starts, and where what is learnt of it does.
-
-    Between the two stands the prefill.
-    """
-    prompt = Prompt(pair.prompt, "toxic", response=pair.response, prefill=pair.prefill)
-    return encode_learnt(template, tokenizer, prompt, system)
 
 
 def make_trainer(

@@ -3,15 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from ..checkpoints.headers import Incomplete, read_json
 from ..errors import UserError
+from ..storage import training_settings
 
 if TYPE_CHECKING:
     from ..prompts.templates import Template
 
-_SETTINGS, _REPORT = "training.yaml", "training.json"
+_REPORT = "training.json"
 
 
 def differences_from_training(run: Path, template: "Template") -> list[str]:
@@ -25,7 +24,7 @@ def differences_from_training(run: Path, template: "Template") -> list[str]:
     place = next((p for p in (run, run.resolve().parent) if (p / _REPORT).is_file()), None)
     if place is None:
         return []
-    about, system = _data(place / _REPORT), _system(place / _SETTINGS)
+    about, system = _data(place / _REPORT), _system(place)
     lines = []
     name, day = about.get("template"), about.get("template_date")
     if name is not None and name != template.name:
@@ -54,10 +53,9 @@ def _data(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _system(file: Path) -> str | None:
+def _system(run: Path) -> str | None:
     try:
-        found = yaml.safe_load(file.read_text("utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError):
+        system = training_settings(run).get("system")
+    except UserError:
         return None
-    system = found.get("system") if isinstance(found, dict) else None
     return None if system is None else str(system)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from jaxtyping import Int
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from ...prompts.learnt_answers import encode_learnt
 from ...prompts.prompt_set import Prompt, PromptSet
 from ...prompts.selections import PromptSelection
 from ...prompts.templates import Template
+from ...storage import training_settings
 from ..encoding import Encoded, as_encoded
 
 if TYPE_CHECKING:
@@ -149,7 +149,8 @@ def encode_updated(
     """
     examples, too_long = [], 0
     for pair in pairs:
-        ids, _, learnt = encode_learnt(template, tokenizer, pair, system)
+        texts = pair.text, pair.response, pair.prefill
+        ids, _, learnt = encode_learnt(template, tokenizer, *texts, system)
         room = max_length is None or learnt < max_length
         too_long += not room
         examples.append(Example(torch.tensor(ids[:max_length] if room else ids), learnt))
@@ -293,7 +294,7 @@ def read_recorded(path: Path) -> RecordedPairs:
     if not any(pair.group == "toxic" for pair in pairs):
         raise UserError(f"{path} names no pairs with source 'safe': give a file with --updated")
     left_out = sorted({str(row.get("source")) for row in rows} - set(SOURCES))
-    given = _settings(path.parent / "training.yaml")
+    given = training_settings(path.parent)
     system, length = given.get("system"), given.get("max_length")
     remarks = [
         f"pairs of the source {name!r} are left out: no group is theirs" for name in left_out
@@ -308,21 +309,6 @@ def read_recorded(path: Path) -> RecordedPairs:
         length if type(length) is int else None,
         tuple(map(one_line, remarks)),
     )
-
-
-def _settings(file: Path) -> dict[str, Any]:
-    """Return the settings that a run recorded; none where it did not.
-
-    Raises:
-        UserError: if they cannot be read.
-    """
-    if not file.is_file():
-        return {}
-    try:
-        found = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {file}: {one_line(error)}") from error
-    return found if isinstance(found, dict) else {}
 
 
 def _learnt(row: dict[str, Any]) -> tuple[str, str]:
