@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support.real_references import ANSWER, Checks, Gradients, along, apart, blocks, each_gradient
+from support.real_references import (
+    ANSWER,
+    Checks,
+    Gradients,
+    apart,
+    blocks,
+    change_along,
+    each_gradient,
+)
 from support.tables import machine, table, write
 from torch import Tensor, nn
 
@@ -92,7 +100,7 @@ def whole_vocabulary(checks: Checks) -> Found:
         signs = 2.0 * torch.randint(0, 2, checks.logits(1)[-1].shape, generator=generator) - 1
         (step,) = each_gradient(checks.theirs, [lambda s=signs: checks.logits(1)[-1] @ s.double()])
         size = 1e-6 / math.sqrt(sum(float(g.square().sum()) for g in step.values()))
-        moved = along(checks.theirs, step, size, lambda: checks.logits(0)[-1])
+        moved = change_along(checks.theirs, step, size, lambda: checks.logits(0)[-1])
         draws.append(float(moved.square().sum()))
     values = torch.tensor(draws)
     return float((values.mean() - found).abs() / (values.std() / 4)), "standard errors of 16 draws"
@@ -179,12 +187,12 @@ def optimisers_step(checks: Checks) -> Found:
     ).refusal
     model = checks.their_adapter
     before = dict(model.named_parameters())
-    along = {
+    taken = {
         n: p.detach() - before[n].detach() for n, p in moved.named_parameters() if "lora_" in n
     }
-    expected = along(
+    expected = change_along(
         model,
-        along,
+        taken,
         1e-4,
         lambda: torch.stack([checks.log_refusal(row, model) for row in (1, 2)]),
     )

@@ -146,7 +146,7 @@ def blocks(each: Gradients) -> Tensor:
 
 
 @torch.no_grad()
-def along(
+def change_along(
     model: Any, direction: dict[str, Tensor], size: float, read: Callable[[], Tensor]
 ) -> Tensor:
     """Return what `read` changes by along a direction, by central differences."""
