@@ -8,7 +8,7 @@ than the clock; the ratios are what holds elsewhere.
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -96,6 +96,11 @@ def refusal_sections(setting: Setting) -> tuple[list[str], tuple[float, float]]:
     generated, theirs = min(
         (timed(lambda s=s: generate(setting, s)) for s in SIZES), key=lambda one: one[0]
     )
+    # A model is tried once before its keys and values are kept, on the shortest and longest prompt.
+    by_length = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+    ends = [by_length[0], by_length[-1]]
+    tried = replace(setting, encoded=encode(setting.tokenizer, setting.encoded.prompts.take(ends)))
+    first, _ = timed(lambda: refusal(tried, generate=False))
     bounded, found = timed(lambda: refusal(setting, generate=False))
     both, whole = timed(lambda: refusal(setting, generate=True))
     exact, scores = timed(lambda: score_phrases(setting.model, ids, phrases, batch_size=8))
@@ -106,6 +111,11 @@ def refusal_sections(setting: Setting) -> tuple[list[str], tuple[float, float]]:
     rows = [
         ["one forward pass of the prompts", passed, 1.0],
         ["`generate`, at its best", generated, generated / passed],
+        [
+            "P(refuse) of two, the first call: the model is tried",
+            first,
+            first / passed,
+        ],
         ["P(refuse), within 1e-4", bounded, bounded / passed],
         ["P(refuse) and answers", both, both / passed],
         ["P(refuse), all phrases, nothing shared", exact, exact / passed],
