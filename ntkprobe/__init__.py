@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .measurement import measure_between as measure_between
     from .measurement import measure_kernel as measure_kernel
     from .measurement import measure_refusal as measure_refusal
-    from .measurement.directions import measure_directions as measure_directions
+    from .measurement.activations import measure_directions as measure_directions
     from .measurement.influence import Influence as Influence
     from .measurement.influence import influence as influence
     from .measurement.proposition1 import BoundMeasurement as BoundMeasurement
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from .prompts import Prompt as Prompt
     from .prompts import PromptSet as PromptSet
     from .stages import Stage as Stage
+    from .training.callbacks import StepCallback as StepCallback
     from .training.dcr import DCRConfig as DCRConfig
     from .training.dcr import DCRTrainer as DCRTrainer
     from .training.dcr import train_dcr as train_dcr
     from .training.sft import SFTConfig as SFTConfig
     from .training.sft import train_sft as train_sft
-    from .training.steps import StepCallback as StepCallback
     from .trajectory import Trajectory as Trajectory
     from .watcher import measure_run as measure_run
     from .watcher import measure_stages as measure_stages
@@ -62,7 +62,7 @@ _HOMES = {
     "RefusalMeasurement": "measurement",
     "SFTConfig": "training.sft",
     "Stage": "stages",
-    "StepCallback": "training.steps",
+    "StepCallback": "training.callbacks",
     "Trajectory": "trajectory",
     "TrajectoryCallback": "watcher.callback",
     "UserError": "errors",
@@ -71,7 +71,7 @@ _HOMES = {
     "measure_activations": "measurement",
     "measure_between": "measurement",
     "measure_bounds": "measurement.proposition1",
-    "measure_directions": "measurement.directions",
+    "measure_directions": "measurement.activations",
     "measure_kernel": "measurement",
     "measure_refusal": "measurement",
     "measure_run": "watcher",

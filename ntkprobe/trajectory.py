@@ -360,7 +360,7 @@ class Trajectory:
         Returns:
             The Axes; what was not measured, or of one prompt only, is a `UserError`.
         """
-        from .trajectory_views import drawn
+        from .jupyter import drawn
 
         return drawn(self, ax, what)
 
@@ -373,7 +373,7 @@ class Trajectory:
         return f"Trajectory({str(self.folder)!r}, {len(self.steps)} steps)"
 
     def _repr_html_(self) -> str:
-        from .trajectory_views import summary
+        from .jupyter import summary
 
         return summary(self)
 

@@ -21,9 +21,9 @@ from ntkprobe.checkpoints.adapters import adapted
 from ntkprobe.presets.settings import preset_settings
 from ntkprobe.prompts.prompt_set import PromptSet
 from ntkprobe.storage import write_json
+from ntkprobe.training.callbacks import StepCallback
 from ntkprobe.training.data import Pair, draw, read_pairs
 from ntkprobe.training.sft import SFTConfig, train_sft
-from ntkprobe.training.steps import StepCallback
 
 BASE = str(tiny.model_path())
 

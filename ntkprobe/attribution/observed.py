@@ -1,7 +1,8 @@
-"""What is explained: one number at each observed prompt, and its gradient."""
+"""What is explained: refused prompts, one number at each, and its gradient."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,8 +14,7 @@ from ..kernel import last_logits
 from ..measurement.influence import Refusals
 from ..measurement.readouts import token_id
 from ..models.generation import require_measurable
-from ..models.gradients import gradients
-from ..models.padding_row import varying_padding_row
+from ..models.gradients import gradients, varying_padding_row
 from ..models.parameters import requiring_grad
 from ..prompts.phrases import phrase_set
 from ..prompts.prompt_set import Prompt, PromptSet
@@ -22,6 +22,7 @@ from ..prompts.templates import Template
 from ..refusal import phrase_ids
 from ..training.data import Pair
 from ..training.sft import SFTConfig, encode_pair
+from ..trajectory import Trajectory
 from .settings import AttributionSettings
 
 if TYPE_CHECKING:
@@ -206,3 +207,36 @@ def pair_losses(
     terms = -wide.log_softmax(-1)[torch.arange(len(rows)), targets[rows, places]]
     totals = terms.new_zeros(len(ids)).index_add(0, rows, terms)
     return totals / (targets >= 0).sum(1).clamp(min=1) if mean else totals
+
+
+def refused_prompts(folder: str | PathLike[str]) -> PromptSet:
+    """Return the prompts that were refused at the last step measured, other than toxic ones.
+
+    A refusal is a generated answer that refuses; where none were generated, P(refuse) of at least
+    one half.
+
+    Args:
+        folder: of `ntkprobe measure`.
+
+    Returns:
+        The prompts, in their order.
+
+    Raises:
+        UserError: if no refusals were measured, or nothing was refused.
+    """
+    run = Trajectory(folder)
+    rows = run.refusal()
+    if rows.empty:
+        raise UserError(f"{run.folder} has no refusals: measure them without --only kernel")
+    rows = rows[(rows["step"] == rows["step"].max()) & (rows["reduction"] == "literal")]
+    refused = rows["refuses"].fillna(rows["probability"] >= 0.5).astype(bool)
+    kept = (
+        rows[refused & (rows["group"] != "toxic")].drop_duplicates("prompt").sort_values("prompt")
+    )
+    if kept.empty:
+        raise UserError(
+            f"{run.folder}: no prompt but toxic ones was refused at step {rows['step'].max()}: "
+            'name one with --prompt "…"'
+        )
+    texts = zip(kept["text"], kept["group"], strict=True)
+    return PromptSet(tuple(Prompt(text, group) for text, group in texts))

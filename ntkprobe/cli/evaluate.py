@@ -11,8 +11,15 @@ from ..errors import UserError, one_line
 from ..evaluation.settings import ANSWERS, AnswerSettings
 from ..settings import BATCH_SIZE, Flag, LoadSettings
 from ..stages import Stage, only_template
-from ._options import SOME, config_defaults, named_stages, preset_defaults, quieten, report_line
-from ._signature import command_of
+from ._options import (
+    SOME,
+    command_of,
+    config_defaults,
+    named_stages,
+    preset_defaults,
+    quieten,
+    report_line,
+)
 
 if TYPE_CHECKING:
     from ..evaluation.models import EvaluatedModel

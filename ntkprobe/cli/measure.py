@@ -8,8 +8,7 @@ import typer
 
 from ..errors import UserError, one_line
 from ._measure_options import MeasureOptions
-from ._options import quieten, report_line
-from ._signature import command_of
+from ._options import command_of, quieten, report_line
 
 
 @command_of(MeasureOptions)

@@ -9,8 +9,7 @@ import typer
 
 from ..errors import UserError, one_line
 from ..settings import Flag, LoadSettings
-from ._options import SOURCE
-from ._signature import command_of
+from ._options import SOURCE, command_of
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", no_args_is_help=True)
 
@@ -103,7 +102,7 @@ def _configured(options: FitOptions) -> Any:
     """Return the method with the settings given."""
     from ..mitigations.base import checked_settings
     from ..mitigations.storage import mitigation_class
-    from ._train_settings import assignment
+    from ._train_options import assignment
 
     kind = mitigation_class(options.method)
     given = dict(assignment(text) for text in options.set or [])

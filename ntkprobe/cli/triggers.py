@@ -9,8 +9,7 @@ import typer
 
 from ..errors import UserError
 from ..settings import LOADING, Flag, LoadSettings
-from ._options import SOME, SOURCE, config_defaults, quieten, report_line
-from ._signature import command_of
+from ._options import SOME, SOURCE, command_of, config_defaults, quieten, report_line
 
 if TYPE_CHECKING:
     from ..triggers.extraction import Example, Extraction, Trigger

@@ -9,8 +9,7 @@ import typer
 
 from ..errors import UserError, one_line
 from ..settings import Flag, LoadSettings
-from ._options import SOURCE, config_defaults, quieten, report_line
-from ._signature import command_of
+from ._options import SOURCE, command_of, config_defaults, quieten, report_line
 
 if TYPE_CHECKING:
     from ..attribution import Attribution, AttributionSettings
@@ -180,7 +179,7 @@ def _prompts(options: WhyOptions) -> "PromptSet":
 
 def _refused(folder: Path) -> list[Any]:
     """Return the prompts whose answers refuse at the last step of a measurement."""
-    from ..attribution.refused_prompts import refused_prompts
+    from ..attribution.observed import refused_prompts
 
     return list(refused_prompts(folder))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..statistics import bootstrap, wilson
-from .verdicts import (
+from .judging import (
     CLASSES,
     COMPLIANCE,
     DISTANCED,

@@ -3,8 +3,8 @@
 import pytest
 import training_world as world
 
+from ntkprobe.training.callbacks import StepCallback
 from ntkprobe.training.sft import SFTConfig, train_sft
-from ntkprobe.training.steps import StepCallback
 
 SETTINGS = {"n_general": 10, "n_safe": 6, "gradient_accumulation_steps": 1, "max_steps": 8}
 

@@ -19,8 +19,8 @@ from ntkprobe.checkpoints.adapters import adapted
 from ntkprobe.errors import UserError
 from ntkprobe.models.projections import Projections, ProjectionSettings
 from ntkprobe.prompts.prompt_set import Prompt, PromptSet
+from ntkprobe.training.callbacks import StepCallback
 from ntkprobe.training.sft import SFTConfig, train_sft
-from ntkprobe.training.steps import StepCallback
 from ntkprobe.watcher.choices import parse_steps
 
 SETTINGS = {"n_general": 10, "n_safe": 6, "gradient_accumulation_steps": 1}

@@ -8,9 +8,9 @@ import training_world as world
 from transformers import Qwen2ForCausalLM
 
 import ntkprobe as ntk
+from ntkprobe.training.callbacks import StepCallback
 from ntkprobe.training.data import Pair
 from ntkprobe.training.sft import SFTConfig, train_sft
-from ntkprobe.training.steps import StepCallback
 
 
 @pytest.mark.parametrize("one_mean", [True, False])

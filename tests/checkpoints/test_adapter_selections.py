@@ -20,7 +20,7 @@ from ntkprobe.measurement.full_vocabulary import full_vocabulary_norms
 from ntkprobe.measurement.influence import apply_step, influence, record_step
 from ntkprobe.models.parameters import ParameterSelection, Part, effective_parameters, part_of
 from ntkprobe.models.peft_modules import untie
-from ntkprobe.training.steps import trained as trained_by
+from ntkprobe.training.callbacks import trained as trained_by
 
 # Prompts that hold trained rows, and tokens read that are some of them.
 PROBES = [

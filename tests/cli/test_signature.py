@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from ntkprobe.cli._measure_options import MeasureOptions
-from ntkprobe.cli._signature import command_of
+from ntkprobe.cli._options import command_of
 from ntkprobe.cli._train_options import DCROptions, SFTOptions
 from ntkprobe.cli.evaluate import EvaluateOptions
 from ntkprobe.cli.mitigate import FitOptions

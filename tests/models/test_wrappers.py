@@ -16,7 +16,7 @@ from ntkprobe.measurement.influence import read_steps
 from ntkprobe.models.generation import generate_answers
 from ntkprobe.models.wrappers import computing_plainly, inner_model
 from ntkprobe.refusal import score_phrases
-from ntkprobe.training.steps import StepCallback, trained
+from ntkprobe.training.callbacks import StepCallback, trained
 from ntkprobe.watcher import measure_run
 
 IDS = torch.arange(1, 7)[None]

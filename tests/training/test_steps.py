@@ -13,8 +13,8 @@ from ntkprobe.kernel import last_logits
 from ntkprobe.measurement.influence import apply_step, predict_step, read_steps, record_step
 from ntkprobe.models.precision import Float64Throughout
 from ntkprobe.refusal import reduce_phrases, score_phrases
+from ntkprobe.training.callbacks import trained
 from ntkprobe.training.sft import SFTConfig, train_sft
-from ntkprobe.training.steps import trained
 
 OBSERVED = ragged_prompts()
 PHRASES = [(5, 9), (5,), (6, 1, 3)]

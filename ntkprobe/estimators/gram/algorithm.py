@@ -31,8 +31,7 @@ from ...models.precision import full_float32
 from ...models.validation import count, require
 from .backward import BackwardSchedule
 from .microbatches import Groups, MicroBatches, kernel_sums, microbatch_size
-from .remembered_checks import RememberedChecks
-from .rule_check import Plan, plan_backward
+from .rule_check import Plan, RememberedChecks, plan_backward
 
 _LOG = logging.getLogger("ntkprobe")
 Selection = str | ParameterSelection

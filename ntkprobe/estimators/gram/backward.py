@@ -24,10 +24,8 @@ from ...models.parameters import requiring_grad
 from ...models.precision import computing_in
 from ...models.replacement import replace_blocks
 from ...models.validation import finite
-from .factors import Direct, Factor, Outer, drop_zero_positions, restrict_columns
-from .gradient_rules import Key
-from .operation_recorder import OperationRecorder
-from .row_layout import PaddedBatch
+from .factors import Direct, Factor, Outer, PaddedBatch, drop_zero_positions, restrict_columns
+from .gradient_rules import Key, OperationRecorder
 
 Factors = dict[Key, list[Factor]]
 
@@ -109,9 +107,12 @@ class BlockwiseBackward:
             ends = [edge for edge, _ in recorder.uses]
             gradients = self._gradients(source, output, ends)
         found: Factors = {}
-        for (_, use), g in zip(recorder.uses, gradients, strict=True):
+        for place, (_, use) in enumerate(recorder.uses):
+            # A factor holds a copy: what it was made of is let go before the next one is made.
+            g, gradients[place] = gradients[place], None
             if g is not None and use.key[0] not in self.no_rule:
                 found.setdefault(use.key, []).append(self._without_zeros(use.factor(g), stage))
+            del g
         return found
 
     def advance(self) -> None:
@@ -185,7 +186,7 @@ class BlockwiseBackward:
 
     def _gradients(
         self, source: Tensor | None, output: Tensor, ends: Sequence[Any]
-    ) -> Sequence[Sequence[Tensor] | None]:
+    ) -> list[Sequence[Tensor] | None]:
         """Return the k values' gradients at each of `ends`, and store those at `source`."""
         cotangents = self._cotangents
         if cotangents is None:  # the first stage, whose output is the values themselves

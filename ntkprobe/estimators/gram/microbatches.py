@@ -148,7 +148,9 @@ def kernel_sums(
                 bar.update()
             for batch in observed.batches if same else [*observed.batches, *updated.batches]:
                 batch.advance(stage)
-    return {key: observed.in_given_order(blocks, updated) for key, blocks in sums.items()}
+    for key in sums:  # one at a time: with many groups the sums are most of the memory
+        sums[key] = observed.in_given_order(sums[key], updated)
+    return sums
 
 
 def _stage_blocks(
