@@ -360,7 +360,7 @@ class Trajectory:
         Returns:
             The Axes; what was not measured, or of one prompt only, is a `UserError`.
         """
-        from .jupyter import drawn
+        from .trajectory_views import drawn
 
         return drawn(self, ax, what)
 
@@ -373,7 +373,7 @@ class Trajectory:
         return f"Trajectory({str(self.folder)!r}, {len(self.steps)} steps)"
 
     def _repr_html_(self) -> str:
-        from .jupyter import summary
+        from .trajectory_views import summary
 
         return summary(self)
 

@@ -102,7 +102,7 @@ def _configured(options: FitOptions) -> Any:
     """Return the method with the settings given."""
     from ..mitigations.base import checked_settings
     from ..mitigations.storage import mitigation_class
-    from ._train_options import assignment
+    from ._train_settings import assignment
 
     kind = mitigation_class(options.method)
     given = dict(assignment(text) for text in options.set or [])

@@ -26,7 +26,7 @@ def contrast(options: DCROptions) -> None:
     from ..training.data import read_pairs
     from ..training.dcr import DCRConfig, train_dcr
     from ..training.runs import located
-    from ._train_options import configured, listed, resolved
+    from ._train_settings import configured, listed, resolved
 
     config, inputs = configured(DCRConfig, resolved("dcr", typed))
     _require(inputs, "model", "prompts")
@@ -56,7 +56,7 @@ def align(options: SFTOptions) -> None:
     from ..training.data import read_pairs
     from ..training.runs import located
     from ..training.sft import SFTConfig, train_sft
-    from ._train_options import configured, listed, resolved
+    from ._train_settings import configured, listed, resolved
 
     config, inputs = configured(SFTConfig, resolved("sft", typed))
     _require(inputs, "model", *plugins.load(recipes, config.recipe).needs)

@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from ntkprobe.cli import main
-from ntkprobe.cli._train_options import configured, resolved
+from ntkprobe.cli._train_settings import configured, resolved
 from ntkprobe.errors import UserError
 from ntkprobe.presets.settings import preset_about, preset_names, preset_settings
 from ntkprobe.training.dcr import DCRConfig
