@@ -97,6 +97,7 @@ def bounds(workspace: Workspace, stage: Stage) -> None:
         prompts_of(workspace, "along").sample(workspace.scale.bounds),
         layer=workspace.layer,
         directions=workspace.scale.directions,
+        tail=False,  # H6 is about the terms of a frozen tail
     )
     write_table(path, found.frame())
 

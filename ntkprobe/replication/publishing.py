@@ -70,6 +70,8 @@ def publish(out: Path, place: Path) -> None:
         _evaluation(out / "eval" / name, place / "eval" / name, out)
     for path in sorted(out.glob("ntk/*/run.json")) + sorted(out.glob("start/*/run.json")):
         _measurement(path.parent, place / path.parent.relative_to(out), out)
+    for path in sorted(out.glob("start/*/bounds.parquet")):  # of a stage of their own
+        write_table(place / path.relative_to(out), pd.read_parquet(path))
     if (out / "labels.csv").is_file():
         labels = pd.read_csv(out / "labels.csv", keep_default_na=False)
         labels.reindex(columns=LABELLED).to_csv(place / "labels.csv", index=False)
@@ -136,8 +138,6 @@ def _measurement(folder: Path, place: Path, out: Path) -> None:
             write_table(place / path.name, without_texts(table, ["text", "response"]))
     for path in (p for name in MEASURED for p in sorted((folder / name).glob("step-*.parquet"))):
         write_table(place / path.relative_to(folder), pd.read_parquet(path))
-    if (folder / "bounds.parquet").is_file():
-        write_table(place / "bounds.parquet", pd.read_parquet(folder / "bounds.parquet"))
     for path in sorted((folder / "parts").glob("step-*.parquet"))[:1]:
         parts, group = pd.read_parquet(path), run.prompts.set_index("prompt")["group"]
         ends = [parts[column].map(group) for column in ("observed", "updated")]

@@ -1,5 +1,6 @@
 """Proposition 1 in numbers, against explicit Jacobians in float64."""
 
+import pandas as pd
 import pytest
 import torch
 from architectures import build, ragged_prompts
@@ -119,6 +120,16 @@ class TestTerms:
         assert same(measured.kernel, norms(frozen.transpose(1, 2)))
         assert same(measured.kernel_all, norms(whole.transpose(1, 2)))
         assert same(measured.tail_gradient, [j.norm() for j in above])
+
+    def test_without_the_tails_parameters_all_else_is_the_same(self, world):
+        model, _, measured = world
+        with Float64Throughout():
+            terms = measure_terms(model, PROMPTS, LAYER, None, 0, tail=False)
+        found = ntk.BoundMeasurement(measured.prompts, LAYER, **terms)
+        rows, every = found.frame(), measured.frame()
+        assert set(every.columns) - set(rows.columns) == {"kernel_all", "step_2"}
+        pd.testing.assert_frame_equal(rows, every[rows.columns], rtol=1e-9)
+        assert list(found.prompt_frame()) == list(measured.prompt_frame())[:-1]
 
     @pytest.mark.slow
     def test_random_directions_agree_within_their_standard_errors(self, world):

@@ -129,7 +129,11 @@ def test_a_published_copy_has_the_numbers_and_neither_texts_nor_places(
 ):
     out, place = evaluated, tmp_path / "copy"
     assert main(words(published, out, "--only", "evaluate-stl-0")) == 0
+    terms = pd.DataFrame({"observed": [0], "updated": [1], "kernel": [0.5]})
+    (out / "start/dcr-0").mkdir(parents=True)  # its kernel is another stage, not done here
+    terms.to_parquet(out / "start/dcr-0/bounds.parquet")
     publish(out, place)
+    pd.testing.assert_frame_equal(pd.read_parquet(place / "start/dcr-0/bounds.parquet"), terms)
     assert_nothing_private(out, place)
     with pytest.raises(AssertionError):
         assert_nothing_private(out, out)

@@ -32,12 +32,12 @@ class BoundMeasurement:
         prompts: the prompts, in the order of rows and columns.
         layer: ℓ, counted from 1.
         kernel: ‖K(x′,x)‖_F over the parameters up to ℓ (a frozen tail) and all logits, `[n, n]`.
-        kernel_all: the same over all parameters.
+        kernel_all: the same over all parameters; None where `tail` was off.
         inner: ⟨G_x′, G_x⟩_F, `[n, n]`; the diagonal is ‖G_x‖_F².
         inner_error: its standard errors, zero where it is exact.
         tail_spectral: ‖J_g(x)‖₂ `[n]`: local values, not the supremum that A1 takes.
         tail_frobenius: ‖J_g(x)‖_F `[n]`.
-        tail_gradient: ‖H0(x)‖_F `[n]`, H0 = ∂z/∂θ over the parameters after ℓ (A4).
+        tail_gradient: ‖H0(x)‖_F `[n]`, H0 = ∂z/∂θ over the parameters after ℓ (A4); else None.
         cosine: of h at the last position, which DCR's loss reduces, `[n, n]`.
         settings: everything that the numbers depend on.
     """
@@ -45,12 +45,12 @@ class BoundMeasurement:
     prompts: PromptSet
     layer: int
     kernel: Tensor
-    kernel_all: Tensor
+    kernel_all: Tensor | None
     inner: Tensor
     inner_error: Tensor
     tail_spectral: Tensor
     tail_frobenius: Tensor
-    tail_gradient: Tensor
+    tail_gradient: Tensor | None
     cosine: Tensor
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -61,22 +61,26 @@ class BoundMeasurement:
             Left sides: `kernel` (tail frozen) and `kernel_all`. Right sides, with c and τ the
             largest over the prompts measured: `printed`, c ⟨G′, G⟩, the proposition with a frozen
             tail; `corrected`, c √(⟨G′,G′⟩ ⟨G,G⟩); `step_2`, Eq. 4, for `kernel_all`; and `local`,
-            ‖J_g(x′)‖ ‖G′‖ ‖G‖ ‖J_g(x)‖, the tightest that follows from the norms.
+            ‖J_g(x′)‖ ‖G′‖ ‖G‖ ‖J_g(x)‖, the tightest that follows from the norms. `kernel_all` and
+            `step_2` are left out where `tail` was off.
         """
-        n, c, tau = len(self.prompts), self.tail_spectral.max() ** 2, self.tail_gradient.max()
+        n, c = len(self.prompts), self.tail_spectral.max() ** 2
         own = self.inner.diagonal().sqrt()
         right = right_sides(c, self.inner)
         reach = self.tail_spectral * own
         columns = {
             "kernel": self.kernel,
-            "kernel_all": self.kernel_all,
+            **({} if self.kernel_all is None else {"kernel_all": self.kernel_all}),
             "inner": self.inner,
             "inner_error": self.inner_error,
             "cosine": self.cosine,
             **right,
-            "step_2": right["corrected"] + c.sqrt() * tau * (own[:, None] + own) + tau**2,
-            "local": reach[:, None] * reach,
         }
+        if self.tail_gradient is not None:
+            tau = self.tail_gradient.max()
+            step_2 = right["corrected"] + c.sqrt() * tau * (own[:, None] + own) + tau**2
+            columns["step_2"] = step_2
+        columns["local"] = reach[:, None] * reach
         groups = pd.Series([prompt.group for prompt in self.prompts])
         rows = torch.arange(n).repeat_interleave(n).numpy()
         cols = torch.arange(n).repeat(n).numpy()
@@ -89,7 +93,8 @@ class BoundMeasurement:
         return pd.DataFrame(named | {k: v.reshape(-1).numpy() for k, v in columns.items()})
 
     def prompt_frame(self) -> pd.DataFrame:
-        """Return a row per prompt: ‖J_g‖₂, ‖J_g‖_F, ‖G‖_F and ‖H0‖_F."""
+        """Return a row per prompt: ‖J_g‖₂, ‖J_g‖_F, ‖G‖_F and, if measured, ‖H0‖_F."""
+        after = {} if self.tail_gradient is None else {"tail_gradient": self.tail_gradient.numpy()}
         return pd.DataFrame(
             {
                 "prompt": range(len(self.prompts)),
@@ -97,7 +102,7 @@ class BoundMeasurement:
                 "tail_spectral": self.tail_spectral.numpy(),
                 "tail_frobenius": self.tail_frobenius.numpy(),
                 "feature_gradient": self.inner.diagonal().sqrt().numpy(),
-                "tail_gradient": self.tail_gradient.numpy(),
+                **after,
             }
         )
 
@@ -126,6 +131,7 @@ def measure_bounds(
     seed: int = 0,
     template: str | Template = "auto",
     max_length: int | None = None,
+    tail: bool = True,
 ) -> BoundMeasurement:
     """Measure both sides of Proposition 1 between all pairs of prompts (A.7).
 
@@ -143,6 +149,8 @@ def measure_bounds(
         seed: of the directions.
         template: how prompts become tokens.
         max_length: longer prompts lose the end of their text.
+        tail: whether to read the parameters after ℓ as well, for `kernel_all` and `tail_gradient`:
+            more than half of the time of a model whose embedding is tied.
 
     Returns:
         Every term of the proposition; nothing of it is fitted.
@@ -157,11 +165,12 @@ def measure_bounds(
     with evaluating(model):
         check_logits(model, ids)
         layer_output(model, layer)
-        terms = measure_terms(model, ids, layer, directions, seed)
+        terms = measure_terms(model, ids, layer, directions, seed, tail=tail)
     settings = {
         "layer": layer,
         "directions": "exact" if directions is None else directions,
         "seed": seed,
+        "tail": tail,
         **encoded.record,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
@@ -169,8 +178,14 @@ def measure_bounds(
 
 
 def measure_terms(
-    model: nn.Module, ids: list[Tensor], layer: int, directions: int | None, seed: int
-) -> dict[str, Tensor]:
+    model: nn.Module,
+    ids: list[Tensor],
+    layer: int,
+    directions: int | None,
+    seed: int,
+    *,
+    tail: bool = True,
+) -> dict[str, Any]:
     """Return the tensors of a `BoundMeasurement` by name."""
     below, above = split_at(model, layer)
     chosen = below.parameters(model)
@@ -179,15 +194,15 @@ def measure_terms(
     tails = [tail_at(model, head, row, layer) for row in shown]
     unit = torch.nn.functional.normalize(torch.stack([tail.last for tail in tails]))
     found = feature_products(model, ids, layer, chosen, directions=directions, seed=seed)
-    read = full_vocabulary_by_selection(model, ids, [below, above, "all"])
+    read = full_vocabulary_by_selection(model, ids, [below, above, "all"] if tail else [below])
     return {
         "kernel": read[0].norms,
-        "kernel_all": read[2].norms,
+        "kernel_all": read[2].norms if tail else None,
         "inner": found.inner,
         "inner_error": found.error,
         "tail_spectral": torch.tensor([tail.spectral for tail in tails], dtype=torch.float64),
         "tail_frobenius": torch.tensor([tail.frobenius for tail in tails], dtype=torch.float64),
-        "tail_gradient": read[1].gradients,
+        "tail_gradient": read[1].gradients if tail else None,
         "cosine": unit @ unit.T,
     }
 
