@@ -149,8 +149,8 @@ def measure_bounds(
         seed: of the directions.
         template: how prompts become tokens.
         max_length: longer prompts lose the end of their text.
-        tail: whether to read the parameters after ℓ as well, for `kernel_all` and `tail_gradient`:
-            more than half of the time of a model whose embedding is tied.
+        tail: whether to read the parameters after ℓ as well, for `kernel_all` and `tail_gradient`;
+            a tied embedding, whose lookups take long, is one of them.
 
     Returns:
         Every term of the proposition; nothing of it is fitted.
