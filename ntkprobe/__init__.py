@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .measurement import measure_between as measure_between
     from .measurement import measure_kernel as measure_kernel
     from .measurement import measure_refusal as measure_refusal
-    from .measurement.activations import measure_directions as measure_directions
+    from .measurement.directions import measure_directions as measure_directions
     from .measurement.influence import Influence as Influence
     from .measurement.influence import influence as influence
     from .measurement.proposition1 import BoundMeasurement as BoundMeasurement
@@ -71,7 +71,7 @@ _HOMES = {
     "measure_activations": "measurement",
     "measure_between": "measurement",
     "measure_bounds": "measurement.proposition1",
-    "measure_directions": "measurement.activations",
+    "measure_directions": "measurement.directions",
     "measure_kernel": "measurement",
     "measure_refusal": "measurement",
     "measure_run": "watcher",

@@ -5,8 +5,8 @@ from typing import Any
 import pandas as pd
 
 from .errors import UserError
-from .evaluation.judging import COMPLIANCE, DISTANCED, PARTIAL, REFUSAL
 from .evaluation.results import Evaluation
+from .evaluation.verdicts import COMPLIANCE, DISTANCED, PARTIAL, REFUSAL
 from .trajectory import Trajectory
 
 BEGAN, STOPPED = "began to be refused", "is answered now"

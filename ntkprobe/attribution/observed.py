@@ -14,7 +14,8 @@ from ..kernel import last_logits
 from ..measurement.influence import Refusals
 from ..measurement.readouts import token_id
 from ..models.generation import require_measurable
-from ..models.gradients import gradients, varying_padding_row
+from ..models.gradients import gradients
+from ..models.padding_row import varying_padding_row
 from ..models.parameters import requiring_grad
 from ..prompts.phrases import phrase_set
 from ..prompts.prompt_set import Prompt, PromptSet

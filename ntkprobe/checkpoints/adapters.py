@@ -2,8 +2,6 @@
 
 The adapter is merged, W + ΔW, so that the kernel of the base parameters is the same whether the run
 was saved merged or not. Afterwards the base is restored exactly: peft writes into copies.
-
-The state of a base model before an adapter, to restore it, and a digest to check that.
 """
 
 import warnings

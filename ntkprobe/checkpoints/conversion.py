@@ -1,4 +1,4 @@
-"""Ordinary checkpoints made of others: of shards, of a GGUF file, of a base and its adapter.
+"""Shards of FSDP and DeepSpeed, converted into ordinary checkpoints by accelerate and deepspeed.
 
 Such shards are pickles, or have an index that is one: to read them can run code, so that this is
 done only where a user asks for it. The run's own folder is never written to.
@@ -9,18 +9,13 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 from ..errors import UserError, one_line
 from ..storage import write_json
-from .adapters import adapted, base_and_adapter
 from .completeness import ADAPTER, FULL, SPLIT, readiness
 from .folders import Checkpoint, counts_epochs, find_checkpoints
 from .headers import Incomplete, read_header, read_json, regular_file
-from .loading import LoadSettings, load_model, load_tokenizer
 from .pins import JSON_FILES, PLAIN_FILES
-from .quantised import Quantisation, write_dequantised
 
 SOURCE = "converted.json"
 """Beside converted weights: the folder they are of, and its files as they were."""
@@ -187,63 +182,3 @@ def _recorded(target: Path) -> dict[str, object]:
         return read_json(target / SOURCE)
     except (Incomplete, UserError):
         return {}
-
-
-def export_model(
-    model: str,
-    output_dir: Path,
-    *,
-    adapter: Path | None = None,
-    settings: LoadSettings | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Write a model as a folder of safetensors, configuration, tokenizer and template.
-
-    Args:
-        model: a folder, an adapter, a GGUF file or a hub name.
-        output_dir: the folder, which appears whole or not at all.
-        adapter: merged into the model.
-        settings: how to load it; the folder keeps its `dtype`.
-        overwrite: replace a model that the folder holds.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UserError: if the folder holds something.
-    """
-    held = output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir()))
-    if held and not (overwrite and (output_dir / "config.json").is_file()):
-        raise UserError(f"{output_dir} holds something: choose another --output-dir")
-    named, above = base_and_adapter(model, adapter)
-    base = _loaded(named, settings or LoadSettings(device="cpu"))
-    own = above is not None and (above / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(above if own and above is not None else named, local=own)
-    hidden = output_dir.with_name(f".{output_dir.name}.tmp")
-    shutil.rmtree(hidden, ignore_errors=True)
-    if above is None:
-        _write(base, tokenizer, hidden)
-    else:
-        with adapted(base, above) as merged:
-            _write(merged, tokenizer, hidden)
-    if output_dir.exists():
-        shutil.rmtree(output_dir)
-    os.replace(hidden, output_dir)
-    return output_dir
-
-
-def _loaded(name: str, settings: LoadSettings) -> Any:
-    """Return a model by its name; of a quantised folder the dequantised one."""
-    how = Quantisation.of(Path(name)) if Path(name).is_dir() else None
-    if how is None:
-        return load_model(name, settings)
-    with TemporaryDirectory() as place:
-        plain = write_dequantised(Path(name), how, Path(place))
-        said = f"{name}: {how.method}, dequantised: this is not the original model"
-        print(one_line(said), file=sys.stderr)
-        return load_model(str(plain), settings)
-
-
-def _write(model: Any, tokenizer: Any, folder: Path) -> None:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

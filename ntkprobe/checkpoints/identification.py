@@ -8,7 +8,8 @@ from typing import Any
 from ..errors import UserError
 from .completeness import FileStamp
 from .gguf_files import describe, gguf_file
-from .headers import Header, Incomplete, checked_config, read_header
+from .headers import Header, Incomplete, read_header
+from .safeguards import checked_config
 
 WHOLE = 64 << 20  # files up to here are hashed to the last byte
 SAMPLE = 4096  # from larger ones this many bytes at both ends and the middle of every tensor

@@ -15,7 +15,8 @@ from uuid import uuid4
 
 from .completeness import SHARDED, Readiness, stamp
 from .folders import Checkpoint
-from .headers import Incomplete, checked_config, cleaned, read_json, regular_file
+from .headers import Incomplete, read_json, regular_file
+from .safeguards import checked_config, cleaned
 
 JSON_FILES = (
     "generation_config.json",

@@ -19,8 +19,9 @@ from torch import Tensor
 from ..errors import UserError, one_line
 from ..storage import write_json
 from .completeness import FULL, weight_files
-from .headers import Incomplete, checked_config, read_json, regular_file
+from .headers import Incomplete, read_json, regular_file
 from .pins import JSON_FILES, PLAIN_FILES
+from .safeguards import checked_config
 
 Parts = Mapping[str, Tensor]
 """The tensors of one module, by the last part of their names (`weight`, `qweight`, `scales`, …)."""

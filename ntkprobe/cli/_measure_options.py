@@ -118,7 +118,7 @@ class MeasureOptions:
             )
         if not self.revisions:
             return self
-        from ..checkpoints.folders import fetch_revisions
+        from ..checkpoints.revisions import fetch_revisions
 
         if self.ckpt_dir is not None or self.model is None or Path(self.model).exists():
             raise UserError(

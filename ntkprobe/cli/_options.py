@@ -1,6 +1,6 @@
 """Options of commands: from dataclasses of settings, with defaults from a file or a preset.
 
-From a frozen dataclass of settings to a command: its fields are the options.
+The fields of a frozen dataclass of settings are a command's options:
 
     @command_of(MeasureOptions)
     def measure(options: MeasureOptions) -> int: ...

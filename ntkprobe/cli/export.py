@@ -30,7 +30,7 @@ def export(
 
     quieten()
     from ..checkpoints import LoadSettings
-    from ..checkpoints.conversion import export_model
+    from ..checkpoints.export import export_model
 
     settings = LoadSettings(dtype=dtype, device="cpu")
     made = export_model(model, output_dir, adapter=adapter, settings=settings, overwrite=overwrite)

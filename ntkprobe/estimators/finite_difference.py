@@ -19,7 +19,8 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from ..kernel import Blocks, Probe, last_logits, prepare
-from ..models.gradients import constant_padding_row, gradients
+from ..models.gradients import gradients
+from ..models.padding_row import constant_padding_row
 from ..models.parameters import ParameterSelection, requiring_grad
 from ..models.validation import count, finite, require
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UserError
 from ..kernel import Blocks, Probe, last_logits, prepare
-from ..models.gradients import constant_padding_row
+from ..models.padding_row import constant_padding_row
 from ..models.parameters import ParameterSelection, call_with_parameters
 from ..models.validation import count, finite
 

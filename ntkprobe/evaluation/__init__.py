@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from ..lazy_imports import names_of
 
 if TYPE_CHECKING:
-    from .judging import Item as Item
-    from .judging import Judge as Judge
-    from .judging import Verdict as Verdict
     from .results import Evaluation as Evaluation
+    from .verdicts import Item as Item
+    from .verdicts import Judge as Judge
+    from .verdicts import Verdict as Verdict
 
-_HOMES = {"Evaluation": "results", "Item": "judging", "Judge": "judging", "Verdict": "judging"}
+_HOMES = {"Evaluation": "results", "Item": "verdicts", "Judge": "verdicts", "Verdict": "verdicts"}
 __all__ = sorted(_HOMES)
 
 

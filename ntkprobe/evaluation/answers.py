@@ -1,26 +1,16 @@
-"""Backends that answer prompts in batches: a model in memory, or one behind a server.
-
-Sampling whose results do not depend on the batch.
-
-The arg max of log p + Gumbel noise is a sample from p. Each prompt has a generator of its own,
-seeded with its id, so that neither the batch nor the order of prompts changes an answer.
-"""
+"""Backends that answer prompts in batches: a model in memory, or one behind a server."""
 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Protocol
-
-import torch
-from transformers import LogitsProcessor
 
 from ..errors import UserError
 from .server import Failure, Server
 from .settings import AnswerSettings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
     from ..models.cached import Beginning
     from ..prompts.templates import Template
@@ -163,7 +153,7 @@ class LocalModel:
 
         from ..models.cached import read
         from ..models.generation import answer_batch, answer_kept
-        from .answers import sampling_processors
+        from .sampling import sampling_processors
 
         options: dict[str, Any] = {
             "max_new_tokens": self.settings.max_new_tokens,
@@ -240,40 +230,3 @@ class RemoteModel:
                 batch = []
         if batch:
             yield batch
-
-
-def sampling_processors(ids: Sequence[str], settings: AnswerSettings) -> list[LogitsProcessor]:
-    """Return processors under which greedy decoding samples; none at temperature 0.
-
-    Args:
-        ids: of the prompts of a batch, in the order of its rows.
-        settings: temperature and seed.
-    """
-    if settings.temperature == 0:
-        return []
-    return [_GumbelNoise(ids, settings.temperature, settings.seed)]
-
-
-class _GumbelNoise(LogitsProcessor):
-    """Divides scores by the temperature and adds each prompt's own Gumbel noise."""
-
-    def __init__(self, names: Sequence[str], temperature: float, seed: int) -> None:
-        self.temperature = temperature
-        self.generators = [torch.Generator().manual_seed(_seed(name, seed)) for name in names]
-
-    def __call__(self, input_ids: torch.LongTensor, scores: Any) -> Any:
-        """Return scores whose arg max is a draw from softmax(scores / temperature)."""
-        vocabulary = scores.shape[-1]
-        uniform = torch.stack(
-            [
-                torch.rand(vocabulary, generator=each, dtype=torch.float64)
-                for each in self.generators
-            ]
-        )
-        noise = -(-uniform.clamp_min(1e-300).log()).log()
-        return scores.double() / self.temperature + noise.to(scores.device)
-
-
-def _seed(name: str, seed: int) -> int:
-    digest = sha256(f"{seed}\0{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1

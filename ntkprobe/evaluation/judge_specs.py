@@ -14,8 +14,8 @@ from ..errors import UserError
 from ..prompts.phrases import read_phrase_sets
 from . import judges
 from .judges.prefixes import Prefixes
-from .judging import Judge
 from .server import Server
+from .verdicts import Judge
 
 DEFAULT = ("xstest_prefixes", "scans_strings", "or_bench_strings")
 """The keyword filters, which need no model."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..prompts.files import TEXT_COLUMNS, PromptSelection, prompt_of, text_column
+from ..prompts.files import TEXT_COLUMNS, prompt_of, text_column
 from ..prompts.prompt_set import PromptSet, normalised
+from ..prompts.selections import PromptSelection
 from ..storage import training_settings
 from .benchmarks import BenchmarkPrompts
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError, one_line
 from ..prompts.reasoning import answered
-from .judging import ENDLESS, FAILED, UNDETERMINED, digest, read_items, valid_rows, write_rows
+from .judging import digest, read_items, valid_rows, write_rows
 from .server import Failure, Reply, Server
+from .verdicts import ENDLESS, FAILED, UNDETERMINED
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,8 +17,9 @@ import pandas as pd
 from ..errors import UserError
 from ..prompts.coherence import incoherence
 from . import scores
-from .judging import COMPLIANCE, INCOHERENT, KEY, SAFE, UNDETERMINED, UNSAFE, judged_digest
+from .judging import KEY, judged_digest
 from .preferences import points
+from .verdicts import COMPLIANCE, INCOHERENT, SAFE, UNDETERMINED, UNSAFE
 
 PROMPTS = ["id", "prompt", "kind", "type", "pair"]
 STAGES = "stages.json"

@@ -12,12 +12,13 @@ from .answers import ModelBackend, Question, RemoteModel
 from .benchmarks import BenchmarkPrompts
 from .folder import EvaluationFolder
 from .judge_specs import check
-from .judging import FAILED, Judge, judge_answers
+from .judging import judge_answers
 from .models import EvaluatedModel
 from .outcome import Outcome
 from .overlap import overlap, training_prompts
 from .server import Server
 from .settings import AnswerSettings
+from .verdicts import FAILED, Judge
 
 
 def evaluate(

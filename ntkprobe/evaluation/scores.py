@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..statistics import bootstrap, wilson
-from .judging import (
+from .verdicts import (
     CLASSES,
     COMPLIANCE,
     DISTANCED,

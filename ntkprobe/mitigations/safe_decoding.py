@@ -13,8 +13,9 @@ from ..models.validation import require
 from ..prompts.prompt_set import PromptSet
 from .base import Decoding
 from .branches import Branch
-from .contrastive import ContrastiveProcessor, mixed_scores, shared_candidates, stateless
+from .contrastive import ContrastiveProcessor, stateless
 from .lora_expert import Expert
+from .token_candidates import mixed_scores, shared_candidates
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, PreTrainedTokenizerBase

@@ -17,7 +17,8 @@ from ..models.validation import require
 from ..prompts.prompt_set import PromptSet
 from .base import Decoding
 from .branches import Branch
-from .contrastive import ContrastiveProcessor, either_candidates, mixed_scores, shared_candidates
+from .contrastive import ContrastiveProcessor
+from .token_candidates import either_candidates, mixed_scores, shared_candidates
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor, PreTrainedTokenizerBase

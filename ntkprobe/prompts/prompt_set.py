@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ..errors import UserError
 from ..jupyter import paragraph, table
-from .files import GROUP_COLUMNS, TEXT_COLUMNS, PromptSelection, columns_of, prompt_of, text_column
+from .files import GROUP_COLUMNS, TEXT_COLUMNS, columns_of, prompt_of, text_column
+from .selections import PromptSelection
 from .unicode_text import flaw_of
 
 if TYPE_CHECKING:

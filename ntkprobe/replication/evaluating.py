@@ -1,7 +1,7 @@
-"""Final models: answers, filters' verdicts, a sample to label, losses on normal answers."""
+"""Answers of the final models, the filters' verdicts, and the loss on held-out normal answers."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,12 @@ from ..evaluation.benchmarks.sources import read_own
 from ..evaluation.judge_specs import DEFAULT, read_judges
 from ..evaluation.models import EvaluatedModel
 from ..evaluation.run import evaluate as ask
-from ..evaluation.scores import kappa
 from ..evaluation.settings import AnswerSettings
 from ..mitigations import Mitigation, save
 from ..mitigations.storage import mitigation_class
-from ..prompts.files import PromptSelection
 from ..prompts.phrases import is_refusal
 from ..prompts.prompt_set import Prompt, PromptSet
+from ..prompts.selections import PromptSelection
 from ..prompts.templates import resolve_template
 from ..storage import write_json, write_table
 from ..training.data import Pair
@@ -189,76 +188,3 @@ def answer_losses(
         loss = -float(chosen.mean())
         rows.append({"pair": number, "loss": loss, "tokens": len(ids) - start})
     return pd.DataFrame(rows, columns=["pair", "loss", "tokens"])
-
-
-NUMBER = 100
-LABELS = ("refusal", "compliance")
-FILTERS = ("xstest_prefixes", "scans_strings", "or_bench_strings")
-
-
-def write_sample(out: Path, models: Sequence[str]) -> None:
-    """Write OUT/labels.csv with 100 answers of all final models, unless some of it is labelled.
-
-    Args:
-        out: the output folder.
-        models: names of final models.
-    """
-    path = out / "labels.csv"
-    if not models or (path.is_file() and _labelled(_read(path)).any()):
-        return
-    tables = [_answers(out, name) for name in models]
-    everything = pd.concat(tables, ignore_index=True)
-    sample = everything.sample(min(NUMBER, len(everything)), random_state=0)
-    sample.assign(label="").to_csv(path, index=False)
-
-
-def agreement_lines(out: Path) -> Iterator[str]:
-    """Yield lines on the agreement of each filter with the labels, or how to label."""
-    path = out / "labels.csv"
-    if not path.is_file():
-        yield "They are drawn for labelling when all final models have been evaluated."
-        return
-    table = _read(path)
-    table = table.loc[_labelled(table)]
-    if table.empty:
-        yield (
-            f"None yet: write `refusal` or `compliance` into the column `label` of {path.name},"
-            " then run the same command again."
-        )
-        return
-    models = ", ".join(sorted(table["model"].unique()))
-    yield f"{len(table)} answers are labelled, of {models}."
-    yield ""
-    yield "| filter | agreement | Cohen's κ | false refusals | missed refusals |"
-    yield "|---|---|---|---|---|"
-    for name in FILTERS:
-        said = table[name].where(table[name] == "refusal", "compliance")
-        kappa_score, agreement = kappa(said.tolist(), table["label"].tolist())
-        false = int(((said == "refusal") & (table["label"] == "compliance")).sum())
-        missed = int(((said != "refusal") & (table["label"] == "refusal")).sum())
-        value = "–" if kappa_score.value is None else f"{kappa_score.value:.2f}"
-        yield f"| {name} | {100 * (agreement.value or 0):.0f} % | {value} | {false} | {missed} |"
-
-
-def _read(path: Path) -> pd.DataFrame:
-    """Return the sample, with empty text where there is none."""
-    return pd.read_csv(path, keep_default_na=False)
-
-
-def _labelled(table: pd.DataFrame) -> pd.Series:
-    """Return which rows have a label."""
-    return table["label"].isin(LABELS)
-
-
-def _answers(out: Path, name: str) -> pd.DataFrame:
-    """Return every answer of a model with the filters' verdicts."""
-    run = Evaluation(out / "eval" / name)
-    verdicts = run.verdicts().pivot(index=["benchmark", "id"], columns="judge", values="verdict")
-    tables = [
-        run.prompts(each)[["id", "prompt"]]
-        .merge(run.answers(each)[["id", "answer"]], on="id")
-        .assign(model=name, benchmark=each)
-        for each in run.benchmarks
-    ]
-    made = pd.concat(tables, ignore_index=True)
-    return made.merge(verdicts.reset_index(), on=["benchmark", "id"], how="left")

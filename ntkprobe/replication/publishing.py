@@ -23,7 +23,7 @@ from ..prompts.prompt_set import normalised
 from ..storage import replacing, write_json, write_table
 from ..training.runs import REPORT, SETTINGS
 from ..trajectory import Trajectory
-from .evaluating import FILTERS
+from .labels import FILTERS
 from .plan import TIMED
 from .results import REFUSED, SEEMINGLY, TOXIC, refused_table
 

@@ -12,8 +12,9 @@ from ..figures import draw_figures, find_runs
 from ..storage import replacing
 from ..tables import make_table
 from .data_files import SAFETY_SETS
-from .evaluating import agreement_lines, why_unfit, write_sample
+from .evaluating import why_unfit
 from .hypotheses import HYPOTHESES, LEAST_OVER_REFUSAL, better_predictor
+from .labels import agreement_lines, write_sample
 from .plan import FURTHER, MAIN, STEERED, TIMED, Stage, needed, stages
 from .results import HELD_OUT, Results, share
 from .settings import ReplicationSettings

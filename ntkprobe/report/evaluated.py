@@ -5,8 +5,8 @@ from typing import Any
 import pandas as pd
 
 from ..evaluation import Evaluation
-from ..evaluation.judging import SAFE
 from ..evaluation.scores import REFUSED
+from ..evaluation.verdicts import SAFE
 from ..tables import Table, agreement, pairs, table1, table5
 from ..tables.columns import Judges, all_verdicts, measured_columns
 from .measured import records

@@ -1,4 +1,4 @@
-"""Question-answer pairs for training: read, drawn, compared, padded; prompts two sets share."""
+"""Question-answer pairs for training: read from files, drawn, compared, padded into batches."""
 
 import json
 import random
@@ -13,17 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..prompts.files import (
-    ANSWER_COLUMNS,
-    TEXT_COLUMNS,
-    PromptSelection,
-    answer_column,
-    prompt_of,
-    text_column,
-)
+from ..prompts.files import ANSWER_COLUMNS, TEXT_COLUMNS, answer_column, prompt_of, text_column
 from ..prompts.prompt_set import normalised as normalised
+from ..prompts.selections import PromptSelection
 from ..prompts.templates import Template
-from .runs import DATA, Run
 
 IGNORED = -100
 """The label of a position that no loss counts."""
@@ -217,43 +210,3 @@ def padded(rows: Sequence[Mapping[str, Sequence[int]]], pad_token: int) -> dict[
         "attention_mask": pad([[1] * len(row["input_ids"]) for row in rows], 0),
         "labels": pad([row["labels"] for row in rows], IGNORED),
     }
-
-
-def check_overlaps(run: Run, sets: Mapping[str, Iterable[str]], *, strict: bool) -> None:
-    """Report prompts that two data sets share.
-
-    Args:
-        run: in whose report they are recorded.
-        sets: the prompts of each set by its name.
-        strict: raise if there are any.
-
-    Raises:
-        UserError: if there are any and `strict` is set.
-    """
-    found = overlaps(sets)
-    lines = [
-        f"{len(texts)} prompts are in {names}, such as {texts[0][:80]!r}"
-        for names, texts in found.items()
-    ]
-    if lines and strict:
-        raise UserError("; ".join(lines) + " (--strict)")
-    for line in lines:
-        run.note(line)
-    run.report["overlaps"] = {names: len(texts) for names, texts in found.items()}
-
-
-def prompts_of_stage_before(model: str) -> dict[str, list[str]]:
-    """Return the training prompts of the run whose folder holds a model.
-
-    Args:
-        model: such as `RUN/dcr/final`.
-
-    Returns:
-        The prompts by the name of that stage; empty where none are recorded.
-    """
-    import pandas as pd
-
-    path = Path(model).resolve().parent / DATA
-    if not path.is_file():
-        return {}
-    return {f"{path.parent.name} (the stage before)": list(pd.read_parquet(path)["prompt"])}

@@ -23,8 +23,9 @@ from ..prompts.rendering import dated
 from .adapters import linear_names, with_lora
 from .callbacks import install, quiet
 from .config import DCRConfig as DCRConfig
+from .contamination import check_overlaps
 from .contrast_data import EpochSampler, PromptRows, collate, drawn, encode_prompts
-from .data import IGNORED, Pair, check_overlaps, digest
+from .data import IGNORED, Pair, digest
 from .features import Window, freeze_above, gathered, pool, without_blocks_above
 from .losses import circle_loss, circle_loss_floor, cosine_similarities, pairs
 from .runs import Run, located, model_digest

@@ -17,17 +17,8 @@ from . import recipes
 from .adapters import attention_targets, with_lora
 from .callbacks import install, quiet
 from .config import SFTConfig as SFTConfig
-from .data import (
-    IGNORED,
-    Pair,
-    about_template,
-    check_overlaps,
-    digest,
-    pad_token,
-    padded,
-    prefilled,
-    prompts_of_stage_before,
-)
+from .contamination import check_overlaps, prompts_of_stage_before
+from .data import IGNORED, Pair, about_template, digest, pad_token, padded, prefilled
 from .runs import Run, located, model_digest
 
 if TYPE_CHECKING:

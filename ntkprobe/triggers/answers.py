@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..models.generation import generate_answers
-from ..prompts.files import ANSWER_COLUMNS, TEXT_COLUMNS, PromptSelection, answer_column, prompt_of
+from ..prompts.files import ANSWER_COLUMNS, TEXT_COLUMNS, answer_column, prompt_of
 from ..prompts.phrases import is_refusal
 from ..prompts.prompt_set import normalised
 from ..prompts.reasoning import answered
+from ..prompts.selections import PromptSelection
 from ..prompts.templates import resolve_template
 from .extraction import Trigger
 

@@ -16,8 +16,9 @@ from ..measurement.verification import WrongMeasurement
 from ..progress import progress
 from .choices import Following
 from .measure import BASE_STEP, CheckpointMeasurer, Unfit
+from .pin_thread import PinThread
 from .reporting import Outcome, Sinks
-from .scan import CheckpointScanner, PinThread, ScannedCheckpoint
+from .scan import CheckpointScanner, ScannedCheckpoint
 from .training_record import differences_from_training
 
 TRIES = 3

@@ -17,7 +17,7 @@ from ..measurement import (
     measure_kernel,
     measure_refusal,
 )
-from ..measurement.activations import measure_directions
+from ..measurement.directions import measure_directions
 from ..measurement.influence import Influence, influence
 from ..measurement.influence.examples import encode_updated
 from ..measurement.readouts import Tokens, token_id

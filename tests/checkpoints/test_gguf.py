@@ -19,7 +19,7 @@ from ntkprobe.checkpoints import (
     load_model,
     load_tokenizer,
 )
-from ntkprobe.checkpoints.conversion import export_model
+from ntkprobe.checkpoints.export import export_model
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
 from ntkprobe.measurement.verification.plain_load import load_plainly

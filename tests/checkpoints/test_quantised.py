@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import save_base, tiny_adapter, tiny_model, tiny_tokenizer
 
 from ntkprobe.checkpoints import LoadSettings, load_model
-from ntkprobe.checkpoints.conversion import export_model
-from ntkprobe.checkpoints.headers import DEQUANTISED
+from ntkprobe.checkpoints.export import export_model
 from ntkprobe.checkpoints.quantised import Quantisation, dequantised
+from ntkprobe.checkpoints.safeguards import DEQUANTISED
 from ntkprobe.errors import UserError
 
 CPU = LoadSettings(device="cpu")

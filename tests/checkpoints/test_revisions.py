@@ -7,7 +7,7 @@ import pytest
 from tiny_runs import full_run, write_prompts
 
 from ntkprobe import Trajectory, UserError
-from ntkprobe.checkpoints.folders import fetch_revisions, step_of
+from ntkprobe.checkpoints.revisions import fetch_revisions, step_of
 from ntkprobe.cli import main
 
 

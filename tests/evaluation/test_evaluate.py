@@ -223,7 +223,7 @@ def test_drawn_answers_differ_by_seed_and_from_greedy_ones(respond):
 def test_a_draw_follows_the_softmax():
     import torch
 
-    from ntkprobe.evaluation.answers import sampling_processors
+    from ntkprobe.evaluation.sampling import sampling_processors
 
     logits = torch.tensor([0.0, 1.0, 2.0])
     ids = [str(n) for n in range(4000)]

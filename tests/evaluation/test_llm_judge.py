@@ -11,8 +11,9 @@ from fake_server import Script, fake_server
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation.judges.llm import Llm
 from ntkprobe.evaluation.judges.llm_kinds import INSTRUCTIONS, LABELS, LlmKinds
-from ntkprobe.evaluation.judging import Item, Verdict, judge_answers
+from ntkprobe.evaluation.judging import judge_answers
 from ntkprobe.evaluation.server import Server
+from ntkprobe.evaluation.verdicts import Item, Verdict
 from ntkprobe.storage import write_table
 
 RIGHT = {"Here is how.": "compliance", "I cannot help.": "refusal", "No, but: how.": "partial"}

@@ -7,7 +7,7 @@ from tiny_runs import tiny_model, tiny_tokenizer
 
 from ntkprobe import PromptSet, UserError
 from ntkprobe.checkpoints import load_model, load_tokenizer
-from ntkprobe.measurement.activations import measure_directions
+from ntkprobe.measurement.directions import measure_directions
 from ntkprobe.mitigations.activations import instruction_end
 from ntkprobe.prompts.prompt_set import Prompt
 from ntkprobe.prompts.templates import resolve_template

@@ -15,12 +15,12 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper
 from ntkprobe.errors import UserError
 from ntkprobe.mitigations import applied, load, save
 from ntkprobe.mitigations.adacd import Adacd
-from ntkprobe.mitigations.contrastive import either_candidates, shared_candidates
 from ntkprobe.mitigations.prompt import Prompt
 from ntkprobe.mitigations.safe_decoding import SafeDecoding
 from ntkprobe.mitigations.self_cd import SelfCd
 from ntkprobe.mitigations.ssd import Ssd
 from ntkprobe.mitigations.system_messages import SystemMessage, real_rows
+from ntkprobe.mitigations.token_candidates import either_candidates, shared_candidates
 from ntkprobe.models.generation import generate_answers, left_padded
 from ntkprobe.models.precision import Float64Throughout
 from ntkprobe.prompts.templates import resolve_template
@@ -210,7 +210,7 @@ def test_the_printed_space_subtracts_more_than_there_is():
 @pytest.mark.parametrize("count", [1, 3, 40])
 @torch.no_grad()
 def test_candidates_are_those_of_sorted_lists(count, monkeypatch):
-    monkeypatch.setattr("ntkprobe.mitigations.contrastive.FIRST_LOOK", 4)
+    monkeypatch.setattr("ntkprobe.mitigations.token_candidates.FIRST_LOOK", 4)
     p, q = torch.rand(2, 5, 40, generator=torch.Generator().manual_seed(1)).double()
     found, union = shared_candidates(p, q, count), either_candidates(p, q, count)
     for row in range(5):

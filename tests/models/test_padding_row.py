@@ -15,7 +15,7 @@ from ntkprobe.estimators.forward_mode import ForwardMode
 from ntkprobe.kernel import Probe
 from ntkprobe.measurement.full_vocabulary import full_vocabulary_norms
 from ntkprobe.measurement.influence import predict_step, record_step
-from ntkprobe.models.gradients import constant_padding_row, varying_padding_row
+from ntkprobe.models.padding_row import constant_padding_row, varying_padding_row
 from ntkprobe.models.precision import Float64Throughout
 from ntkprobe.prompts.prompt_set import Prompt, PromptSet
 

@@ -12,9 +12,10 @@ from ntkprobe.evaluation.judges.llm import Llm, verdict_of_reply
 from ntkprobe.evaluation.judges.or_bench_strings import OrBenchStrings
 from ntkprobe.evaluation.judges.scans_strings import ScansStrings
 from ntkprobe.evaluation.judges.xstest_prefixes import XstestPrefixes
-from ntkprobe.evaluation.judging import Item, Verdict, digest, judge_answers, write_rows
+from ntkprobe.evaluation.judging import digest, judge_answers, write_rows
 from ntkprobe.evaluation.preferences import Annotator, Pair
 from ntkprobe.evaluation.server import Reply, Server
+from ntkprobe.evaluation.verdicts import Item, Verdict
 from ntkprobe.prompts.phrases import is_refusal
 from ntkprobe.prompts.reasoning import answered, closing
 from ntkprobe.prompts.special_tokens import readable

@@ -8,8 +8,9 @@ import pytest
 
 from ntkprobe.errors import UserError
 from ntkprobe.measurement.influence.examples import read_updated
-from ntkprobe.prompts.files import ANSWER_COLUMNS, TEXT_COLUMNS, Condition, PromptSelection
+from ntkprobe.prompts.files import ANSWER_COLUMNS, TEXT_COLUMNS
 from ntkprobe.prompts.prompt_set import PromptSet
+from ntkprobe.prompts.selections import Condition, PromptSelection
 from ntkprobe.training.data import Pair, read_pairs, read_texts
 from ntkprobe.triggers.answers import read_answers
 from ntkprobe.triggers.extraction import read_benign, read_examples

@@ -10,7 +10,8 @@ from ntkprobe.errors import UserError
 from ntkprobe.evaluation.benchmarks.sources import read_own
 from ntkprobe.evaluation.server import read_reply
 from ntkprobe.measurement.influence.examples import read_updated
-from ntkprobe.prompts.files import PromptSelection, read_rows
+from ntkprobe.prompts.files import read_rows
+from ntkprobe.prompts.selections import PromptSelection
 from ntkprobe.prompts.unicode_text import flaw_of, repaired
 from ntkprobe.training.data import read_pairs, read_texts
 from ntkprobe.triggers.answers import read_answers

@@ -9,7 +9,7 @@ from ntkprobe import PromptSet
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.gram import Gram
 from ntkprobe.measurement import encode
-from ntkprobe.watcher.recorder import Coverage, coverage
+from ntkprobe.watcher.coverage import Coverage, coverage
 
 ENCODED = encode(tiny_tokenizer(), PromptSet.from_texts(TEXTS), "raw", None)
 

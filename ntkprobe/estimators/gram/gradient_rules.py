@@ -4,7 +4,7 @@ There is one rule per operation, found by the operation's name. It depends on th
 on the module: a weight that is used twice, outside its module, or in a module of another class
 needs no rule of its own.
 
-Records every operation on a watched parameter while a model runs.
+`OperationRecorder` applies them to every operation on a watched parameter while a model runs.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

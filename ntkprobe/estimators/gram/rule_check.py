@@ -4,12 +4,11 @@ A parameter whose kernel by rules differs from its kernel by autograd, or which 
 operation without a rule, is differentiated by autograd for all prompts. So on no architecture is a
 parameter silently left out or wrong.
 
-Results of the rule check, remembered for further models of the same architecture.
-
-Along a run the same architecture comes with other weights at every checkpoint. A rule that was
-right there is right for all of them, where the check showed anything: a parameter whose gradient
-was zero, such as a new adapter's A while its B is zero, was not checked, and such a result is used
-again for the same weights only.
+`RememberedChecks` keeps the results for further models of the same architecture. Along a run the
+same architecture comes with other weights at every checkpoint. A rule that was right there is right
+for all of them, where the check showed anything: a parameter whose gradient was zero, such as a new
+adapter's A while its B is zero, was not checked, and such a result is used again for the same
+weights only.
 """
 
 from collections.abc import Hashable, Sequence

@@ -18,11 +18,11 @@ from ...errors import UserError, one_line
 from ...prompts.files import (
     GROUP_COLUMNS,
     TEXT_COLUMNS,
-    PromptSelection,
     columns_of,
     prompt_of,
     text_column,
 )
+from ...prompts.selections import PromptSelection
 from .catalogue import BENCHMARKS
 from .schema import COLUMNS, KINDS, Benchmark, tabulated
 

@@ -12,7 +12,7 @@ from ...models.generation import generate_answers
 from ...prompts.reasoning import answered
 from ...prompts.rendering import Messages, render, takes_lists
 from ...prompts.special_tokens import reply_ends
-from ..judging import UNDETERMINED, Item, Verdict
+from ..verdicts import UNDETERMINED, Item, Verdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

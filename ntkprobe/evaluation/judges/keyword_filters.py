@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from ..judging import COMPLIANCE, REFUSAL, Item, Verdict
+from ..verdicts import COMPLIANCE, REFUSAL, Item, Verdict
 
 
 def filter_verdicts(items: Sequence[Item], found: Callable[[str], str | None]) -> list[Verdict]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..judging import SAFE, UNSAFE, Item, Verdict
+from ..verdicts import SAFE, UNSAFE, Item, Verdict
 from .guard_models import GuardJudge, guard_verdicts
 
 _CATEGORIES = re.compile(r"S\d{1,2}(\s*,\s*S\d{1,2})*")

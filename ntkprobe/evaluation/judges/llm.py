@@ -15,8 +15,8 @@ from typing import ClassVar
 
 from ...errors import one_line
 from ...prompts.reasoning import answered
-from ..judging import COMPLIANCE, FAILED, PARTIAL, REFUSAL, UNDETERMINED, Item, Verdict
 from ..server import Failure, Reply, Server
+from ..verdicts import COMPLIANCE, FAILED, PARTIAL, REFUSAL, UNDETERMINED, Item, Verdict
 
 INSTRUCTIONS = """\
 You label how an assistant reacted to a question. You are given a JSON object with the fields \

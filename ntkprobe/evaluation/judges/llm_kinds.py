@@ -7,7 +7,7 @@ fails, is undetermined.
 
 from typing import ClassVar
 
-from ..judging import COMPLIANCE, DISTANCED, INCOHERENT, PARTIAL, REFUSAL
+from ..verdicts import COMPLIANCE, DISTANCED, INCOHERENT, PARTIAL, REFUSAL
 from .llm import Llm
 
 LABELS = (COMPLIANCE, DISTANCED, PARTIAL, REFUSAL, INCOHERENT)

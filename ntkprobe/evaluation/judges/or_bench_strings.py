@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...errors import UserError
-from ..judging import Item, Verdict
+from ..verdicts import Item, Verdict
 from .keyword_filters import filter_verdicts
 
 _GPT4_ACCEPTS = ("Certainly", "Sure", "Absolutely", "The", "Yes")

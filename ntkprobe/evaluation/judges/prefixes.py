@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ...errors import UserError
 from ...prompts.phrases import PhraseSet, read_phrase_set
-from ..judging import Item, Verdict
+from ..verdicts import Item, Verdict
 from .keyword_filters import filter_verdicts
 
 

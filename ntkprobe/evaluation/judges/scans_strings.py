@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar
 
-from ..judging import Item, Verdict
+from ..verdicts import Item, Verdict
 from .keyword_filters import filter_verdicts
 
 # Words that make "I cannot …" a remark on what an assistant is, rather than a refusal.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..judging import COMPLIANCE, REFUSAL, Item, Verdict
+from ..verdicts import COMPLIANCE, REFUSAL, Item, Verdict
 from .guard_models import GuardJudge, guard_verdicts
 
 # The input that the guard was trained on, word for word (model card of allenai/wildguard,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..judging import SAFE, UNSAFE, Item, Verdict
+from ..verdicts import SAFE, UNSAFE, Item, Verdict
 from .wildguard import WildguardModel
 
 

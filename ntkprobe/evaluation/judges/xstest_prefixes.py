@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...prompts.phrases import REFUSAL_PREFIXES
-from ..judging import Item, Verdict
+from ..verdicts import Item, Verdict
 from .keyword_filters import filter_verdicts
 
 

@@ -14,9 +14,10 @@ from ...errors import MeasurementWarning, UserError, one_line
 from ...models.batching import context_length
 from ...models.generation import require_vocabulary, text_config
 from ...models.validation import require
-from ...prompts.files import ANSWER_COLUMNS, PromptSelection, answer_column, read_rows
+from ...prompts.files import ANSWER_COLUMNS, answer_column, read_rows
 from ...prompts.learnt_answers import encode_learnt
 from ...prompts.prompt_set import Prompt, PromptSet
+from ...prompts.selections import PromptSelection
 from ...prompts.templates import Template
 from ...storage import training_settings
 from ..encoding import Encoded, as_encoded

@@ -14,7 +14,8 @@ from torch.func import jvp
 
 from ...estimators.forward_mode import differentiable_forwards
 from ...kernel import last_logits
-from ...models.gradients import gradients, varying_padding_row
+from ...models.gradients import gradients
+from ...models.padding_row import varying_padding_row
 from ...models.parameters import call_with_parameters, requiring_grad
 from ...refusal import differentiable_scorer, reduce_phrases
 from .updates import Direction

@@ -9,7 +9,7 @@ from torch import nn
 
 from ...checkpoints import LoadSettings, gguf_file
 from ...checkpoints.gguf_models import no_bars
-from ...checkpoints.headers import checked_config
+from ...checkpoints.safeguards import checked_config
 from ...errors import UserError
 
 # Raised by transformers, peft and torch for files that they cannot load as a model.
