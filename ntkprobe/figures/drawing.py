@@ -3,7 +3,7 @@
 Each figure of this folder is saved as PNG and PDF, and its numbers as CSV.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from os import PathLike
@@ -115,6 +115,7 @@ def draw_figures(
     output_dir: str | PathLike[str],
     only: Collection[str] = (),
     compare: str | None = None,
+    tables: Mapping[str, pd.DataFrame] | None = None,
 ) -> Drawn:
     """Draw figures of `runs` and save each as PNG, PDF and, for its numbers, CSV.
 
@@ -123,6 +124,7 @@ def draw_figures(
         output_dir: folder of the files; it is created.
         only: names of figures; all if empty.
         compare: `paper` adds the paper's printed numbers.
+        tables: by figure, what its `numbers` returned before, which is drawn in place of `runs`.
 
     Returns:
         The files written, and what was missing.
@@ -144,7 +146,8 @@ def draw_figures(
     for name in only or names:
         module = import_module(f"{__package__}.{name}")
         try:
-            numbers = module.numbers(runs)
+            known = (tables or {}).get(name)
+            numbers = module.numbers(runs) if known is None else known
             if compare is not None and hasattr(module, "with_paper_values"):
                 numbers = module.with_paper_values(numbers)
                 printed = [column for column in numbers if column.startswith("paper")]

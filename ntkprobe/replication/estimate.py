@@ -113,6 +113,8 @@ def work(workspace: Workspace, stage: Stage, shape: dict[str, int]) -> float:
         asked = sum(scale.along)
         each = (_answers(workspace, asked) + asked * PHRASES) * token
         return len(scale.checkpoints) * each
+    if stage.what == "activations":
+        return 450 * PROMPT * token  # XSTest's prompts
     if stage.what == "predict":
         return (scale.along[0] + 2 * scale.pairs) * (OWN * 22 + PHRASES) * token
     if stage.what == "evaluate":

@@ -41,18 +41,18 @@ def refusals(workspace: Workspace, stage: Stage) -> None:
 def measure(workspace: Workspace, stage: Stage) -> None:
     """Measure the kernel by layer of every checkpoint of a run.
 
-    Of the first seed's final models the activations on XSTest are kept as well (figures 7 and 8).
-
     Raises:
         UserError: if a checkpoint could not be measured.
     """  # ruff: ignore[docstring-extraneous-exception]
     _along(workspace, stage, kernel=True)
-    if stage.seed == workspace.settings.seeds[0]:
-        activations(workspace, stage)
 
 
 def activations(workspace: Workspace, stage: Stage) -> None:
-    """Store the activations of a run's final model on XSTest's prompts."""
+    """Store the activations of a run's final model on XSTest's prompts, for figures 7 and 8.
+
+    Raises:
+        UserError: if they could not be measured.
+    """  # ruff: ignore[docstring-extraneous-exception]
     groups = {"safe": "seemingly_toxic", "unsafe": "toxic"}
     rows = workspace.splits.rows("xstest")
     prompts = PromptSet(tuple(Prompt(row["prompt"], groups[row["kind"]]) for row in rows))

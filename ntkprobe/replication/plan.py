@@ -50,7 +50,8 @@ class Stage:
         what: `prepare`, `choose`, `train`, `start` (the kernel of a model that SFT starts from, on
             XSTest), `bounds` (Proposition 1's terms there), `predict`, `compare` (the kernel of a
             run's first checkpoint), `refusals` and `measure` (P(refuse) and answers, then the
-            kernel, of all of its checkpoints), `evaluate`, `fit`, `report`.
+            kernel, of all of its checkpoints), `activations` (of its final model), `evaluate`,
+            `fit`, `report`.
         run: `base`, a run such as `dcr-stl`, a contrastive stage, or a method; empty for all.
         seed: of the run; None where there is but one.
     """
@@ -87,7 +88,7 @@ def stages(seeds: Sequence[int]) -> list[Stage]:
         seeds: of the runs.
 
     Returns:
-        All stages; of every seed those that verdicts rest on, then the kernels along the runs.
+        All stages; of every seed those that verdicts rest on, then what only figures show.
     """
     made = [Stage("prepare"), Stage("choose")]
     made += [Stage("start", "base"), Stage("predict", "base"), Stage("evaluate", "base")]
@@ -100,6 +101,7 @@ def stages(seeds: Sequence[int]) -> list[Stage]:
         made += [Stage("refusals", run, seed) for run in MAIN]
         made += [Stage("bounds", "base")] if seed == seeds[0] else []
         made += [Stage("bounds", before, seed) for before in STARTS.values()]
+    made += [Stage("activations", run, seed) for seed in seeds[:1] for run in MAIN]
     made += [Stage("measure", run, seed) for seed in seeds for run in MAIN]
     for seed in seeds:
         for run in FURTHER:

@@ -218,16 +218,29 @@ def _figures(workspace: Workspace, seeds: Sequence[int]) -> Iterator[str]:
         done = {n: [s for r in MAIN if workspace.done(s := Stage(what, r, n))] for n in seeds}
         measured = next(filter(None, done.values()), [])
         folders = {stage.run: workspace.out / kind / stage.folder for stage in measured}
-        there = [f"{run}={folder}" for run, folder in folders.items() if folder.is_dir()]
-        if not there:
+        there = [f"{run}={path}" for run, path in folders.items() if (path / "run.json").is_file()]
+        tables = {} if there else _published_tables(list(folders.values()), names)
+        if not (there or tables):
             continue
-        drawn = draw_figures(find_runs(there), workspace.out / "figures", names, compare="paper")
+        drawn = draw_figures(
+            find_runs(there),
+            workspace.out / "figures",
+            names if there else list(tables),
+            compare="paper",
+            tables=tables,
+        )
         for path in drawn.files:
             if path.suffix == ".png":
                 yield f"![{path.stem}](figures/{path.name})"
                 yield ""
         for name, why in drawn.missing.items():
             yield f"- {name} was not drawn: {_without_place(why, workspace)}"
+
+
+def _published_tables(folders: Sequence[Path], names: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Return the numbers of figures whose measurements a published copy leaves out, by figure."""
+    paths = {name: [f for p in folders if (f := p / f"{name}.parquet").is_file()] for name in names}
+    return {name: pd.concat(map(pd.read_parquet, f)) for name, f in paths.items() if f}
 
 
 def _tables(workspace: Workspace, seeds: Sequence[int]) -> Iterator[str]:

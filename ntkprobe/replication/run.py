@@ -7,7 +7,7 @@ from ..errors import UserError
 from .data_files import find_files
 from .estimate import lines, require_capacity
 from .evaluating import evaluate, fit
-from .measuring import bounds, compare, measure, predict, refusals, start
+from .measuring import activations, bounds, compare, measure, predict, refusals, start
 from .plan import Stage, chosen, stages
 from .report import write_report
 from .settings import ReplicationSettings
@@ -26,6 +26,7 @@ STAGE_FUNCTIONS: dict[str, Callable[[Workspace, Stage], object]] = {
     "predict": lambda workspace, _: predict(workspace),
     "compare": compare,
     "refusals": refusals,
+    "activations": activations,
     "measure": measure,
     "evaluate": evaluate,
     "fit": fit,

@@ -160,6 +160,9 @@ def assert_published_without_texts_or_places(out, place):
         r"(could not be fitted: ).+", rf"\1{WITHHELD}", numbers.replace(MODEL, "model")
     )
     assert "### H6" in numbers and report.startswith(numbers)
+    for name in ("fig7.csv", "fig8.csv"):  # the copy has no activations
+        first, second = ((folder / "figures" / name).read_bytes() for folder in (out, place))
+        assert first == second
     assert_nothing_private(out, place)
 
 
@@ -323,7 +326,8 @@ def test_a_stage_is_chosen_by_what_it_does_its_run_or_its_name():
 def test_all_that_verdicts_rest_on_comes_before_what_only_figures_show():
     everything = stages([0, 1])
     last = max(everything.index(s) for seed in (0, 1) for h in HYPOTHESES for s in needed(h, seed))
-    assert last < min(everything.index(s) for s in everything if s.what == "measure")
+    shown = ("activations", "measure")
+    assert last < min(everything.index(s) for s in everything if s.what in shown)
 
 
 def test_a_hypothesis_is_judged_only_when_all_it_rests_on_is_done():
