@@ -4,7 +4,9 @@ BIN := .venv/bin
 # Two steps of installing: the package with what it needs to run, and the tools of its developers.
 PACKAGE := .venv/.package
 STAMP := .venv/.installed
-# Bytecode is written at the first import instead, of the modules that are imported.
+# Bytecode is written at the first import instead, of the modules that are imported; where the
+# environment forbids that, as in many container images, every process would compile all of them.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 # Tokenizers that fork warn otherwise.
 export TOKENIZERS_PARALLELISM ?= false

@@ -4,7 +4,8 @@ Verdicts, tables of refusals and the figures of kernels are made from it again. 
 by digests, under which the same prompt is found in every table. Answers are replaced by `WITHHELD`,
 with the verdicts and refusals that were read from them; so is why a method could not be fitted,
 which may name words of answers. Weights and all but the first step's parts of the kernel are left
-out; of activations the numbers of figures 7 and 8 are there. Figures that name prompts name digests.
+out; of activations the numbers of figures 7 and 8 are there. Figures that name prompts name
+digests.
 """
 
 import json
@@ -72,10 +73,10 @@ def publish(out: Path, place: Path) -> None:
     for path in sorted(out.glob("ntk/*/run.json")) + sorted(out.glob("start/*/run.json")):
         _measurement(path.parent, place / path.parent.relative_to(out), out)
     for path in sorted(out.glob("activations/*/run.json")):
-        runs = {path.parent.name.rpartition("-")[0]: Trajectory(path.parent)}
+        measured = {path.parent.name.rpartition("-")[0]: Trajectory(path.parent)}
         for figure in (fig7, fig8):
             name = f"{figure.__name__.rpartition('.')[2]}.parquet"
-            write_table(place / "activations" / path.parent.name / name, figure.numbers(runs))
+            write_table(place / "activations" / path.parent.name / name, figure.numbers(measured))
     for path in sorted(out.glob("start/*/bounds.parquet")):  # of a stage of their own
         write_table(place / path.relative_to(out), pd.read_parquet(path))
     if (out / "labels.csv").is_file():
