@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import ntkprobe as ntk
 from ntkprobe.checkpoints import load_model, load_tokenizer
+from ntkprobe.models.memory import return_freed_memory
 from ntkprobe.prompts.prompt_set import PromptSet
 
 Part = Callable[[Any, Any, PromptSet], Any]
@@ -108,6 +109,7 @@ def measured(model: str, prompts: Path, part: str, count: int) -> dict[str, int]
         raise SystemExit(f"{prompts} has {len(every)} prompts, not {count}")
     chosen = every.take(numbers)
     weights = {p.data_ptr(): p.numel() * p.element_size() for p in loaded.parameters()}
+    return_freed_memory()  # as `peak` does, or what it gives back would be counted as taken
     before = _resident()
     _, rose = peak(lambda: PARTS[part](loaded, tokenizer, chosen))
     return {"weights": sum(weights.values()), "before": before, "peak": before + rose}

@@ -1,12 +1,13 @@
 """A piece of work in a process of its own, and how far its memory rose above where it began."""
 
-import ctypes
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from ntkprobe.models.memory import return_freed_memory
 
 
 def alone(script: str, *arguments: str) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def peak(work: Callable[[], Any]) -> tuple[Any, int]:
 
     Freed memory is first given back to the system: what building the model left would hide some.
     """
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return_freed_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
     before = _status("VmRSS")
     found = work()

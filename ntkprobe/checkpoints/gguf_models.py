@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, one_line
+from ..models.memory import return_freed_memory
 from .gguf_files import GgufFile, describe
 from .loading import LoadSettings, require_finite_weights
 
@@ -75,6 +76,7 @@ def load_gguf(file: Path, settings: LoadSettings | None = None) -> "PreTrainedMo
     _require_settings(about, model.config)
     require_finite_weights(model, str(file))
     _log_loading(about)
+    return_freed_memory()  # of dequantising, most of the weights' size
     return model.to(how.placement()).eval()  # type: ignore[arg-type]
 
 

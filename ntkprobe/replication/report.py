@@ -233,14 +233,18 @@ def _figures(workspace: Workspace, seeds: Sequence[int]) -> Iterator[str]:
             if path.suffix == ".png":
                 yield f"![{path.stem}](figures/{path.name})"
                 yield ""
-        for name, why in drawn.missing.items():
+        for name, why in (drawn.missing | drawn.broken).items():
             yield f"- {name} was not drawn: {_without_place(why, workspace)}"
 
 
 def _published_tables(folders: Sequence[Path], names: Sequence[str]) -> dict[str, pd.DataFrame]:
     """Return the numbers of figures whose measurements a published copy leaves out, by figure."""
     paths = {name: [f for p in folders if (f := p / f"{name}.parquet").is_file()] for name in names}
-    return {name: pd.concat(map(pd.read_parquet, f)) for name, f in paths.items() if f}
+    return {
+        name: pd.concat(map(pd.read_parquet, files), ignore_index=True)
+        for name, files in paths.items()
+        if files
+    }
 
 
 def _tables(workspace: Workspace, seeds: Sequence[int]) -> Iterator[str]:

@@ -228,6 +228,26 @@ def test_fig4_stands_beside_table_1_at_the_last_step(runs):
     assert beside["paper_safety"].to_dict() == {"stl": 0.72, "dcr-stl": 0.81}
 
 
+def test_a_figure_is_the_same_from_the_stored_numbers_of_each_run_as_from_the_runs(runs, tmp_path):
+    names = ("fig7", "fig8")
+    draw_figures(runs, tmp_path / "runs", names, compare="paper")
+    tables = {}
+    for name in names:
+        for run in runs:
+            figure(name).numbers({run: runs[run]}).to_parquet(tmp_path / f"{name}-{run}.parquet")
+        stored = [pd.read_parquet(tmp_path / f"{name}-{run}.parquet") for run in runs]
+        tables[name] = pd.concat(stored, ignore_index=True)
+    draw_figures({}, tmp_path / "tables", names, compare="paper", tables=tables)
+    files = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert len(files) == 6
+    for file in files:
+        assert (tmp_path / "runs" / file).read_bytes() == (tmp_path / "tables" / file).read_bytes()
+    other = tables["fig7"].assign(value=tables["fig7"]["value"] / 2)
+    draw_figures({}, tmp_path / "other", ["fig7"], compare="paper", tables={"fig7": other})
+    drawn = [(tmp_path / place / "fig7.png").read_bytes() for place in ("tables", "other")]
+    assert drawn[0] != drawn[1]
+
+
 def test_fig7_stands_beside_the_papers_bound_at_the_best_layer(runs):
     module = figure("fig7")
     beside = module.with_paper_values(module.numbers(runs)).dropna()
