@@ -10,6 +10,8 @@ from ..evaluation.scores import kappa
 
 NUMBER = 100
 LABELS = ("refusal", "compliance")
+SAMPLE, READING = "labels.csv", "reading.csv"
+"""Answers of all final models; and of some, drawn and labelled before all are evaluated."""
 FILTERS = ("xstest_prefixes", "scans_strings", "or_bench_strings")
 
 
@@ -20,10 +22,10 @@ def write_sample(out: Path, models: Sequence[str]) -> None:
         out: the output folder.
         models: names of final models.
     """
-    path = out / "labels.csv"
+    path = out / SAMPLE
     if not models or (path.is_file() and _labelled(_read(path)).any()):
         return
-    tables = [_answers(out, name) for name in models]
+    tables = [answers_of(out / "eval" / name, name) for name in models]
     everything = pd.concat(tables, ignore_index=True)
     sample = everything.sample(min(NUMBER, len(everything)), random_state=0)
     sample.assign(label="").to_csv(path, index=False)
@@ -31,10 +33,17 @@ def write_sample(out: Path, models: Sequence[str]) -> None:
 
 def agreement_lines(out: Path) -> Iterator[str]:
     """Yield lines on the agreement of each filter with the labels, or how to label."""
-    path = out / "labels.csv"
-    if not path.is_file():
-        yield "They are drawn for labelling when all final models have been evaluated."
-        return
+    if (out / READING).is_file():
+        yield from _agreement(out / READING)
+        yield ""
+    if (out / SAMPLE).is_file():
+        yield from _agreement(out / SAMPLE)
+    else:
+        yield "Of all final models they are drawn for labelling when all have been evaluated."
+
+
+def _agreement(path: Path) -> Iterator[str]:
+    """Yield the lines of one file."""
     table = _read(path)
     table = table.loc[_labelled(table)]
     if table.empty:
@@ -67,9 +76,17 @@ def _labelled(table: pd.DataFrame) -> pd.Series:
     return table["label"].isin(LABELS)
 
 
-def _answers(out: Path, name: str) -> pd.DataFrame:
-    """Return every answer of a model with the filters' verdicts."""
-    run = Evaluation(out / "eval" / name)
+def answers_of(folder: Path, name: str) -> pd.DataFrame:
+    """Return every answer of an evaluation with the filters' verdicts.
+
+    Args:
+        folder: the evaluation.
+        name: of the model.
+
+    Returns:
+        `benchmark, id, prompt, answer, model`, and a column for each filter.
+    """
+    run = Evaluation(folder)
     verdicts = run.verdicts().pivot(index=["benchmark", "id"], columns="judge", values="verdict")
     tables = [
         run.prompts(each)[["id", "prompt"]]
