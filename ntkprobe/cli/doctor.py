@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import sys
 import tempfile
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +30,7 @@ def doctor(
 
     Nothing of yours is loaded, and nothing stays written.
     """
-    machine = [*_software(), *_devices(), *_attention()]
+    machine = [*_software(), ("bytecode", _bytecode()), *_devices(), *_attention()]
     for name, value in [*machine, *_places(ckpt_dir, output_dir), *_gguf(model)]:
         typer.echo(f"{name:16} {one_line(value)}")
 
@@ -38,6 +40,20 @@ def _software() -> list[tuple[str, str]]:
     from ..storage import versions
 
     return list(versions().items())
+
+
+def _bytecode() -> str:
+    """Return whether imports are compiled at every start, which takes longer than most commands."""
+    import torch
+
+    if Path(cache_from_source(torch.__file__)).is_file():
+        return "stored"
+    if sys.dont_write_bytecode:
+        return (
+            "missing, and PYTHONDONTWRITEBYTECODE is set: every start compiles all imports again;"
+            " unset it"
+        )
+    return "missing: is written as modules are imported, where the folder allows it"
 
 
 def _devices() -> list[tuple[str, str]]:

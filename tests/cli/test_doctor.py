@@ -1,6 +1,9 @@
 """`ntkprobe doctor`: what it says is what this machine does."""
 
+import sys
 from importlib.metadata import version
+from importlib.util import cache_from_source
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,3 +53,17 @@ def test_doctor_changes_no_random_number():
 
 def test_doctor_tells_how_threads_wait(capsys):
     assert f"threads wait     {WAITING}" in told(capsys)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("forbidden", [True, False])
+def test_doctor_tells_whether_imports_are_compiled_at_every_start(
+    stored, forbidden, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(sys, "dont_write_bytecode", forbidden)
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path))
+    if stored:
+        file = Path(cache_from_source(torch.__file__))
+        file.parent.mkdir(parents=True)
+        file.touch()
+    assert ("every start compiles" in told(capsys)) == (forbidden and not stored)
