@@ -19,7 +19,7 @@ from ntkprobe.replication.settings import ReplicationSettings
 from ntkprobe.replication.workspace import Workspace
 
 HERE = Path(__file__).with_name("replication")
-SHOWN = ("fig1", "fig6")
+SHOWN = ("fig1", "fig6", "fig7")
 """Figures that the README and docs/replication.md show."""
 
 

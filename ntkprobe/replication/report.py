@@ -25,7 +25,7 @@ FIGURES = (
     ("refusals", "ntk", ("fig1", "fig4", "fig5")),
     ("compare", "ntk", ("fig6", "layers", "neighbours")),
     ("measure", "ntk", ("fig3",)),
-    ("measure", "activations", ("fig7", "fig8")),
+    ("activations", "activations", ("fig7", "fig8")),
 )
 """Figures, after the stage that has to be done and the folder that they are drawn from."""
 TABLES = ("1", "2", "3")
