@@ -5,7 +5,8 @@
 `docs/replication.md` does with seed 0, and writes `real_feature_products.md` and, after every seed,
 `real_feature_products.csv`; seeds that are there are not measured again. All models get the same
 directions, so that their differences are paired. A product is decided where it is more than two
-standard errors, over seeds, from zero.
+standard errors, over seeds, from zero. The last table is of H6's own measurements, which are
+committed in `figures/replication`; without `--model` only the page is written again.
 
 Expectation, written after H6's stages and before the first run: of the negative products that 64
 directions give, most are not decided; with more directions fewer than 10 % of all products are
@@ -31,6 +32,8 @@ KEYS = ["model", "seed"]
 PAIR = ["observed", "updated"]
 DIRECTIONS = 64
 ACROSS = {"seemingly_toxic", "toxic"}
+STARTS = Path(__file__).parents[1] / "figures" / "replication" / "start"
+OWN = {"base": "base", "dcr": "dcr-0", "control": "control-0"}
 
 
 def main() -> None:
@@ -106,7 +109,42 @@ def sections(rows: pd.DataFrame) -> list[str]:
             ["model", "seeds", "mean", "less that after DCR"],
             [across(name, normalised) for name in normalised["model"].unique()],
         ),
+        f"H6's own terms, with {DIRECTIONS} directions, over ordered pairs of different prompts."
+        " *Error*: the median of a product's standard error over its size. *Cosine*: the mean"
+        " of h at the last position, between seemingly toxic and toxic prompts.",
+        table(
+            [
+                "model",
+                "pairs",
+                "within the printed bound",
+                "⟨G′, G⟩ > 0",
+                "within the corrected bound",
+                "‖K‖ / corrected bound, at most",
+                "error",
+                "cosine",
+            ],
+            [own_terms(name, STARTS / folder / "bounds.parquet") for name, folder in OWN.items()],
+        ),
     ]
+
+
+def own_terms(name: str, path: Path) -> list[object]:
+    """Return a row of the last table."""
+    terms = pd.read_parquet(path)
+    terms = terms[terms["observed"] != terms["updated"]]
+    ends = [terms["observed_group"], terms["updated_group"]]
+    between = ends[0].isin(ACROSS) & ends[1].isin(ACROSS) & (ends[0] != ends[1])
+    counts = [
+        (terms["kernel"] <= terms["printed"]).sum(),
+        (terms["inner"] > 0).sum(),
+        (terms["kernel"] <= terms["corrected"]).sum(),
+    ]
+    numbers = [
+        f"{(terms['kernel'] / terms['corrected']).max():.1e}",
+        f"{(terms['inner_error'] / terms['inner'].abs()).median():.2f}",
+        f"{terms.loc[between, 'cosine'].mean():.2f}",
+    ]
+    return [name, len(terms), *counts, *numbers]
 
 
 def with_cosines(rows: pd.DataFrame) -> pd.DataFrame:

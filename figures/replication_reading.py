@@ -17,7 +17,7 @@ import pandas as pd
 from ntkprobe.errors import UserError
 from ntkprobe.replication.evaluating import SETS, answer, subject_of
 from ntkprobe.replication.labels import NUMBER, READING, answers_of
-from ntkprobe.replication.plan import Stage
+from ntkprobe.replication.plan import chosen, stages
 from ntkprobe.replication.settings import ReplicationSettings
 from ntkprobe.replication.workspace import Workspace
 
@@ -54,7 +54,9 @@ def sampled(workspace: Workspace, names: list[str]) -> list[pd.DataFrame]:
     rows = [row | {"set": name} for name in SETS for row in workspace.splits.rows(name)]
     drawn = pd.DataFrame(rows).sample(NUMBER, random_state=0)
     tables = []
-    for at, name in enumerate(names):
+    known = stages(workspace.settings.seeds)
+    asked = {name: chosen(known, f"evaluate-{name}")[0] for name in names}
+    for at, (name, stage) in enumerate(asked.items()):
         folder = workspace.out / "reading" / name
         folder.mkdir(parents=True, exist_ok=True)
         files = {}
@@ -62,8 +64,6 @@ def sampled(workspace: Workspace, names: list[str]) -> list[pd.DataFrame]:
             files[str(benchmark)] = folder / f"{benchmark}.jsonl"
             lines = [row.dropna().drop("set").to_json() for _, row in theirs.iterrows()]
             files[str(benchmark)].write_text("\n".join(lines) + "\n", "utf-8")
-        run, _, seed = name.rpartition("-")
-        stage = Stage("evaluate", run, int(seed)) if run else Stage("evaluate", name)
         subject = subject_of(workspace, stage)
         answer(workspace, subject, files, folder / "answers", label=name)
         tables.append(answers_of(folder / "answers", name))
