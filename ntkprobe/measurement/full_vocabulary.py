@@ -11,7 +11,7 @@ prompt looks up with the head of the other, with as many columns as it has token
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import Any
@@ -38,6 +38,11 @@ ROWS_AT_A_TIME = 2**14
 """Rows of K_h at a time, which take 2 GiB."""
 _DIRECTIONS_AT_A_TIME = 64  # of the head's input, in one batched backward pass
 _ALTERNATIVE = "take random probes, which read any model"
+
+HiddenKernels = Callable[
+    [nn.Module, Sequence[Int[Tensor, " _"]], Sequence[dict[str, nn.Parameter]], Estimator],
+    list[Blocks],
+]
 
 
 def full_vocabulary_norms(
@@ -82,6 +87,7 @@ def full_vocabulary_by_selection(
     selections: Sequence[str | ParameterSelection],
     *,
     estimator: str | Estimator = "gram",
+    kernels: HiddenKernels | None = None,
 ) -> list[FullVocabulary]:
     """Return what is read of all logits over each of several selections, from one pass over all.
 
@@ -91,6 +97,7 @@ def full_vocabulary_by_selection(
         selections: of parameters; one may contain another.
         estimator: what computes K_h, by its name or with its settings; one that cannot tell
             selections apart runs for each.
+        kernels: returns K_h of some prompts; `hidden_kernels` by default.
 
     Returns:
         What is read over each selection, in their order.
@@ -107,7 +114,8 @@ def full_vocabulary_by_selection(
     at_once = max(1, ROWS_AT_A_TIME // (2 * heads[0].matrix.shape[1]))
     for pair in combinations_with_replacement(torch.arange(len(prompts)).split(at_once), 2):
         rows = torch.cat(pair).unique().tolist()
-        inner = hidden_kernels(model, [prompts[row] for row in rows], chosen, method)
+        some = [prompts[row] for row in rows]
+        inner = (kernels or hidden_kernels)(model, some, chosen, method)
         for s, (head, blocks) in enumerate(zip(heads, inner, strict=True)):
             own = terms[head.table]
             for (i, a), (j, b) in combinations_with_replacement(enumerate(rows), 2):

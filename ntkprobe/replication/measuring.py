@@ -1,5 +1,6 @@
 """Measurements along the runs, of the models that SFT starts from, and before SFT."""
 
+import shutil
 from pathlib import Path
 
 from ..checkpoints import find_checkpoints, load_model, load_tokenizer
@@ -88,18 +89,19 @@ def start(workspace: Workspace, stage: Stage) -> None:
 def bounds(workspace: Workspace, stage: Stage) -> None:
     """Measure Proposition 1's terms in a model that SFT starts from, on few held-out prompts."""
     path = workspace.out / "start" / stage.folder / "bounds.parquet"
-    if path.is_file():
-        return
-    model = _starting_model(workspace, stage)
-    found = measure_bounds(
-        load_model(model, workspace.load),
-        load_tokenizer(model, local=False),
-        prompts_of(workspace, "along").sample(workspace.scale.bounds),
-        layer=workspace.layer,
-        directions=workspace.scale.directions,
-        tail=False,  # H6 is about the terms of a frozen tail
-    )
-    write_table(path, found.frame())
+    partial_dir = path.with_name("bounds-parts")
+    if not path.is_file():
+        found = measure_bounds(
+            load_model(_starting_model(workspace, stage), workspace.load),
+            load_tokenizer(_starting_model(workspace, stage), local=False),
+            prompts_of(workspace, "along").sample(workspace.scale.bounds),
+            layer=workspace.layer,
+            directions=workspace.scale.directions,
+            tail=False,  # H6 is about the terms of a frozen tail
+            partial_dir=partial_dir,
+        )
+        write_table(path, found.frame())
+    shutil.rmtree(partial_dir, ignore_errors=True)
 
 
 def _starting_model(workspace: Workspace, stage: Stage) -> str:

@@ -1,5 +1,7 @@
 """Proposition 1 in numbers, against explicit Jacobians in float64."""
 
+from types import MappingProxyType
+
 import pandas as pd
 import pytest
 import torch
@@ -11,8 +13,10 @@ from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import jacobians
 from ntkprobe.kernel import Probe, norms
 from ntkprobe.measurement.full_vocabulary import Head, full_vocabulary_gradients
+from ntkprobe.measurement.proposition1 import kernel_parts
 from ntkprobe.measurement.proposition1.factors import feature_products, tail_at
 from ntkprobe.measurement.proposition1.measurement import measure_terms, right_sides, split_at
+from ntkprobe.measurement.stored_parts import StoredParts
 from ntkprobe.models.architecture import capture, hooked, layer_output
 from ntkprobe.models.parameters import requiring_grad
 from ntkprobe.models.precision import Float64Throughout
@@ -219,3 +223,68 @@ class TestMeasuring:
         model = build("llama", torch.float64)
         tails = [tail_at(model, Head.of(model, {}), PROMPTS[0], layer).spectral for layer in (1, 2)]
         assert tails[0] != tails[1]
+
+
+class Stopped(Exception):
+    """Stands for a kill."""
+
+
+class TestStopping:
+    """A model of four blocks, one of them a group, and a measurement that is stopped."""
+
+    GIVEN = MappingProxyType({"layer": 3, "directions": 40, "template": "raw"})
+    PROMPTS = ("a b", "cdef", "e")
+
+    @pytest.fixture
+    def model(self, monkeypatch):
+        monkeypatch.setattr(kernel_parts, "BLOCKS_AT_A_TIME", 1)
+        return build("qwen2-tied", torch.float64, vocab_size=300, num_hidden_layers=4)
+
+    def measure(self, model, folder, **settings):
+        given = {**self.GIVEN, **settings}
+        return ntk.measure_bounds(model, tokenizer(), self.PROMPTS, partial_dir=folder, **given)
+
+    @pytest.mark.parametrize("tail", [True, pytest.param(False, marks=pytest.mark.slow)])
+    def test_in_parts_it_gives_the_numbers_of_one_pass(self, model, tmp_path, tail):
+        with Float64Throughout():
+            apart = self.measure(model, tmp_path / "parts", tail=tail).frame()
+            whole = self.measure(model, None, tail=tail).frame()
+        assert len(list(tmp_path.glob("parts/kernel-*"))) == (5 if tail else 3)
+        pd.testing.assert_frame_equal(apart, whole, rtol=1e-9)
+
+    @pytest.mark.parametrize(
+        "kind",
+        ["kernel", *(pytest.param(k, marks=pytest.mark.slow) for k in ("tail", "directions"))],
+    )
+    def test_stopped_anywhere_it_goes_on_and_repeats_one_part_at_most(
+        self, model, tmp_path, monkeypatch, kind
+    ):
+        whole = self.measure(model, tmp_path / "whole").frame()
+        done, get = [], StoredParts.get
+
+        def counted(parts, name, compute):
+            def computed():
+                if stop and name.startswith(kind) and [n for n in done if n.startswith(kind)]:
+                    raise Stopped
+                done.append(name)
+                return compute()
+
+            return get(parts, name, computed)
+
+        monkeypatch.setattr(StoredParts, "get", counted)
+        stop = True
+        with pytest.raises(Stopped):
+            self.measure(model, tmp_path / "parts")
+        stop = False
+        found = self.measure(model, tmp_path / "parts").frame()
+        assert len(done) == len(set(done)) == len(list(tmp_path.glob("whole/*.safetensors")))
+        pd.testing.assert_frame_equal(found, whole, rtol=1e-12)
+
+    def test_parts_of_another_measurement_are_refused(self, model, tmp_path):
+        self.measure(model, tmp_path)
+        for setting, value in {"layer": 2, "directions": 41, "seed": 1, "tail": False}.items():
+            with pytest.raises(UserError, match=f"different: {setting}"):
+                self.measure(model, tmp_path, **{setting: value})
+        next(iter(model.parameters())).data[0, 0] += 1e-9
+        with pytest.raises(UserError, match="different: weights"):
+            self.measure(model, tmp_path)

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ from ...models import architecture
 from ...models.parameters import requiring_grad
 from ...models.replacement import replace_attributes, replace_module
 from ..full_vocabulary import Head, head_input, head_state, remaining_selection
+from ..stored_parts import NO_STORAGE, Parts
 
 _DIRECTIONS_AT_A_TIME = 32
 _ROWS_AT_A_TIME = 64  # of the Jacobian, in one batched backward pass
@@ -109,6 +111,7 @@ def feature_products(
     directions: int | None = None,
     seed: int = 0,
     estimator: Estimator | None = None,
+    parts: Parts = NO_STORAGE,
 ) -> FeatureProducts:
     """Return ⟨G_x′, G_x⟩_F of all pairs of prompts.
 
@@ -122,17 +125,25 @@ def feature_products(
             exact, with as many backward passes a prompt as h has numbers.
         seed: of the directions drawn.
         estimator: computes the kernel of h along directions; `Gram` by default.
+        parts: keep the products of the directions that are done.
     """
     longest, width = max(map(len, prompts)), _width(model, prompts[0], layer)
     with truncated_after(model, layer) as lower:
         selection = remaining_selection(lower, chosen)
-        rows: list[Float64[Tensor, "n n k"]] = []
-        for some in _directions(longest, width, directions, seed):
+        method = estimator or Gram()
+
+        def along(some: Float[Tensor, "k seq d"]) -> dict[str, Tensor]:
             probes = [
                 HiddenStateProbe(ids, cotangents=some[:, -len(ids) :].flatten(1)) for ids in prompts
             ]
-            blocks = (estimator or Gram())(lower, probes, selection)
-            rows.append(blocks.diagonal(dim1=1, dim2=3))  # ω_iᵀ G′ Gᵀ ω_i of every direction
+            # ω_iᵀ G′ Gᵀ ω_i of every direction
+            return {"products": method(lower, probes, selection).diagonal(dim1=1, dim2=3)}
+
+        batches = enumerate(_directions(longest, width, directions, seed))
+        rows: list[Float64[Tensor, "n n k"]] = [
+            parts.get(f"directions-{number}", partial(along, some))["products"]
+            for number, some in batches
+        ]
     values = torch.cat(rows, -1)
     if directions is None:
         return FeatureProducts(values.sum(-1), torch.zeros(values.shape[:2], dtype=torch.float64))
@@ -173,6 +184,17 @@ class Tail:
     spectral: float
     frobenius: float
     last: Float64[Tensor, " d"]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return it as tensors by name."""
+        numbers = torch.tensor([self.spectral, self.frobenius], dtype=torch.float64)
+        return {"norms": numbers, "last": self.last}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "Tail":
+        """Return what `tensors` returned."""
+        spectral, frobenius = tensors["norms"].tolist()
+        return cls(spectral, frobenius, tensors["last"])
 
 
 def tail_at(model: nn.Module, head: Head, ids: Int[Tensor, " seq"], layer: int) -> Tail:

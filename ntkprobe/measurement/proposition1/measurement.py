@@ -2,12 +2,15 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from ...checkpoints.base_state import weights_digest
 from ...errors import UserError
 from ...models.architecture import layer_output
 from ...models.logits import check_logits
@@ -16,9 +19,12 @@ from ...models.validation import count
 from ...progress import progress
 from ...prompts.prompt_set import PromptSet
 from ...prompts.templates import Template
+from ...storage import versions
 from ..encoding import Encoded, Texts, as_encoded, evaluating
 from ..full_vocabulary import Head, full_vocabulary_by_selection
-from .factors import feature_products, tail_at
+from ..stored_parts import NO_STORAGE, Parts, StoredParts
+from .factors import Tail, feature_products, tail_at
+from .kernel_parts import hidden_kernels_by_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -132,6 +138,7 @@ def measure_bounds(
     template: str | Template = "auto",
     max_length: int | None = None,
     tail: bool = True,
+    partial_dir: Path | None = None,
 ) -> BoundMeasurement:
     """Measure both sides of Proposition 1 between all pairs of prompts (A.7).
 
@@ -151,21 +158,20 @@ def measure_bounds(
         max_length: longer prompts lose the end of their text.
         tail: whether to read the parameters after ℓ as well, for `kernel_all` and `tail_gradient`;
             a tied embedding, whose lookups take long, is one of them.
+        partial_dir: a folder for what is done; a call that was stopped goes on there, if nothing
+            is different. The caller removes it.
 
     Returns:
         Every term of the proposition; nothing of it is fitted.
 
     Raises:
-        UserError: if there is no such layer, or the model cannot be measured.
+        UserError: if there is no such layer, the model cannot be measured, or the folder holds
+            parts of another measurement.
     """  # ruff: ignore[docstring-extraneous-exception]
     if directions is not None:
         count("directions", directions, least=2)
     encoded = as_encoded(tokenizer, prompts, template, max_length)
     ids = [torch.tensor(row) for row in encoded.input_ids]
-    with evaluating(model):
-        check_logits(model, ids)
-        layer_output(model, layer)
-        terms = measure_terms(model, ids, layer, directions, seed, tail=tail)
     settings = {
         "layer": layer,
         "directions": "exact" if directions is None else directions,
@@ -174,6 +180,17 @@ def measure_bounds(
         **encoded.record,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
+    with evaluating(model):
+        check_logits(model, ids)
+        layer_output(model, layer)
+        parts: Parts = NO_STORAGE
+        if partial_dir is not None:
+            rows = [row.tolist() for row in ids]
+            parts = StoredParts(
+                partial_dir,
+                {**settings, **versions(), "weights": weights_digest(model), "tokens": rows},
+            )
+        terms = measure_terms(model, ids, layer, directions, seed, tail=tail, parts=parts)
     return BoundMeasurement(encoded.prompts, layer, settings=settings, **terms)
 
 
@@ -185,16 +202,27 @@ def measure_terms(
     seed: int,
     *,
     tail: bool = True,
+    parts: Parts = NO_STORAGE,
 ) -> dict[str, Any]:
     """Return the tensors of a `BoundMeasurement` by name."""
     below, above = split_at(model, layer)
     chosen = below.parameters(model)
     head = Head.of(model, {})
     shown = progress(ids, desc="layers above", unit="prompt", leave=False)
-    tails = [tail_at(model, head, row, layer) for row in shown]
+
+    def tail_of(row: Tensor) -> dict[str, Tensor]:
+        return tail_at(model, head, row, layer).tensors()
+
+    stored = [parts.get(f"tail-{n}", partial(tail_of, row)) for n, row in enumerate(shown)]
+    tails = [Tail.from_tensors(each) for each in stored]
     unit = torch.nn.functional.normalize(torch.stack([tail.last for tail in tails]))
-    found = feature_products(model, ids, layer, chosen, directions=directions, seed=seed)
-    read = full_vocabulary_by_selection(model, ids, [below, above, "all"] if tail else [below])
+    found = feature_products(
+        model, ids, layer, chosen, directions=directions, seed=seed, parts=parts
+    )
+    by_blocks = partial(hidden_kernels_by_blocks, parts) if isinstance(parts, StoredParts) else None
+    read = full_vocabulary_by_selection(
+        model, ids, [below, above, "all"] if tail else [below], kernels=by_blocks
+    )
     return {
         "kernel": read[0].norms,
         "kernel_all": read[2].norms if tail else None,
