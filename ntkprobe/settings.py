@@ -190,11 +190,29 @@ def require_same_settings(
         UserError: naming the first such setting with both values.
     """
     for name in [*now, *(before if both else ())]:
-        if (both or name in before) and before.get(name) != now.get(name):
+        compared = both or name in before
+        if compared and not _same_value(before.get(name), now.get(name)):
             raise UserError(
                 f"{folder} was {done} with {names(name)} = {before.get(name)!r}, now it is "
                 f"{now.get(name)!r}: give another --output-dir, or --overwrite"
             )
+
+
+def _same_value(before: Any, now: Any) -> bool:
+    texts = isinstance(before, str) and isinstance(now, str)
+    return before == now or (texts and same_identity(before, now))
+
+
+def same_identity(recorded: str | None, now: str | None) -> bool:
+    """Return whether two identities are of the same checkpoint.
+
+    Args:
+        recorded: one that a folder holds; before settings counted it was of the weights alone.
+        now: what `checkpoints.identity` returns, or a GGUF file's digest, or a hub name.
+    """
+    if recorded is None or now is None:
+        return recorded is now
+    return recorded == now or (len(recorded) == 64 and now.startswith(f"{recorded}-"))
 
 
 class _Loader(yaml.SafeLoader):

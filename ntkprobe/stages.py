@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+from .settings import same_identity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -192,7 +193,8 @@ def _one(folder: object, old: Record, new: Record) -> dict[str, Any]:
         # The same weights elsewhere are the same model, and other weights there its next version.
         adapted = key == "base_identity" and new["identity"] != new["base_identity"]
         moved = key == "tokens" or adapted or old.get(what) != new[what]
-        if before is not None and before != now and moved:
+        alike = before == now or (key != "tokens" and same_identity(before, now))
+        if before is not None and not alike and moved:
             names = [repr(each.get(what)) for each in (old, new)]
             differ = "" if names[0] != names[1] else ", which was changed since"
             raise UserError(

@@ -1,30 +1,80 @@
-"""Which model a checkpoint is: a digest of its weights, and its architecture; it is not loaded."""
+"""Which model a checkpoint is: a digest of its weights and settings, and its architecture.
+
+It is not loaded.
+"""
 
 import hashlib
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from .completeness import FileStamp
 from .gguf_files import describe, gguf_file
-from .headers import Header, Incomplete, read_header
-from .safeguards import checked_config
+from .headers import Header, Incomplete, read_header, read_json
+from .safeguards import checked_config, cleaned
 
 WHOLE = 64 << 20  # files up to here are hashed to the last byte
 SAMPLE = 4096  # from larger ones this many bytes at both ends and the middle of every tensor
 
+NAMES_AND_VERSIONS = frozenset(
+    {
+        "_name_or_path",
+        "base_model_name_or_path",  # the base has an identity of its own
+        "revision",
+        "transformers_version",
+        "peft_version",
+        "torch_dtype",
+        "dtype",
+        "use_cache",
+        "inference_mode",
+    }
+)
+"""Entries of a configuration on which no number depends: our own settings take their place."""
+
 
 def identity(folder: Path, weights: tuple[FileStamp, ...]) -> str:
-    """Return a hexadecimal SHA-256 of the weights in `folder`.
+    """Return a digest of what a checkpoint's numbers depend on: its weights and its settings.
 
     Args:
         folder: a checkpoint or a pin of it.
         weights: its weight files, as `readiness` listed them.
 
     Returns:
-        64 characters: equal for a copy of the checkpoint, other times and inodes notwithstanding.
+        A hexadecimal SHA-256 of the weights, and behind a hyphen 16 characters of that of the
+        settings, such as `rope_parameters` or an adapter's `lora_alpha`: equal for a copy of the
+        checkpoint, other times and inodes notwithstanding. `settings.same_identity` compares it
+        with one that was recorded before the settings counted.
     """
+    text = json.dumps(_settings(folder), sort_keys=True)
+    settings = hashlib.sha256(text.encode()).hexdigest()
+    return f"{_weights_digest(folder, weights)}-{settings[:16]}"
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint's configurations say, by file, without names and versions."""
+    adapter = (folder / "adapter_config.json").exists()
+    names = ("adapter_config.json" if adapter else "config.json", "generation_config.json")
+    found: dict[str, Any] = {}
+    for name in names:
+        with suppress(Incomplete):  # absent; what is no JSON cannot be loaded either, which says so
+            found[name] = _without(cleaned(read_json(folder / name)))
+    return found
+
+
+def _without(value: Any) -> Any:
+    """Return a JSON value without the entries of `NAMES_AND_VERSIONS`, and without empty ones."""
+    if isinstance(value, list):
+        return [_without(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: item for key, item in value.items() if key not in NAMES_AND_VERSIONS}
+    return {key: _without(item) for key, item in kept.items() if item is not None}
+
+
+def _weights_digest(folder: Path, weights: tuple[FileStamp, ...]) -> str:
     digest = hashlib.sha256()
     for name, size in sorted((weight.name, weight.size) for weight in weights):
         digest.update(f"{name}\0{size}\0".encode())

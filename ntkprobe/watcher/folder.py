@@ -30,6 +30,7 @@ from ..measurement import (
 )
 from ..measurement.influence import Influence
 from ..prompts.prompt_set import PromptSet
+from ..settings import same_identity
 from ..storage import replacing, step_of, versions, write_json, write_table, write_tensors
 from .settings import SCHEMA_VERSION, MeasureSettings, require_same
 
@@ -258,7 +259,10 @@ class MeasurementFolder:
 
     def of_others(self, step: int, identity: str) -> list[str]:
         """Return which tables of a step were measured on another checkpoint of that name."""
-        return [kind for kind in MEASURED if self.measured(kind, step) not in (None, identity)]
+        measured = {kind: self.measured(kind, step) for kind in MEASURED}
+        return [
+            k for k, of in measured.items() if of is not None and not same_identity(of, identity)
+        ]
 
     def discard_others(self, step: int, identity: str) -> None:
         """Remove a step's tables that were measured on another checkpoint of that name.

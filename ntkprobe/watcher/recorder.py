@@ -19,6 +19,7 @@ from ..measurement.verification import WrongKernel, verify
 from ..models.parameters import ParameterSelection, remarks
 from ..prompts.prompt_set import PromptSet
 from ..prompts.rendering import dated
+from ..settings import same_identity
 from .coverage import coverage
 from .folder import MeasurementFolder
 from .model_measurer import ModelMeasurer
@@ -123,7 +124,7 @@ class Recorder(ModelMeasurer):
         return [
             kind
             for kind, wanted in asked.items()
-            if wanted is not None and self.folder.measured(kind, step) != identity
+            if wanted is not None and not same_identity(self.folder.measured(kind, step), identity)
         ]
 
     def record(

@@ -39,6 +39,7 @@ from ntkprobe.checkpoints import (
 )
 from ntkprobe.checkpoints.headers import read_header, read_index
 from ntkprobe.errors import UserError
+from ntkprobe.settings import same_identity
 
 IDS = torch.arange(6)[None]
 CPU = LoadSettings(device="cpu")
@@ -412,6 +413,50 @@ def test_a_copy_has_the_same_identity_and_one_changed_weight_another(kind, finis
     assert identity(copy, readiness(copy).weights) != identity(
         original, readiness(original).weights
     )
+
+
+SETTINGS_CHANGED = {
+    "full": ("config.json", {"rms_norm_eps": 1e-3}, {"rope_parameters": {"rope_theta": 5.0}}),
+    "lora": ("adapter_config.json", {"lora_alpha": 99}, {"use_rslora": True}),
+}
+
+
+@pytest.mark.parametrize("kind", SETTINGS_CHANGED)
+def test_another_setting_on_which_numbers_depend_is_another_identity(kind, copied):
+    folder = copied(kind)
+    name, *changes = SETTINGS_CHANGED[kind]
+    path, weights = folder / name, readiness(folder).weights
+    config, seen = json.loads(path.read_text()), {identity(folder, weights)}
+    for change in changes:
+        path.write_text(json.dumps(config | change))
+        assert identity(folder, weights) not in seen
+        seen.add(identity(folder, weights))
+    assert len({each.partition("-")[0] for each in seen}) == 1  # the weights are the same
+    path.write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text('{"eos_token_id": 7}')  # where answers end
+    assert identity(folder, weights) not in seen
+
+
+@pytest.mark.parametrize("kind", SETTINGS_CHANGED)
+def test_names_versions_order_and_empty_settings_are_none_of_it(kind, copied, tmp_path):
+    folder = copied(kind)
+    path, weights = folder / SETTINGS_CHANGED[kind][0], readiness(folder).weights
+    before = identity(folder, weights)
+    named = {"_name_or_path": "x", "base_model_name_or_path": "/y", "transformers_version": "9.9"}
+    config = json.loads(path.read_text()) | named | {"use_cache": False, "nothing": None}
+    path.write_text(json.dumps(dict(reversed(config.items())), indent=7))
+    assert identity(folder, weights) == before
+    (checkpoint,) = find_checkpoints(folder.parent)
+    with pinned(checkpoint, readiness(folder), tmp_path / "pins") as pin:
+        assert identity(pin, readiness(folder).weights) == before
+
+
+def test_an_identity_recorded_before_settings_counted_is_that_of_the_same_weights():
+    weights, other = "ab" * 32, "cd" * 32
+    assert same_identity(weights, f"{weights}-0123") and same_identity(weights, weights)
+    assert not same_identity(f"{weights}-4567", f"{weights}-0123")
+    assert not same_identity(other, f"{weights}-0123") and not same_identity("", f"{weights}-0123")
+    assert not same_identity("hub:llama", "hub:llama-2") and not same_identity(None, weights)
 
 
 def test_large_files_are_sampled_in_every_tensor(tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from ntkprobe.checkpoints import LoadSettings
 from ntkprobe.estimators.finite_difference import FiniteDifference
 from ntkprobe.estimators.gram import Gram
 from ntkprobe.measurement import readouts
+from ntkprobe.storage import write_table
 from ntkprobe.watcher import (
     Choice,
     KernelSettings,
@@ -36,6 +37,7 @@ from ntkprobe.watcher import (
     parse_shard,
     parse_steps,
 )
+from ntkprobe.watcher.folder import IDENTITY
 
 PROMPTS = PromptSet.from_texts(TEXTS)
 KERNEL = KernelSettings(estimator="dense", top_k=2)
@@ -383,6 +385,26 @@ def test_a_checkpoint_written_anew_is_measured_anew_with_an_event(run, measured)
     states = ("ready", "measuring", "replaced", "compared", "done")
     assert told == [(state, 20) for state in states]
     assert skipped[0] == "skipped" and events(measured)[-1]["steps"] == [0, 10]
+
+
+def test_a_checkpoint_whose_settings_alone_changed_is_measured_anew(run, measured):
+    before, path = kernel_at(measured, 20), run / "checkpoint-20/adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"lora_alpha": 8 * config["lora_alpha"]}))
+    assert measure(run, measured).new == [20]
+    assert not np.allclose(kernel_at(measured, 20), before)
+
+
+def test_what_was_measured_when_only_weights_counted_is_known(run, measured):
+    record = json.loads((measured / "run.json").read_text())
+    record["model"]["base_identity"] = record["model"]["base_identity"].partition("-")[0]
+    (measured / "run.json").write_text(json.dumps(record))
+    for step in (0, 10, 20):
+        path, which = measured / f"kernel/step-{step:08}.parquet", identity_of(measured, step)
+        assert len(which.partition("-")[0]) == 64 and "-" in which
+        table = pd.read_parquet(path, partitioning=None)
+        write_table(path, table, {IDENTITY: which.partition("-")[0]})
+    assert measure(run, measured).known == [0, 10, 20]
 
 
 def test_rows_of_another_checkpoint_of_that_step_do_not_stay(run, measured):
