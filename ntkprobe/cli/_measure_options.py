@@ -33,7 +33,7 @@ class MeasureOptions:
 
     Attributes:
         ckpt_dir: a training run, or one checkpoint of it.
-        prompts: CSV, JSONL, JSON or Parquet; may be repeated.
+        prompts: CSV, JSONL, JSON, Parquet, or text with a prompt a line; may be repeated.
         model: the base model, a folder or hub name; it is step 0, and the base of adapters.
         stage: a named model (folder, hub name, GGUF file, adapter) in place of a run's checkpoints;
             once for each, in order.

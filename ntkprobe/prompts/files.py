@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return a file's rows; bare strings become rows with a `prompt`.
 
     Args:
-        path: a file in one of the four formats, identified by its suffix.
+        path: a file in one of the five formats, identified by its suffix; of a text file, every
+            line that is not empty is a prompt.
 
     Returns:
         One dictionary for each row, whose texts are all valid Unicode. NaN, which pandas and JSON
@@ -80,6 +82,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         ".jsonl": _read_jsonl,
         ".json": _read_json,
         ".parquet": _read_parquet,
+        ".txt": _read_lines,
     }
     reader = readers.get(path.suffix.lower())
     if not path.is_file():
@@ -128,6 +131,18 @@ def _read_jsonl(path: Path) -> list[Any]:
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from error
     return rows
+
+
+def _read_lines(path: Path) -> list[Any]:
+    lines = [line.strip() for line in read_utf8(path).split("\n") if line.strip()]
+    first = lines[0] if lines else ""
+    fields = {field.strip(" \"'").lower() for field in re.split(r"[,;\t]", first)}
+    if fields & set(TEXT_COLUMNS) or first.startswith(("{", "[")):
+        raise ValueError(
+            "its first line is that of a table or of JSON, and a text file has a prompt a line: "
+            "give it the suffix of its format"
+        )
+    return lines
 
 
 def _read_json(path: Path) -> list[Any]:

@@ -116,12 +116,12 @@ class PromptSet(Sequence[Prompt]):
         group: str | None = None,
         select: Mapping[str, str | Sequence[str]] | None = None,
     ) -> "PromptSet":
-        """Return the prompts of a CSV, JSONL, JSON or Parquet file.
+        """Return the prompts of a CSV, JSONL, JSON, Parquet or text file.
 
         Read are a column out of `TEXT_COLUMNS` (an Alpaca row's non-empty `input` joins its
         `instruction` on a new line), a column out of `GROUP_COLUMNS` and, where present, `id` and
-        `response`. JSON may also be a list of strings or `{"instructions": [...]}`. XSTest's own
-        file is read as it is.
+        `response`. JSON may also be a list of strings or `{"instructions": [...]}`; a text file has
+        a prompt a line. XSTest's own file is read as it is.
 
         Args:
             path: the file.

@@ -22,7 +22,7 @@ from .files import columns_of, read_rows
 
 HOW = "FILE:COLUMN=VALUE,VALUE:COLUMN=VALUE=GROUP, a value with one of , : = in quotes"
 
-_SUFFIX = re.compile(r"\.(?:csv|jsonl|json|parquet)(?=[:=]|$)", re.IGNORECASE)
+_SUFFIX = re.compile(r"\.(?:csv|jsonl|json|parquet|txt)(?=[:=]|$)", re.IGNORECASE)
 _QUOTED = r""""(?:[^"]|"")*"|'(?:[^']|'')*'"""
 _VALUE = rf"(?:{_QUOTED}|[^:=,\"'][^:=,]*)"
 _CONDITION = re.compile(rf":({_QUOTED}|[^:=,\"'][^:=,]*?)(!?=)({_VALUE}(?:,{_VALUE})*)")

@@ -83,6 +83,24 @@ def test_responses_are_kept_and_shown_only_where_there_are_any(tmp_path):
     assert list(PromptSet.from_texts(TEXTS).frame()) == ["prompt", "id", "group", "text"]
 
 
+def test_a_text_file_has_a_prompt_a_line_and_its_group_from_the_call(tmp_path):
+    path = tmp_path / "harmful.txt"
+    path.write_bytes(b"\xef\xbb\xbfHow do I kill a process?\r\n\n  Is it safe, or not?\n")
+    found = PromptSet.from_file(path, "toxic")
+    assert [prompt.text for prompt in found] == ["How do I kill a process?", "Is it safe, or not?"]
+    assert [p.group for p in PromptSet.from_files([f"{path}=normal"])] == ["normal"] * 2
+    with pytest.raises(UserError, match="group"):
+        PromptSet.from_file(path)
+
+
+@pytest.mark.parametrize("first", ["prompt,label", "id\tQuestion", '{"prompt": "a"}', '["a",'])
+def test_a_table_called_text_is_refused_so_that_its_header_is_no_prompt(tmp_path, first):
+    path = tmp_path / "prompts.txt"
+    path.write_text(f"{first}\na,b\n")
+    with pytest.raises(UserError, match="as txt: its first line is that of a table"):
+        PromptSet.from_file(path, "toxic")
+
+
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
 def test_a_cell_that_is_nan_is_a_missing_one(tmp_path, suffix):
     nan = float("nan")
@@ -187,7 +205,8 @@ def test_a_prompt_set_is_a_sequence():
 
 BROKEN = {
     "missing.csv": (None, "no file"),
-    "p.txt": ("prompt", "cannot tell the format.*csv"),
+    "p.md": ("prompt", "cannot tell the format.*csv"),
+    "empty.txt": (" \n", "is empty"),
     "empty.csv": ("prompt,group\n", "is empty"),
     "empty.jsonl": ("", "is empty"),
     "columns.csv": ("query,group\na,toxic\n", r"columns are \['query', 'group'\].*'prompt'"),

@@ -201,8 +201,8 @@ def read_own(
     """Return the prompts of a file that is no published benchmark.
 
     Args:
-        file: CSV, JSONL, JSON or Parquet, or some of its rows; its mark is the kind of all of them,
-            where it does not say.
+        file: CSV, JSONL, JSON, Parquet or text, or some of its rows; its mark is the kind of all of
+            them, where it does not say.
         name: else the file's.
         licence: if it is known.
 

@@ -172,17 +172,17 @@ def measure_bounds(
         count("directions", directions, least=2)
     encoded = as_encoded(tokenizer, prompts, template, max_length)
     ids = [torch.tensor(row) for row in encoded.input_ids]
-    settings = {
-        "layer": layer,
-        "directions": "exact" if directions is None else directions,
-        "seed": seed,
-        "tail": tail,
-        **encoded.record,
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-    }
     with evaluating(model):
         check_logits(model, ids)
         layer_output(model, layer)
+        settings = {
+            "layer": layer,
+            "directions": "exact" if directions is None else directions,
+            "seed": seed,
+            "tail": tail,
+            **encoded.record,
+            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        }
         parts: Parts = NO_STORAGE
         if partial_dir is not None:
             rows = [row.tolist() for row in ids]
