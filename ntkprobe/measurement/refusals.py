@@ -29,6 +29,7 @@ from ..refusal import (
     REDUCTIONS,
     TOLERANCE,
     Bounded,
+    UsualBeginnings,
     bound_phrases,
     chosen_reductions,
     phrase_ids,
@@ -304,14 +305,15 @@ class _Reading:
             Bounded(*(torch.zeros(len(ids), len(each), dtype=torch.float64) for _ in range(2)))
             for each in self.phrases
         ]
+        usual = [UsualBeginnings() for _ in self.phrases]
         answers = [""] * len(ids)
         with long_stage(
             total=len(ids), disable=not self.progress, desc="refusals", unit="prompt", leave=False
         ) as bar:
             for rows, kept in batches(model, ids, count("batch_size", self.batch_size)):
-                for each, scores in zip(self.phrases, found, strict=True):
+                for each, scores, seen in zip(self.phrases, found, usual, strict=True):
                     bounds = bound_phrases(
-                        kept, each, self.reductions, tolerance=self.tolerance, rows=rows
+                        kept, each, self.reductions, tolerance=self.tolerance, rows=rows, usual=seen
                     )
                     scores.lower[rows], scores.upper[rows] = bounds.lower, bounds.upper
                 if self.max_new_tokens:

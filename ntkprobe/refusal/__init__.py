@@ -5,7 +5,7 @@ scores all phrases in one pass over each prompt; `rows` scores them one by one a
 also under logits processors; `probability` says what is summed.
 """
 
-from .bounded import TOLERANCE, Bounded
+from .bounded import TOLERANCE, Bounded, UsualBeginnings
 from .probability import (
     REDUCTIONS,
     bound_phrases,
@@ -21,6 +21,7 @@ __all__ = [
     "REDUCTIONS",
     "TOLERANCE",
     "Bounded",
+    "UsualBeginnings",
     "bound_phrases",
     "chosen_reductions",
     "differentiable_scorer",

@@ -17,7 +17,7 @@ from ..models.generation import Ids, length_batches, require_measurable, require
 from ..progress import progress as long_stage
 from ..prompts.templates import RAW, Template
 from ..prompts.unicode_text import flaw_of
-from .bounded import TOLERANCE, Bounded, score_bounded
+from .bounded import TOLERANCE, Bounded, UsualBeginnings, score_bounded
 from .rows import row_scores, score_by_processors, score_by_rows
 from .trie import PhraseTrie, score_by_trie, trie_scores
 
@@ -180,6 +180,7 @@ def bound_phrases(
     *,
     tolerance: float = TOLERANCE,
     rows: Sequence[int] | None = None,
+    usual: UsualBeginnings | None = None,
 ) -> Bounded:
     """Return log P(phrase | prompt), from below and above, behind prompts that were run.
 
@@ -189,6 +190,7 @@ def bound_phrases(
         reductions: the sums that are to be formed of them.
         tolerance: by how much the logarithm of any of the sums may be too small; 0 runs all.
         rows: the prompts' numbers, for messages.
+        usual: what earlier batches needed, of the same phrases; these prompts are counted, too.
     """
     written = [column for column, ids in enumerate(phrase_ids) if ids]
     place = {column: number for number, column in enumerate(written)}
@@ -197,7 +199,7 @@ def bound_phrases(
         for how in chosen_reductions(reductions)
     ]
     trie = PhraseTrie.of([phrase_ids[column] for column in written])
-    found = score_bounded(kept, trie, sums, tolerance=tolerance, rows=rows)
+    found = score_bounded(kept, trie, sums, tolerance=tolerance, rows=rows, usual=usual)
     return Bounded(
         *(_spread(each, written, len(phrase_ids)) for each in (found.lower, found.upper))
     )

@@ -8,7 +8,13 @@ from toy_tokenizers import byte_bpe
 from ntkprobe.errors import UserError
 from ntkprobe.models.cached import CachedPrompts, batches
 from ntkprobe.prompts.phrases import PAPER31
-from ntkprobe.refusal import Bounded, bound_phrases, phrase_ids, reduce_phrases
+from ntkprobe.refusal import (
+    Bounded,
+    UsualBeginnings,
+    bound_phrases,
+    phrase_ids,
+    reduce_phrases,
+)
 from ntkprobe.refusal.bounded import TOLERANCE
 from ntkprobe.refusal.rows import score_by_rows
 
@@ -74,6 +80,46 @@ def test_the_batch_and_what_prompts_share_change_no_number():
     torch.testing.assert_close(one.lower, all_at_once.lower, atol=1e-5, rtol=0)
     alone = [bounded(model, 0.0, [ids]).lower[0] for ids in PROMPTS]  # which share nothing
     torch.testing.assert_close(torch.stack(alone), one.lower, atol=1e-5, rtol=0)
+
+
+MANY = [torch.cat([SYSTEM, ids]) for ids in ragged_prompts((5, 3, 9, 1, 10, 2, 4, 6, 8, 7, 3, 5))]
+
+
+def passes(monkeypatch, tolerance, size):
+    """Return what is bounded of many prompts, and how many tokens each pass behind them has."""
+    original, sizes = CachedPrompts.run, []
+
+    def counted(self, tokens, positions, seen, real):
+        sizes.append(int(real.sum()))
+        return original(self, tokens, positions, seen, real)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CachedPrompts, "run", counted)
+        found = bounded(build("llama"), tolerance, MANY, size=size)
+    return found, sizes
+
+
+@pytest.mark.parametrize("tolerance", [TOLERANCE, 0.01])
+def test_what_other_prompts_needed_changes_no_number_and_saves_passes(monkeypatch, tolerance):
+    found, sizes = passes(monkeypatch, tolerance, 12)
+    alone, _ = passes(monkeypatch, tolerance, 1)
+    assert torch.equal(found.lower.isinf(), alone.lower.isinf()) and alone.lower.isinf().any()
+    for ours, theirs in ((found.lower, alone.lower), (found.upper, alone.upper)):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    monkeypatch.setattr("ntkprobe.refusal.bounded.PILOTS", len(MANY))  # none is run first
+    apart, without = passes(monkeypatch, tolerance, 12)
+    torch.testing.assert_close(found.lower, apart.lower, atol=1e-5, rtol=0)
+    assert len(sizes) < len(without)
+
+
+def test_later_batches_begin_with_what_earlier_ones_needed():
+    usual = UsualBeginnings()
+    usual.note(torch.tensor([[1, 1, 0, 1], [1, 1, 0, 0], [1, 0, 1, 1], [1, 1, 0, 0]]).bool())
+    assert usual.nodes() == [1, 3]  # 3 and 2 of 4, and the prompt's end is none
+    model, seen = build("llama"), UsualBeginnings()
+    for rows, kept in batches(model, MANY, 4):
+        bound_phrases(kept, PHRASES, rows=rows, usual=seen)
+    assert seen.prompts == len(MANY) and set(seen.nodes()) <= set(seen.counts)
 
 
 def test_few_logits_at_a_time_change_no_number(monkeypatch):
