@@ -60,18 +60,24 @@ def _settings(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in names:
         with suppress(Incomplete):  # absent; what is no JSON cannot be loaded either, which says so
-            found[name] = _without(cleaned(read_json(folder / name)))
+            found[name] = _without(cleaned(read_json(folder / name)), sets=adapter)
     return found
 
 
-def _without(value: Any) -> Any:
-    """Return a JSON value without the entries of `NAMES_AND_VERSIONS`, and without empty ones."""
+def _without(value: Any, *, sets: bool) -> Any:
+    """Return a JSON value without the entries of `NAMES_AND_VERSIONS`, and without empty ones.
+
+    Args:
+        value: what a file says.
+        sets: whether lists of texts have no order: peft writes sets as they come.
+    """
     if isinstance(value, list):
-        return [_without(item) for item in value]
+        unordered = sets and all(isinstance(item, str) for item in value)
+        return sorted(value) if unordered else [_without(item, sets=sets) for item in value]
     if not isinstance(value, dict):
         return value
     kept = {key: item for key, item in value.items() if key not in NAMES_AND_VERSIONS}
-    return {key: _without(item) for key, item in kept.items() if item is not None}
+    return {key: _without(item, sets=sets) for key, item in kept.items() if item is not None}
 
 
 def _weights_digest(folder: Path, weights: tuple[FileStamp, ...]) -> str:
