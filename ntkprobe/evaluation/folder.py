@@ -77,6 +77,7 @@ class EvaluationFolder:
         """
         old = self.record
         insist_on_equal(self.path, old, record)
+        insist_on_equal(self.path, {"model": self._abilities_model}, {"model": record["model"]})
         merged = {
             "schema_version": SCHEMA_VERSION,
             "versions": old.get("versions") or versions(),
@@ -112,8 +113,24 @@ class EvaluationFolder:
         """Return the shards of a benchmark, in order."""
         return sorted((self.path / "answers" / name).glob("batch-*.parquet"))
 
-    def clear(self) -> None:
-        """Delete the files of an evaluation, and no others."""
+    @property
+    def _abilities_model(self) -> dict[str, Any] | None:
+        """The model that `abilities.json` is about; None without one."""
+        try:
+            return json.loads((self.path / "abilities.json").read_text())["model"]
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+
+    def clear(self, model: dict[str, Any]) -> None:
+        """Delete the files of an evaluation, and no others.
+
+        Args:
+            model: the record of the model that is evaluated next; the abilities of it stay.
+        """
         for name in ("prompts", "answers", "verdicts", "preferences"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         (self.path / "run.json").unlink(missing_ok=True)
+        try:
+            insist_on_equal(self.path, {"model": self._abilities_model}, {"model": model})
+        except UserError:
+            (self.path / "abilities.json").unlink()

@@ -69,7 +69,7 @@ def evaluate(
     check(judges)
     if overwrite:  # only now, when no mistake in the call is paid with answers
         _check_server(subject)
-        folder.clear()
+        folder.clear(model)
     folder.adopt(
         {
             "model": model,

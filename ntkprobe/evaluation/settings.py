@@ -64,7 +64,14 @@ def insist_on_equal(folder: object, old: Mapping[str, Any], new: Mapping[str, An
 
     Raises:
         UserError: naming the first such setting with both values.
-    """  # ruff: ignore[docstring-extraneous-exception]
+    """
+    models = [record.get("model") or {} for record in (old, new)]
+    if all(models) and ("server" in models[0]) != ("server" in models[1]):
+        kinds = ["a server's model" if "server" in model else "a local model" for model in models]
+        raise UserError(
+            f"{folder} has answers of {kinds[0]}, and this is {kinds[1]}: give another "
+            "--output-dir, or --overwrite"
+        )
     before, now = (
         dict(leaves({key: record.get(key) or {} for key in COMPARED}, _NOT_COMPARED))
         for record in (old, new)

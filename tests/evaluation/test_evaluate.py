@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -87,7 +88,7 @@ def test_run_json_holds_every_setting_and_where_the_prompts_came_from(started, c
     assert record["label"] == "base" and record["versions"]["torch"]
     assert record["answers"]["max_new_tokens"] == 6 and record["model"]["dtype"] == "float32"
     assert record["benchmarks"]["tiny"]["prompts"] == 8
-    assert len(record["model"]["base"]["identity"]) == 64
+    assert re.fullmatch("[0-9a-f]{64}-[0-9a-f]{16}", record["model"]["base"]["identity"])
     assert record["answers"]["resolved_template"].startswith("chat#")
 
 
@@ -165,6 +166,31 @@ def test_another_model_is_refused_and_overwrite_begins_anew(started, call, answe
     before = answers()["answer"].tolist()
     assert call(*other, "--overwrite")[1].startswith("8 new answers")
     assert answers()["answer"].tolist() != before
+
+
+def test_abilities_of_another_model_do_not_stand_beside_new_answers(started, call, tmp_path):
+    folder = tmp_path / "e"
+    own = json.loads((folder / "run.json").read_text())["model"]
+    task = {"mmlu": [{"metric": "acc", "value": 0.5, "stderr": None, "n": 9}]}
+
+    def write_abilities():
+        (folder / "abilities.json").write_text(json.dumps({"model": own, "tasks": task}))
+
+    write_abilities()
+    call(*TINY, *QUICK, "--overwrite")
+    assert len(Evaluation(folder).abilities()) == 1  # those of the same model stay
+    other = ["--model", world.saved(tmp_path / "other"), *TINY[2:], *QUICK]
+    call(*other, "--overwrite")
+    assert not (folder / "abilities.json").exists()
+    (folder / "run.json").unlink()
+    write_abilities()
+    assert "model.base.identity" in mistake(call(*other))
+
+
+def test_answers_of_a_server_and_of_a_local_model_do_not_mix(started, call, answers):
+    gone = ["--base-url", "http://127.0.0.1:9/v1", "--model", "m", "--benchmark", "tiny", *QUICK]
+    assert "answers of a local model, and this is a server's" in mistake(call(*gone))
+    assert len(answers()) == 8
 
 
 # --- answers ---
