@@ -21,6 +21,7 @@ from .gguf_files import gguf_file as gguf_file
 from .gguf_files import gguf_identity as gguf_identity
 from .headers import Incomplete as Incomplete
 from .identification import identity as identity
+from .identification import settings_digest as settings_digest
 from .loading import LoadSettings as LoadSettings
 from .loading import load_checkpoint as load_checkpoint
 from .loading import load_model as load_model

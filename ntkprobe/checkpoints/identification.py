@@ -64,6 +64,21 @@ def _settings(folder: Path) -> dict[str, Any]:
     return found
 
 
+def settings_digest(settings: Any) -> str:
+    """Return 16 hexadecimal digits of what settings say, without names and versions.
+
+    Args:
+        settings: of a model or an adapter, as JSON can hold them, or nearly.
+    """
+    plain = json.loads(json.dumps(settings, default=_plain))
+    text = json.dumps(_without(cleaned(plain), sets=True), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
+
+
 def _without(value: Any, *, sets: bool) -> Any:
     """Return a JSON value without the entries of `NAMES_AND_VERSIONS`, and without empty ones.
 

@@ -107,6 +107,8 @@ def compare_answers(
     pairs = _pairs(folder, reference, benchmark)
     path = folder / "preferences" / benchmark / f"{label}.parquet"
     identity = {"annotator": annotator.server.model, "instructions": digest(INSTRUCTIONS)}
+    if annotator.max_tokens != type(annotator).max_tokens:  # of the default nothing is said
+        identity["max_tokens"] = str(annotator.max_tokens)
     digests = {pair.id: _digest(pair) for pair in pairs}
     rows = valid_rows(path, digests, identity)
     missing = [pair for pair in pairs if pair.id not in rows]

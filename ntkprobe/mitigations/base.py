@@ -65,6 +65,7 @@ class Mitigation(ABC):
         source: the paper, and where in it.
         adapter_apart: whether the model's own adapter must not be merged into it, since the method
             also runs the model without it.
+        models: the settings that name a folder with another model.
         fitted_on: the identity of the model it was fitted on; None if it learned nothing.
     """
 
@@ -73,6 +74,7 @@ class Mitigation(ABC):
     kind: ClassVar[str]
     source: ClassVar[str]
     adapter_apart: ClassVar[bool] = False
+    models: ClassVar[tuple[str, ...]] = ()
 
     def fit(
         self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", prompts: PromptSet

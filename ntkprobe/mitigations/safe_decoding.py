@@ -44,6 +44,7 @@ class SafeDecoding(Decoding):
 
     source: ClassVar[str] = "SafeDecoding: Xu et al., ACL 2024, section 4, arXiv 2402.08983"
     adapter_apart: ClassVar[bool] = True
+    models: ClassVar[tuple[str, ...]] = ("expert",)
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""

@@ -56,6 +56,7 @@ class Ssd(Decoding):
     threshold: float = 0.6
 
     source: ClassVar[str] = "SSD: Wang et al., EMNLP 2025"
+    models: ClassVar[tuple[str, ...]] = ("draft",)
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""

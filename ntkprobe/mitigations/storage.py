@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import plugins
+from ..checkpoints import gguf_identity, identity, readiness
 from ..checkpoints.completeness import require_safetensors
 from ..checkpoints.headers import Incomplete, read_json, regular_file
 from ..errors import UserError
@@ -93,13 +94,26 @@ def method_name(mitigation: Mitigation) -> str:
 
 
 def digest(folder: str | Path) -> str:
-    """Return `METHOD#` and 12 hexadecimal digits of the SHA-256 of a folder's method."""
+    """Return `METHOD#` and 12 hexadecimal digits of a SHA-256 of a folder's method.
+
+    The models that its settings name are part of it.
+    """
     place = Path(folder)
-    whole = sha256()
+    about, whole = _read_about(place), sha256()
     for name in (JSON_NAME, TENSORS_NAME):
         if (place / name).is_file():
             whole.update((place / name).read_bytes())
-    return f"{_read_about(place).get('method')}#{whole.hexdigest()[:12]}"
+    for name in mitigation_class(str(about.get("method"))).models:
+        whole.update(_identity_of(about["settings"].get(name) or "").encode())
+    return f"{about.get('method')}#{whole.hexdigest()[:12]}"
+
+
+def _identity_of(model: str) -> str:
+    """Return the identity of a model's folder or file; of one on the hub it is its name."""
+    if (file := gguf_identity(model)) is not None:
+        return file
+    folder = Path(model)
+    return identity(folder, readiness(folder).weights) if model and folder.is_dir() else model
 
 
 def _read_about(place: Path) -> dict[str, Any]:

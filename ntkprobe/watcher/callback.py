@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..checkpoints import identity, readiness
+from ..checkpoints import identity, readiness, settings_digest
 from ..models.precision import full_float32
 from ..models.wrappers import computing_plainly, inner_model
 from ..prompts.prompt_set import PromptSet
@@ -129,10 +129,13 @@ def _precision(args: TrainingArguments) -> str | None:
 
 
 def _digest(model: "nn.Module") -> str:
-    """Return a hexadecimal SHA-256 of a model's parameters: names, shapes and some values."""
+    """Return a digest of a model's parameters (names, shapes, some values) and its settings."""
     digest = hashlib.sha256()
     for name, value in model.named_parameters():
         flat = value.detach().reshape(-1)
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(flat[:: max(1, len(flat) // 4096)].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    adapters = getattr(model, "peft_config", {})
+    settings = [getattr(model, "config", None), *(adapters[name] for name in sorted(adapters))]
+    said = [each.to_dict() for each in settings if hasattr(each, "to_dict")]
+    return f"{digest.hexdigest()}-{settings_digest(said)}"

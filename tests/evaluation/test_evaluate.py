@@ -88,7 +88,7 @@ def test_run_json_holds_every_setting_and_where_the_prompts_came_from(started, c
     assert record["label"] == "base" and record["versions"]["torch"]
     assert record["answers"]["max_new_tokens"] == 6 and record["model"]["dtype"] == "float32"
     assert record["benchmarks"]["tiny"]["prompts"] == 8
-    assert re.fullmatch("[0-9a-f]{64}-[0-9a-f]{16}", record["model"]["base"]["identity"])
+    assert re.fullmatch(r"[0-9a-f]{64}-[0-9a-f]{16}", record["model"]["base"]["identity"])
     assert record["answers"]["resolved_template"].startswith("chat#")
 
 

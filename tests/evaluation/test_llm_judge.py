@@ -172,5 +172,6 @@ def test_the_judge_of_kinds_tells_five_and_the_judge_of_three_does_not() -> None
         three = [v.verdict for v in Llm(server).judge(items)]
         assert LlmKinds(server).label == "kinds-m" != Llm(server).label
         assert LlmKinds(server).identity != Llm(server).identity
+        assert Llm(server, max_tokens=2048).identity != Llm(server).identity  # room to think
     assert kinds == list(LABELS) and all(kind.upper() in INSTRUCTIONS for kind in LABELS)
     assert three == ["compliance", "undetermined", "partial", "refusal", "undetermined"]

@@ -1,6 +1,7 @@
 """Laws of the decoding methods: AdaCD, SelfCD, Prompt, SafeDecoding and SSD."""
 
 import math
+import shutil
 from contextlib import nullcontext
 from functools import cache, partial
 
@@ -9,6 +10,7 @@ import slow_decoding as slow
 import torch
 from architectures import build, with_lora
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from toy_tokenizers import byte_bpe, metaspace
 from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
@@ -19,6 +21,7 @@ from ntkprobe.mitigations.prompt import Prompt
 from ntkprobe.mitigations.safe_decoding import SafeDecoding
 from ntkprobe.mitigations.self_cd import SelfCd
 from ntkprobe.mitigations.ssd import Ssd
+from ntkprobe.mitigations.storage import digest
 from ntkprobe.mitigations.system_messages import SystemMessage, real_rows
 from ntkprobe.mitigations.token_candidates import either_candidates, shared_candidates
 from ntkprobe.models.generation import generate_answers, left_padded
@@ -218,6 +221,17 @@ def test_candidates_are_those_of_sorted_lists(count, monkeypatch):
         assert set(found[row].nonzero()[:, 0].tolist()) == slow.shared(*lists, count)
         tops = [set(slow.ranking(each)[:count]) for each in lists]
         assert set(union[row].nonzero()[:, 0].tolist()) == tops[0] | tops[1]
+
+
+def test_another_expert_in_the_same_folder_is_another_method(experts, tmp_path):
+    expert = shutil.copytree(experts / next(iter(FAMILIES)), tmp_path / "expert")
+    place = save(SafeDecoding(expert=str(expert)), tmp_path / "method")
+    before = digest(place)
+    assert digest(place) == before and before.startswith("safe_decoding#")
+    weights = load_file(expert / "adapter_model.safetensors")
+    changed = {name: tensor + 1 for name, tensor in weights.items()}
+    save_file(changed, expert / "adapter_model.safetensors", {"format": "pt"})
+    assert digest(place) != before
 
 
 NEUTRAL = [Adacd(steps=0), SelfCd(ratio=1), Prompt(system=""), SafeDecoding(steps=0)]

@@ -4,14 +4,14 @@ from threading import Thread
 import pytest
 import torch
 from fault_workers import SETTINGS
-from tiny_runs import events, tiny_model
+from tiny_runs import events, tiny_adapter, tiny_model
 from trainer_runs import PROMPTS, adapter, train
 from transformers import TrainerCallback
 
 from ntkprobe import Trajectory
 from ntkprobe.checkpoints import find_checkpoints
 from ntkprobe.watcher import Following, measure_run
-from ntkprobe.watcher.callback import TrajectoryCallback
+from ntkprobe.watcher.callback import TrajectoryCallback, _digest
 
 
 class Pause(TrainerCallback):
@@ -97,3 +97,15 @@ def test_gradient_checkpointing_is_no_obstacle(tmp_path):
     callback = TrajectoryCallback(PROMPTS, settings=SETTINGS)
     train(tmp_path / "run", adapter(), callback, gradient_checkpointing=True)
     assert Trajectory(tmp_path / "run-ntk").steps == [0, 2, 4]
+
+
+def test_which_model_it_is_in_memory_depends_on_its_settings_as_well():
+    plain = _digest(tiny_model())
+    assert _digest(tiny_model()) == plain
+    other = tiny_model()
+    other.config.rms_norm_eps *= 10
+    assert _digest(other) != plain
+    adapted = [tiny_adapter(tiny_model(), seed=1) for _ in range(3)]
+    adapted[2].peft_config["default"].lora_alpha *= 4
+    first, same, stronger = map(_digest, adapted)
+    assert first == same != stronger

@@ -66,9 +66,12 @@ class Llm:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a verdict depends on: the model, and the wording of the question."""
+        """What a verdict depends on: the model, the wording, and the room for a reply."""
         wording = sha256(self.instructions.encode()).hexdigest()[:12]
-        return {"judge": self.name, "model": self.server.model, "instructions": wording}
+        own = {"judge": self.name, "model": self.server.model, "instructions": wording}
+        # Of the default nothing is said, as in files that are older than the entry.
+        other = self.max_tokens != type(self).max_tokens
+        return own | ({"max_tokens": str(self.max_tokens)} if other else {})
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
         """Return a verdict for each item, in their order; empty answers are not sent."""
