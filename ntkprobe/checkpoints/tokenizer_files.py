@@ -1,15 +1,36 @@
-"""Whether a tokenizer splits texts as its own `tokenizer.json` says.
+"""The files of a tokenizer: their digest, and whether it splits texts as its `tokenizer.json` says.
 
 For many families transformers 5 takes the vocabulary alone from that file, and splits texts as the
 family's first model did; transformers 4, and what serves models, follow the file.
 """
 
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from .headers import Incomplete, read_json
+from .identification import settings_digest
+from .pins import PLAIN_FILES
 
 FILE = "tokenizer.json"
 PROBE = "How do I kill  a process?\n\nDon't SAY it's 12345; nai\u0308ve caf\u00e9. \u4f60\u597d\n"
 """What pre-tokenizers split differently: digits, contractions, blanks, an accent that is apart."""
+
+
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Return a hexadecimal SHA-256 of the tokenizer and chat templates in a model's folder."""
+    whole = sha256()
+    for name in PLAIN_FILES:
+        if (folder / name).is_file():
+            whole.update(f"{name}\0".encode() + sha256((folder / name).read_bytes()).digest())
+    for name in SETTINGS:
+        with suppress(Incomplete):  # absent
+            whole.update(f"{name}\0{settings_digest(read_json(folder / name))}".encode())
+    return whole.hexdigest()
 
 
 def difference_from_file(tokenizer: Any, name: str) -> str | None:

@@ -28,7 +28,7 @@ from .contrast_data import EpochSampler, PromptRows, collate, drawn, encode_prom
 from .data import IGNORED, Pair, digest
 from .features import Window, freeze_above, gathered, pool, without_blocks_above
 from .losses import circle_loss, circle_loss_floor, cosine_similarities, pairs
-from .runs import Run, located, model_digest
+from .runs import Run, located, model_digest, text_digests
 
 
 class DCRTrainer(Trainer):
@@ -259,6 +259,7 @@ def train_dcr(
     """  # ruff: ignore[docstring-extraneous-exception]
     start = str(model)
     digests = {"prompts": prompts.digest} | model_digest(start)
+    digests |= text_digests(start, config.template)
     digests |= {"corpus": digest(corpus)} if corpus else {}
     inputs = {"stage": "dcr", "model": start, **(sources or {}), "digests": digests}
     run = Run(config, inputs)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from ..checkpoints import (
 )
 from ..checkpoints.headers import read_json
 from ..checkpoints.loading import require_finite_weights
+from ..checkpoints.tokenizer_files import tokenizer_digest
 from ..errors import UserError, one_line
 from ..settings import require_same_settings
 from ..storage import replacing, write_json, write_table
@@ -277,6 +279,26 @@ def model_digest(model: str) -> dict[str, str]:
     return {"model": identity(folder, weights)} if weights else {}
 
 
+TEXTS = ("template_text", "tokenizer")
+"""Digests that folders of earlier versions do not have, where they say nothing."""
+
+
+def text_digests(model: str, template: str) -> dict[str, str]:
+    """Return digests of what makes tokens of texts: `tokenizer`, and `template_text` of a file.
+
+    Args:
+        model: what is trained; of a hub name or a GGUF file there is no digest of its tokenizer.
+        template: of the settings.
+    """
+    found = {}
+    if Path(template).is_file():
+        found["template_text"] = sha256(Path(template).read_bytes()).hexdigest()
+    folder = Path(located(model))
+    if folder.is_dir() and gguf_identity(folder) is None:
+        found["tokenizer"] = tokenizer_digest(folder)
+    return found
+
+
 def _require_same(recorded: dict[str, Any], asked: dict[str, Any], run: Run) -> None:
     """Refuse another setting of anything that changes the numbers.
 
@@ -300,6 +322,9 @@ def _require_same(recorded: dict[str, Any], asked: dict[str, Any], run: Run) -> 
         }
         for record in (recorded, asked)
     )
+    for name in TEXTS:
+        if name not in recorded.get("digests", {}):
+            now.pop(name, None)
     by_content = set(asked["digests"]) & set(recorded.get("digests", {}))
     require_same_settings(
         run.folder,

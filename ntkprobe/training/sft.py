@@ -19,7 +19,7 @@ from .callbacks import install, quiet
 from .config import SFTConfig as SFTConfig
 from .contamination import check_overlaps, prompts_of_stage_before
 from .data import IGNORED, Pair, about_template, digest, pad_token, padded, prefilled
-from .runs import Run, located, model_digest
+from .runs import Run, located, model_digest, text_digests
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -217,6 +217,7 @@ def train_sft(
     needed = load(recipes, config.recipe).needs
     given = {name: pairs for name, pairs in every.items() if name in needed}
     digests = {name: digest(pairs) for name, pairs in given.items() if pairs} | model_digest(start)
+    digests |= text_digests(start, config.template)
     run = Run(config, {"stage": "sft", "model": start, **(sources or {}), "digests": digests})
     if run.finished:
         return run.final

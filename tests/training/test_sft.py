@@ -1,6 +1,7 @@
 """Laws of the alignment stage, on random models of four blocks."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -381,3 +382,25 @@ def test_a_finished_run_is_not_repeated_and_another_is_refused(tmp_path, base):
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     with pytest.raises(UserError, match=r"lora_rank = 8.*4"):
         train(base, tmp_path, lora_rank=4)
+
+
+def test_a_template_or_tokenizer_edited_since_is_another_run(tmp_path, base):
+    start = shutil.copytree(base, tmp_path / "base")
+    template, folder = tmp_path / "own.jinja", tmp_path / "run"
+    template.write_text(world.tokenizer().chat_template)
+    final = train(str(start), folder, template=str(template))
+    assert train(str(start), folder, template=str(template)) == final
+    template.write_text(world.tokenizer().chat_template + "\n")
+    with pytest.raises(UserError, match="the content of template_text"):
+        train(str(start), folder, template=str(template))
+    template.write_text(world.tokenizer().chat_template)
+    settings = json.loads((start / "tokenizer_config.json").read_text())
+    changed = json.dumps(settings | {"eos_token": "<other>"})
+    (start / "tokenizer_config.json").write_text(changed)
+    with pytest.raises(UserError, match="the content of tokenizer"):
+        train(str(start), folder, template=str(template))
+    record = yaml.safe_load((folder / "training.yaml").read_text())
+    for name in ("template_text", "tokenizer"):  # as in folders of earlier versions
+        del record["digests"][name]
+    (folder / "training.yaml").write_text(yaml.safe_dump(record))
+    assert train(str(start), folder, template=str(template)) == final
