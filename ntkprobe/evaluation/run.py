@@ -1,18 +1,20 @@
 """Evaluate one model: generate the missing answers, then the missing verdicts."""
 
+import json
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.tokenizer_files import PROBE
 from ..errors import UserError, one_line
 from ..prompts.rendering import dated
 from .answers import ModelBackend, Question, RemoteModel
 from .benchmarks import BenchmarkPrompts
 from .folder import EvaluationFolder
 from .judge_specs import check
-from .judging import judge_answers
+from .judging import digest, judge_answers
 from .models import EvaluatedModel
 from .outcome import Outcome
 from .overlap import overlap, training_prompts
@@ -90,7 +92,7 @@ def evaluate(
 
 def _template(
     subject: EvaluatedModel | Server, settings: AnswerSettings, day: str | None
-) -> tuple[dict[str, str | None], list[str]]:
+) -> tuple[dict[str, Any], list[str]]:
     """Return what is recorded of the template, and remarks for the user.
 
     Args:
@@ -102,8 +104,12 @@ def _template(
         return {"resolved_template": None}, []
     with dated(day):
         template = subject.template(settings.template)
+        probe = template.encode(subject.tokenizer, PROBE)
     bridge = template.bridge(subject.tokenizer)
-    record: dict[str, str | None] = {"resolved_template": subject.template_name(template)}
+    record: dict[str, Any] = {"resolved_template": subject.template_name(template)}
+    # Of a tokenizer, what counts is how it splits texts, and which tokens end an answer.
+    record["probe_tokens"] = digest(json.dumps(list(map(int, probe))))
+    record["stop_ids"] = sorted(template.stop_ids(subject.tokenizer))
     record |= {"template_date": template.day} if template.day else {}
     record |= {"answer_start": bridge} if bridge else {}
     return record, template.remarks(subject.tokenizer)

@@ -149,6 +149,20 @@ def test_what_counts_of_a_template_is_what_it_comes_to(started, call):
     assert "answers.resolved_template = 'chat#" in mistake(call(*TINY, *QUICK, "--template", "raw"))
 
 
+def test_another_tokenizer_of_the_same_weights_is_refused(call, tmp_path):
+    model = Path(world.saved(tmp_path / "model"))
+    given = ["--model", model, *TINY[2:], *QUICK]
+    assert call(*given)[0] == 0
+    path = model / "tokenizer.json"
+    before = path.read_text()
+    whole = json.loads(before)
+    whole["normalizer"] = {"type": "Lowercase"}
+    path.write_text(json.dumps(whole))
+    assert "answers.probe_tokens = " in mistake(call(*given))
+    path.write_text(before)
+    assert call(*given)[1].startswith("0 new answers")
+
+
 def test_a_mistake_beside_overwrite_costs_no_answer(started, call, answers):
     gone = "http://127.0.0.1:9/v1"
     for flags in (
