@@ -38,7 +38,7 @@ COMPANIONS = {"kernel": ("tokens", "parts", "blocks"), "influence": ("terms",)}
 MEASURED = ("kernel", "refusal", "activations", "directions", "influence")
 TABLES = (*MEASURED, *(name for names in COMPANIONS.values() for name in names))
 TENSORS = ("activations", "directions", "blocks")  # the others are Parquet
-IDENTITY = "ntkprobe.identity"
+IDENTITY, STEP = "ntkprobe.identity", "ntkprobe.step"
 ABANDONED = 3600.0  # seconds; no table takes so long to write
 
 
@@ -246,8 +246,32 @@ class MeasurementFolder:
         by_prompt = table.sort_values("rank").groupby("prompt")["token"].apply(list)
         return [by_prompt[row] for row in rows]
 
-    def write_first_tokens(self, rows: list[int], tokens: Tensor) -> None:
-        """Write the first checkpoint's top tokens, `[n, k]`, unless they are there."""
+    def require_first_tokens_of(self, step: int, identity: str) -> None:
+        """Raise if the tokens that are read are those of another checkpoint of that name.
+
+        Args:
+            step: which is measured now.
+            identity: of its checkpoint.
+
+        Raises:
+            UserError: if they are: the kernels of the other steps were read at them.
+        """
+        about = _table_metadata(self.path / "first_tokens.parquet") or {}
+        if about.get(STEP) == str(step) and not same_identity(about.get(IDENTITY), identity):
+            raise UserError(
+                f"the kernels in {self.path} are read at the top tokens of an earlier checkpoint "
+                f"of step {step}: give another --output-dir, or --overwrite"
+            )
+
+    def write_first_tokens(self, rows: list[int], tokens: Tensor, step: int, identity: str) -> None:
+        """Write the first checkpoint's top tokens, `[n, k]`, unless they are there.
+
+        Args:
+            rows: the prompts' numbers.
+            tokens: theirs.
+            step: the checkpoint's.
+            identity: the checkpoint's.
+        """
         path = self.path / "first_tokens.parquet"
         if not self.has_first_tokens:
             flat = [
@@ -255,7 +279,7 @@ class MeasurementFolder:
                 for row, block in zip(rows, tokens.tolist(), strict=True)
                 for rank, token in enumerate(block)
             ]
-            write_table(path, pd.DataFrame(flat))
+            write_table(path, pd.DataFrame(flat), {**_stamp(identity), STEP: str(step)})
 
     def of_others(self, step: int, identity: str) -> list[str]:
         """Return which tables of a step were measured on another checkpoint of that name."""

@@ -88,18 +88,28 @@ class ModelMeasurer:
         assert self._encoded is not None
         return self._encoded
 
-    def _kernel(self, model: "nn.Module", how: KernelSettings) -> KernelMeasurement:
-        """Return the kernel at this model's top tokens, the first one's, or those given."""
+    def _kernel(
+        self, model: "nn.Module", how: KernelSettings, step: int, identity: str
+    ) -> KernelMeasurement:
+        """Return the kernel at this model's top tokens, the first one's, or those given.
+
+        Args:
+            model: the model.
+            how: settings.
+            step: the model's, in case it is the first.
+            identity: of its checkpoint.
+        """
         if how.tokens is not None:
             return self._kernel_at(
                 model, how, [token_id(self._tokenizer, token) for token in how.tokens]
             )
         if how.top_k_at == "each" or how.full_vocabulary or how.random_probes:
             return self._kernel_at(model, how, None)
+        self.folder.require_first_tokens_of(step, identity)
         first = self.folder.first_tokens(self.rows)
         found = self._kernel_at(model, how, first)
         if first is None and found.tokens is not None:  # this is the first
-            self.folder.write_first_tokens(self.rows, found.tokens)
+            self.folder.write_first_tokens(self.rows, found.tokens, step, identity)
             settled = self.folder.first_tokens(self.rows)
             if settled != found.tokens.tolist():  # another process was faster
                 return self._kernel_at(model, how, settled)

@@ -53,6 +53,8 @@ class Recorder(ModelMeasurer):
     ) -> None:
         super().__init__(folder, prompts, settings)
         self.about = about
+        self.replaced = False
+        """Whether tables of an earlier checkpoint of the same name were replaced."""
         self._verified = False
         self._remarked = False
         self._covered = False
@@ -149,6 +151,7 @@ class Recorder(ModelMeasurer):
         ):
             found = self._measure(model, step, identity, kinds, processors)
         self.folder.discard_others(step, identity)
+        self.replaced = self.replaced or bool(old)
         for kind in old:
             self.folder.note("replaced", step=step, table=kind, identity=identity)
         return found
@@ -173,7 +176,7 @@ class Recorder(ModelMeasurer):
             self._remark(model, self.settings.kernel)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", MeasurementWarning)  # said once for all checkpoints
-                kernels = self._kernel(model, self.settings.kernel)
+                kernels = self._kernel(model, self.settings.kernel, step, identity)
             texts = None if kernels.tokens is None else kernels.token_frame()
             kept = kernels if self.settings.kernel.keep_blocks else replace(kernels, blocks=None)
             self.folder.write_kernel(step, identity, kept, self.rows, texts)

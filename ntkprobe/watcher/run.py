@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints import find_checkpoints
 from ..checkpoints.folders import counts_epochs, saved_models
 from ..errors import UserError, one_line
 from ..models.parameters import ParameterSelection
@@ -14,7 +15,7 @@ from ..prompts.prompt_set import PromptSet
 from .choices import Choice, Following
 from .folder import MeasurementFolder
 from .loop import MeasuringLoop
-from .measure import CheckpointMeasurer
+from .measure import BASE_STEP, CheckpointMeasurer
 from .models import Models
 from .recorder import Recorder
 from .reporting import Outcome, Sinks
@@ -86,8 +87,22 @@ def measure_run(
             loop.run()
         except KeyboardInterrupt:
             loop.outcome.interrupted = True
-    loop.outcome.total = len(folder.steps_in(output_dir))
+    steps = folder.steps_in(output_dir)
+    loop.outcome.total = len(steps)
+    if ckpt_dir is not None and recorder.replaced:
+        there = {checkpoint.step for checkpoint in find_checkpoints(ckpt_dir)}
+        if left := sorted(steps - there - {BASE_STEP, *loop.outcome.new}):
+            print(one_line(_left_over(output_dir, ckpt_dir, left)), file=sys.stderr)
     return loop.outcome
+
+
+def _left_over(output_dir: Path, run: Path, steps: list[int]) -> str:
+    """Return a warning about steps that may be an earlier run's."""
+    return (
+        f"warning: {output_dir} has step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))}, of "
+        f"which {run} has no checkpoint, and other checkpoints were replaced since: if the run was "
+        "trained anew, these are the old run's; --overwrite measures the new one alone"
+    )
 
 
 def open_recorder(

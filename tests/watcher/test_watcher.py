@@ -407,6 +407,32 @@ def test_what_was_measured_when_only_weights_counted_is_known(run, measured):
     assert measure(run, measured).known == [0, 10, 20]
 
 
+def test_steps_that_only_an_earlier_run_had_are_named(run, measured, capsys):
+    assert measure(run, measured).known == [0, 10, 20]
+    assert "of which" not in capsys.readouterr().err
+    (run / "checkpoint-10").rename(run / "checkpoint-15")
+    finish(run / "checkpoint-15", 15, 20)
+    tiny_adapter(tiny_model(), seed=99).save_pretrained(run / "checkpoint-20")
+    finish(run / "checkpoint-20", 20, 20)
+    assert measure(run, measured).new == [15, 20]
+    said = capsys.readouterr().err
+    assert f"has step 10, of which {run} has no checkpoint" in said and "--overwrite" in said
+    assert not measure(run, measured).new and "of which" not in capsys.readouterr().err
+
+
+def test_fixed_tokens_of_a_first_checkpoint_that_was_replaced_are_refused(source, run, tmp_path):
+    settings = with_kernel(top_k_at="first")
+    how = {"choice": Choice(steps=parse_steps("10,20")), "model": str(source / "base")}
+    assert measure(run, tmp_path / "out", settings, **how).new == [10, 20]
+    tiny_adapter(tiny_model(), seed=98).save_pretrained(run / "checkpoint-20")
+    finish(run / "checkpoint-20", 20, 20)
+    assert measure(run, tmp_path / "out", settings, **how).new == [20]
+    tiny_adapter(tiny_model(), seed=99).save_pretrained(run / "checkpoint-10")
+    finish(run / "checkpoint-10", 10, 20)
+    failed = measure(run, tmp_path / "out", settings, **how).failed
+    assert list(failed) == [10] and "top tokens of an earlier checkpoint of step 10" in failed[10]
+
+
 def test_rows_of_another_checkpoint_of_that_step_do_not_stay(run, measured):
     shutil.copytree(
         measured / "kernel", measured / "refusal"
