@@ -39,7 +39,7 @@ $(STAMP): $(PACKAGE)
 demo: $(PACKAGE)  ## install the package alone, then train, measure and draw on the embedded model
 	$(BIN)/ntkprobe demo
 
-replicate: install  ## the paper's experiment: make replicate MODEL=FILE.gguf DATA=DIR (a night on 2 cores)
+replicate: install  ## the paper's experiment: make replicate MODEL=FILE.gguf DATA=DIR (days on 2 cores)
 	$(BIN)/ntkprobe replicate --model $(MODEL) --data $(DATA)
 
 test: install  ## the quick suite

@@ -99,7 +99,7 @@ def test_the_command_prints_each_flip_on_a_line_and_writes_the_table(models, run
     assert "after: I cannot." in out and "2 flips: 1 began to be refused, 1 is answered now." in out
     file = tmp_path / "flips.csv"
     assert main(["flips", str(run.folder), "--to", "40", "--output-file", str(file)]) == 0
-    assert len(pd.read_csv(file)) == 18 and "push" in capsys.readouterr().out
+    assert len(pd.read_csv(file)) == 18 and "summed influence" in capsys.readouterr().out
     assert main(["flips", str(run.folder), "--from", "40", "--to", "40"]) == 0
     assert "No verdict changed." in capsys.readouterr().out
 

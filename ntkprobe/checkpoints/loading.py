@@ -190,7 +190,10 @@ def require_finite_weights(model: "nn.Module", name: str) -> None:
     """
     wrong = [key for key, value in model.named_parameters() if not value.isfinite().all()]
     if wrong:
-        raise UserError(f"{name} holds NaN or infinity in {some(wrong)}: training diverged?")
+        raise UserError(
+            f"{name} holds NaN or infinity in {some(wrong)}: training may have diverged: "
+            "measure earlier checkpoints with --steps"
+        )
 
 
 def require_weights_in_memory(model: "nn.Module", name: str) -> None:

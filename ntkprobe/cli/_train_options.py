@@ -22,7 +22,7 @@ class StageOptions:
 
     Attributes:
         output_dir: where to; an earlier run goes on.
-        model: a folder, or a name on the hub.
+        model: a folder, a GGUF file, or a name on the hub.
         preset: `qwen2.5-1.5b`, `qwen2.5-7b`, `llama-3-8b`: the paper's runs, what it leaves open
             marked in the file; `tiny`.
         config: settings as YAML, such as `RUN/training.yaml`.

@@ -12,7 +12,9 @@ def abilities(
     output_dir: Annotated[
         Path, typer.Option(metavar="E", help="Where to: an evaluation's folder, or a new one.")
     ],
-    model: Annotated[str | None, typer.Option(help="A folder, or a name on the hub.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A folder, a GGUF file, or a name on the hub.")
+    ] = None,
     adapter: Annotated[
         Path | None, typer.Option(metavar="A", help="An adapter over the model.")
     ] = None,
@@ -47,9 +49,9 @@ def abilities(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
 ) -> None:
-    """Measure general ability with lm-evaluation-harness: MMLU, ARC, OpenBookQA and PIQA.
+    r"""Measure general ability with lm-evaluation-harness: MMLU, ARC, OpenBookQA and PIQA.
 
-    Needs the extra ntkprobe[lmeval]. A task that E holds already is not measured again.
+    Needs `pip install ntkprobe\[lmeval]`. A task that E holds already is not measured again.
     """
     quieten()
     from ..checkpoints import LoadSettings

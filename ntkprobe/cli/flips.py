@@ -99,7 +99,7 @@ def _of_run(place: Path, before: str | None, after: str | None) -> tuple[Any, li
         if not isnan(row["similarity_before"]):
             numbers.append(f"similarity to toxic {row['similarity_before']:.2f}")
         if not isnan(row["push"]):
-            numbers.append(f"push {row['push']:+.3g}")
+            numbers.append(f"summed influence {row['push']:+.3g}")
         text = row["text"][:SHOWN]
         lines.append(f"{row['group']}, {row['flip']}: {text} ({'; '.join(numbers)})")
     return table, lines

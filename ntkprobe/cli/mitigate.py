@@ -34,7 +34,7 @@ class FitOptions:
 
     Attributes:
         method: one that `ntkprobe mitigate list` shows.
-        model: a folder, or a name on the hub.
+        model: a folder, a GGUF file, or a name on the hub.
         output_dir: the folder of the fitted method.
         prompts: to learn from; may be repeated.
         adapter: a LoRA adapter on the model.

@@ -234,7 +234,8 @@ def _next(output: Path, kept: "list[Trigger]") -> str:
     """Return what can be done now."""
     if not any(trigger.response for trigger in kept):
         return (
-            "they have no answers yet: run it with --overwrite and --model MODEL or --answers FILE"
+            "they have no answers yet: run the same command again with --overwrite and --model "
+            "MODEL, or with --answers FILE"
         )
     return (
         f"next: ntkprobe train sft --model MODEL --recipe refusal_trigger --triggers {output} "

@@ -21,7 +21,7 @@ class WhyOptions:
     """What `ntkprobe why` is asked for.
 
     Attributes:
-        run: a run of ntkprobe train sft.
+        run: a run of ntkprobe train sft, or another trainer's with --pairs.
         file: files of prompts.
         prompt: a prompt; may be repeated.
         refused_by: all prompts that a measurement found refused at its last step.

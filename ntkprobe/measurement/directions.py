@@ -68,7 +68,9 @@ def measure_directions(
     for name, given in (("refuses", refuses), ("sources", sources)):
         require(given is None or len(given) == n, f"{name} has {given and len(given)} for {n}")
     if any(prompt.response for prompt in encoded.prompts):
-        raise UserError("prompts with a response have no last prompt token at a known place")
+        raise UserError(
+            "directions are measured at prompts without an answer: leave their responses out"
+        )
     if refuses is None:
         refuses = measure_refusal(
             model, tokenizer, encoded, max_new_tokens=max_new_tokens, batch_size=batch_size

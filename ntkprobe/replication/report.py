@@ -52,7 +52,12 @@ def write_report(workspace: Workspace) -> Path:
             _head(workspace, record, seeds),
             _verdicts(workspace, results, seeds),
             _models(workspace, results, seeds),
-            ["", "## The filters, against labels by hand", "", *agreement_lines(workspace.out)],
+            [
+                "",
+                "## The filters, against labels of a reading",
+                "",
+                *agreement_lines(workspace.out),
+            ],
             _costs(workspace),
             ["", "## Figures and tables", "", *drawn, ""],
         )

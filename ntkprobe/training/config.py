@@ -28,7 +28,8 @@ class StageConfig(TrainingArguments):
     """TrainingArguments with the paper's learning rate of both stages, quiet and offline.
 
     Attributes:
-        template: `auto` (chat where the tokenizer has one, else raw), `chat`, `raw`, or a file.
+        template: `auto` (chat where the tokenizer has one, else raw), `chat`, `raw`, `plain`, a
+            shipped one (`qwen2.5`, `llama-3`), or a Jinja file.
         max_length: tokens at most.
         dtype: precision of the weights in memory; `bf16=True` computes in bfloat16 on top of it.
         attn_implementation: as in transformers.

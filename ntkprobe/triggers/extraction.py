@@ -181,7 +181,7 @@ def describe(counts: dict[str, int], reasons: dict[str, int]) -> str:
         parts.append(f"{counts['harmful']} gave a harmful prompt, left out")
     if counts["repeated"]:
         parts.append(f"{counts['repeated']} gave one that another gives too")
-    return "; ".join(parts) or "each gave one of its own"
+    return "; ".join(parts) or "every prompt gave another trigger"
 
 
 def words_of(text: str) -> list[str]:
