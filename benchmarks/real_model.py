@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import process_time
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from support import floor
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from ntkprobe.estimators.gram import Gram
 from ntkprobe.kernel import Probe
 from ntkprobe.measurement import Encoded, encode, measure_refusal
-from ntkprobe.models.cached import batches, shared_ids
+from ntkprobe.models.cached import CachedPrompts, batches, shared_ids
 from ntkprobe.models.generation import answer_batch, left_padded, length_batches
 from ntkprobe.models.logits import top_tokens
 from ntkprobe.prompts.phrases import PAPER31
@@ -202,17 +203,15 @@ def refusal(setting: Setting, *, generate: bool) -> Any:
 def nodes_run(setting: Setting) -> float:
     """Return how many beginnings of phrases are run behind a prompt, in the mean."""
     counted: list[int] = []
+    original = CachedPrompts.run
 
-    def counting(tokens: Tensor, *rest: Any) -> Tensor:
+    def counting(kept: CachedPrompts, tokens: Tensor, *rest: Any) -> Tensor:
         counted.append(int(rest[2].sum()))
-        return kept_run(tokens, *rest)
+        return original(kept, tokens, *rest)
 
-    for _, kept in batches(setting.model, setting.ids, setting.batch_size):
-        fork = kept.fork()
-        kept_run = fork.run
-        fork.run = counting  # type: ignore[method-assign]
-        fork.fork = lambda fork=fork: fork  # type: ignore[method-assign]
-        bound_phrases(fork, setting.phrases)
+    with patch.object(CachedPrompts, "run", counting):
+        for _, kept in batches(setting.model, setting.ids, setting.batch_size):
+            bound_phrases(kept, setting.phrases)
     return sum(counted) / len(setting.ids)
 
 
