@@ -142,6 +142,7 @@ def fit(workspace: Workspace, stage: Stage) -> None:
             workspace.log(f"  {stage.run} cannot be fitted: {why}")
             write_json(folder.with_suffix(UNFIT), {"why": str(why)})
             return
+    folder.with_suffix(UNFIT).unlink(missing_ok=True)  # of an earlier attempt
     save(fitted, folder)
 
 

@@ -285,6 +285,10 @@ class TestStopping:
         for setting, value in {"layer": 2, "directions": 41, "seed": 1, "tail": False}.items():
             with pytest.raises(UserError, match=f"different: {setting}"):
                 self.measure(model, tmp_path, **{setting: value})
+        model.config.rms_norm_eps *= 10
+        with pytest.raises(UserError, match="different: config"):
+            self.measure(model, tmp_path)
+        model.config.rms_norm_eps /= 10
         next(iter(model.parameters())).data[0, 0] += 1e-9
         with pytest.raises(UserError, match="different: weights"):
             self.measure(model, tmp_path)

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ...checkpoints.base_state import weights_digest
+from ...checkpoints import settings_digest, weights_digest
 from ...errors import UserError
 from ...models.architecture import layer_output
 from ...models.logits import check_logits
@@ -185,11 +185,10 @@ def measure_bounds(
         }
         parts: Parts = NO_STORAGE
         if partial_dir is not None:
-            rows = [row.tolist() for row in ids]
-            parts = StoredParts(
-                partial_dir,
-                {**settings, **versions(), "weights": weights_digest(model), "tokens": rows},
-            )
+            own: Any = model.config
+            of_model = {"weights": weights_digest(model), "config": settings_digest(own.to_dict())}
+            rows = {"tokens": [row.tolist() for row in ids]}
+            parts = StoredParts(partial_dir, {**settings, **versions(), **of_model, **rows})
         terms = measure_terms(model, ids, layer, directions, seed, tail=tail, parts=parts)
     return BoundMeasurement(encoded.prompts, layer, settings=settings, **terms)
 
