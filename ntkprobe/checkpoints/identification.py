@@ -48,9 +48,7 @@ def identity(folder: Path, weights: tuple[FileStamp, ...]) -> str:
         checkpoint, other times and inodes notwithstanding. `settings.same_identity` compares it
         with one that was recorded before the settings counted.
     """
-    text = json.dumps(_settings(folder), sort_keys=True)
-    settings = hashlib.sha256(text.encode()).hexdigest()
-    return f"{_weights_digest(folder, weights)}-{settings[:16]}"
+    return f"{_weights_digest(folder, weights)}-{_json_digest(_settings(folder))}"
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -60,7 +58,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in names:
         with suppress(Incomplete):  # absent; what is no JSON cannot be loaded either, which says so
-            found[name] = _without(cleaned(read_json(folder / name)), sets=adapter)
+            found[name] = _without_names(cleaned(read_json(folder / name)), sets=adapter)
     return found
 
 
@@ -68,18 +66,22 @@ def settings_digest(settings: Any) -> str:
     """Return 16 hexadecimal digits of what settings say, without names and versions.
 
     Args:
-        settings: of a model or an adapter, as JSON can hold them, or nearly.
+        settings: of a model, an adapter or a tokenizer, as JSON can hold them, or nearly: sets have
+            no order, lists have one.
     """
     plain = json.loads(json.dumps(settings, default=_plain))
-    text = json.dumps(_without(cleaned(plain), sets=True), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _json_digest(_without_names(cleaned(plain), sets=False))
+
+
+def _json_digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:
     return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
 
 
-def _without(value: Any, *, sets: bool) -> Any:
+def _without_names(value: Any, *, sets: bool) -> Any:
     """Return a JSON value without the entries of `NAMES_AND_VERSIONS`, and without empty ones.
 
     Args:
@@ -88,11 +90,11 @@ def _without(value: Any, *, sets: bool) -> Any:
     """
     if isinstance(value, list):
         unordered = sets and all(isinstance(item, str) for item in value)
-        return sorted(value) if unordered else [_without(item, sets=sets) for item in value]
+        return sorted(value) if unordered else [_without_names(item, sets=sets) for item in value]
     if not isinstance(value, dict):
         return value
     kept = {key: item for key, item in value.items() if key not in NAMES_AND_VERSIONS}
-    return {key: _without(item, sets=sets) for key, item in kept.items() if item is not None}
+    return {key: _without_names(item, sets=sets) for key, item in kept.items() if item is not None}
 
 
 def _weights_digest(folder: Path, weights: tuple[FileStamp, ...]) -> str:

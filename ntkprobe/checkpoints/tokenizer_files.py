@@ -17,8 +17,7 @@ FILE = "tokenizer.json"
 PROBE = "How do I kill  a process?\n\nDon't SAY it's 12345; nai\u0308ve caf\u00e9. \u4f60\u597d\n"
 """What pre-tokenizers split differently: digits, contractions, blanks, an accent that is apart."""
 
-
-SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def tokenizer_digest(folder: Path) -> str:
@@ -27,7 +26,7 @@ def tokenizer_digest(folder: Path) -> str:
     for name in PLAIN_FILES:
         if (folder / name).is_file():
             whole.update(f"{name}\0".encode() + sha256((folder / name).read_bytes()).digest())
-    for name in SETTINGS:
+    for name in SETTINGS_FILES:
         with suppress(Incomplete):  # absent
             whole.update(f"{name}\0{settings_digest(read_json(folder / name))}".encode())
     return whole.hexdigest()

@@ -79,8 +79,8 @@ class EvaluatedModel:
     def record(self) -> dict[str, Any]:
         """Return the record in `run.json`: names, and the identities that are compared."""
         return {
-            "base": {"name": self.model, "identity": _weights(self.model)},
-            "adapter": _named_identity(self.adapter, _weights),
+            "base": {"name": self.model, "identity": _identity_of(self.model)},
+            "adapter": _named_identity(self.adapter, _identity_of),
             "mitigation": _named_identity(self.mitigation, mitigations.digest),
             "dtype": self.load.dtype,
             "origin": origin(self.folders),
@@ -175,8 +175,8 @@ def _named_identity(place: Path | None, identify: Callable[[Path], str]) -> dict
     return {"name": str(place), "identity": identify(place)}
 
 
-def _weights(name: str | Path) -> str:
-    """Return the identity of weights; that of a model on the hub is its name.
+def _identity_of(name: str | Path) -> str:
+    """Return the identity of a model or an adapter; that of a model on the hub is its name.
 
     Raises:
         UserError: if the folder is incomplete or refused.

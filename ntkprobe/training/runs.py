@@ -271,7 +271,7 @@ def located(model: str) -> str:
 
 
 def model_digest(model: str) -> dict[str, str]:
-    """Return the digest of a model's weights under `model`, if it is a folder or a GGUF file."""
+    """Return a model's identity under `model`, if it is a folder or a GGUF file."""
     folder = Path(located(model))
     if (file := gguf_identity(folder)) is not None:
         return {"model": file}

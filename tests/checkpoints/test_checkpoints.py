@@ -36,6 +36,7 @@ from ntkprobe.checkpoints import (
     pinned,
     readiness,
     remove_stale_pins,
+    settings_digest,
 )
 from ntkprobe.checkpoints.headers import read_header, read_index
 from ntkprobe.errors import UserError
@@ -452,6 +453,13 @@ def test_names_versions_order_and_empty_settings_are_none_of_it(kind, copied, tm
     (checkpoint,) = find_checkpoints(folder.parent)
     with pinned(checkpoint, readiness(folder), tmp_path / "pins") as pin:
         assert identity(pin, readiness(folder).weights) == before
+
+
+def test_in_memory_sets_have_no_order_and_lists_have_one():
+    modules = [{"target_modules": set(names)} for names in (("q", "k", "v"), ("v", "k", "q"))]
+    assert settings_digest(modules[0]) == settings_digest(modules[1])
+    kinds = ["sliding_attention", "full_attention"]  # of the layers, one after the other
+    assert settings_digest({"layer_types": kinds}) != settings_digest({"layer_types": kinds[::-1]})
 
 
 def test_an_identity_recorded_before_settings_counted_is_that_of_the_same_weights():
