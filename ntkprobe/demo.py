@@ -1,6 +1,6 @@
 """The paper's finding on the embedded model, end to end; also a first example of the public API.
 
-    base ────────────── SFT ──► stl      ── measure ──► stl-ntk ─────┐   (and a first figure)
+    base ────────────── SFT ──► stl      ── measure ──► stl-ntk ─────┐   (first figure: refusals)
     base ── DCR ──► dcr ── SFT ──► dcr-stl ── measure ──► dcr-stl-ntk ─┴──► figures, page
 
 Every stage reads and writes files. A finished stage is recognised by its files and left alone, an
@@ -67,15 +67,18 @@ def run_demo(output_dir: Path, seed: int = 0, tell: Callable[[str], None] = prin
     base = str(preset_settings("tiny", "sft")["model"])
     tell("1/5  safety alignment of the base model (STL)")
     align(base, output_dir / "stl", seed)
-    tell("2/5  measuring that run: the kernel between prompts, and refusals")
-    failed = measure(output_dir / "stl", output_dir / "stl-ntk", seed)
+    tell("2/5  measuring that run: refusals, then the kernel between prompts")
+    refusals = MeasureSettings(kernel=None)
+    failed = measure(output_dir / "stl", output_dir / "stl-ntk", refusals)
     for picture in first_figure(output_dir / "stl-ntk", output_dir / "figures"):
         tell(f"     a first figure, of STL alone: {picture}")
+    both = MeasureSettings(kernel=KernelSettings(seed=seed, by="layer"))
+    failed |= measure(output_dir / "stl", output_dir / "stl-ntk", both)
     tell("3/5  contrastive refinement of the base model (DCR), and safety alignment of that")
     refined = refine(output_dir / "dcr", seed)
     align(str(refined), output_dir / "dcr-stl", seed)
     tell("4/5  measuring that run (DCR → STL)")
-    failed |= measure(output_dir / "dcr-stl", output_dir / "dcr-stl-ntk", seed)
+    failed |= measure(output_dir / "dcr-stl", output_dir / "dcr-stl-ntk", both)
     tell("5/5  drawing")
     runs = find_runs([output_dir])
     figures = draw_figures(runs, output_dir / "figures", FIGURES)
@@ -113,13 +116,13 @@ def _measured_texts() -> dict[str, list[str]]:
     return {"measured": [prompt.text for prompt in prompts]}
 
 
-def measure(run: Path, folder: Path, seed: int) -> dict[str, str]:
+def measure(run: Path, folder: Path, settings: MeasureSettings) -> dict[str, str]:
     """Measure every checkpoint of a run on prompts that no training has seen.
 
     Args:
         run: the folder with the checkpoints.
         folder: where the measurements go.
-        seed: of the choice of 25 prompts per group for the kernel.
+        settings: what is measured, and how.
 
     Returns:
         What failed, by run and step.
@@ -128,7 +131,6 @@ def measure(run: Path, folder: Path, seed: int) -> dict[str, str]:
         KeyboardInterrupt: if the user stopped it.
     """
     prompts = PromptSet.from_file(embedded.measure_path())
-    settings = MeasureSettings(kernel=KernelSettings(seed=seed, by="layer"))
     outcome = measure_run(prompts, folder, ckpt_dir=run, settings=settings)
     if outcome.interrupted:
         raise KeyboardInterrupt

@@ -123,23 +123,25 @@ class Template:
         require_text(response_text, "answer")
         if self.raw and system is not None:
             raise UserError("a raw prompt has no place for a system message: use a template")
-        prompt = self._prompt_ids(tokenizer, prompt_text, system)
         if self.raw:
+            prompt = self._prompt_ids(tokenizer, prompt_text)
             answer = ended(tokenizer, rendered_ids(tokenizer, response_text))
         else:
-            answer = self._learnt_ids(tokenizer, prompt_text, response_text, system)
+            require_text(prompt_text, "prompt")
+            before, start = self._answer_start(tokenizer, prompt_text, system)
+            prompt = single_bos(tokenizer, rendered_ids(tokenizer, before))
+            whole = self._render(tokenizer, prompt_text, response_text, system)
+            shown = start.rendered_answer(whole, response_text, self.name)
+            answer = self._learnt_ids(tokenizer, before, start, shown)
         return prompt + answer, [False] * len(prompt) + [True] * len(answer)
 
     def _learnt_ids(
-        self, tokenizer: "PreTrainedTokenizerBase", text: str, answer: str, system: str | None
+        self, tokenizer: "PreTrainedTokenizerBase", before: str, start: AnswerStart, shown: str
     ) -> list[int]:
-        """Return the ids of an answer within a conversation, with its end-of-turn token."""
-        whole = self._render(tokenizer, text, answer, system)
-        before, start = self._answer_start(tokenizer, text, system)
+        """Return the ids of a rendered answer after its prompt, with its end-of-turn token."""
         end = self._usual_ends(tokenizer)[1]
-        rendered = start.rendered_answer(whole, answer, self.name)
         closing = start.after_answer if end.text is None else end.text
-        ids = continuation_ids(tokenizer, before, f"{start.leading_space}{rendered}{closing}")
+        ids = continuation_ids(tokenizer, before, f"{start.leading_space}{shown}{closing}")
         return ids if ids[-1] in end.stops else ended(tokenizer, ids)
 
     def encode_phrases(
@@ -258,12 +260,10 @@ class Template:
         ]
         return [*first, *([usual] if usual else []), *switched]
 
-    def _prompt_ids(
-        self, tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None = None
-    ) -> list[int]:
+    def _prompt_ids(self, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
         require_text(text, "prompt")
         if not self.raw:
-            rendered, _ = self._answer_start(tokenizer, text, system)
+            rendered, _ = self._answer_start(tokenizer, text)
             return single_bos(tokenizer, rendered_ids(tokenizer, rendered))
         return single_bos(tokenizer, open_ended_ids(tokenizer, text))
 
