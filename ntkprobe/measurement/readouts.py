@@ -191,7 +191,10 @@ def _blocks_and_parts(
             f"{type(method).__name__} cannot split the kernel by layer: use gram or dense"
         )
     pieces = method.by_part(model, probes, selection)
-    blocks = torch.stack(list(pieces.values())).sum(0)
+    first, *others = pieces.values()
+    blocks = first.clone()
+    for piece in others:  # one by one: the parts of a deep model are most of the memory
+        blocks += piece
     return blocks, pd.concat(
         [_part_rows(part, piece, blocks) for part, piece in pieces.items()], ignore_index=True
     )
