@@ -23,6 +23,7 @@ from transformers import DynamicCache
 
 from . import batching
 from .masks import additive_masks
+from .memory import as_out_of_memory
 
 Ids = Sequence[int] | Tensor
 KINDS = {"full_attention", "sliding_attention"}
@@ -234,7 +235,8 @@ def usable(model: nn.Module, prompts: Sequence[Ids], room: int) -> bool:
     if known is not None and (not known[0] or (longest <= known[1] and behind <= known[2])):
         return known[0]
     try:
-        error = _trial_error(model, prompts, behind)
+        with as_out_of_memory():
+            error = _trial_error(model, prompts, behind)
     except torch.OutOfMemoryError:
         raise
     except Exception as why:  # whatever a model makes of a cache or a mask that it does not know

@@ -186,6 +186,39 @@ def test_a_model_whose_mask_is_wrong_is_found_out(monkeypatch):
     assert not usable(model, PROMPTS, 4)
 
 
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_a_trial_that_memory_does_not_suffice_for_is_no_verdict_on_the_model(monkeypatch, error):
+    model = build("llama")
+
+    def exhaust(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cached, "additive_masks", exhaust)
+        with pytest.raises(torch.OutOfMemoryError):
+            usable(model, PROMPTS, 4)
+    assert usable(model, PROMPTS, 4)
+
+
+def test_a_trial_that_fails_otherwise_is_remembered(monkeypatch):
+    model = build("llama")
+
+    def refuse(*_):
+        raise RuntimeError("no such mask")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cached, "additive_masks", refuse)
+        assert not usable(model, PROMPTS, 4)
+    assert not usable(model, PROMPTS, 4)
+
+
 def test_longer_prompts_are_tried_again(monkeypatch):
     model, tried = build("llama"), []
     original = cached._trial_error
