@@ -43,11 +43,12 @@ def as_out_of_memory() -> Generator[None]:
     Raises:
         OutOfMemoryError: if memory ran out, on a GPU or on a CPU.
         RuntimeError: what else went wrong, as it was.
-        MemoryError: never as it was.
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except MemoryError as error:
+        raise torch.OutOfMemoryError(str(error)) from error
+    except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or not ran_out(error):
             raise
         raise torch.OutOfMemoryError(str(error)) from error

@@ -28,11 +28,11 @@ from ..checkpoints import (
     find_checkpoints,
     gguf_file,
     gguf_identity,
-    identity,
+    named_identity,
     readiness,
 )
+from ..checkpoints.accounting import require_finite_weights
 from ..checkpoints.headers import read_json
-from ..checkpoints.loading import require_finite_weights
 from ..checkpoints.tokenizer_files import tokenizer_digest
 from ..errors import UserError, one_line
 from ..models.memory import as_out_of_memory
@@ -274,11 +274,8 @@ def located(model: str) -> str:
 
 def model_digest(model: str) -> dict[str, str]:
     """Return a model's identity under `model`, if it is a folder or a GGUF file."""
-    folder = Path(located(model))
-    if (file := gguf_identity(folder)) is not None:
-        return {"model": file}
-    weights = readiness(folder).weights if folder.is_dir() else ()
-    return {"model": identity(folder, weights)} if weights else {}
+    found = named_identity(located(model))
+    return {} if found is None else {"model": found}
 
 
 TEXTS = ("template_text", "tokenizer")
