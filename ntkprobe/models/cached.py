@@ -236,7 +236,7 @@ def usable(model: nn.Module, prompts: Sequence[Ids], room: int) -> bool:
         return known[0]
     try:
         with as_out_of_memory():
-            error = _trial_error(model, prompts, behind)
+            error = trial_error(model, prompts, behind)
     except torch.OutOfMemoryError:
         raise
     except Exception as why:  # whatever a model makes of a cache or a mask that it does not know
@@ -272,8 +272,16 @@ def _hooked(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _trial_error(model: Any, prompts: Sequence[Ids], behind: int) -> float:
+def trial_error(model: Any, prompts: Sequence[Ids], behind: int) -> float:
     """Return by how much of their spread logits are off, behind the longest and shortest prompt.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        prompts: token ids.
+        behind: how many tokens are run behind a prompt.
+
+    Returns:
+        The larger error of the two, infinite where a logit is NaN.
 
     `BESIDE` tokens of other continuations stand before the one that is compared, whose last token
     is run after the others.
