@@ -206,9 +206,7 @@ def batches(
         batch_size: prompts at a time.
     """
     beginning = Beginning.of(model, prompts)
-    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in batching.length_batches(prompts, batch_size):
         yield rows, read(model, [prompts[row] for row in rows], beginning)
 
 
