@@ -23,11 +23,12 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
+from .errors import require
 from .models.logits import last_logits as last_logits
 from .models.logits import top_tokens as top_tokens
 from .models.logits import try_padding
 from .models.parameters import ParameterSelection
-from .models.validation import check_measurable, check_prompts, check_read, require
+from .models.validation import check_measurable, check_prompts, check_read
 
 Blocks = Float64[Tensor, "n k m l"]
 Table = Float64[Tensor, "n n"]

@@ -17,10 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from .. import __version__
 from ..checkpoints.headers import read_json
 from ..errors import UserError
-from ..storage import write_json, write_tensors
+from ..storage import versions, write_json, write_tensors
 
 SCHEMA = 1
 
@@ -120,7 +119,7 @@ def settle(path: Path, record: dict[str, Any], *, what: str, instead: str) -> No
     """
     now = json.loads(json.dumps({"schema_version": SCHEMA, **record}))
     if not path.is_file():
-        write_json(path, {**now, "ntkprobe": __version__})
+        write_json(path, {**now, "ntkprobe": versions()["ntkprobe"]})
         return
     then = read_json(path)
     for key in now:

@@ -17,6 +17,7 @@ from ..models.generation import require_measurable
 from ..models.gradients import gradients
 from ..models.padding_row import varying_padding_row
 from ..models.parameters import requiring_grad
+from ..models.precision import at_least_single
 from ..prompts.phrases import phrase_set
 from ..prompts.prompt_set import Prompt, PromptSet
 from ..prompts.templates import Template
@@ -90,7 +91,7 @@ class Observed:
             for row in range(len(self.prompts)):
                 value = read(row)
                 values.append(value.detach().double().cpu())
-                each.append([_wide(g) for g in gradients(value, chosen.values())])
+                each.append([at_least_single(g) for g in gradients(value, chosen.values())])
         held = {
             name: torch.stack(g) for name, g in zip(chosen, zip(*each, strict=True), strict=True)
         }
@@ -98,10 +99,6 @@ class Observed:
 
 
 Reader = Callable[[int], Tensor]
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def observe(

@@ -4,11 +4,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..checkpoints import LoadSettings
-from ..errors import UserError
+from ..errors import UserError, count
 from ..measurement.influence import LOSSES
 from ..models.parameters import ParameterSelection
 from ..models.projections import ProjectionSettings
-from ..models.validation import count
 
 TARGETS = ("refusal", "refusal_prefix_free", "tokens", "response")
 OVER = ("checkpoints", "final", "steps")

@@ -137,7 +137,7 @@ class TrainingRun:
             The pairs in order; they have as many tokens as the run counted.
         """
         found = self.encode(self.texts, tokenizer)
-        self._insist_on_counts(found)
+        self._require_counts(found)
         return found
 
     def encode(
@@ -153,7 +153,7 @@ class TrainingRun:
                 found.append(TrainedPair(number, source, pair, ids, labels))
         return found
 
-    def _insist_on_counts(self, found: Sequence[TrainedPair]) -> None:
+    def _require_counts(self, found: Sequence[TrainedPair]) -> None:
         """Compare pairs and tokens with what the run counted.
 
         Raises:

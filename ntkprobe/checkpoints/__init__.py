@@ -9,7 +9,6 @@ from .adapters import adapted as adapted
 from .adapters import base_and_adapter as base_and_adapter
 from .adapters import base_folder_of as base_folder_of
 from .adapters import base_named_by as base_named_by
-from .base_state import weights_digest as weights_digest
 from .completeness import FileStamp as FileStamp
 from .completeness import Marker as Marker
 from .completeness import Readiness as Readiness
@@ -21,7 +20,10 @@ from .gguf_files import gguf_file as gguf_file
 from .gguf_files import gguf_identity as gguf_identity
 from .headers import Incomplete as Incomplete
 from .identification import identity as identity
+from .identification import named_identity as named_identity
 from .identification import settings_digest as settings_digest
+from .loaded_identity import loaded_identity as loaded_identity
+from .loaded_identity import weights_digest as weights_digest
 from .loading import LoadSettings as LoadSettings
 from .loading import load_checkpoint as load_checkpoint
 from .loading import load_model as load_model

@@ -116,6 +116,20 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def require_finite_weights(model: "nn.Module", name: str) -> None:
+    """Raise if a parameter holds NaN or infinity.
+
+    Raises:
+        UserError: naming the parameters.
+    """
+    wrong = [key for key, value in model.named_parameters() if not value.isfinite().all()]
+    if wrong:
+        raise UserError(
+            f"{name} holds NaN or infinity in {some(wrong)}: training may have diverged: "
+            "measure earlier checkpoints with --steps"
+        )
+
+
 def _require_one_of_each(model: "nn.Module", stored: Collection[str], name: str) -> None:
     """Refuse a tensor stored twice, with and without the prefix of the model below the head.
 

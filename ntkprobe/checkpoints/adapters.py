@@ -14,11 +14,11 @@ import torch
 
 from ..errors import UserError, one_line
 from ..models.peft_modules import retie, separate_for_merging, untie
+from .accounting import require_finite_weights
 from .attaching import REFUSALS, attach, plain_lora
 from .base_state import BaseState
 from .gguf_files import gguf_file
 from .headers import read_json
-from .loading import require_finite_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

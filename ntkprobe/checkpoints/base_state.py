@@ -1,14 +1,10 @@
-"""The state of a base model before an adapter, to restore it, and a digest to check that."""
+"""The state of a base model before an adapter, to restore it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -100,34 +96,3 @@ def _configurations(model: nn.Module) -> Iterator[Any]:
         if isinstance(config, PreTrainedConfig):
             yield config
             yield from (v for v in vars(config).values() if isinstance(v, PreTrainedConfig))
-
-
-@torch.no_grad()
-def weights_digest(model: nn.Module) -> str:
-    """Return a hexadecimal digest of every bit of a model's parameters and buffers.
-
-    Args:
-        model: the model; which of its tensors are tied counts, too.
-
-    Returns:
-        Two models have the same one if all their tensors are equal. Each tensor goes in as the sum
-        of its bit patterns, one pass over it where it lies: that shows a change, and is no
-        protection against someone who wants to hide one.
-    """
-    parameters = model.named_parameters(remove_duplicate=False)
-    buffers = model.named_buffers(remove_duplicate=False)
-    numbers: dict[int, int] = {}
-    digest = sha256()
-    for name, tensor in (*parameters, *buffers):
-        number = numbers.setdefault(id(tensor), len(numbers))
-        shape = (tensor.dtype, tuple(tensor.shape), tensor.device.type)
-        digest.update(repr((name, number, *map(str, shape), _bits(tensor))).encode())
-    return digest.hexdigest()
-
-
-def _bits(tensor: Tensor) -> int:
-    """Return the sum of a tensor's bit patterns, as whole numbers modulo 2⁶⁴."""
-    if tensor.is_meta or tensor.numel() == 0:
-        return 0
-    plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    return int(plain.detach().view(_INTEGERS[plain.element_size()]).sum(dtype=torch.int64))

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, one_line
 from ..models.memory import return_freed_memory
+from ..settings import LoadSettings
+from .accounting import require_finite_weights
 from .gguf_files import GgufFile, describe
-from .loading import LoadSettings, require_finite_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

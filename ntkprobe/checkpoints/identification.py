@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .completeness import FileStamp
-from .gguf_files import describe, gguf_file
+from .completeness import FileStamp, readiness
+from .gguf_files import describe, gguf_file, gguf_identity
 from .headers import Header, Incomplete, read_header, read_json
+from .hub_names import require_hub_name
 from .safeguards import checked_config, cleaned
 
 WHOLE = 64 << 20  # files up to here are hashed to the last byte
@@ -49,6 +50,33 @@ def identity(folder: Path, weights: tuple[FileStamp, ...]) -> str:
         with one that was recorded before the settings counted.
     """
     return f"{_weights_digest(folder, weights)}-{_json_digest(_settings(folder))}"
+
+
+def named_identity(model: str | Path) -> str | None:
+    """Return the identity of what a user named: a model, or an adapter.
+
+    Args:
+        model: a folder, a GGUF file, or a hub name.
+
+    Returns:
+        As `identity` gives it, or of a GGUF file its SHA-256; None for what is neither a folder nor
+        a file here, that is, a hub name, which says by itself which model it is.
+
+    Raises:
+        UserError: if the folder holds no whole model: what it will hold is not known yet, and a
+            digest of a part would be taken for that of another model.
+    """
+    if not str(model):
+        return None
+    if (file := gguf_identity(model)) is not None:
+        return file
+    folder = Path(model)
+    if not folder.is_dir():
+        return None
+    verdict = readiness(folder)
+    if not verdict.weights:
+        raise UserError(f"{folder} holds no whole model: {verdict.reason}")
+    return identity(folder, verdict.weights)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -155,8 +183,6 @@ def architecture_named(name: str) -> str | None:
 
 def _config(name: str) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
-
-    from .loading import require_hub_name
 
     if not Path(name).is_dir():
         require_hub_name(name)

@@ -1,18 +1,18 @@
 """Loads models: safetensors only, no remote code, every weight accounted for."""
 
 import inspect
-import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MeasurementWarning, UserError, one_line
 from ..settings import LoadSettings as LoadSettings
-from .accounting import require_every_weight, some, unfiltered_report
+from .accounting import require_every_weight, require_finite_weights, some, unfiltered_report
 from .completeness import FULL, SHARDED, weight_files
-from .folders import find_checkpoints, saved_models
 from .gguf_files import gguf_file
+from .gguf_models import gguf_tokenizer, load_gguf
 from .headers import Incomplete, read_index, read_json
+from .hub_names import require_hub_name
 from .safeguards import checked_config
 from .tokenizer_files import difference_from_file
 
@@ -52,7 +52,7 @@ def load_checkpoint(folder: Path, settings: LoadSettings | None = None) -> "PreT
         config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{folder}/config.json cannot be used: {one_line(error)}") from error
-    return _load(str(folder), settings or LoadSettings(), config=config)
+    return load_with_transformers(str(folder), settings or LoadSettings(), config=config)
 
 
 def load_model(name: str, settings: LoadSettings | None = None) -> "PreTrainedModel":
@@ -69,15 +69,13 @@ def load_model(name: str, settings: LoadSettings | None = None) -> "PreTrainedMo
         UserError: if there is no such model, or it cannot be loaded whole.
     """  # ruff: ignore[docstring-extraneous-exception]
     if name and (file := gguf_file(name)) is not None:
-        from .gguf_models import load_gguf
-
         return load_gguf(file, settings)
     if name and Path(name).is_dir():
         if not (Path(name) / "adapter_config.json").exists():
             weight_files(Path(name))
         return load_checkpoint(Path(name), settings)
     require_hub_name(name)
-    return _load(name, settings or LoadSettings())
+    return load_with_transformers(name, settings or LoadSettings())
 
 
 def load_tokenizer(name: str | Path, *, local: bool = True) -> "PreTrainedTokenizerBase":
@@ -89,8 +87,6 @@ def load_tokenizer(name: str | Path, *, local: bool = True) -> "PreTrainedTokeni
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if (file := gguf_file(name)) is not None:
-        from .gguf_models import gguf_tokenizer
-
         return gguf_tokenizer(file)
     if not local and not Path(name).is_dir():
         require_hub_name(str(name))
@@ -119,7 +115,9 @@ def _declares_generic(folder: Path) -> bool:
     return generic and (folder / "tokenizer.json").is_file()
 
 
-def _load(name: str, settings: LoadSettings, config: Any = None) -> "PreTrainedModel":
+def load_with_transformers(
+    name: str, settings: LoadSettings, config: Any = None
+) -> "PreTrainedModel":
     """Return the model from transformers.
 
     Args:
@@ -182,20 +180,6 @@ def _weights_in(folder: Path) -> list[Path]:
     return [folder / name for name in read_index(folder / SHARDED)]
 
 
-def require_finite_weights(model: "nn.Module", name: str) -> None:
-    """Raise if a parameter holds NaN or infinity.
-
-    Raises:
-        UserError: naming the parameters.
-    """
-    wrong = [key for key, value in model.named_parameters() if not value.isfinite().all()]
-    if wrong:
-        raise UserError(
-            f"{name} holds NaN or infinity in {some(wrong)}: training may have diverged: "
-            "measure earlier checkpoints with --steps"
-        )
-
-
 def require_weights_in_memory(model: "nn.Module", name: str) -> None:
     """Raise if parameters were offloaded: autograd would leave them out without a word.
 
@@ -205,34 +189,6 @@ def require_weights_in_memory(model: "nn.Module", name: str) -> None:
     wrong = [key for key, value in model.named_parameters() if value.is_meta]
     if wrong:
         raise UserError(f"{name} does not fit: {some(wrong)} offloaded; use more or larger GPUs")
-
-
-_asked_for: set[str] = set()
-
-
-def require_hub_name(name: str) -> None:
-    """Raise for what can only have been meant as a path; say once that the hub is asked.
-
-    Args:
-        name: of a model, where no folder or file of that name is.
-
-    Raises:
-        UserError: saying what is allowed.
-    """
-    if not name or name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
-        raise UserError(
-            f"no model at {name!r}: --model takes a folder with config.json, a .gguf file, or a hub"
-            " name"
-        )
-    run = Path(name).parent
-    if "/" in name and run.is_dir():
-        there = [each.path.name for each in find_checkpoints(run) if each.path != run]
-        if there:
-            held = some([*saved_models(run), *there])
-            raise UserError(f"no model at {name!r}: {run} holds {held}")
-    if name not in _asked_for:
-        _asked_for.add(name)
-        print(f"{one_line(name)} is no folder here: asking the Hugging Face hub", file=sys.stderr)
 
 
 def _first_line(error: BaseException) -> str:

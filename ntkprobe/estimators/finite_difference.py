@@ -18,11 +18,12 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from ..errors import count, require
 from ..kernel import Blocks, Probe, last_logits, prepare
 from ..models.gradients import gradients
 from ..models.padding_row import constant_padding_row
 from ..models.parameters import ParameterSelection, requiring_grad
-from ..models.validation import count, finite, require
+from ..models.validation import finite
 
 
 @dataclass(frozen=True)

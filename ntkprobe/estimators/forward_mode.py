@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.func import jvp, vjp, vmap
 from transformers import PreTrainedModel
 
-from ..errors import UserError
+from ..errors import UserError, count
 from ..kernel import Blocks, Probe, last_logits, prepare
 from ..models.padding_row import constant_padding_row
 from ..models.parameters import ParameterSelection, call_with_parameters
-from ..models.validation import count, finite
+from ..models.validation import finite
 
 Theta = dict[str, Tensor]
 _NO_DERIVATIVE = ("forward AD", "forward-mode", "requires_grad_() inside", "jvp")

@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from ..errors import count
 from ..kernel import Blocks, Probe, Table, last_logits, prepare
 from ..models.gradients import PerSampleFactors
 from ..models.parameters import ParameterSelection
 from ..models.projections import Projections, ProjectionSettings
-from ..models.validation import count, finite
+from ..models.validation import finite
 
 _HELD = 1 << 27
 """Numbers of estimated blocks that are held at once."""

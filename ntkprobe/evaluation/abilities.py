@@ -15,7 +15,7 @@ from ..errors import UserError, one_line
 from ..statistics import RESAMPLES
 from ..storage import write_json
 from .models import EvaluatedModel
-from .settings import AnswerSettings, insist_on_equal
+from .settings import AnswerSettings, require_same_record
 
 TASKS = ("mmlu", "arc_easy", "arc_challenge", "openbookqa", "piqa")
 """The paper's five; MMLU scores letters, the others the text of an answer."""
@@ -97,9 +97,9 @@ def _adopted(path: Path, model: Mapping[str, Any], how: Mapping[str, Any]) -> di
 
     now = {"model": dict(model), "answers": dict(how)}
     evaluation = _json(path.with_name("run.json"))
-    insist_on_equal(path.parent, {"model": evaluation.get("model")}, {"model": model})
+    require_same_record(path.parent, {"model": evaluation.get("model")}, {"model": model})
     old = _json(path)
-    insist_on_equal(path.parent, old, now)
+    require_same_record(path.parent, old, now)
     return {"versions": versions(), "tasks": {}, "label": evaluation.get("label"), **old, **now}
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import UserError
@@ -98,59 +99,81 @@ class LocalModel:
         Yields:
             Answers to prompts of similar length, which share a forward pass.
         """
-        from ..models.generation import answered_together, require_measurable, try_left_padding
+        from ..models.generation import require_measurable, try_left_padding
+        from ..models.memory import halving
 
         ids = [
             self.template.encode(self.tokenizer, each.prompt, self.settings.max_length)
             for each in questions
         ]
         require_measurable(self.model, ids, room=self.settings.max_new_tokens)
-        room = self.settings.max_new_tokens
         shared = self._shared_beginning(ids)
         if shared is None:
             try_left_padding(self.model, ids, self.processors)
         remaining = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
         while remaining:
-            rows = remaining[: self.batch_size]
-            if shared is None:
-                rows = answered_together(self.model, ids, rows, room)[0]
-            begin = time.perf_counter()
-            names = [questions[row].id for row in rows]
-            answers = self._generate(names, [ids[row] for row in rows], shared)
-            if answers is None:
-                continue
-            seconds = (time.perf_counter() - begin) / len(rows)
-            yield [
-                Completion(questions[row].id, each.text, each.n_tokens, each.ended, seconds)
-                for row, each in zip(rows, answers, strict=True)
-            ]
-            remaining = [row for row in remaining if row not in set(rows)]
+            respond = partial(self._respond, questions, ids, remaining, shared)
+            if self.halves:
+                size = min(self.batch_size, len(remaining))
+                answers, fitted = halving(respond, size)
+                self.batch_size = fitted if fitted < size else self.batch_size
+            else:
+                answers = respond(self.batch_size)
+            yield list(answers.values())
+            remaining = [row for row in remaining if row not in answers]
+
+    def _respond(
+        self,
+        questions: Sequence[Question],
+        ids: Sequence[list[int]],
+        remaining: Sequence[int],
+        shared: "Beginning | None",
+        size: int,
+    ) -> dict[int, Completion]:
+        """Return the answers to the first of the remaining questions, by row.
+
+        Args:
+            questions: all of them.
+            ids: their prompts, encoded.
+            remaining: rows that are not answered yet.
+            shared: what all prompts begin with; None where each is to be run whole.
+            size: how many at a time, at most.
+        """
+        from ..models.generation import answered_together
+
+        rows = list(remaining[:size])
+        if shared is None:
+            rows = answered_together(self.model, ids, rows, self.settings.max_new_tokens)[0]
+        begin = time.perf_counter()
+        names = [questions[row].id for row in rows]
+        answers = self._generate(names, [ids[row] for row in rows], shared)
+        seconds = (time.perf_counter() - begin) / len(rows)
+        return {
+            row: Completion(questions[row].id, each.text, each.n_tokens, each.ended, seconds)
+            for row, each in zip(rows, answers, strict=True)
+        }
 
     def _shared_beginning(self, ids: Sequence[list[int]]) -> "Beginning | None":
         """Return what all prompts begin with, run once; None where each is to be run whole."""
         from torch import OutOfMemoryError
 
         from ..models.cached import Beginning, usable
+        from ..models.memory import as_out_of_memory
 
         if self.processors or self.settings.temperature:
             return None
         try:
-            if usable(self.model, ids, self.settings.max_new_tokens - 1):
-                return Beginning.of(self.model, ids)
+            with as_out_of_memory():
+                if usable(self.model, ids, self.settings.max_new_tokens - 1):
+                    return Beginning.of(self.model, ids)
         except OutOfMemoryError:  # the trial reads the logits of whole prompts; answers do not
             pass
         return None
 
     def _generate(
         self, names: Sequence[str], ids: Sequence[list[int]], shared: "Beginning | None"
-    ) -> list[Any] | None:
-        """Return the answers of a batch; None if memory ran out, after halving the batch size.
-
-        Raises:
-            OutOfMemoryError: if the batch cannot be made smaller.
-        """
-        from torch import OutOfMemoryError
-
+    ) -> list[Any]:
+        """Return the answers of a batch."""
         from ..models.cached import read
         from ..models.generation import answer_batch, answer_kept
         from .sampling import sampling_processors
@@ -160,20 +183,12 @@ class LocalModel:
             "stop_ids": self.template.stop_ids(self.tokenizer),
             "stop_texts": self.template.stop_texts(self.tokenizer),
         }
-        try:
-            if shared is not None:
-                kept = read(self.model, ids, shared)
-                return answer_kept(kept, self.tokenizer, **options)
-            sampling = sampling_processors(names, self.settings)
-            processors = [*self.processors, *sampling]
-            return answer_batch(
-                self.model, self.tokenizer, ids, logits_processor=processors, **options
-            )
-        except OutOfMemoryError:
-            if len(ids) == 1 or not self.halves:
-                raise
-            self.batch_size = len(ids) // 2
-            return None
+        if shared is not None:
+            kept = read(self.model, ids, shared)
+            return answer_kept(kept, self.tokenizer, **options)
+        sampling = sampling_processors(names, self.settings)
+        processors = [*self.processors, *sampling]
+        return answer_batch(self.model, self.tokenizer, ids, logits_processor=processors, **options)
 
 
 class RemoteModel:

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..storage import replacing, versions, write_json, write_table
 from .answers import Completion
 from .benchmarks import BenchmarkPrompts
-from .settings import insist_on_equal
+from .settings import require_same_record
 
 SCHEMA_VERSION = 1
 ANSWER_TYPES = {
@@ -76,8 +76,8 @@ class EvaluationFolder:
             about: entries that are not compared, such as the label.
         """
         old = self.record
-        insist_on_equal(self.path, old, record)
-        insist_on_equal(self.path, {"model": self._abilities_model}, {"model": record["model"]})
+        require_same_record(self.path, old, record)
+        require_same_record(self.path, {"model": self._abilities_model}, {"model": record["model"]})
         merged = {
             "schema_version": SCHEMA_VERSION,
             "versions": old.get("versions") or versions(),
@@ -131,6 +131,6 @@ class EvaluationFolder:
             shutil.rmtree(self.path / name, ignore_errors=True)
         (self.path / "run.json").unlink(missing_ok=True)
         try:
-            insist_on_equal(self.path, {"model": self._abilities_model}, {"model": model})
+            require_same_record(self.path, {"model": self._abilities_model}, {"model": model})
         except UserError:
             (self.path / "abilities.json").unlink()

@@ -14,11 +14,9 @@ from ..checkpoints import (
     LoadSettings,
     adapted,
     base_folder_of,
-    gguf_identity,
-    identity,
     load_model,
     load_tokenizer,
-    readiness,
+    named_identity,
 )
 from ..errors import UserError
 from .answers import LocalModel
@@ -176,17 +174,5 @@ def _named_identity(place: Path | None, identify: Callable[[Path], str]) -> dict
 
 
 def _identity_of(name: str | Path) -> str:
-    """Return the identity of a model or an adapter; that of a model on the hub is its name.
-
-    Raises:
-        UserError: if the folder is incomplete or refused.
-    """
-    folder = Path(name)
-    if (file := gguf_identity(folder)) is not None:
-        return file
-    if not folder.is_dir():
-        return f"hub:{name}"
-    verdict = readiness(folder)
-    if verdict.state in ("refused", "incomplete"):
-        raise UserError(f"{folder} cannot be evaluated: {verdict.reason}")
-    return identity(folder, verdict.weights)
+    """Return the identity of a model or an adapter; that of a model on the hub is its name."""
+    return named_identity(name) or f"hub:{name}"

@@ -54,7 +54,7 @@ class AnswerSettings:
         return {**asdict(self), "seed": self.seed if self.temperature else None}
 
 
-def insist_on_equal(folder: object, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def require_same_record(folder: object, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise if a setting of `new` contradicts `old`; what only one of them has does not.
 
     Args:

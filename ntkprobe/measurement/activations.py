@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import require
 from ..models.architecture import Hook, decoder_layers, hidden_state, hooked, layer_output
 from ..models.batching import together
 from ..models.generation import length_batches, require_measurable
 from ..models.logits import last_logits
-from ..models.validation import check_loaded, finite, require
+from ..models.validation import check_loaded, finite
 from ..prompts.prompt_set import PromptSet
 from ..prompts.templates import Template
 from .encoding import Encoded, Texts, as_encoded, evaluating

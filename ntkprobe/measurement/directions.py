@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from ..direction_measurement import DirectionMeasurement as DirectionMeasurement
-from ..errors import UserError
+from ..errors import UserError, require
 from ..mitigations.activations import instruction_end
 from ..models.generation import require_measurable
-from ..models.validation import check_loaded, require
+from ..models.validation import check_loaded
 from ..prompts.templates import Template
 from .activations import layer_modules, read_layers
 from .encoding import Encoded, Texts, as_encoded, evaluating

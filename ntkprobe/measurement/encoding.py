@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ..errors import MeasurementWarning, UserError
-from ..models.validation import check_autocast, check_loaded, require
+from ..errors import MeasurementWarning, UserError, require
+from ..models.validation import check_autocast, check_loaded
 from ..models.wrappers import computing_plainly
 from ..prompts.prompt_set import Prompt, PromptSet
 from ..prompts.templates import Template, resolve_template

@@ -21,6 +21,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from .. import estimators, plugins
+from ..errors import require
 from ..kernel import Blocks, Estimator, Probe, Table, blocks_by_selection, last_logits
 from ..models import architecture
 from ..models.logits import check_logits
@@ -31,7 +32,6 @@ from ..models.parameters import (
     requiring_grad,
 )
 from ..models.replacement import replace_attributes, replace_module
-from ..models.validation import require
 from ..progress import progress
 
 ROWS_AT_A_TIME = 2**14

@@ -9,11 +9,11 @@ import pandas as pd
 from torch import Tensor, nn
 
 from .. import estimators, kernel, plugins
-from ..errors import MeasurementWarning, UserError
+from ..errors import MeasurementWarning, UserError, count
 from ..jupyter import paragraph, table
 from ..kernel import Estimator
 from ..models.parameters import ParameterSelection, parse_selections, remarks
-from ..models.validation import check_loaded, count
+from ..models.validation import check_loaded
 from ..prompts.prompt_set import PromptSet
 from ..prompts.templates import Template
 from .encoding import Encoded, Texts, as_encoded, evaluating

@@ -14,10 +14,10 @@ from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
 from .. import estimators, plugins
+from ..errors import count
 from ..kernel import Blocks, Estimator, Probe, Table
 from ..models.logits import check_logits
 from ..models.parameters import ParameterSelection
-from ..models.validation import count
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernel
-from ..errors import UserError
+from ..errors import UserError, require
 from ..kernel import Probe
 from ..models.logits import check_logits
 from ..models.memory import halving
 from ..models.parameters import ParameterSelection
-from ..models.validation import require
 from .encoding import Encoded
 from .full_vocabulary import full_vocabulary_norms
 from .random_probes import random_probe_norms

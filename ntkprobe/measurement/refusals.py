@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
-from ..errors import UserError
+from ..errors import UserError, count
 from ..jupyter import paragraph, table
 from ..models.cached import batches, usable
 from ..models.generation import (
@@ -19,7 +19,6 @@ from ..models.generation import (
     require_measurable,
     require_vocabulary,
 )
-from ..models.validation import count
 from ..progress import progress as long_stage
 from ..prompts.coherence import incoherence
 from ..prompts.phrases import REFUSAL_PREFIXES, PhraseSet

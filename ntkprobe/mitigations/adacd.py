@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..models.validation import require
+from ..errors import require
 from .base import Decoding
 from .contrastive import prompted_processor
 

@@ -121,7 +121,7 @@ class ContrastiveProcessor(LogitsProcessor):
         return self.steps is not None and width - self.sequence.width >= self.steps
 
     def _started(self, input_ids: Tensor, scores: Tensor) -> "_Generation":
-        refuse_beams(scores)
+        require_no_beams(scores)
         rows = real_rows(self.tokenizer, input_ids, self.mask)
         self.mask = self.sequence = None
         branch = self.open_branch(rows)
@@ -153,7 +153,7 @@ def _as_wide(logits: Tensor, words: int) -> Tensor:
     return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
 
 
-def refuse_beams(scores: Float[Tensor, "batch vocab"]) -> None:
+def require_no_beams(scores: Float[Tensor, "batch vocab"]) -> None:
     """Refuse beam search, which reorders rows and hands on log-probabilities.
 
     Args:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..models.validation import require
+from ..errors import require
 from ..prompts.prompt_set import PromptSet
 from .base import Decoding
 from .branches import Branch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models.validation import require
+from ..errors import require
 from .base import Decoding
 from .contrastive import prompted_processor
 from .system_messages import PLACES

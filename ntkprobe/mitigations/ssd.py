@@ -11,9 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..checkpoints import LoadSettings, load_model, load_tokenizer
-from ..errors import UserError
+from ..errors import UserError, require
 from ..models.generation import input_device
-from ..models.validation import require
 from ..prompts.prompt_set import PromptSet
 from .base import Decoding
 from .branches import Branch

@@ -1,6 +1,7 @@
 """A fitted method on disk: `mitigation.json`, and `mitigation.safetensors` for what it learned."""
 
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import plugins
-from ..checkpoints import gguf_identity, identity, readiness
+from ..checkpoints import named_identity
 from ..checkpoints.completeness import require_safetensors
 from ..checkpoints.headers import Incomplete, read_json, regular_file
 from ..errors import UserError
@@ -83,9 +84,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Mitigation:
 
 def mitigation_class(name: str) -> type[Mitigation]:
     """Return the class of the method of that name, a `UserError` if there is none."""
-    from .. import mitigations
-
-    return plugins.load(mitigations, name)
+    # By its name: the package itself imports from this module.
+    return plugins.load(import_module(str(__package__)), name)
 
 
 def method_name(mitigation: Mitigation) -> str:
@@ -104,16 +104,9 @@ def digest(folder: str | Path) -> str:
         if (place / name).is_file():
             whole.update((place / name).read_bytes())
     for name in mitigation_class(str(about.get("method"))).models:
-        whole.update(_identity_of(about["settings"].get(name) or "").encode())
+        model = about["settings"].get(name) or ""
+        whole.update((named_identity(model) or model).encode())  # on the hub it is its name
     return f"{about.get('method')}#{whole.hexdigest()[:12]}"
-
-
-def _identity_of(model: str) -> str:
-    """Return the identity of a model's folder or file; of one on the hub it is its name."""
-    if (file := gguf_identity(model)) is not None:
-        return file
-    folder = Path(model)
-    return identity(folder, readiness(folder).weights) if model and folder.is_dir() else model
 
 
 def _read_about(place: Path) -> dict[str, Any]:

@@ -28,6 +28,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..errors import count
+
 _LOG = logging.getLogger(__name__)
 
 Regime = tuple[int, int]
@@ -251,6 +253,22 @@ def keep_verdict(
             side,
             error,
         )
+
+
+def length_batches(input_ids: Sequence[Sized], batch_size: int) -> Iterator[list[int]]:
+    """Yield batches of row numbers, the longest prompts first, so that little is padded.
+
+    Args:
+        input_ids: encoded prompts.
+        batch_size: rows in a batch at most.
+
+    Yields:
+        Row numbers; each occurs once. A batch size less than 1 is a `UserError`.
+    """
+    size = count("batch_size", batch_size)
+    order = sorted(range(len(input_ids)), key=lambda row: -len(input_ids[row]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
 
 
 def _rope_types(module: nn.Module) -> list[tuple[str | None, str]]:

@@ -23,6 +23,7 @@ from transformers import DynamicCache
 
 from . import batching
 from .masks import additive_masks
+from .memory import as_out_of_memory
 
 Ids = Sequence[int] | Tensor
 KINDS = {"full_attention", "sliding_attention"}
@@ -205,9 +206,7 @@ def batches(
         batch_size: prompts at a time.
     """
     beginning = Beginning.of(model, prompts)
-    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in batching.length_batches(prompts, batch_size):
         yield rows, read(model, [prompts[row] for row in rows], beginning)
 
 
@@ -234,7 +233,8 @@ def usable(model: nn.Module, prompts: Sequence[Ids], room: int) -> bool:
     if known is not None and (not known[0] or (longest <= known[1] and behind <= known[2])):
         return known[0]
     try:
-        error = _trial_error(model, prompts, behind)
+        with as_out_of_memory():
+            error = trial_error(model, prompts, behind)
     except torch.OutOfMemoryError:
         raise
     except Exception as why:  # whatever a model makes of a cache or a mask that it does not know
@@ -270,8 +270,16 @@ def _hooked(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _trial_error(model: Any, prompts: Sequence[Ids], behind: int) -> float:
+def trial_error(model: Any, prompts: Sequence[Ids], behind: int) -> float:
     """Return by how much of their spread logits are off, behind the longest and shortest prompt.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        prompts: token ids.
+        behind: how many tokens are run behind a prompt.
+
+    Returns:
+        The larger error of the two, infinite where a logit is NaN.
 
     `BESIDE` tokens of other continuations stand before the one that is compared, whose last token
     is run after the others.

@@ -1,6 +1,6 @@
 """Greedy answers in batches, and the padding that every batch of ragged prompts needs."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +13,16 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from ..errors import UserError
+from ..errors import UserError, count
 from ..progress import progress as long_stage
 from . import batching
 from .answers import Answer as Answer
 from .answers import answer_of, greedy_tokens, stopping_criteria, written
+from .batching import length_batches as length_batches
 from .cached import CachedPrompts, batches, usable
 from .logits import try_padding
 from .precision import clamped_casts
-from .validation import check_computable, check_measurable, check_prompts, count
+from .validation import check_computable, check_measurable, check_prompts
 from .validation import require_numbers as require_numbers
 
 if TYPE_CHECKING:
@@ -247,22 +248,6 @@ def begin(processors: Sequence[LogitsProcessor], attention_mask: Tensor) -> None
     for processor in processors:
         if hasattr(processor, "begin"):
             processor.begin(attention_mask)
-
-
-def length_batches(input_ids: Sequence[Ids], batch_size: int) -> Iterator[list[int]]:
-    """Yield batches of row numbers, the longest prompts first, so that little is padded.
-
-    Args:
-        input_ids: encoded prompts.
-        batch_size: rows in a batch at most.
-
-    Yields:
-        Row numbers; each occurs once. A batch size less than 1 is a `UserError`.
-    """
-    size = count("batch_size", batch_size)
-    order = sorted(range(len(input_ids)), key=lambda row: -len(input_ids[row]))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
 
 
 def left_padded(

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..errors import count, require
 from .architecture import experts_one_by_one, reading_last_positions
 from .batching import forgetting_lengths, keep_verdict, pair_to_try, together
-from .validation import check_measurable, check_prompts, count, not_finite, refuse_broken, require
+from .validation import check_measurable, check_prompts, not_finite, require_none_broken
 
 
 def last_logits(
@@ -74,7 +75,7 @@ def batched_logits(
         broken += [start + row for row in not_finite(logits)]
         yield logits
     if broken:
-        refuse_broken(broken, logits.dtype)
+        require_none_broken(broken, logits.dtype)
 
 
 def check_logits(

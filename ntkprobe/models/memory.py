@@ -3,7 +3,8 @@
 import ctypes
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import psutil
@@ -33,6 +34,26 @@ def ran_out(error: BaseException) -> bool:
     return named or "can't allocate memory" in str(error)
 
 
+@contextmanager
+def as_out_of_memory() -> Generator[None]:
+    """Let memory that runs out inside the `with` block be one kind of error, wherever it was.
+
+    A CPU's allocator raises a plain `RuntimeError`, as does a model that refuses its input.
+
+    Raises:
+        OutOfMemoryError: if memory ran out, on a GPU or on a CPU.
+        RuntimeError: what else went wrong, as it was.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise torch.OutOfMemoryError(str(error)) from error
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or not ran_out(error):
+            raise
+        raise torch.OutOfMemoryError(str(error)) from error
+
+
 def halving(measure: Callable[[int], T], size: int) -> tuple[T, int]:
     """Return what is measured with as many prompts at a time as memory allows.
 
@@ -45,17 +66,14 @@ def halving(measure: Callable[[int], T], size: int) -> tuple[T, int]:
 
     Raises:
         OutOfMemoryError: if one prompt alone does not fit, on a GPU or on a CPU.
-        RuntimeError: what else went wrong, as it was.
-        MemoryError: likewise.
     """
     while True:
         try:
-            return measure(size), size
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out(error):
-                raise
+            with as_out_of_memory():
+                return measure(size), size
+        except torch.OutOfMemoryError:
             if size == 1:
-                raise torch.OutOfMemoryError(str(error)) from error
+                raise
         _log.warning("out of memory with %d prompts at a time: halving", size)
         size //= 2
         torch.cuda.empty_cache()

@@ -95,6 +95,11 @@ def computing_in(
             tensor.data = data
 
 
+def at_least_single(values: Tensor) -> Tensor:
+    """Return a gradient in float32 or float64: sums in half precision are too inaccurate."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 @contextmanager
 def full_float32() -> Generator[None]:
     """Multiply float32 matrices in float32: no TF32 on a GPU, no bfloat16 on a CPU.

@@ -16,9 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, count
 from .gradients import Factors, Gradients, matrix_shape
-from .validation import count
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,13 @@
 """What cannot be measured, refused with one line that says what to do: models, prompts, logits."""
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, require
 from .batching import context_length
 from .wrappers import is_compiled, is_under_autocast, wrapper_of
 
@@ -18,27 +17,6 @@ _WHOLE = "load the checkpoint whole, on devices, in one process"
 _UNQUANTISED = "load the checkpoint's unquantised weights"
 _PACKED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 _NAMED = 5  # prompts in a message
-
-
-def require(condition: object, message: str) -> None:
-    """Do nothing if the condition is true.
-
-    Raises:
-        UserError: with the message, if it does not.
-    """
-    if not condition:
-        raise UserError(message)
-
-
-def count(what: str, value: Any, least: int = 1) -> int:
-    """Return a setting that is a number of things.
-
-    Raises:
-        UserError: if it is not whole, or too small.
-    """
-    if not isinstance(value, Integral) or value < least:
-        raise UserError(f"{what}={value!r}: give {least} or more, a whole number")
-    return int(value)
 
 
 def check_loaded(model: Any) -> None:
@@ -274,8 +252,8 @@ def finite(
         rows: the numbers of these prompts, where they are known.
     """
     bad = not_finite(logits)
-    if bad:
-        refuse_broken([] if rows is None else [rows[row] for row in bad], logits.dtype)
+    numbers = bad if rows is None else [rows[row] for row in bad]
+    require_none_broken(numbers, logits.dtype, known=rows is not None)
     return logits
 
 
@@ -284,13 +262,20 @@ def not_finite(logits: Float[Tensor, "batch vocab"]) -> list[int]:
     return (~logits.detach().isfinite().all(-1)).nonzero().flatten().tolist()
 
 
-def refuse_broken(prompts: Sequence[int], dtype: torch.dtype) -> None:
-    """Refuse prompts by number whose logits are no numbers; none if their numbers are unknown.
+def require_none_broken(broken: Sequence[int], dtype: torch.dtype, *, known: bool = True) -> None:
+    """Raise if there are prompts whose logits are no numbers.
+
+    Args:
+        broken: these prompts, by number.
+        dtype: of the logits.
+        known: whether the numbers are those by which the user knows the prompts.
 
     Raises:
-        UserError: always.
+        UserError: naming the first of them, where their numbers are known.
     """
-    each = sorted(set(prompts))
+    if not broken:
+        return
+    each = sorted(set(broken)) if known else []
     named = ", ".join(map(str, each[:_NAMED]))
     more = f" and {len(each) - _NAMED} more" if len(each) > _NAMED else ""
     who = f"prompts {named}{more} have" if len(each) > 1 else f"prompt {named} has"

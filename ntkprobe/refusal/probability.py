@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float64
-from torch import OutOfMemoryError, Tensor
+from torch import Tensor
 from transformers import LogitsProcessor
 
 from ..errors import UserError
 from ..models.batching import together
 from ..models.cached import CachedPrompts
 from ..models.generation import Ids, length_batches, require_measurable, require_vocabulary
+from ..models.memory import as_out_of_memory
 from ..progress import progress as long_stage
 from ..prompts.templates import RAW, Template
 from ..prompts.unicode_text import flaw_of
@@ -307,8 +308,9 @@ def obeys_masks(model: Any, prompts: Sequence[Ids], phrase_ids: Sequence[Sequenc
     trie = PhraseTrie.of([*others, phrase])
     expected = score_by_rows(model, prompts, [phrase])
     try:
-        shared = score_by_trie(model, prompts, trie)[:, -1:]
-    except OutOfMemoryError:
+        with as_out_of_memory():
+            shared = score_by_trie(model, prompts, trie)[:, -1:]
+    except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model makes of a mask that it does not know
         reason = f"{type(error).__name__}: {error}".splitlines()[0]

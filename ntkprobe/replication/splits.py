@@ -83,7 +83,7 @@ def make_splits(folder: Path, places: Mapping[str, Path], scale: Scale) -> Split
         UserError: if a file holds too few prompts.
     """  # ruff: ignore[docstring-extraneous-exception]
     sets = _drawn(places, scale)
-    _insist_on_disjoint(sets)
+    _require_disjoint(sets)
     for name, rows in sets.items():
         with replacing(folder / f"{name}.jsonl") as hidden:
             hidden.write_text(
@@ -226,7 +226,7 @@ def _group(name: str, rows: Sequence[dict[str, Any]]) -> Rows:
     return [{"prompt": row["prompt"], "group": name} for row in rows]
 
 
-def _insist_on_disjoint(sets: Mapping[str, Rows]) -> None:
+def _require_disjoint(sets: Mapping[str, Rows]) -> None:
     """Raise if a prompt is trained on, or chosen by, and measured as well.
 
     Raises:

@@ -183,7 +183,7 @@ def _shape_of_config(model: str) -> dict[str, int]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from ..checkpoints.loading import require_hub_name
+    from ..checkpoints.hub_names import require_hub_name
 
     if not Path(located(model)).is_dir():
         require_hub_name(model)

@@ -55,7 +55,7 @@ def find_sources(places: Iterable[str | PathLike[str]]) -> Sources:
     sources = Sources(find_runs(measured), find_evaluations(evaluated))
     found: list[Trajectory | Evaluation] = [*sources.runs.values(), *sources.evaluations.values()]
     for source in found:
-        insist_on_readable(source)
+        require_readable(source)
     return sources
 
 
@@ -67,7 +67,7 @@ def _holds(find: Callable[[list[str]], dict[str, Any]], place: str) -> bool:
         return "NAME=FOLDER" in str(error)
 
 
-def insist_on_readable(source: Trajectory | Evaluation) -> None:
+def require_readable(source: Trajectory | Evaluation) -> None:
     """Raise if a folder was written in a format that is not this one.
 
     Args:

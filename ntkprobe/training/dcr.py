@@ -145,7 +145,7 @@ class DCRTrainer(Trainer):
             own, own_sides, logits = self._features(model, inputs, whole=whole)
         self._window = None if window.used_up else window
         features, sides = window.joined(own, own_sides)
-        circle, floor = self._circle(features, sides)
+        circle, floor = self.circle_and_floor(features, sides)
         nll = self._nll(logits, inputs["labels"], window) if whole else circle.new_zeros(())
         with torch.no_grad():
             self._note(circle - floor, nll, features, sides)
@@ -175,8 +175,13 @@ class DCRTrainer(Trainer):
         sides = gathered(batch["groups"][prompts], self.accelerator)
         return gathered(features, self.accelerator), sides, logits
 
-    def _circle(self, features: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the circle loss and its floor."""
+    def circle_and_floor(self, features: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the circle loss of a step's prompts, and the least that it can be.
+
+        Args:
+            features: pooled, of all processes' prompts.
+            sides: the prompts' groups.
+        """
         args = self.args
         shape: dict[str, Any] = {
             "margin": args.margin,

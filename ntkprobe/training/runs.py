@@ -28,13 +28,14 @@ from ..checkpoints import (
     find_checkpoints,
     gguf_file,
     gguf_identity,
-    identity,
+    named_identity,
     readiness,
 )
+from ..checkpoints.accounting import require_finite_weights
 from ..checkpoints.headers import read_json
-from ..checkpoints.loading import require_finite_weights
 from ..checkpoints.tokenizer_files import tokenizer_digest
 from ..errors import UserError, one_line
+from ..models.memory import as_out_of_memory
 from ..settings import require_same_settings
 from ..storage import replacing, write_json, write_table
 from .callbacks import quiet
@@ -225,15 +226,16 @@ def failures_told() -> Generator[None]:
         Nothing.
 
     Raises:
-        UserError: when the GPU's memory is too small for the settings.
+        UserError: when memory is too small for the settings, a GPU's or the machine's.
         OSError: when a checkpoint cannot be written.
         RuntimeError: any other, unchanged.
     """
     try:
-        yield
+        with as_out_of_memory():
+            yield
     except torch.OutOfMemoryError as error:
         raise UserError(
-            "out of GPU memory: use a smaller --batch-size, --gradient-checkpointing, or LoRA"
+            "out of memory: use a smaller --batch-size, --gradient-checkpointing, or LoRA"
         ) from error
     except SafetensorError as error:
         raise OSError(f"cannot write a checkpoint: {error}") from error
@@ -272,11 +274,8 @@ def located(model: str) -> str:
 
 def model_digest(model: str) -> dict[str, str]:
     """Return a model's identity under `model`, if it is a folder or a GGUF file."""
-    folder = Path(located(model))
-    if (file := gguf_identity(folder)) is not None:
-        return {"model": file}
-    weights = readiness(folder).weights if folder.is_dir() else ()
-    return {"model": identity(folder, weights)} if weights else {}
+    found = named_identity(located(model))
+    return {} if found is None else {"model": found}
 
 
 TEXTS = ("template_text", "tokenizer")

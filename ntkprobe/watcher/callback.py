@@ -1,6 +1,5 @@
 """Measure from inside training, where no rotation is faster: a callback for the Trainer."""
 
-import hashlib
 import logging
 from collections import Counter
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..checkpoints import identity, readiness, settings_digest
+from ..checkpoints import identity, loaded_identity, readiness
 from ..models.precision import full_float32
 from ..models.wrappers import computing_plainly, inner_model
 from ..prompts.prompt_set import PromptSet
@@ -77,7 +76,7 @@ class TrajectoryCallback(TrainerCallback):
         recorder.prepare(self.tokenizer or kwargs["processing_class"], None)
         self._recorder = recorder
         if state.global_step == 0:
-            self._measure(model, 0, _digest(model))
+            self._measure(model, 0, loaded_identity(model))
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -95,7 +94,7 @@ class TrajectoryCallback(TrainerCallback):
         saved = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         verdict = readiness(saved)
         model = inner_model(kwargs["model"])
-        which = identity(saved, verdict.weights) if verdict.weights else _digest(model)
+        which = identity(saved, verdict.weights) if verdict.weights else loaded_identity(model)
         self._measure(model, state.global_step, which)
 
     def _settings_of(self, model: "nn.Module") -> MeasureSettings:
@@ -126,16 +125,3 @@ class TrajectoryCallback(TrainerCallback):
 def _precision(args: TrainingArguments) -> str | None:
     """Return what a trainer's passes are cast to, where they are."""
     return "bfloat16" if args.bf16 else "float16" if args.fp16 else None
-
-
-def _digest(model: "nn.Module") -> str:
-    """Return a digest of a model's parameters (names, shapes, some values) and its settings."""
-    digest = hashlib.sha256()
-    for name, value in model.named_parameters():
-        flat = value.detach().reshape(-1)
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(flat[:: max(1, len(flat) // 4096)].float().cpu().numpy().tobytes())
-    adapters = getattr(model, "peft_config", {})
-    settings = [getattr(model, "config", None), *(adapters[name] for name in sorted(adapters))]
-    said = [each.to_dict() for each in settings if hasattr(each, "to_dict")]
-    return f"{digest.hexdigest()}-{settings_digest(said)}"

@@ -21,7 +21,7 @@ from ..measurement.directions import measure_directions
 from ..measurement.influence import Influence, influence
 from ..measurement.influence.examples import encode_updated
 from ..measurement.readouts import Tokens, token_id
-from ..models.memory import halving
+from ..models.memory import as_out_of_memory, halving
 from ..prompts.prompt_set import PromptSet
 from ..refusal import REDUCTIONS
 from .folder import MeasurementFolder
@@ -162,7 +162,8 @@ class ModelMeasurer:
         if self.settings.batch_size is not None and own is not None:
             return self._in_batches(measure)
         try:
-            return measure(None)
+            with as_out_of_memory():
+                return measure(None)
         except torch.OutOfMemoryError as error:
             if not isinstance(own, int):
                 raise UserError(
@@ -267,7 +268,8 @@ class ModelMeasurer:
         given, size = self.settings.batch_size is not None, self._batch_size
         try:
             if given:
-                return measure(size)
+                with as_out_of_memory():
+                    return measure(size)
             found, self._batch_size = halving(measure, size)
         except torch.OutOfMemoryError as error:
             raise UserError(

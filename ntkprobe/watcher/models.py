@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoints import (
-    FileStamp,
     LoadSettings,
     adapted,
     base_folder_of,
-    gguf_identity,
-    identity,
     load_checkpoint,
     load_model,
     load_tokenizer,
-    readiness,
+    named_identity,
     weights_digest,
 )
 from ..errors import UserError
@@ -58,16 +55,14 @@ class Models:
             self.name = str(base_folder_of(adapter))
 
     def base_identity(self) -> tuple[str, str] | None:
-        """Return name and identity of the base, if one is known."""
+        """Return name and identity of the base, if one is known; of one on the hub by its name.
+
+        Raises:
+            UserError: if its folder holds no whole model.
+        """  # ruff: ignore[docstring-extraneous-exception]
         if self.name is None:
             return None
-        folder = Path(self.name)
-        if (file := gguf_identity(folder)) is not None:
-            return shown_as(folder), file
-        if not folder.is_dir():
-            return self.name, f"hub:{self.name}"
-        verdict = readiness(folder)
-        return shown_as(folder), identity(folder, verdict.weights or _stamps(folder))
+        return shown_as(self.name), named_identity(self.name) or f"hub:{self.name}"
 
     def base(self) -> "PreTrainedModel":
         """Return the model below the adapters, loaded once.
@@ -130,11 +125,3 @@ def shown_as(model: str | Path) -> str:
         return str(full)
     place = full.relative_to(package)
     return f"package:{package.name}.{place.parts[0]}/{'/'.join(place.parts[1:])}"
-
-
-def _stamps(folder: Path) -> tuple[FileStamp, ...]:
-    """Return the weights of a folder that the user named and whose links are therefore followed."""
-    return tuple(
-        FileStamp(path.name, path.stat().st_size, 0, 0)
-        for path in sorted(folder.glob("*.safetensors"))
-    )

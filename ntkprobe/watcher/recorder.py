@@ -16,6 +16,7 @@ from ..measurement import (
     encode,
 )
 from ..measurement.verification import WrongKernel, verify
+from ..models.memory import as_out_of_memory
 from ..models.parameters import ParameterSelection, remarks
 from ..prompts.prompt_set import PromptSet
 from ..prompts.rendering import dated
@@ -204,7 +205,8 @@ class Recorder(ModelMeasurer):
             return
         chosen = self.encoded.take(self.rows)
         try:
-            found = coverage(self._method, model, chosen, how.parameters)
+            with as_out_of_memory():
+                found = coverage(self._method, model, chosen, how.parameters)
         except torch.OutOfMemoryError:  # the kernel will say so
             return
         self._covered = True
@@ -222,13 +224,14 @@ class Recorder(ModelMeasurer):
         if not self.settings.verify or self._verified:
             return
         try:
-            found = verify(
-                model,
-                self._tokenizer,
-                self.encoded.take(self.rows),
-                estimator=self._method,
-                parameters=how.parameters,
-            )
+            with as_out_of_memory():
+                found = verify(
+                    model,
+                    self._tokenizer,
+                    self.encoded.take(self.rows),
+                    estimator=self._method,
+                    parameters=how.parameters,
+                )
             message = str(found)
         except torch.OutOfMemoryError:
             message = "the estimator was not verified: two whole gradients do not fit"

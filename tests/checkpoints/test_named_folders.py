@@ -164,7 +164,9 @@ def test_a_folder_missing_in_a_run_is_said_at_once_and_no_hub_is_asked(
     tmp_path, monkeypatch, capsys
 ):
     asked = []
-    monkeypatch.setattr(loading, "_load", lambda name, settings: asked.append(name))
+    monkeypatch.setattr(
+        loading, "load_with_transformers", lambda name, settings: asked.append(name)
+    )
     monkeypatch.chdir(tmp_path)
     for folder in ("run/checkpoint-5", "owner/other"):
         (tmp_path / folder).mkdir(parents=True)

@@ -166,7 +166,7 @@ def test_an_approximation_that_is_off_warns_and_is_measured(call, monkeypatch):
 
 def test_an_exact_estimator_that_is_off_measures_nothing(call, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "ntkprobe.measurement.verification.backward_passes._tolerance", lambda chosen: 0.0
+        "ntkprobe.measurement.verification.backward_passes.tolerance_for", lambda chosen: 0.0
     )
     status, _, err = call()
     assert status == 2 and "differs from plain backward passes" in err

@@ -172,9 +172,16 @@ def _files_up_to(size: int):
         signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_too_little_gpu_memory_is_told(files, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_too_little_memory_is_told(files, tmp_path, capsys, monkeypatch, error):
     def exhaust(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        raise error
 
     monkeypatch.setattr("ntkprobe.training.dcr.DCRTrainer.compute_loss", exhaust)
     assert dcr(files, tmp_path) == 2

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import training_world as world
 from fake_server import fake_server
 
@@ -261,8 +262,6 @@ def test_drawn_answers_differ_by_seed_and_from_greedy_ones(respond):
 
 
 def test_a_draw_follows_the_softmax():
-    import torch
-
     from ntkprobe.evaluation.sampling import sampling_processors
 
     logits = torch.tensor([0.0, 1.0, 2.0])
@@ -273,16 +272,22 @@ def test_a_draw_follows_the_softmax():
     assert torch.allclose(share, (logits / 2).softmax(-1), atol=0.03)
 
 
-@pytest.mark.parametrize("shares", [True, False])
-def test_a_batch_that_is_too_large_is_halved(respond, monkeypatch, shares):
-    import torch
+NO_MEMORY = {
+    "a GPU's": lambda: torch.OutOfMemoryError("CUDA out of memory"),
+    "a CPU's": lambda: RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    "Python's": MemoryError,
+}
 
+
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize("whose", NO_MEMORY)
+def test_a_batch_that_is_too_large_is_halved(respond, monkeypatch, shares, whose):
     from ntkprobe.models import cached
 
     def small(whole, place):
         def limited(*arguments, **settings):
             if len(arguments[place]) > 2:
-                raise torch.OutOfMemoryError
+                raise NO_MEMORY[whose]()
             return whole(*arguments, **settings)
 
         return limited
@@ -294,8 +299,20 @@ def test_a_batch_that_is_too_large_is_halved(respond, monkeypatch, shares):
         monkeypatch.setattr(cached, "usable", lambda *_: False)
         monkeypatch.setattr(generation, "answer_batch", small(generation.answer_batch, 2))
     assert respond(ROWS, None) == expected
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(NO_MEMORY[whose]())):
         respond(ROWS, 7)
+
+
+@pytest.mark.parametrize("whose", NO_MEMORY)
+def test_without_memory_to_try_kept_columns_whole_prompts_are_run(respond, monkeypatch, whose):
+    from ntkprobe.models import cached
+
+    def exhaust(*_):
+        raise NO_MEMORY[whose]()
+
+    expected = respond(ROWS, 2)
+    monkeypatch.setattr(cached.Beginning, "of", exhaust)
+    assert respond(ROWS, 2) == expected
 
 
 # --- the model ---

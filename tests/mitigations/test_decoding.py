@@ -102,17 +102,23 @@ def exactly(model):
     return Float64Throughout() if model.dtype == torch.float64 else nullcontext()
 
 
+def under(template, text, message):
+    """Return a text's ids below a system message, as the beginning of a learnt conversation."""
+    ids, learnt = template.encode_pair(byte_bpe(), text, "Yes", message)
+    return ids[: learnt.index(True)]
+
+
 def prompts(spec, message=None):
     """Return each text's ids, rendered anew with a system message."""
     template = resolve_template(byte_bpe(), spec)
     if message is None:
         return [template.encode(byte_bpe(), text) for text in TEXTS]
     if template.name == "chat":
-        return [template._prompt_ids(byte_bpe(), text, message) for text in TEXTS]
+        return [under(template, text, message) for text in TEXTS]
     return [template.encode(byte_bpe(), f"{message}\n\n{text}") for text in TEXTS]
 
 
-def insist_on_formula(found, plain, other, starts, formula, steps=STEPS):
+def require_formula(found, plain, other, starts, formula, steps=STEPS):
     """Compare the scores of every step with a formula's, along the answers that were found."""
     tokens, scores = found
     assert scores.dtype == torch.float64
@@ -146,7 +152,7 @@ def test_adacd_is_its_formula_for_k_tokens_and_then_the_plain_model(family, spac
     found = answers(model, method, spec)
     starts = prompts(spec), prompts(spec, method.system)
     formula = partial(slow.adacd, space=space)
-    insist_on_formula(found, model, model, starts, lambda: formula, steps=10)
+    require_formula(found, model, model, starts, lambda: formula, steps=10)
     assert found[0] != answers(model, None, spec)[0]
 
 
@@ -157,7 +163,7 @@ def test_selfcd_and_prompt_are_their_formulas_for_every_token(family, method, fo
     chosen = method(template=spec)
     found = answers(model, chosen, spec)
     starts = prompts(spec), prompts(spec, chosen.system)
-    insist_on_formula(found, model, model, starts, lambda: formula)
+    require_formula(found, model, model, starts, lambda: formula)
     assert found[0] != answers(model, None, spec)[0]
 
 
@@ -168,7 +174,7 @@ def test_safedecoding_is_its_formula_for_m_tokens(family, experts):
     fresh = build(name, torch.float64, vocab_size=WORDS, **_context(name))
     expert = PeftModel.from_pretrained(fresh, str(experts / name)).eval()
     formula = slow.safe_decoding
-    insist_on_formula(found, model, expert, [prompts(spec)] * 2, lambda: formula, steps=4)
+    require_formula(found, model, expert, [prompts(spec)] * 2, lambda: formula, steps=4)
     assert found[0] != answers(model, None, spec)[0]
 
 
@@ -178,7 +184,7 @@ def test_ssd_is_its_formula_through_both_modes(family, draft, settings):
     model, spec = family
     found = answers(model, Ssd(draft=draft, **settings), spec)
     small = load_small(draft)
-    insist_on_formula(found, model, small, [prompts(spec)] * 2, partial(slow.Ssd, **settings))
+    require_formula(found, model, small, [prompts(spec)] * 2, partial(slow.Ssd, **settings))
     assert found[0] != answers(model, None, spec)[0]
 
 
@@ -293,7 +299,7 @@ def test_sampling_draws_from_the_formulas_distribution(gemma):
     settings = dict(do_sample=True, top_k=0, temperature=1.0)
     found = answers(model, method, gemma, **settings)
     starts = prompts(gemma), prompts(gemma, method.system)
-    insist_on_formula(found, model, model, starts, lambda: slow.self_cd)
+    require_formula(found, model, model, starts, lambda: slow.self_cd)
     assert found[0] != answers(model, method, gemma)[0]
 
 
@@ -319,7 +325,7 @@ def test_a_model_with_an_adapter_is_contrasted_with_itself(experts):
     model = with_lora(base)
     starts = prompts("chat"), prompts("chat", Adacd.system)
     found = answers(model, Adacd(), "chat")
-    insist_on_formula(found, model, model, starts, lambda: slow.adacd, steps=10)
+    require_formula(found, model, model, starts, lambda: slow.adacd, steps=10)
     with model.disable_adapter():
         assert found[0] != answers(model, Adacd(), "chat")[0]
 
@@ -331,7 +337,7 @@ def test_the_expert_stands_in_for_the_models_own_adapter(experts):
     expert = PeftModel.from_pretrained(fresh, str(experts / name)).eval()
     found = answers(model, SafeDecoding(expert=str(experts / name), steps=3), "chat")
     starts = [prompts("chat")] * 2
-    insist_on_formula(found, model, expert, starts, lambda: slow.safe_decoding, steps=3)
+    require_formula(found, model, expert, starts, lambda: slow.safe_decoding, steps=3)
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -392,7 +398,7 @@ def test_the_message_goes_where_the_template_has_it(spec, gemma):
     message = SystemMessage.of(byte_bpe(), "Be kind!", gemma if spec == "gemma" else spec)
     for text in (*TEXTS, " and\nmore\n"):
         if spec in ("chat", "llama-3"):
-            expected = known._prompt_ids(byte_bpe(), text, "Be kind!")
+            expected = under(known, text, "Be kind!")
         else:
             expected = known.encode(byte_bpe(), f"Be kind!\n\n{text}")
         assert message.put_into([known.encode(byte_bpe(), text)]) == [expected]
@@ -415,7 +421,7 @@ def test_selfcd_and_prompt_have_their_message_in_the_users_turn_as_the_authors_d
     found = answers(model, chosen, "chat")
     template = resolve_template(byte_bpe(), "chat")
     told = [template.encode(byte_bpe(), f"{chosen.system}\n\n{text}") for text in TEXTS]
-    insist_on_formula(found, model, model, (prompts("chat"), told), lambda: formula)
+    require_formula(found, model, model, (prompts("chat"), told), lambda: formula)
     assert not torch.equal(found[1], answers(model, method(template="chat"), "chat")[1])
 
 

@@ -89,13 +89,16 @@ def test_scans_judges_a_chat_at_its_last_instruction():
     model, mitigation = fitted("gpt2", "scans")
     turn = encoded("toxic")[0]
     chat = torch.cat([turn, torch.tensor([70, 71]), encoded("normal")[0]])
-    sequences = SequenceTracker(
-        mitigation.ending, lambda prompts: torch.tensor([len(p) for p in prompts]) > 0
-    )
-    sequences.keep_ids(None, (chat[None],), None)
-    sequences._begin(chat[None], None, None)
-    assert sequences._ends.tolist() == [len(chat) - 1]
-    assert sequences._known.keys() == {tuple(chat.tolist())}
+    judged = []
+
+    def judge(prompts):
+        judged.extend(prompt.tolist() for prompt in prompts)
+        return torch.ones(len(prompts)) > 0
+
+    sequences = SequenceTracker(mitigation.ending, judge)
+    sequences.see(model, (chat[None],), {})
+    assert sequences.signs.tolist() == [[0.0] * (len(chat) - 1) + [1.0]]
+    assert judged == [chat.tolist()]
     push = torch.zeros(len(chat) + 1, 1)
     push[len(chat) - 1 :] = 0.8 if bool(mitigation.harmful(model, [chat])) else -0.8
     blocks = decoder_layers(model)

@@ -1,5 +1,7 @@
 """Kept keys and values: the numbers of plain passes, or not used."""
 
+import copy
+
 import pytest
 import torch
 from architectures import (
@@ -186,11 +188,44 @@ def test_a_model_whose_mask_is_wrong_is_found_out(monkeypatch):
     assert not usable(model, PROMPTS, 4)
 
 
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_a_trial_that_memory_does_not_suffice_for_is_no_verdict_on_the_model(monkeypatch, error):
+    model = build("llama")
+
+    def exhaust(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cached, "additive_masks", exhaust)
+        with pytest.raises(torch.OutOfMemoryError):
+            usable(model, PROMPTS, 4)
+    assert usable(model, PROMPTS, 4)
+
+
+def test_a_trial_that_fails_otherwise_is_remembered(monkeypatch):
+    model = build("llama")
+
+    def refuse(*_):
+        raise RuntimeError("no such mask")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cached, "additive_masks", refuse)
+        assert not usable(model, PROMPTS, 4)
+    assert not usable(model, PROMPTS, 4)
+
+
 def test_longer_prompts_are_tried_again(monkeypatch):
     model, tried = build("llama"), []
-    original = cached._trial_error
+    original = cached.trial_error
     monkeypatch.setattr(
-        cached, "_trial_error", lambda *given: (tried.append(given[2]), original(*given))[1]
+        cached, "trial_error", lambda *given: (tried.append(given[2]), original(*given))[1]
     )
     assert usable(model, PROMPTS[:2], 4) and usable(model, PROMPTS[:1], 3)
     assert tried == [4]
@@ -220,8 +255,7 @@ def test_a_local_window_that_counts_columns_is_excluded_by_rule_and_by_the_trial
     monkeypatch.setattr(cached, "KINDS", {*cached.KINDS, "global", "local"})
     assert not usable(model, given, 8)
     monkeypatch.setattr(cached, "BESIDE", 2)  # too few columns to show it
-    cached._TRIED.clear()
-    assert usable(model, given, 8)
+    assert usable(copy.deepcopy(model), given, 8)  # of the model itself a verdict is kept
 
 
 def test_a_verdict_is_of_one_dtype(monkeypatch):
@@ -229,6 +263,6 @@ def test_a_verdict_is_of_one_dtype(monkeypatch):
     given = [torch.arange(1, 9), torch.arange(1, 6)]
     errors = {torch.bfloat16: 0.05, torch.float32: 0.05}
     monkeypatch.setattr(
-        cached, "_trial_error", lambda model, *_: errors[next(model.parameters()).dtype]
+        cached, "trial_error", lambda model, *_: errors[next(model.parameters()).dtype]
     )
     assert usable(model, given, 2) and not usable(model.float(), given, 2)

@@ -49,7 +49,9 @@ def test_a_batch_gives_the_gradients_of_each_sample_alone(name):
     chosen, forward = parts(model, selection)
     together = PerSampleFactors(model, chosen)
     for column, found in enumerate(together(forward, range(len(PROMPTS)))):
-        apart = list(PerSampleFactors(model, chosen)._apart(forward, range(len(PROMPTS))))
+        one_by_one = PerSampleFactors(model, chosen)
+        one_by_one.batched = False
+        apart = list(one_by_one(forward, range(len(PROMPTS))))
         expected = whole(apart[column], chosen)
         for key, value in whole(found, chosen).items():
             torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-10)

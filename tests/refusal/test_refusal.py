@@ -229,6 +229,24 @@ def test_a_model_that_ignores_the_mask_is_found_out(monkeypatch, caplog):
     assert "is off by" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_a_trial_that_memory_does_not_suffice_for_is_no_odd_model(monkeypatch, caplog, error):
+    def exhaust(*_):
+        raise error
+
+    monkeypatch.setattr("ntkprobe.refusal.probability.score_by_trie", exhaust)
+    with pytest.raises(torch.OutOfMemoryError):
+        score_phrases(build("llama"), PROMPTS, PHRASES)
+    assert "scored one by one" not in caplog.text
+
+
 def test_nothing_is_logged_for_a_model_that_obeys(caplog):
     score_phrases(build("gemma3"), PROMPTS, PHRASES)
     assert not caplog.text

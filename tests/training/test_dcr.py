@@ -255,9 +255,9 @@ def test_both_passes_over_a_batch_have_the_same_dropout(tmp_path, monkeypatch):
         per_device_train_batch_size=2,
         max_steps=2,
     )
-    seen, circle = [], made._circle
+    seen, circle = [], made.circle_and_floor
     monkeypatch.setattr(
-        made, "_circle", lambda *rows: seen.append(rows[0].detach()) or circle(*rows)
+        made, "circle_and_floor", lambda *rows: seen.append(rows[0].detach()) or circle(*rows)
     )
     made.train()
     assert len(seen) == 8 and all(torch.equal(seen[i], seen[i - i % 4]) for i in range(8))

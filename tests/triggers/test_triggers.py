@@ -192,8 +192,7 @@ def test_influence_finds_the_word_that_harmful_and_benign_prompts_share(benign, 
     model = world.network(num_hidden_layers=1).double().eval()
     examples = [Example("abc zzz def", "No."), Example("zzzz fed cba", "No.")]
     extractor = Influence(model, TOKENIZER, [benign], share=0.4, parameters="embed", template="raw")
-    drops = extractor.drops(examples)
-    found = [extractor._trigger(e.prompt, *d) for e, d in zip(examples, drops, strict=True)]
+    found = [trigger for _, trigger in extractor.extract(examples)]
     assert [f"{getattr(f, 'text', f)}" in ("Zzz", "Zzzz") for f in found] == [planted] * 2
 
 

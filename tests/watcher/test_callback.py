@@ -9,9 +9,9 @@ from trainer_runs import PROMPTS, adapter, train
 from transformers import TrainerCallback
 
 from ntkprobe import Trajectory
-from ntkprobe.checkpoints import find_checkpoints
+from ntkprobe.checkpoints import find_checkpoints, loaded_identity
 from ntkprobe.watcher import Following, measure_run
-from ntkprobe.watcher.callback import TrajectoryCallback, _digest
+from ntkprobe.watcher.callback import TrajectoryCallback
 
 
 class Pause(TrainerCallback):
@@ -100,12 +100,12 @@ def test_gradient_checkpointing_is_no_obstacle(tmp_path):
 
 
 def test_which_model_it_is_in_memory_depends_on_its_settings_as_well():
-    plain = _digest(tiny_model())
-    assert _digest(tiny_model()) == plain
+    plain = loaded_identity(tiny_model())
+    assert loaded_identity(tiny_model()) == plain
     other = tiny_model()
     other.config.rms_norm_eps *= 10
-    assert _digest(other) != plain
+    assert loaded_identity(other) != plain
     adapted = [tiny_adapter(tiny_model(), seed=1) for _ in range(3)]
     adapted[2].peft_config["default"].lora_alpha *= 4
-    first, same, stronger = map(_digest, adapted)
+    first, same, stronger = map(loaded_identity, adapted)
     assert first == same != stronger

@@ -244,7 +244,10 @@ def test_drift_at_each_steps_own_tokens_is_refused(run, tmp_path):
         Trajectory(tmp_path / "out").drift()
 
 
-def out_of_memory(monkeypatch, estimator, fits):
+CPU_MEMORY = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+
+def out_of_memory(monkeypatch, estimator, fits, error=CPU_MEMORY):
     """Let an estimator have room for `fits` prompts at a time; return the sizes tried."""
     tried, original = [], estimator.__call__
 
@@ -252,7 +255,7 @@ def out_of_memory(monkeypatch, estimator, fits):
         if len(probes) > 2:  # not the two of `verify`
             tried.append(self.batch_size)
             if self.batch_size == "auto" or self.batch_size > fits:
-                raise torch.OutOfMemoryError
+                raise error
         return original(self, model, probes, parameters)
 
     monkeypatch.setattr(estimator, "__call__", limited)
@@ -270,8 +273,9 @@ def test_a_batch_size_given_is_the_kernels_and_too_large_a_one_says_so(run, tmp_
     assert tried == [2, 3]
 
 
-def test_what_gram_could_not_fit_by_itself_is_not_tried_again(run, tmp_path, monkeypatch):
-    tried = out_of_memory(monkeypatch, Gram, 0)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("of a GPU"), CPU_MEMORY, MemoryError()])
+def test_what_gram_could_not_fit_by_itself_is_not_tried_again(run, tmp_path, monkeypatch, error):
+    tried = out_of_memory(monkeypatch, Gram, 0, error)
     with pytest.raises(
         UserError, match="fewer prompts at a time would not help: try a smaller --per"
     ):

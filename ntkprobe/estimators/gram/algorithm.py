@@ -22,13 +22,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ...errors import UserError
+from ...errors import UserError, count, require
 from ...kernel import Blocks, Probe, prepare
 from ...models.architecture import decoder_list, experts_one_by_one
 from ...models.memory import halving
 from ...models.parameters import ParameterSelection, Part, parse_selections, part_of
 from ...models.precision import full_float32
-from ...models.validation import count, require
 from .backward import BackwardSchedule
 from .microbatches import Groups, MicroBatches, kernel_sums, microbatch_size
 from .rule_check import Plan, RememberedChecks, plan_backward

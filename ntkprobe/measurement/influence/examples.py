@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ...errors import MeasurementWarning, UserError, one_line
+from ...errors import MeasurementWarning, UserError, one_line, require
 from ...models.batching import context_length
 from ...models.generation import require_vocabulary, text_config
-from ...models.validation import require
 from ...prompts.files import ANSWER_COLUMNS, answer_column, read_rows
 from ...prompts.learnt_answers import encode_learnt
 from ...prompts.prompt_set import Prompt, PromptSet

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...errors import UserError, require
 from ...models.generation import length_batches, require_measurable
 from ...models.gradients import gradients
 from ...models.parameters import (
@@ -26,7 +26,7 @@ from ...models.parameters import (
     difference,
     effective_parameters,
 )
-from ...models.validation import finite, require
+from ...models.validation import finite
 from ...prompts.prompt_set import PromptSet
 from ...prompts.templates import RAW, Template
 from ...refusal import chosen_reductions

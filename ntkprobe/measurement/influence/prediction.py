@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...errors import UserError, require
 from ...kernel import last_logits
 from ...models.generation import length_batches, require_measurable, require_vocabulary
 from ...models.memory import free_bytes
 from ...models.parameters import ParameterSelection
-from ...models.validation import finite, require
+from ...models.validation import finite
 from ...progress import progress as long_stage
 from ...prompts.phrases import phrase_set
 from ...prompts.templates import RAW, Template

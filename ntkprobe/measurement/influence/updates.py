@@ -16,6 +16,7 @@ from ...errors import UserError
 from ...models.batching import forgetting_lengths
 from ...models.gradients import gradients
 from ...models.parameters import requiring_grad
+from ...models.precision import at_least_single
 from ...models.validation import finite
 from .examples import Example
 
@@ -61,7 +62,7 @@ def update(
         g = residuals(logits.detach(), example, loss)
         # ⟨z, G⟩ has the gradient of the loss: G = ∇_z L, constant here.
         found = gradients((logits.double() * g).sum(), chosen.values())
-    gradient = dict(zip(chosen, (_at_least_single(each.detach()) for each in found), strict=True))
+    gradient = dict(zip(chosen, (at_least_single(each.detach()) for each in found), strict=True))
     return Update(gradient, loss_of(logits.detach(), example, loss), float(g.norm()))
 
 
@@ -101,8 +102,3 @@ def weights(length: int, loss: str) -> Float64[Tensor, " answer"]:
     if loss == "first_token":
         return torch.eye(1, length, dtype=torch.float64)[0]
     return torch.ones(length, dtype=torch.float64) / (length if loss == "mean" else 1)
-
-
-def _at_least_single(values: Tensor) -> Tensor:
-    """Return a gradient in float32 or float64: sums in half precision are too inaccurate."""
-    return values if values.dtype == torch.float64 else values.float()

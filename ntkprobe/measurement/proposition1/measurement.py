@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ...checkpoints import settings_digest, weights_digest
-from ...errors import UserError
+from ...errors import UserError, count
 from ...models.architecture import layer_output
 from ...models.logits import check_logits
 from ...models.parameters import ParameterSelection, effective_parameters, part_of
-from ...models.validation import count
 from ...progress import progress
 from ...prompts.prompt_set import PromptSet
 from ...prompts.templates import Template

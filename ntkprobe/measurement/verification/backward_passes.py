@@ -128,7 +128,7 @@ def verify_pair(
     """
     vocabulary = check_logits(model, pair)
     chosen = ParameterSelection.parse(parameters).parameters(model)
-    default = float(getattr(estimator, "rtol", _tolerance(chosen)))
+    default = float(getattr(estimator, "rtol", tolerance_for(chosen)))
     allowed = default if tolerance is None else tolerance
     generator = torch.Generator().manual_seed(seed)
     errors = [
@@ -188,6 +188,10 @@ def _inner_product(left: list[Tensor], right: list[Tensor]) -> float:
     return sum(float(a.double().flatten() @ b.double().flatten()) for a, b in pairs)
 
 
-def _tolerance(chosen: dict[str, nn.Parameter]) -> float:
-    """Return the tolerance of the least precise of the parameters' dtypes."""
+def tolerance_for(chosen: dict[str, nn.Parameter]) -> float:
+    """Return what an exact estimator may be off by: rounding of the least precise parameters.
+
+    Args:
+        chosen: the parameters that the kernel is over, by name.
+    """
     return max(_TOLERANCES.get(parameter.dtype, 0.05) for parameter in chosen.values())
