@@ -5,7 +5,6 @@ E/abilities.json    label, model, settings, versions, and for each task its metr
 """
 
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from ..errors import UserError, one_line
 from ..statistics import RESAMPLES
-from ..storage import write_json
+from ..storage import read_record, versions, write_json
 from .models import EvaluatedModel
 from .settings import AnswerSettings, insist_on_equal
 
@@ -93,28 +92,12 @@ def measure_abilities(
 
 def _adopted(path: Path, model: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record in the file, or a new one; raise if its model or settings differ."""
-    from ..storage import versions
-
     now = {"model": dict(model), "answers": dict(how)}
-    evaluation = _json(path.with_name("run.json"))
+    evaluation = read_record(path.with_name("run.json"), "give another --output-dir")
     insist_on_equal(path.parent, {"model": evaluation.get("model")}, {"model": model})
-    old = _json(path)
+    old = read_record(path, "remove it")
     insist_on_equal(path.parent, old, now)
     return {"versions": versions(), "tasks": {}, "label": evaluation.get("label"), **old, **now}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Return the contents of a JSON file; empty where there is none.
-
-    Raises:
-        UserError: if it is damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:
