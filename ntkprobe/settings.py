@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Annotated, Any
 
 import yaml
@@ -50,6 +51,8 @@ class Flag:
         callback: called with the context and the value before any other option is read.
         shown: whether there is such an option at all.
         argument: whether it is typed without the option's name, by its place.
+        least: the smallest number allowed.
+        only: of a field that is itself settings: which of its fields are options; all by default.
     """
 
     panel: str | None = None
@@ -64,6 +67,8 @@ class Flag:
     callback: Callable[..., Any] | None = None
     shown: bool = True
     argument: bool = False
+    least: float | None = None
+    only: tuple[str, ...] = ()
 
 
 NO_OPTION = Flag(shown=False)
@@ -122,6 +127,17 @@ class LoadSettings:
             rank = int(os.environ.get("LOCAL_RANK", 0))
             return f"cuda:{rank % torch.cuda.device_count()}"
         return "mps" if torch.backends.mps.is_available() and self.dtype != "float64" else "cpu"
+
+
+def count(what: str, value: Any, least: int = 1) -> int:
+    """Return a setting that is a number of things.
+
+    Raises:
+        UserError: if it is not whole, or too small.
+    """
+    if not isinstance(value, Integral) or value < least:
+        raise UserError(f"{what}={value!r}: give {least} or more, a whole number")
+    return int(value)
 
 
 def parse_batch_size(text: str | int) -> int | None:

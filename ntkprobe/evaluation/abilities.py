@@ -6,7 +6,7 @@ E/abilities.json    label, model, settings, versions, and for each task its metr
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,10 @@ from ..errors import UserError, one_line
 from ..statistics import RESAMPLES
 from ..storage import read_record, versions, write_json
 from .models import EvaluatedModel
-from .settings import AnswerSettings, insist_on_equal
+from .settings import AbilitySettings, AnswerSettings, insist_on_equal
 
 TASKS = ("mmlu", "arc_easy", "arc_challenge", "openbookqa", "piqa")
 """The paper's five; MMLU scores letters, the others the text of an answer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AbilitySettings:
-    """How abilities are measured.
-
-    Attributes:
-        num_fewshot: solved examples before a question; None for the task's own number.
-        limit: only so many questions of each task, to try things out; None for all.
-        chat_template: whether questions are rendered in the model's chat template.
-    """
-
-    num_fewshot: int | None = None
-    limit: int | None = None
-    chat_template: bool = False
 
 
 def measure_abilities(

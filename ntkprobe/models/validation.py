@@ -1,7 +1,6 @@
 """What cannot be measured, refused with one line that says what to do: models, prompts, logits."""
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..settings import count as count
 from .batching import context_length
 from .wrappers import is_compiled, is_under_autocast, wrapper_of
 
@@ -28,17 +28,6 @@ def require(condition: object, message: str) -> None:
     """
     if not condition:
         raise UserError(message)
-
-
-def count(what: str, value: Any, least: int = 1) -> int:
-    """Return a setting that is a number of things.
-
-    Raises:
-        UserError: if it is not whole, or too small.
-    """
-    if not isinstance(value, Integral) or value < least:
-        raise UserError(f"{what}={value!r}: give {least} or more, a whole number")
-    return int(value)
 
 
 def check_loaded(model: Any) -> None:
