@@ -85,7 +85,7 @@ def test_a_newer_versions_mitigation_is_refused_as_is_one_without_a_version(tmp_
     method = mitigation_class("self_cd")()
     path = save(method, tmp_path) / "mitigation.json"
     about = json.loads(path.read_text())
-    assert load(tmp_path) == method
+    assert type(load(tmp_path)) is type(method)
     as_newer(path)
     with pytest.raises(UserError, match=f"{NEWER}.* fit the mitigation again"):
         load(tmp_path)

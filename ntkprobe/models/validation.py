@@ -273,8 +273,12 @@ def not_finite(logits: Float[Tensor, "batch vocab"]) -> list[int]:
     return (~logits.detach().isfinite().all(-1)).nonzero().flatten().tolist()
 
 
-def refuse_broken(prompts: Sequence[int], dtype: torch.dtype) -> None:
+def refuse_broken(prompts: Sequence[int], dtype: torch.dtype | None = None) -> None:
     """Refuse prompts by number whose logits are no numbers; none if their numbers are unknown.
+
+    Args:
+        prompts: their numbers.
+        dtype: the logits', where it is known.
 
     Raises:
         UserError: always.
@@ -283,26 +287,19 @@ def refuse_broken(prompts: Sequence[int], dtype: torch.dtype) -> None:
     named = ", ".join(map(str, each[:_NAMED]))
     more = f" and {len(each) - _NAMED} more" if len(each) > _NAMED else ""
     who = f"prompts {named}{more} have" if len(each) > 1 else f"prompt {named} has"
-    cure = "load it in float32, or " if dtype in (torch.float16, torch.bfloat16) else ""
+    cure = "load it in float32, or " if dtype in (None, torch.float16, torch.bfloat16) else ""
     raise UserError(
         f"{who if each else 'a prompt has'} NaN or infinite logits: the weights are damaged, or "
-        f"overflow {dtype}; {cure}measure another checkpoint"
+        f"overflow {dtype or 'their precision'}; {cure}measure another checkpoint"
     )
 
 
 def require_numbers(broken: Tensor, rows: Sequence[int]) -> None:
-    """Refuse NaN logits.
+    """Refuse NaN logits; the `UserError` names the prompts.
 
     Args:
         broken: [batch] bool, whose logits are no numbers.
         rows: the row numbers of the batch's prompts.
-
-    Raises:
-        UserError: naming the first such prompt.
     """
     if broken.any():
-        row = rows[int(broken.nonzero()[0, 0])]
-        raise UserError(
-            f"the model's logits for prompt {row} are NaN or infinite: its weights are broken, or "
-            "its precision is too low (try --dtype float32)"
-        )
+        refuse_broken([rows[row] for row in broken.nonzero()[:, 0].tolist()])
