@@ -50,6 +50,8 @@ class Flag:
         callback: called with the context and the value before any other option is read.
         shown: whether there is such an option at all.
         argument: whether it is typed without the option's name, by its place.
+        least: the smallest number allowed.
+        only: of a field that is itself settings: which of its fields are options; all by default.
     """
 
     panel: str | None = None
@@ -64,6 +66,8 @@ class Flag:
     callback: Callable[..., Any] | None = None
     shown: bool = True
     argument: bool = False
+    least: float | None = None
+    only: tuple[str, ...] = ()
 
 
 NO_OPTION = Flag(shown=False)
@@ -175,16 +179,18 @@ def require_same_settings(
     *,
     both: bool = False,
     names: Callable[[str], str] = str,
+    instead: str = "give another --output-dir, or --overwrite",
 ) -> None:
-    """Raise if a setting contradicts what a folder has.
+    """Raise if a setting contradicts what a folder or a file has.
 
     Args:
-        folder: for the message.
+        folder: it, for the message.
         done: what was done there, such as `measured`.
         before: the folder's settings, by dotted name.
         now: those asked for.
         both: whether a setting that only one of them has is a contradiction too, as None.
         names: what a setting is called in the message.
+        instead: what the message says to do.
 
     Raises:
         UserError: naming the first such setting with both values.
@@ -193,9 +199,15 @@ def require_same_settings(
         compared = both or name in before
         if compared and not _same_value(before.get(name), now.get(name)):
             raise UserError(
-                f"{folder} was {done} with {names(name)} = {before.get(name)!r}, now it is "
-                f"{now.get(name)!r}: give another --output-dir, or --overwrite"
+                f"{folder} was {done} with {names(name)} = {_short(before.get(name))}, now it is "
+                f"{_short(now.get(name))}: {instead}"
             )
+
+
+def _short(value: Any) -> str:
+    """Return a value as a message shows it, cut where it is long, such as all prompts' tokens."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}…"
 
 
 def _same_value(before: Any, now: Any) -> bool:

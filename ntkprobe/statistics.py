@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import product
 from math import ceil, floor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LEVEL = 0.95
 RESAMPLES = 9999
@@ -96,7 +98,7 @@ def bootstrap_redrawn(
 
 
 def mean_rows(
-    pairs: pd.DataFrame, value: str, self_pairs: bool, resampling: tuple[int, int]
+    pairs: "pd.DataFrame", value: str, self_pairs: bool, resampling: tuple[int, int]
 ) -> Iterator[dict[str, Any]]:
     """Yield the mean over the pairs of every two groups of one step, with bootstrap intervals.
 

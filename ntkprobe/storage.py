@@ -2,7 +2,7 @@
 
 A killed run therefore leaves complete files only; readers that list a folder never see the hidden
 names (pandas, pyarrow and DuckDB skip names that begin with a dot). Beside a number stand the
-versions of what computed it.
+versions of what computed it, and in a folder's record the version of its form.
 """
 
 import json
@@ -18,6 +18,9 @@ from uuid import uuid4
 import yaml
 
 from .errors import UserError, one_line
+
+SCHEMA_VERSION = 1
+"""Of the folders that ntkprobe writes; `require_schema` refuses another."""
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,6 +70,50 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     with replacing(path) as hidden:
         hidden.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_record(path: Path, instead: str) -> dict[str, Any]:
+    """Return the settings that a folder's JSON file holds; none where there is no file.
+
+    Args:
+        path: of the file.
+        instead: what to do if it cannot be read.
+
+    Returns:
+        Its contents.
+
+    Raises:
+        UserError: if it is damaged, holds something else, or has another form than this one.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}): {instead}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no settings: {instead}")
+    require_schema(found, path, instead)
+    return found
+
+
+def require_schema(record: Mapping[str, Any], where: object, instead: str) -> None:
+    """Raise if a record is of another form than this ntkprobe's; one that says nothing is not.
+
+    Args:
+        record: what a folder says of itself.
+        where: the file, for the message.
+        instead: what to do, besides using the version that wrote it.
+
+    Raises:
+        UserError: naming both forms.
+    """
+    found = record.get("schema_version", SCHEMA_VERSION)
+    if found != SCHEMA_VERSION:
+        raise UserError(
+            f"{where} has format {found!r}, this ntkprobe reads format {SCHEMA_VERSION}: use the "
+            f"version that wrote it, or {instead}"
+        )
 
 
 def write_tensors(

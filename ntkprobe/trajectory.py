@@ -4,7 +4,6 @@ The files hold raw numbers; similarities and means are derived here. Files may a
 each is whole from the moment it is there.
 """
 
-import json
 from collections.abc import Collection
 from importlib import import_module
 from os import PathLike
@@ -25,7 +24,7 @@ from .jupyter import Page
 from .kernel_drift import drift_rows, require_fixed_tokens
 from .stages import with_stage
 from .statistics import RESAMPLES, mean_rows
-from .storage import read_tables, read_tensors, step_of
+from .storage import read_record, read_tables, read_tensors, step_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +41,7 @@ class Trajectory:
         folder: the same, as a path.
 
     Raises:
-        UserError: if it holds no measurements.
+        UserError: if it holds no measurements, or a newer version's.
     """
 
     def __init__(
@@ -55,6 +54,7 @@ class Trajectory:
                 f"no measurements in {self.folder}: make them with"
                 f" `ntkprobe measure --ckpt-dir RUN --prompts FILE --output-dir {self.folder}`"
             )
+        _ = self.settings  # whose form says whether the tables can be read
 
     @property
     def prompts(self) -> pd.DataFrame:
@@ -63,24 +63,18 @@ class Trajectory:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything in `run.json`."""
-        return json.loads((self.folder / "run.json").read_text())
+        """Everything in `run.json`; empty for a folder without it."""
+        return read_record(self.folder / "run.json", "measure again")
 
     @property
     def stages(self) -> list[dict[str, Any]]:
         """What `run.json` says of named models, in order; empty for the checkpoints of a run."""
-        try:
-            return list(self.settings.get("stages") or [])
-        except FileNotFoundError:  # a folder without its run.json
-            return []
+        return list(self.settings.get("stages") or [])
 
     @property
     def step_unit(self) -> str:
         """What steps count: `step`, or `epoch` where the checkpoints' names tell no more."""
-        try:
-            return "epoch" if self.settings.get("steps_are") == "epochs" else "step"
-        except FileNotFoundError:  # a folder without its run.json
-            return "step"
+        return "epoch" if self.settings.get("steps_are") == "epochs" else "step"
 
     @property
     def stage_names(self) -> dict[int, str]:

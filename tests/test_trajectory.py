@@ -241,6 +241,8 @@ def test_reading_measurements_does_not_load_torch(kept):
 
 def test_settings_are_those_of_run_json(folder):
     assert Trajectory(folder).settings == json.loads((folder / "run.json").read_text())
+    (folder / "run.json").unlink()
+    assert Trajectory(folder).settings == {}
 
 
 def test_refusal_means_are_the_means_of_the_prompts(folder):

@@ -5,7 +5,22 @@ step on each pair, summed over the run with the run's learning rates. `attributi
 begin; `products` is the exact form, `index` the estimated one.
 """
 
-from .attribution import attribute as attribute
-from .candidates import rank_candidates as rank_candidates
-from .result import Attribution as Attribution
-from .settings import AttributionSettings as AttributionSettings
+from typing import TYPE_CHECKING
+
+from ..lazy_imports import names_of
+
+if TYPE_CHECKING:
+    from .attribution import attribute as attribute
+    from .candidates import rank_candidates as rank_candidates
+    from .result import Attribution as Attribution
+    from .settings import AttributionSettings as AttributionSettings
+
+_HOMES = {
+    "Attribution": "result",
+    "AttributionSettings": "settings",
+    "attribute": "attribution",
+    "rank_candidates": "candidates",
+}
+__all__ = sorted(_HOMES)
+
+__getattr__ = names_of(__name__, _HOMES)

@@ -9,7 +9,7 @@ depend on is written once, and compared ever after (`settle`).
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from ..checkpoints.headers import read_json
 from ..errors import UserError
-from ..storage import versions, write_json, write_tensors
-
-SCHEMA = 1
+from ..settings import require_same_settings
+from ..storage import SCHEMA_VERSION, read_record, versions, write_json, write_tensors
 
 
 class Blocks:
@@ -116,21 +114,26 @@ def settle(path: Path, record: dict[str, Any], *, what: str, instead: str) -> No
 
     Raises:
         UserError: naming the first value that differs, as it was and as it is now.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    if path.is_file():
+        require_recorded(path, record, what=what, instead=instead)
+    else:
+        about = {"schema_version": SCHEMA_VERSION, **record, "ntkprobe": versions()["ntkprobe"]}
+        write_json(path, about)
+
+
+def require_recorded(path: Path, record: Mapping[str, Any], *, what: str, instead: str) -> None:
+    """Compare what numbers depend on with what `settle` wrote; without a file there is no conflict.
+
+    Args:
+        path: the JSON file.
+        record: what they depend on now, or some of it.
+        what: the folder's contents, for the message.
+        instead: what to do about another value.
     """
-    now = json.loads(json.dumps({"schema_version": SCHEMA, **record}))
     if not path.is_file():
-        write_json(path, {**now, "ntkprobe": versions()["ntkprobe"]})
         return
-    then = read_json(path)
-    for key in now:
-        if then.get(key) != now[key]:
-            raise UserError(
-                f"{what} in {path.parent} was made with {key} = {_short(then.get(key))}, now it is "
-                f"{_short(now[key])}: {instead}"
-            )
-
-
-def _short(value: Any) -> str:
-    """Return a value, cut where it is long."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}…"
+    now = json.loads(json.dumps(record))
+    then = read_record(path, instead)
+    before = {key: then.get(key) for key in now}
+    require_same_settings(f"{what} in {path.parent}", "made", before, now, instead=instead)

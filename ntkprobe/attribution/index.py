@@ -17,12 +17,12 @@ from jaxtyping import Float, Float64
 from safetensors import safe_open
 from torch import Tensor
 
-from ..errors import UserError
 from ..models.projections import ProjectionSettings
 from ..storage import replacing
-from .blocks import Blocks, settle
+from .blocks import Blocks, require_recorded, settle
 
 _PAIRS_AT_ONCE = 1024
+OTHER_INDEX = "give another --index folder"
 
 
 def as_stored(features: Float[Tensor, "rows parts size"]) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ def describe(
             "scales": "[pairs] float32",
         },
     }
-    settle(path, record, what="the index", instead="give another --index folder")
+    settle(path, record, what="the index", instead=OTHER_INDEX)
 
 
 def compare(path: Path, which: str, pairs: str, how: ProjectionSettings) -> None:
@@ -69,17 +69,9 @@ def compare(path: Path, which: str, pairs: str, how: ProjectionSettings) -> None
 
     Raises:
         UserError: if it was made of something else.
-    """
-    if not path.is_file():
-        return
-    found = json.loads(path.read_text())
+    """  # ruff: ignore[docstring-extraneous-exception]
     wanted = {"checkpoint": which, "pairs": pairs, "projection": asdict(how)}
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise UserError(
-                f"the index {path.parent} was made with {name} = {found.get(name)}, and now it is "
-                f"{value}: give another --index folder"
-            )
+    require_recorded(path, wanted, what="the index", instead=OTHER_INDEX)
 
 
 def tensor_bytes(pairs: int, features: int) -> tuple[int, int]:

@@ -1,17 +1,26 @@
-"""What is attributed, over what, and how."""
+"""What is attributed, over what, and how.
+
+Loads no torch, since the options of `ntkprobe why` are made of these settings.
+"""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from ..checkpoints import LoadSettings
 from ..errors import UserError, count
-from ..measurement.influence import LOSSES
-from ..models.parameters import ParameterSelection
-from ..models.projections import ProjectionSettings
+from ..models.projection_settings import ProjectionSettings
+from ..settings import LOADING, NO_OPTION, Flag, LoadSettings
 
 TARGETS = ("refusal", "refusal_prefix_free", "tokens", "response")
 OVER = ("checkpoints", "final", "steps")
 ESTIMATORS = ("exact", "sketch")
+LOSSES = ("sum", "mean")  # those of `measurement.influence` that are of a whole answer
+ATTRIBUTION = "Attribution"
+"""Heading of the options in `ntkprobe why --help`."""
+
+
+def _typed_tokens(texts: list[str] | None) -> tuple[str, ...]:
+    """Return the tokens of `--token`."""
+    return tuple(texts or ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,23 +35,37 @@ class AttributionSettings:
             the `final` checkpoint alone, or the optimiser's recorded `steps`.
         estimator: `exact`, or a `sketch`, from random projections with a standard error.
         loss: of a pair, `sum` over its answer's tokens, as a batch adds them up, or their `mean`.
-        parameters: which move; `auto` is `lora` with an adapter, else `all`.
+        parameters: those that training moves; `auto` is `lora` with an adapter, else `all`.
         projection: sizes of the sketch.
         batch_size: pairs in one pass, which changes no number.
         block: pairs in one file; a stopped run repeats one block at most.
         load: how models are loaded.
     """
 
-    target: str = "refusal"
-    tokens: tuple[int | str, ...] = ()
-    over: str = "checkpoints"
-    estimator: str = "exact"
-    loss: str = "sum"
-    parameters: str = "auto"
-    projection: ProjectionSettings = field(default_factory=lambda: ProjectionSettings(side=4))
-    batch_size: int = 16
-    block: int = 256
-    load: LoadSettings = field(default_factory=lambda: LoadSettings(attn_implementation="sdpa"))
+    target: Annotated[str, Flag(panel=ATTRIBUTION)] = "refusal"
+    tokens: Annotated[
+        tuple[int | str, ...],
+        Flag(
+            panel=ATTRIBUTION,
+            name="token",
+            metavar="TEXT",
+            typed=list[str] | None,
+            convert=_typed_tokens,
+            help="With --target tokens: a token; may be repeated.",
+        ),
+    ] = ()
+    over: Annotated[str, Flag(panel=ATTRIBUTION)] = "checkpoints"
+    estimator: Annotated[str, Flag(panel=ATTRIBUTION)] = "exact"
+    loss: Annotated[str, Flag(panel=ATTRIBUTION)] = "sum"
+    parameters: Annotated[str, Flag(panel=ATTRIBUTION)] = "auto"
+    projection: Annotated[ProjectionSettings, Flag(only=("side", "parts"))] = field(
+        default_factory=lambda: ProjectionSettings(side=4)
+    )
+    batch_size: Annotated[int, Flag(panel=LOADING)] = 16
+    block: Annotated[int, NO_OPTION] = 256
+    load: Annotated[LoadSettings, Flag(only=("dtype", "device"))] = field(
+        default_factory=lambda: LoadSettings(attn_implementation="sdpa")
+    )
 
     def __post_init__(self) -> None:
         """Refuse what is none of the choices.
@@ -50,12 +73,10 @@ class AttributionSettings:
         Raises:
             UserError: naming them.
         """
-        for name, allowed in (("target", TARGETS), ("over", OVER), ("estimator", ESTIMATORS)):
+        choices = {"target": TARGETS, "over": OVER, "estimator": ESTIMATORS, "loss": LOSSES}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"no {name} {getattr(self, name)!r}: choose from {list(allowed)}")
-        losses = [loss for loss in LOSSES if loss != "first_token"]
-        if self.loss not in losses:
-            raise UserError(f"no loss {self.loss!r}: choose from {losses}")
         if (self.target == "tokens") != bool(self.tokens):
             raise UserError("the target 'tokens' goes with tokens: give both, or neither")
         if self.over == "steps" and self.estimator != "exact":
@@ -66,6 +87,8 @@ class AttributionSettings:
                 "parameters"
             )
         if self.parameters != "auto":
+            from ..models.parameters import ParameterSelection
+
             ParameterSelection.parse(self.parameters)
         count("batch_size", self.batch_size)
         count("block", self.block)

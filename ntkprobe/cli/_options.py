@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -79,15 +79,38 @@ def config_defaults(ctx: Any, path: Path | None) -> Path | None:
 
     Raises:
         UserError: if the file cannot be read or names no option of this command.
-    """
+    """  # ruff: ignore[docstring-extraneous-exception]
     if path is None or ctx.resilient_parsing:
         return path
+    _set_defaults(ctx, config_values(path, "top-k: 10"), f"--config {path}", first=True)
+    return path
+
+
+def config_values(path: Path, example: str) -> dict[str, Any]:
+    """Return what a YAML file sets, by name with underscores.
+
+    Args:
+        path: `--config`.
+        example: a line of such a file, for the message.
+
+    Returns:
+        The values.
+
+    Raises:
+        UserError: if the file cannot be read, or holds no settings.
+    """
     try:
         values = parse_yaml(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--config {path} cannot be read as YAML: {error}") from error
-    _set_defaults(ctx, values, f"--config {path}", first=True)
-    return path
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} holds no settings: write lines such as `{example}`")
+    return with_underscores(values)
+
+
+def with_underscores(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return values by name, as fields are called: `top-k` is `top_k`."""
+    return {str(name).replace("-", "_"): value for name, value in values.items()}
 
 
 def preset_defaults(ctx: Any, name: str | None) -> str | None:
@@ -102,20 +125,17 @@ def preset_defaults(ctx: Any, name: str | None) -> str | None:
     """
     if name is None or ctx.resilient_parsing:
         return name
-    values = preset_settings(name, str(ctx.info_name))
+    values = with_underscores(preset_settings(name, str(ctx.info_name)))
     _set_defaults(ctx, values, f"--preset {name}", first=False)
     return name
 
 
-def _set_defaults(ctx: Any, values: Any, source: str, *, first: bool) -> None:
+def _set_defaults(ctx: Any, named: dict[str, Any], source: str, *, first: bool) -> None:
     """Set defaults by option name; `first` ones go before those already set.
 
     Raises:
         UserError: if they are no options of the command.
     """
-    if not isinstance(values, dict):
-        raise UserError(f"{source} holds no options: write lines such as `top-k: 10`")
-    named = {str(key).replace("-", "_"): value for key, value in values.items()}
     known = {parameter.name for parameter in ctx.command.params} - {"config", "preset"}
     if unknown := sorted(set(named) - known):
         raise UserError(f"{source} sets {unknown[0]!r}, which is no option of {ctx.info_name}")
@@ -177,7 +197,9 @@ def command_of(
     return decorate
 
 
-def built(kind: type[Options], typed: dict[str, Any], base: Any = None) -> Options:
+def built(
+    kind: type[Options], typed: dict[str, Any], base: Any = None, only: tuple[str, ...] = ()
+) -> Options:
     """Return settings made of the values of options.
 
     Args:
@@ -185,29 +207,38 @@ def built(kind: type[Options], typed: dict[str, Any], base: Any = None) -> Optio
         typed: the values by option; what its nested settings need among them.
         base: settings from which fields without an option are taken; else these have the class's
             defaults.
+        only: the fields that are options, if not all are.
 
     Returns:
         The settings; a value that is not allowed is a `UserError`.
     """
     values = {}
-    for name, annotation, flag, default in _fields(kind):
-        if flag is None:
+    for name, annotation, flag, default in _fields(kind, only=only):
+        if _is_nested(annotation, flag):
             nested = default if is_dataclass(default) else None
-            values[name] = built(annotation, typed, nested)
+            values[name] = built(annotation, typed, nested, flag.only)
         else:
             value = typed[flag.name or name]
             values[name] = flag.convert(value) if flag.convert else value
     return kind(**values) if base is None else replace(base, **values)
 
 
-def _fields(kind: Any, instance: Any = None) -> list[tuple[str, Any, Flag | None, Any]]:
-    """Return name, type, flag and default of each field; the flag is None for nested settings.
+def _is_nested(annotation: Any, flag: Flag) -> bool:
+    """Return whether a field is itself settings, whose fields are the options."""
+    return is_dataclass(annotation) and flag.typed is None
+
+
+def _fields(
+    kind: Any, instance: Any = None, only: tuple[str, ...] = ()
+) -> list[tuple[str, Any, Flag, Any]]:
+    """Return name, type, flag and default of each field that is an option, or settings.
 
     Args:
         kind: the dataclass.
         instance: what the defaults are taken from, where they are not those of the class.
+        only: the fields wanted, if not all are.
     """
-    found: list[tuple[str, Any, Flag | None, Any]] = []
+    found: list[tuple[str, Any, Flag, Any]] = []
     hints = get_type_hints(kind, include_extras=True)
     for field in fields(kind):
         annotation, flag = hints[field.name], Flag()
@@ -222,12 +253,9 @@ def _fields(kind: Any, instance: Any = None) -> list[tuple[str, Any, Flag | None
         elif field.default is not MISSING:
             default = field.default
         inner = _without_none(annotation)
-        if not flag.shown:
-            continue
-        if is_dataclass(inner) and flag.typed is None:
-            found.append((field.name, inner, None, default))
-        else:
-            found.append((field.name, annotation, flag, default))
+        if flag.shown and (not only or field.name in only):
+            nested = _is_nested(inner, flag)
+            found.append((field.name, inner if nested else annotation, flag, default))
     return found
 
 
@@ -237,14 +265,16 @@ def _without_none(annotation: Any) -> Any:
     return kinds[0] if isinstance(annotation, UnionType) and len(kinds) == 1 else annotation
 
 
-def _parameters(kind: Any, instance: Any = None) -> list[inspect.Parameter]:
+def _parameters(
+    kind: Any, instance: Any = None, only: tuple[str, ...] = ()
+) -> list[inspect.Parameter]:
     """Return a keyword for each option, those of nested settings where these are."""
     docs = field_docs(kind)
     found = []
-    for name, annotation, flag, default in _fields(kind, instance):
-        if flag is None:
+    for name, annotation, flag, default in _fields(kind, instance, only):
+        if _is_nested(annotation, flag):
             empty = default is inspect.Parameter.empty
-            found += _parameters(annotation, None if empty else default)
+            found += _parameters(annotation, None if empty else default, flag.only)
             continue
         if flag.default is not None:
             default = flag.default
@@ -274,6 +304,7 @@ def _option(flag: Flag, name: str, typed: Any, default: Any, text: str) -> Any:
         *(flag.decls or alone),
         help=help_text,
         metavar=flag.metavar,
+        min=flag.least,
         rich_help_panel=flag.panel,
         callback=flag.callback,
         is_eager=flag.callback is not None,

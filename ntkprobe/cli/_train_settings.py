@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..presets.settings import preset_files, preset_settings
 from ..settings import parse_yaml
 from ..training.config import StageConfig
+from ._options import config_values
 
 Stage = TypeVar("Stage", bound=StageConfig)
 
@@ -88,16 +89,10 @@ def _read(path: Path, stage: str) -> dict[str, Any]:
     Raises:
         UserError: if it is no mapping, or of another stage.
     """
-    try:
-        values = parse_yaml(path.read_text("utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path} cannot be read as YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path} holds no settings: write lines such as `layer: 13`")
+    values = config_values(path, "layer: 13")
     if values.get("stage", stage) != stage:
         raise UserError(f"--config {path} is of the stage {values['stage']}, not {stage}")
-    plain = {str(name).replace("-", "_"): value for name, value in values.items()}
-    return {name: value for name, value in plain.items() if name not in RECORDED}
+    return {name: value for name, value in values.items() if name not in RECORDED}
 
 
 def assignment(text: str) -> tuple[str, Any]:

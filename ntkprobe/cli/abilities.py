@@ -1,76 +1,69 @@
 """`ntkprobe abilities`: measure general ability with lm-evaluation-harness."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ._options import quieten
+from ..evaluation.settings import AbilitySettings
+from ..settings import Flag, LoadSettings
+from ._options import command_of, quieten
 
 
-def abilities(
-    output_dir: Annotated[
-        Path, typer.Option(metavar="E", help="Where to: an evaluation's folder, or a new one.")
-    ],
-    model: Annotated[
-        str | None, typer.Option(help="A folder, a GGUF file, or a name on the hub.")
-    ] = None,
-    adapter: Annotated[
-        Path | None, typer.Option(metavar="A", help="An adapter over the model.")
-    ] = None,
-    mitigation: Annotated[
-        Path | None, typer.Option(metavar="M", help="What ntkprobe mitigate fit wrote.")
-    ] = None,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="A task of the harness; may be repeated.",
-            show_default="the paper's 5",
-        ),
-    ] = None,
-    include_path: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Tasks of your own, as YAML.")
-    ] = None,
-    num_fewshot: Annotated[
-        int | None, typer.Option(help="Solved examples.", show_default="the task's own number")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N questions.")] = None,
-    chat_template: Annotated[
-        bool, typer.Option("--apply-chat-template", help="Ask in the model's chat template.")
-    ] = False,
-    label: Annotated[
-        str | None, typer.Option(help="The method's name in tables.", show_default="the run's")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    device_map: Annotated[
-        str | None, typer.Option(metavar="auto", help="Spread one model over all GPUs.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class AbilitiesOptions:
+    """What `ntkprobe abilities` is asked for.
+
+    Attributes:
+        output_dir: where to: an evaluation's folder, or a new one.
+        model: a folder, a GGUF file, or a name on the hub.
+        adapter: an adapter over the model.
+        mitigation: what `ntkprobe mitigate fit` wrote.
+        task: a task of the harness; may be repeated.
+        include_path: tasks of your own, as YAML.
+        abilities: how abilities are measured.
+        label: the method's name in tables.
+        load: how the model is loaded.
+        batch_size: questions at a time.
+    """
+
+    output_dir: Annotated[Path, Flag(metavar="E")]
+    model: str | None = None
+    adapter: Annotated[Path | None, Flag(metavar="A")] = None
+    mitigation: Annotated[Path | None, Flag(metavar="M")] = None
+    task: Annotated[list[str] | None, Flag(metavar="NAME", shows="the paper's 5")] = None
+    include_path: Annotated[Path | None, Flag(metavar="DIR")] = None
+    abilities: AbilitySettings = field(default_factory=AbilitySettings)
+    label: Annotated[str | None, Flag(shows="the run's")] = None
+    load: Annotated[LoadSettings, Flag(only=("dtype", "device", "device_map"))] = field(
+        default_factory=LoadSettings
+    )
+    batch_size: Annotated[int, Flag(least=1)] = 8
+
+
+@command_of(AbilitiesOptions)
+def abilities(options: AbilitiesOptions) -> None:
     r"""Measure general ability with lm-evaluation-harness: MMLU, ARC, OpenBookQA and PIQA.
 
     Needs `pip install ntkprobe\[lmeval]`. A task that E holds already is not measured again.
     """
     quieten()
-    from ..checkpoints import LoadSettings
-    from ..evaluation.abilities import TASKS, AbilitySettings, measure_abilities
+    from ..evaluation.abilities import TASKS, measure_abilities
     from ..evaluation.models import EvaluatedModel
 
-    load = LoadSettings(dtype=dtype, device=device, device_map=device_map)
     found = measure_abilities(
-        EvaluatedModel.named(model, adapter, mitigation, load),
-        output_dir,
-        task or TASKS,
-        settings=AbilitySettings(num_fewshot=num_fewshot, limit=limit, chat_template=chat_template),
-        label=label,
-        include_path=include_path,
-        batch_size=batch_size,
+        EvaluatedModel.named(options.model, options.adapter, options.mitigation, options.load),
+        options.output_dir,
+        options.task or TASKS,
+        settings=options.abilities,
+        label=options.label,
+        include_path=options.include_path,
+        batch_size=options.batch_size,
     )
     results = (
         f"{name}: {row['metric']} {row['value']:.3f}"
         for name, rows in found.items()
         for row in rows
     )
-    typer.echo(f"{', '.join(results)}; next: ntkprobe table {output_dir}")
+    typer.echo(f"{', '.join(results)}; next: ntkprobe table {options.output_dir}")

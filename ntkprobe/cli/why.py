@@ -1,18 +1,20 @@
 """`ntkprobe why`: find training pairs that pushed a prompt to or from refusal."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..attribution.settings import AttributionSettings
 from ..errors import UserError, one_line
-from ..settings import Flag, LoadSettings
+from ..models.projection_settings import SKETCH
+from ..settings import Flag
 from ._options import SOURCE, command_of, config_defaults, quieten, report_line
 
 if TYPE_CHECKING:
-    from ..attribution import Attribution, AttributionSettings
+    from ..attribution import Attribution
     from ..prompts.prompt_set import PromptSet
 
 
@@ -28,23 +30,13 @@ class WhyOptions:
         pairs: what the run was trained on.
         model: the base model of adapters.
         output_dir: keep finished work, and write tables and a figure.
-        target: what was pushed: `refusal`, `refusal_prefix_free`, `tokens` or `response`.
-        token: with --target tokens: a token; may be repeated.
-        over: `checkpoints` (TracIn's sum), `final`, or `steps` (as StepCallback recorded).
+        attribution: what is attributed, and how.
         recorded_steps: with --over steps: the recorded steps.
         steps: only checkpoints of these steps.
-        estimator: `exact`, or `sketch` (with a standard error).
-        side: of a sketch: rows and columns of a layer's projection.
-        parts: of a sketch: independent projections.
         index: a sketch's folder of features.
         candidates: pairs that were not trained on: order these, for train sft --recipe influence.
-        loss: of a pair: `sum` over its tokens, or `mean`.
-        parameters: parameters that training moves; `auto` is `lora` with an adapter, else `all`.
         top: pairs shown in each direction.
         shard: be worker i of n; needs --output-dir.
-        batch_size: pairs at a time.
-        dtype: `float32`, `float64`, `bfloat16` or `float16`.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         config: a YAML file with these options.
     """
 
@@ -58,41 +50,14 @@ class WhyOptions:
     pairs: Annotated[Path | None, Flag(metavar="FILE", shows="RUN/data.parquet")] = None
     model: Annotated[str | None, Flag(shows="the one they name")] = None
     output_dir: Annotated[Path | None, Flag(metavar="DIR")] = None
-    target: str = "refusal"
-    token: Annotated[list[str] | None, Flag(metavar="TEXT")] = None
-    over: str = "checkpoints"
+    attribution: AttributionSettings = field(default_factory=AttributionSettings)
     recorded_steps: Annotated[Path | None, Flag(metavar="DIR", shows="RUN-steps")] = None
     steps: Annotated[str | None, Flag(metavar="A:B:C")] = None
-    estimator: str = "exact"
-    side: int = 4
-    parts: int = 8
-    index: Annotated[Path | None, Flag(metavar="DIR", shows="DIR/index")] = None
+    index: Annotated[Path | None, Flag(panel=SKETCH, metavar="DIR", shows="DIR/index")] = None
     candidates: Annotated[Path | None, Flag(metavar="FILE")] = None
-    loss: str = "sum"
-    parameters: str = "auto"
     top: int = 5
     shard: Annotated[str | None, Flag(metavar="i/n")] = None
-    batch_size: int = 16
-    dtype: str = LoadSettings.dtype
-    device: str = LoadSettings.device
     config: Annotated[Path | None, Flag(metavar="FILE", callback=config_defaults)] = None
-
-    def attribution(self) -> "AttributionSettings":
-        """Return how to attribute."""
-        from ..attribution import AttributionSettings
-        from ..models.projections import ProjectionSettings
-
-        return AttributionSettings(
-            target=self.target,
-            tokens=tuple(self.token or ()),
-            over=self.over,
-            estimator=self.estimator,
-            loss=self.loss,
-            parameters=self.parameters,
-            projection=ProjectionSettings(side=self.side, parts=self.parts),
-            batch_size=self.batch_size,
-            load=LoadSettings(dtype=self.dtype, device=self.device, attn_implementation="sdpa"),
-        )
 
 
 @command_of(WhyOptions)
@@ -111,7 +76,7 @@ def why(options: WhyOptions) -> None:
         raise UserError("--candidates needs a folder for what comes out: give --output-dir DIR")
     if options.top < 1:
         raise UserError(f"--top {options.top}: give 1 or more")
-    settings, prompts = options.attribution(), _prompts(options)
+    settings, prompts = options.attribution, _prompts(options)
     quieten()
     from ..attribution import attribute
     from ..training.data import read_pairs

@@ -1,38 +1,45 @@
 """`ntkprobe win-rate`: compare a model's answers with a reference run's."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import UserError, one_line
+from ..settings import Flag
+from ._options import command_of
 
 
-def win_rate(
-    evaluation: Annotated[
-        Path, typer.Argument(metavar="E", help="A folder of ntkprobe evaluate.", show_default=False)
-    ],
-    reference: Annotated[
-        Path, typer.Option(metavar="R", help="The folder that it is compared with, such as STL's.")
-    ],
-    base_url: Annotated[
-        str, typer.Option(metavar="URL", help="The annotator's server, as http://HOST:PORT/v1.")
-    ],
-    model: Annotated[str, typer.Option(help="What the server calls the annotator.")],
+@dataclass(frozen=True, kw_only=True)
+class WinRateOptions:
+    """What `ntkprobe win-rate` is asked for.
+
+    Attributes:
+        evaluation: a folder of ntkprobe evaluate.
+        reference: the folder that it is compared with, such as STL's.
+        base_url: the annotator's server, as `http://HOST:PORT/v1`.
+        model: what the server calls the annotator.
+        benchmark: may be repeated.
+        max_tokens: of a reply; more for an annotator that thinks first.
+        concurrency: questions at the same time.
+        key_variable: the environment variable that holds the key.
+    """
+
+    evaluation: Annotated[Path, Flag(argument=True, metavar="E")]
+    reference: Annotated[Path, Flag(metavar="R")]
+    base_url: Annotated[str, Flag(metavar="URL")]
+    model: str
     benchmark: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help="May be repeated.", show_default="all that both have answered"
-        ),
-    ] = None,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="Of a reply; more for an annotator that thinks first.")
-    ] = 16,
-    concurrency: Annotated[int, typer.Option(min=1, help="Questions at the same time.")] = 8,
-    key_variable: Annotated[
-        str, typer.Option(metavar="NAME", help="The environment variable that holds the key.")
-    ] = "OPENAI_API_KEY",
-) -> int:
+        list[str] | None, Flag(metavar="NAME", shows="all that both have answered")
+    ] = None
+    max_tokens: Annotated[int, Flag(least=1)] = 16
+    concurrency: Annotated[int, Flag(least=1)] = 8
+    key_variable: Annotated[str, Flag(metavar="NAME")] = "OPENAI_API_KEY"
+
+
+@command_of(WinRateOptions)
+def win_rate(options: WinRateOptions) -> int:
     """Let a model compare answers with a reference run's, in both orders; nothing is asked twice.
 
     Pairs that failed are asked again by the same command; the status is 1 while there are any. A
@@ -42,16 +49,22 @@ def win_rate(
     from ..evaluation.preferences import Annotator, compare_answers, failures
     from ..evaluation.server import Server
 
+    evaluation, reference = options.evaluation, options.reference
     ours, theirs = Evaluation(evaluation), Evaluation(reference)
     shared = [name for name in ours.benchmarks if name in theirs.benchmarks]
-    names = benchmark or shared
+    names = options.benchmark or shared
     if not names:
         raise UserError(f"{evaluation} and {reference} have no benchmark in common")
-    server = Server(base_url, model, concurrency=concurrency, key_variable=key_variable)
+    server = Server(
+        options.base_url,
+        options.model,
+        concurrency=options.concurrency,
+        key_variable=options.key_variable,
+    )
     server.check()
     failed: list[str] = []
     for name in names:
-        annotator = Annotator(server, max_tokens)
+        annotator = Annotator(server, options.max_tokens)
         failed += failures(compare_answers(evaluation, reference, name, annotator, theirs.label))
     found = ours.win_rates()
     rows = found.loc[(found["reference"] == theirs.label) & found["benchmark"].isin(names)]

@@ -5,35 +5,19 @@ E/abilities.json    label, model, settings, versions, and for each task its metr
 """
 
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, one_line
 from ..statistics import RESAMPLES
-from ..storage import write_json
+from ..storage import read_record, versions, write_json
 from .models import EvaluatedModel
-from .settings import AnswerSettings, require_same_record
+from .settings import AbilitySettings, AnswerSettings, require_same_record
 
 TASKS = ("mmlu", "arc_easy", "arc_challenge", "openbookqa", "piqa")
 """The paper's five; MMLU scores letters, the others the text of an answer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AbilitySettings:
-    """How abilities are measured.
-
-    Attributes:
-        num_fewshot: solved examples before a question; None for the task's own number.
-        limit: only so many questions of each task, to try things out; None for all.
-        chat_template: whether questions are rendered in the model's chat template.
-    """
-
-    num_fewshot: int | None = None
-    limit: int | None = None
-    chat_template: bool = False
 
 
 def measure_abilities(
@@ -93,28 +77,12 @@ def measure_abilities(
 
 def _adopted(path: Path, model: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record in the file, or a new one; raise if its model or settings differ."""
-    from ..storage import versions
-
     now = {"model": dict(model), "answers": dict(how)}
-    evaluation = _json(path.with_name("run.json"))
+    evaluation = read_record(path.with_name("run.json"), "give another --output-dir")
     require_same_record(path.parent, {"model": evaluation.get("model")}, {"model": model})
-    old = _json(path)
+    old = read_record(path, "remove it")
     require_same_record(path.parent, old, now)
     return {"versions": versions(), "tasks": {}, "label": evaluation.get("label"), **old, **now}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Return the contents of a JSON file; empty where there is none.
-
-    Raises:
-        UserError: if it is damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:

@@ -6,7 +6,6 @@ E/answers/NAME/batch-00000.parquet  id, answer, n_tokens, ended, seconds
 E/verdicts/NAME/JUDGE.parquet       see `judging`
 """
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +14,18 @@ from typing import Any
 import pandas as pd
 
 from ..errors import UserError
-from ..storage import replacing, versions, write_json, write_table
+from ..storage import (
+    SCHEMA_VERSION,
+    read_record,
+    replacing,
+    versions,
+    write_json,
+    write_table,
+)
 from .answers import Completion
 from .benchmarks import BenchmarkPrompts
 from .settings import require_same_record
 
-SCHEMA_VERSION = 1
 ANSWER_TYPES = {
     "id": "object",
     "answer": "object",
@@ -57,16 +62,9 @@ class EvaluationFolder:
         """The contents of `run.json`; empty where there is none.
 
         Raises:
-            UserError: if it cannot be read.
-        """
-        try:
-            return json.loads((self.path / "run.json").read_text("utf-8"))
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
-            raise UserError(
-                f"{self.path}/run.json is damaged ({error}): give another --output-dir"
-            ) from error
+            UserError: if it cannot be read, or a newer version wrote it.
+        """  # ruff: ignore[docstring-extraneous-exception]
+        return read_record(self.path / "run.json", "give another --output-dir")
 
     def adopt(self, record: dict[str, Any], **about: Any) -> None:
         """Write the settings to `run.json`; raise if they contradict it.
@@ -117,8 +115,8 @@ class EvaluationFolder:
     def _abilities_model(self) -> dict[str, Any] | None:
         """The model that `abilities.json` is about; None without one."""
         try:
-            return json.loads((self.path / "abilities.json").read_text())["model"]
-        except (FileNotFoundError, ValueError, KeyError):
+            return read_record(self.path / "abilities.json", "remove it").get("model")
+        except UserError:  # damaged, and about to be measured again
             return None
 
     def clear(self, model: dict[str, Any]) -> None:

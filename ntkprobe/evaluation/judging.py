@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..prompts.reasoning import answered
+from ..settings import require_same_settings
 from ..storage import write_table
 from .verdicts import ENDLESS, FAILED, Item, Judge, Verdict
 
@@ -136,18 +137,15 @@ def valid_rows(
 
     Raises:
         UserError: if they are another judge's.
-    """
+    """  # ruff: ignore[docstring-extraneous-exception]
     if not path.is_file():
         return {}
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
     theirs = json.loads((table.schema.metadata or {}).get(KEY.encode(), b"{}"))
-    if theirs != identity:
-        raise UserError(
-            f"{path} holds verdicts of {theirs}, not of {identity}: move it away, or give this "
-            "judge another label"
-        )
+    instead = "move it away, or give this judge another label"
+    require_same_settings(path, "judged", theirs, identity, both=True, instead=instead)
     return {
         row["id"]: row
         for row in table.to_pylist()

@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..errors import UserError
 from ..prompts.coherence import incoherence
+from ..storage import read_record
 from . import scores
 from .judging import KEY, judged_digest
 from .preferences import points
@@ -36,21 +37,22 @@ class Evaluation:
         folder: the same, as a path.
 
     Raises:
-        UserError: if it holds no evaluation.
+        UserError: if it holds no evaluation, or a newer version's.
     """
 
     def __init__(self, folder: str | PathLike[str]) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "prompts").is_dir() and not self._abilities.is_file():
+        if not is_evaluation(self.folder):
             raise UserError(
                 f"no evaluation in {self.folder}: make one with `ntkprobe evaluate --model MODEL "
                 f"--benchmark NAME --output-dir {self.folder}`"
             )
+        _ = self.settings  # whose form says whether the tables can be read
 
     @property
     def settings(self) -> dict[str, Any]:
         """The contents of `run.json`, else of `abilities.json`."""
-        return _json(self.folder / "run.json") or _json(self._abilities)
+        return _record(self.folder / "run.json") or _record(self._abilities)
 
     @property
     def label(self) -> str:
@@ -202,7 +204,7 @@ class Evaluation:
         """Return what lm-evaluation-harness measured: `method, task, metric, value, stderr, n`."""
         rows = [
             {"method": self.label, "task": task, **result}
-            for task, results in _json(self._abilities).get("tasks", {}).items()
+            for task, results in _record(self._abilities).get("tasks", {}).items()
             for result in results
         ]
         return pd.DataFrame(rows, columns=["method", "task", "metric", "value", "stderr", "n"])
@@ -237,10 +239,15 @@ class Evaluation:
             )
 
 
+def is_evaluation(place: Path) -> bool:
+    """Return whether a folder holds answers or abilities of a model."""
+    return (place / "prompts").is_dir() or (place / "abilities.json").is_file()
+
+
 def evaluations_in(place: Path) -> list[Path]:
     """Return the evaluations that a folder holds: named models in order, then others by name."""
     found = sorted(path for path in place.glob("*") if (path / "prompts").is_dir())
-    named = [place / str(name) for name in _json(place / STAGES).get("stages", [])]
+    named = [place / str(name) for name in _record(place / STAGES).get("stages", [])]
     return sorted(found, key=lambda path: named.index(path) if path in named else len(named))
 
 
@@ -276,15 +283,6 @@ def _asks(path: Path, verdicts: pd.Series) -> str:
     return str(json.loads(stored).get("asks", shown))
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """Return the contents of a JSON file; empty where there is none.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+def _record(path: Path) -> dict[str, Any]:
+    """Return the contents of a JSON file of settings; empty where there is none."""
+    return read_record(path, "evaluate again")

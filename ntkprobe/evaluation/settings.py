@@ -54,6 +54,21 @@ class AnswerSettings:
         return {**asdict(self), "seed": self.seed if self.temperature else None}
 
 
+@dataclass(frozen=True, kw_only=True)
+class AbilitySettings:
+    """How abilities are measured.
+
+    Attributes:
+        num_fewshot: solved examples before a question; None for the task's own number.
+        limit: only so many questions of each task, to try things out; None for all.
+        chat_template: whether questions are rendered in the model's chat template.
+    """
+
+    num_fewshot: Annotated[int | None, Flag(shows="the task's own number")] = None
+    limit: int | None = None
+    chat_template: Annotated[bool, Flag(name="apply_chat_template")] = False
+
+
 def require_same_record(folder: object, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise if a setting of `new` contradicts `old`; what only one of them has does not.
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from .. import plugins
 from ..errors import UserError
+from ..places import by_name, split_place
 from ..storage import replacing
 from ..trajectory import Trajectory
 
@@ -31,49 +32,27 @@ def find_runs(places: Iterable[str | PathLike[str]]) -> dict[str, Trajectory]:
 
     Raises:
         UserError: if a place holds no measurements, or two runs have the same name.
-    """
-    runs: dict[str, Trajectory] = {}
-    for name, folder in (found for place in places for found in _named(str(place))):
-        if name in runs:
-            raise UserError(
-                f"two runs are called {name!r}, {runs[name].folder} and {folder}: "
-                "give one as NAME=FOLDER"
-            )
-        runs[name] = Trajectory(folder)
-    return runs
+    """  # ruff: ignore[docstring-extraneous-exception]
+    return by_name((found for place in places for found in _named(str(place))), "runs")
 
 
-def _named(place: str) -> Iterator[tuple[str, Path]]:
-    name, equals, folder = place.partition("=")
-    if equals and not Path(place).exists():
-        yield name, _measured(Path(folder))[0]
-    else:
-        for found in _measured(Path(place)):
-            yield found.resolve().name.removesuffix("-ntk"), found
+def _named(place: str) -> Iterator[tuple[str, Trajectory]]:
+    """Yield the measured runs of one place with their names; a `UserError` if there is none."""
+    name, folder = split_place(place)
+    found = measured_in(folder) or [folder]  # a place without any is refused by the run itself
+    if name is not None:
+        yield name, Trajectory(found[0])
+        return
+    for each in found:
+        yield each.resolve().name.removesuffix("-ntk"), Trajectory(each)
 
 
-def _measured(place: Path) -> list[Path]:
-    """Return `place` if it is a measurement folder, else the measurement folders in it.
-
-    Args:
-        place: a folder.
-
-    Returns:
-        At least one folder.
-
-    Raises:
-        UserError: if there is none.
-    """
+def measured_in(place: Path) -> list[Path]:
+    """Return `place` if it is a measurement folder, else the measurement folders in it, if any."""
     if _is_measured(place):
         return [place]
     inside = place.iterdir() if place.is_dir() else []
-    found = sorted((p for p in inside if _is_measured(p)), key=lambda p: ("dcr" in p.name, p.name))
-    if not found:
-        raise UserError(
-            f"no measurements in {place}: make them with "
-            f"`ntkprobe measure --ckpt-dir RUN --prompts FILE --output-dir {place}`"
-        )
-    return found
+    return sorted((p for p in inside if _is_measured(p)), key=lambda p: ("dcr" in p.name, p.name))
 
 
 def _is_measured(folder: Path) -> bool:

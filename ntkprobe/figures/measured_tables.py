@@ -121,10 +121,7 @@ def _source(run: Trajectory) -> str:
             if each.get("template") in chosen
         ]
         return " ".join(f"--{option} {shlex.quote(f'{n}={value}')}" for option, n, value in named)
-    try:
-        return f"--ckpt-dir {run.settings.get('ckpt_dir') or 'RUN'}"
-    except OSError:  # a folder without its run.json
-        return "--ckpt-dir RUN"
+    return f"--ckpt-dir {run.settings.get('ckpt_dir') or 'RUN'}"
 
 
 def refusal_rates(rows: pd.DataFrame) -> pd.DataFrame:

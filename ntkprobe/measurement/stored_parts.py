@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..settings import require_same_settings
 from ..storage import read_tensors, write_json, write_tensors
 
 
@@ -24,19 +24,15 @@ class StoredParts:
 
         Raises:
             UserError: if the folder holds parts of another measurement.
-        """
+        """  # ruff: ignore[docstring-extraneous-exception]
         self.folder = folder
         record = folder / "depends_on.json"
         if not record.is_file():
             write_json(record, dict(depends_on))
         recorded = json.loads(record.read_text())
         asked = json.loads(json.dumps(dict(depends_on)))
-        differ = sorted(k for k in {*recorded, *asked} if recorded.get(k) != asked.get(k))
-        if differ:
-            raise UserError(
-                f"{folder} holds parts of another measurement (different: {', '.join(differ)}): "
-                "take another folder, or remove it"
-            )
+        instead = "take another folder, or remove it"
+        require_same_settings(folder, "measured", recorded, asked, both=True, instead=instead)
 
     def get(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Return a part, which is computed and stored if it is not there.

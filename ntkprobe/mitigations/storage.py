@@ -13,12 +13,11 @@ from ..checkpoints import named_identity
 from ..checkpoints.completeness import require_safetensors
 from ..checkpoints.headers import Incomplete, read_json, regular_file
 from ..errors import UserError
-from ..storage import write_json, write_tensors
+from ..storage import SCHEMA_VERSION, require_schema, write_json, write_tensors
 from .base import Mitigation, checked_settings, learned_by, require_same_model, settings_of
 
 JSON_NAME = "mitigation.json"
 TENSORS_NAME = "mitigation.safetensors"
-SCHEMA_VERSION = 1
 
 
 def save(mitigation: Mitigation, folder: str | Path, *, template_date: str | None = None) -> Path:
@@ -116,9 +115,8 @@ def _read_about(place: Path) -> dict[str, Any]:
         raise UserError(
             f"{place} holds no mitigation ({error}): make one with ntkprobe mitigate fit"
         ) from error
-    if about.get("schema_version") != SCHEMA_VERSION:
-        version = about.get("schema_version")
-        raise UserError(f"{place / JSON_NAME}: schema {version!r}, not {SCHEMA_VERSION}: fit again")
+    # Every file of ours says its form: one that does not is as unreadable as another's.
+    require_schema({"schema_version": None, **about}, place / JSON_NAME, "fit the mitigation again")
     shapes = {"settings": dict, "learned": dict, "tensors": list}
     if broken := [key for key, kind in shapes.items() if not isinstance(about.get(key), kind)]:
         raise UserError(f"{place / JSON_NAME} has no {broken[0]}: fit the mitigation again")

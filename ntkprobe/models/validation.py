@@ -262,12 +262,14 @@ def not_finite(logits: Float[Tensor, "batch vocab"]) -> list[int]:
     return (~logits.detach().isfinite().all(-1)).nonzero().flatten().tolist()
 
 
-def require_none_broken(broken: Sequence[int], dtype: torch.dtype, *, known: bool = True) -> None:
+def require_none_broken(
+    broken: Sequence[int], dtype: torch.dtype | None = None, *, known: bool = True
+) -> None:
     """Raise if there are prompts whose logits are no numbers.
 
     Args:
         broken: these prompts, by number.
-        dtype: of the logits.
+        dtype: the logits', where it is known.
         known: whether the numbers are those by which the user knows the prompts.
 
     Raises:
@@ -279,26 +281,19 @@ def require_none_broken(broken: Sequence[int], dtype: torch.dtype, *, known: boo
     named = ", ".join(map(str, each[:_NAMED]))
     more = f" and {len(each) - _NAMED} more" if len(each) > _NAMED else ""
     who = f"prompts {named}{more} have" if len(each) > 1 else f"prompt {named} has"
-    cure = "load it in float32, or " if dtype in (torch.float16, torch.bfloat16) else ""
+    cure = "load it in float32, or " if dtype in (None, torch.float16, torch.bfloat16) else ""
     raise UserError(
         f"{who if each else 'a prompt has'} NaN or infinite logits: the weights are damaged, or "
-        f"overflow {dtype}; {cure}measure another checkpoint"
+        f"overflow {dtype or 'their precision'}; {cure}measure another checkpoint"
     )
 
 
 def require_numbers(broken: Tensor, rows: Sequence[int]) -> None:
-    """Refuse NaN logits.
+    """Refuse NaN logits; the `UserError` names the prompts.
 
     Args:
         broken: [batch] bool, whose logits are no numbers.
         rows: the row numbers of the batch's prompts.
-
-    Raises:
-        UserError: naming the first such prompt.
     """
     if broken.any():
-        row = rows[int(broken.nonzero()[0, 0])]
-        raise UserError(
-            f"the model's logits for prompt {row} are NaN or infinite: its weights are broken, or "
-            "its precision is too low (try --dtype float32)"
-        )
+        require_none_broken([rows[row] for row in broken.nonzero()[:, 0].tolist()])

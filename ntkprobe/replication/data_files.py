@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, one_line
+from ..errors import UserError
+from ..evaluation.benchmarks.schema import Hub
+from ..evaluation.benchmarks.sources import hub_rows
 from ..prompts.files import read_rows
 
 STL = "github.com/vinid/safety-tuned-llamas, data"
@@ -165,19 +167,7 @@ def _from_hub(file: DataFile) -> list[dict[str, Any]]:
     Raises:
         UserError: if it cannot be had.
     """
+    name = file.names[0]
     if file.hub is None:
-        raise UserError(f"{file.names[0]} is not on the hub: get it from {file.source}")
-    path, config, split = file.hub
-    try:
-        from datasets import load_dataset
-
-        return list(load_dataset(path, config, split=split))
-    except ImportError as error:
-        raise UserError(
-            "--hub needs the library datasets: pip install 'ntkprobe[benchmarks]'"
-        ) from error
-    except Exception as error:  # datasets raises what its many parts raise
-        raise UserError(
-            f"{path} cannot be loaded from the hub ({one_line(error)[:120]}): give --data with"
-            f" {file.names[0]} of {file.source}"
-        ) from error
+        raise UserError(f"{name} is not on the hub: get it from {file.source}")
+    return hub_rows(Hub(*file.hub), name, f"give --data with {name} of {file.source}")

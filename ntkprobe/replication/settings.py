@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from ..errors import UserError
+from ..settings import Flag, LoadSettings, field_docs
 from ..statistics import RESAMPLES
 
 DEVELOPMENT_SEED = 1000
@@ -120,29 +122,51 @@ SCALES = {
 """`toy` is for tests: its numbers mean nothing."""
 
 
+_LOADING = field_docs(LoadSettings)
+
+
+def read_seeds(text: str) -> tuple[int, ...]:
+    """Return the seeds in a text.
+
+    Args:
+        text: numbers joined by commas.
+
+    Raises:
+        UserError: if they are none.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise UserError(f"--seeds {text!r}: give whole numbers joined by commas, as in 0,1,2")
+    return tuple(map(int, parts))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReplicationSettings:
     """The settings of a replication.
 
     Attributes:
-        model: a folder, a GGUF file or a hub name.
-        output_dir: where everything goes.
-        data: a folder with the published files.
-        hub: take what the folder lacks from the hub, where that has it.
-        seeds: of the runs.
-        scale: one of `SCALES`.
+        model: a chat model: a GGUF file, a folder, or a hub name.
+        data: a folder with the files under their published names.
+        hub: take what the folder lacks from the Hugging Face hub, where that has it.
+        output_dir: where to; what is there already is not done again.
+        seeds: of the runs: numbers, joined by commas.
+        scale: `small` or `paper`.
         device: where models run.
         dtype: of the weights while training and measuring.
     """
 
-    model: str
-    output_dir: Path
-    data: Path | None = None
+    model: Annotated[str, Flag(metavar="MODEL")]
+    data: Annotated[Path | None, Flag(metavar="DIR")] = None
     hub: bool = False
-    seeds: tuple[int, ...] = (0, 1, 2)
+    output_dir: Annotated[Path, Flag(metavar="OUT", default=Path("runs/replication"))]
+    seeds: Annotated[tuple[int, ...], Flag(typed=str, default="0,1,2", convert=read_seeds)] = (
+        0,
+        1,
+        2,
+    )
     scale: str = "small"
-    device: str = "auto"
-    dtype: str = "float32"
+    device: Annotated[str, Flag(help=_LOADING["device"])] = LoadSettings.device
+    dtype: Annotated[str, Flag(help=_LOADING["dtype"])] = LoadSettings.dtype
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:

@@ -12,7 +12,7 @@ from ..figures.measured_tables import missing_message
 from ..plots.style import group_style, in_order, run_label
 from ..trajectory import Trajectory
 from .evaluated import answers_to, refused_safe_prompts, tables_of
-from .folders import Sources, settings_of
+from .folders import Sources
 from .layers import PAIR_BUDGET, layers_of
 from .measured import kernel_of, pushes_of, refusal_of, tokens_of
 from .settings import cautions, evaluation_cautions, settings_table
@@ -129,7 +129,7 @@ def _missing(run: Trajectory, found: Mapping[str, Any]) -> dict[str, str]:
 def _evaluate_command(runs: Mapping[str, Trajectory]) -> str:
     """Return what to do for answers of these runs' models."""
     name, run = next(iter(runs.items()))
-    model = settings_of(run).get("ckpt_dir") or "RUN"
+    model = run.settings.get("ckpt_dir") or "RUN"
     return (
         f"no answers were kept to these prompts: `ntkprobe evaluate --model {model}/final "
         f"--benchmark prompts.csv --output-dir EVAL/{name}`, then `ntkprobe report OUT "

@@ -7,10 +7,11 @@ from typing import Any
 import pandas as pd
 
 from ..prompts.prompt_set import PromptSet
+from ..settings import leaves
 from ..stages import differences
 from ..tiny import measure_path
 from ..trajectory import Trajectory
-from .folders import Sources, settings_of
+from .folders import Sources
 
 _SHOWN = ("ckpt_dir", "model", "prompts", "kernel", "refusal", "activations", "influence")
 _APPROXIMATE = ("finite_difference",)
@@ -19,7 +20,10 @@ _DIFFERENT_NUMBERS = ("kernel.", "refusal.", "prompts.template", "prompts.max_le
 
 def settings_table(runs: Mapping[str, Trajectory]) -> list[dict[str, Any]]:
     """Return every setting of the runs: `name`, `values` (a text a run) and whether they differ."""
-    found = {name: dict(_leaves(_shown_settings(run))) for name, run in runs.items()}
+    found = {
+        name: {key: str(value) for key, value in leaves(_shown_settings(run)) if value is not None}
+        for name, run in runs.items()
+    }
     names = dict.fromkeys(key for one in found.values() for key in one)
     rows = []
     for key in names:
@@ -29,25 +33,16 @@ def settings_table(runs: Mapping[str, Trajectory]) -> list[dict[str, Any]]:
 
 
 def _shown_settings(run: Trajectory) -> dict[str, Any]:
-    settings = settings_of(run)
+    settings = run.settings
     versions = settings.get("versions") or {}
     shown = {key: settings[key] for key in _SHOWN if settings.get(key) is not None}
     shown["stages"] = {one["name"]: one for one in settings.get("stages") or []}
     return {**shown, "versions": versions, "mitigation": settings.get("mitigation") or {}}
 
 
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every setting with its dotted name, as a text."""
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            yield from _leaves(item, f"{prefix}{key}.")
-        elif item is not None:
-            yield f"{prefix}{key}", str(item)
-
-
 def cautions(runs: Mapping[str, Trajectory]) -> list[str]:
     """Return what limits the numbers of runs on the same prompts, a sentence or two each."""
-    settings = {name: settings_of(run) for name, run in runs.items()}
+    settings = {name: run.settings for name, run in runs.items()}
     found = [
         *_about_world(runs),
         *_about_differences(settings_table(runs)),
@@ -146,7 +141,7 @@ def _about_tokens(runs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 def _about_training(runs: Mapping[str, Trajectory]) -> Iterator[str]:
     """Yield a caution where measured prompts were trained on, as far as that is known."""
     for name, run in runs.items():
-        told = settings_of(run).get("trained_on") or {}
+        told = run.settings.get("trained_on") or {}
         if told.get("prompts"):
             yield f"{name}: {told['prompts']} of {told['of']} measured prompts were trained on."
         elif not told and (run.folder / "updated.parquet").is_file():

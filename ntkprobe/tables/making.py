@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib import import_module
 from os import PathLike
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +13,7 @@ from .. import plugins
 from ..errors import UserError
 from ..evaluation import Evaluation
 from ..evaluation.results import evaluations_in
+from ..places import by_name, split_place
 from .columns import Judges, templates_differ
 from .paper_reference import paper_models
 from .rendering import Table
@@ -80,26 +80,18 @@ def find_evaluations(places: Iterable[str | PathLike[str]]) -> dict[str, Evaluat
 
     Raises:
         UserError: if a place holds none, or two have the same name.
-    """
-    runs: dict[str, Evaluation] = {}
-    for name, run in (found for place in places for found in _named(str(place))):
-        if name in runs:
-            raise UserError(
-                f"two evaluations are called {name!r}, {runs[name].folder} and {run.folder}: give "
-                "one as NAME=FOLDER"
-            )
-        runs[name] = run
-    return runs
+    """  # ruff: ignore[docstring-extraneous-exception]
+    return by_name((found for place in places for found in _named(str(place))), "evaluations")
 
 
 def _named(place: str) -> Iterator[tuple[str, Evaluation]]:
     """Yield the evaluations of one place with their names."""
-    name, equals, folder = place.partition("=")
-    if equals and not Path(place).exists():
+    name, folder = split_place(place)
+    if name is not None:
         yield name, Evaluation(folder)
         return
-    inside = evaluations_in(Path(place))
-    for path in [Path(place)] if (Path(place) / "prompts").is_dir() or not inside else inside:
+    inside = evaluations_in(folder)
+    for path in [folder] if (folder / "prompts").is_dir() or not inside else inside:
         run = Evaluation(path)
         yield run.label, run
 

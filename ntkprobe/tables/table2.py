@@ -10,6 +10,7 @@ import pandas as pd
 import yaml
 
 from ..errors import UserError
+from ..places import split_place
 from .columns import Judges
 from .paper_reference import paper_table, paper_value
 from .rendering import Table
@@ -37,14 +38,12 @@ def find(places: Iterable[str | PathLike[str]]) -> dict[str, Run]:
     """
     runs: dict[str, Run] = {}
     for place in map(str, places):
-        name, equals, folder = place.partition("=")
-        named = bool(equals) and not Path(place).exists()
-        root = Path(folder if named else place)
+        name, root = split_place(place)
         inside = sorted(p.parent for p in root.glob("*/training.json"))
         found = [root] if (root / "training.json").is_file() else inside
-        if not found or (named and len(found) > 1):
+        if not found or (name is not None and len(found) > 1):
             raise UserError(f"no training run in {root}: {MISSING}")
-        runs |= {name if named else run.resolve().name: _read(run) for run in found}
+        runs |= {name or run.resolve().name: _read(run) for run in found}
     return runs
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from ..errors import UserError
 from ..prompts.prompt_set import PromptSet, normalised
 from ..prompts.rendering import current_day
+from ..settings import require_same_settings
 from ..storage import replacing
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*")
@@ -269,16 +270,18 @@ class Progress:
 
         Raises:
             UserError: if it belongs to other settings.
-        """
+        """  # ruff: ignore[docstring-extraneous-exception]
         whole = self.path.read_text("utf-8").rpartition("\n")[0].split("\n")
         before, *rows = [json.loads(line) for line in whole if line] or [self.settings]
         self.day = before.pop("day", self.day)
-        for key in {**before, **self.settings}:
-            if before.get(key) != self.settings.get(key):
-                raise UserError(
-                    f"an unfinished extraction has {key} = {before.get(key)!r}, now asked for is "
-                    f"{self.settings.get(key)!r}: give another --output-file, or --overwrite"
-                )
+        require_same_settings(
+            "an unfinished extraction",
+            "begun",
+            before,
+            self.settings,
+            both=True,
+            instead="give another --output-file, or --overwrite",
+        )
         for row in rows:
             found = ScoredTrigger(row["text"], row["score"]) if "text" in row else row["why"]
             if isinstance(found, ScoredTrigger) or not found.startswith(FAILED):

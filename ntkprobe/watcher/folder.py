@@ -31,8 +31,17 @@ from ..measurement import (
 from ..measurement.influence import Influence
 from ..prompts.prompt_set import PromptSet
 from ..settings import same_identity
-from ..storage import replacing, step_of, versions, write_json, write_table, write_tensors
-from .settings import SCHEMA_VERSION, MeasureSettings, require_same
+from ..storage import (
+    SCHEMA_VERSION,
+    read_record,
+    replacing,
+    step_of,
+    versions,
+    write_json,
+    write_table,
+    write_tensors,
+)
+from .settings import MeasureSettings, require_same
 
 COMPANIONS = {"kernel": ("tokens", "parts", "blocks"), "influence": ("terms",)}
 MEASURED = ("kernel", "refusal", "activations", "directions", "influence")
@@ -93,11 +102,12 @@ class MeasurementFolder:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `run.json` says; empty without one."""
-        try:
-            return json.loads((self.path / "run.json").read_text())
-        except FileNotFoundError:
-            return {}
+        """What `run.json` says; empty without one.
+
+        Raises:
+            UserError: if it cannot be read, or a newer version wrote it.
+        """  # ruff: ignore[docstring-extraneous-exception]
+        return read_record(self.path / "run.json", "give another --output-dir, or --overwrite")
 
     def adopt(self, record: dict[str, Any], about: dict[str, Any]) -> None:
         """Write the settings to `run.json`, or insist that they agree with what it says.

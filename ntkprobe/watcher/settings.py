@@ -24,7 +24,6 @@ from ..settings import (
 )
 from .influence_settings import InfluenceSettings
 
-SCHEMA_VERSION = 1
 NOT_COMPARED = ("base", "method", "phrase_texts")
 """Entries of `run.json` that say again, in other words, what others do."""
 COMPARED = ("prompts", "model", "kernel", "refusal", "activations", "directions", "influence")

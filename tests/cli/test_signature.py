@@ -1,5 +1,6 @@
 """Laws of commands made of dataclasses: one option for each field, and the same settings back."""
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields
@@ -9,13 +10,23 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from ntkprobe.attribution import AttributionSettings
 from ntkprobe.cli._measure_options import MeasureOptions
 from ntkprobe.cli._options import command_of
 from ntkprobe.cli._train_options import DCROptions, SFTOptions
+from ntkprobe.cli.abilities import AbilitiesOptions
 from ntkprobe.cli.evaluate import EvaluateOptions
+from ntkprobe.cli.export import ExportOptions
 from ntkprobe.cli.mitigate import FitOptions
+from ntkprobe.cli.replicate import ReplicateOptions
 from ntkprobe.cli.triggers import TriggerOptions
+from ntkprobe.cli.why import WhyOptions
+from ntkprobe.cli.win_rate import WinRateOptions
 from ntkprobe.errors import UserError
+from ntkprobe.evaluation.settings import AbilitySettings
+from ntkprobe.measurement.influence import LOSSES
+from ntkprobe.models.projection_settings import ProjectionSettings
+from ntkprobe.replication import ReplicationSettings
 from ntkprobe.settings import (
     NO_OPTION,
     Flag,
@@ -24,6 +35,7 @@ from ntkprobe.settings import (
     leaves,
     require_same_settings,
 )
+from ntkprobe.training.config import SAVE_STEPS, DCRConfig, SFTConfig
 from ntkprobe.watcher.settings import KernelSettings, MeasureSettings, RefusalSettings
 
 
@@ -122,10 +134,19 @@ def test_what_a_class_says_of_a_field_beats_what_its_base_says():
         FitOptions,
         DCROptions,
         SFTOptions,
+        WhyOptions,
+        AbilitiesOptions,
+        ExportOptions,
+        ReplicateOptions,
+        WinRateOptions,
         MeasureSettings,
         KernelSettings,
         RefusalSettings,
         LoadSettings,
+        AttributionSettings,
+        ProjectionSettings,
+        AbilitySettings,
+        ReplicationSettings,
     ],
 )
 def test_every_field_of_a_command_is_documented(kind):
@@ -135,13 +156,70 @@ def test_every_field_of_a_command_is_documented(kind):
 def test_the_help_of_a_command_loads_no_torch_and_is_in_panels():
     code = (
         "import sys; from ntkprobe.cli import main;"
-        "main(['measure', '--help']); main(['evaluate', '--help']);"
+        "commands = 'measure evaluate why abilities export replicate win-rate'.split();"
+        "[main([command, '--help']) for command in commands];"
         "assert not {'torch', 'pandas', 'transformers'} & set(sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     order = [found.stdout.index(word) for word in ("--ckpt-dir", "Kernel", "--top-k", "--follow")]
     assert order == sorted(order)
+
+
+WITHOUT_VALUE = {"all", "none", "as many as refusals", "a tenth", "q, k and v"}
+"""How the help of `ntkprobe train` calls a default that is None."""
+
+
+@pytest.mark.parametrize(("options", "config"), [(DCROptions, DCRConfig), (SFTOptions, SFTConfig)])
+def test_the_defaults_that_the_help_of_train_names_are_the_configurations(options, config):
+    defaults = {each.name: each.default for each in fields(config)}
+    told = set()
+    for name, text in field_docs(options).items():
+        if (said := re.search(r"\[(.+)\]$", text)) is None:
+            continue
+        told.add(name)
+        word, default = said[1].partition(":")[0], defaults[name]
+        if word == "each epoch":
+            assert (defaults["save_strategy"], default) == ("epoch", SAVE_STEPS), name
+        elif default is None:
+            assert word in WITHOUT_VALUE, name
+        else:
+            assert (word if isinstance(default, str) else float(word)) == default, name
+    # Switches are off, and a layer and a number of steps have no default to be told.
+    silent = {name for name, value in defaults.items() if value is None or value is False}
+    named = {each.name for each in fields(options)} & set(defaults)
+    assert named - silent - {"layer", "max_steps", "output_dir"} <= told
+
+
+def test_losses_of_whole_answers_are_those_of_influence():
+    for loss in LOSSES:
+        if loss == "first_token":
+            with pytest.raises(UserError, match="no loss 'first_token': choose from"):
+                AttributionSettings(loss=loss)
+        else:
+            assert AttributionSettings(loss=loss).loss == loss
+
+
+def test_settings_within_others_may_offer_some_of_their_fields(call):
+    @dataclass(frozen=True, kw_only=True)
+    class Some:
+        inner: Annotated[Inner, Flag(only=("depth",))] = field(
+            default_factory=lambda: Inner(depth=3, secret=9)
+        )
+        load: Annotated[LoadSettings, Flag(only=("dtype",))] = field(
+            default_factory=lambda: LoadSettings(device="cpu")
+        )
+        count: Annotated[int, Flag(least=2)] = 2
+
+    given = []
+    app = typer.Typer()
+    app.command()(command_of(Some)(given.append))
+    run = CliRunner().invoke
+    assert run(app, ["--depth", "4", "--dtype", "float64"]).exit_code == 0
+    assert given[0].inner == Inner(depth=4, secret=9)
+    assert given[0].load == LoadSettings(dtype="float64", device="cpu")
+    assert run(app, ["--device", "cpu"]).exit_code == run(app, ["--count", "1"]).exit_code == 2
+    assert len(given) == 1
 
 
 class TestComparison:
@@ -165,3 +243,10 @@ class TestComparison:
             require_same_settings("F", "measured", before, now)
             with pytest.raises(UserError, match=r"a = (1|None), now it is (1|None)"):
                 require_same_settings("F", "measured", before, now, both=True)
+
+    def test_the_message_says_what_to_do_and_cuts_what_is_long(self):
+        with pytest.raises(UserError, match=r"now it is 2: give another --output-dir, or"):
+            require_same_settings("F", "made", {"a": 1}, {"a": 2})
+        with pytest.raises(UserError, match=r"= '?\['x', .*…, now it is \[\]: stop$") as raised:
+            require_same_settings("F", "made", {"a": ["x"] * 999}, {"a": []}, instead="stop")
+        assert len(str(raised.value)) < 300

@@ -500,7 +500,12 @@ def test_a_mistake_is_one_clear_line(call, flags, words):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [('{"kernel": {}}', "is no evaluation's folder"), ("{", "is damaged")]
+    ("text", "words"),
+    [
+        ('{"kernel": {}}', "is no evaluation's folder"),
+        ("{", "is damaged"),
+        ('{"schema_version": 2, "benchmarks": {}}', "has format 2, this ntkprobe reads format 1"),
+    ],
 )
 def test_a_folder_of_something_else_is_refused(call, tmp_path, text, words):
     (tmp_path / "e").mkdir()

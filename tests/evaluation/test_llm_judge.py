@@ -154,7 +154,7 @@ def test_an_answer_that_changed_is_judged_again(evaluation: Path) -> None:
 
 def test_another_judge_under_the_same_label_is_refused(evaluation: Path) -> None:
     run(evaluation, right)
-    with pytest.raises(UserError, match=r"holds verdicts of .*'m'.*not of .*'other'"):
+    with pytest.raises(UserError, match=r"judged with .* = 'm', now it is 'other': move it"):
         run(evaluation, right, model="other")
 
 

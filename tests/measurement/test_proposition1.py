@@ -283,12 +283,12 @@ class TestStopping:
     def test_parts_of_another_measurement_are_refused(self, model, tmp_path):
         self.measure(model, tmp_path)
         for setting, value in {"layer": 2, "directions": 41, "seed": 1, "tail": False}.items():
-            with pytest.raises(UserError, match=f"different: {setting}"):
+            with pytest.raises(UserError, match=f"{setting} = .*, now it is {value}: take another"):
                 self.measure(model, tmp_path, **{setting: value})
         model.config.rms_norm_eps *= 10
-        with pytest.raises(UserError, match="different: config"):
+        with pytest.raises(UserError, match="measured with config = "):
             self.measure(model, tmp_path)
         model.config.rms_norm_eps /= 10
         next(iter(model.parameters())).data[0, 0] += 1e-9
-        with pytest.raises(UserError, match="different: weights"):
+        with pytest.raises(UserError, match="measured with weights = "):
             self.measure(model, tmp_path)

@@ -296,6 +296,16 @@ def test_what_a_folder_lacks_is_taken_from_the_hub_where_that_is_asked_for(
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     assert read_file("xstest", places) == rows
     assert asked == [(("Paul/XSTest", None), {"split": "train"})]
+
+    def gated(*given, **more):
+        raise PermissionError("401 Client Error: gated repo")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=gated))
+    with pytest.raises(UserError, match=r"Paul/XSTest is gated.*HF_TOKEN, or give --data with xst"):
+        read_file("xstest", places)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"needed: pip install .*, or give --data with xstest"):
+        read_file("xstest", places)
     with pytest.raises(UserError, match="6 files are missing"):
         find_files(None, hub=True)
 

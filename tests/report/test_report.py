@@ -19,13 +19,13 @@ from measured_runs import GROUPS, STEPS, write_run
 from ntkprobe import Trajectory
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
-from ntkprobe.evaluation.folder import SCHEMA_VERSION as EVALUATION_SCHEMA
+from ntkprobe.evaluation.folder import EvaluationFolder
 from ntkprobe.report import follow, make_report
 from ntkprobe.report.contents import map_order
-from ntkprobe.report.folders import READABLE_SCHEMA
 from ntkprobe.report.packing import MISSING_INT16, Scaled, pack, script_json
 from ntkprobe.report.page import signature
-from ntkprobe.watcher.settings import SCHEMA_VERSION
+from ntkprobe.storage import SCHEMA_VERSION
+from ntkprobe.watcher.folder import MeasurementFolder
 
 TYPES = {"f4": "<f4", "i4": "<i4", "i2": "<i2", "u1": "u1"}
 
@@ -306,8 +306,11 @@ def test_pairs_by_layer_are_kept_of_fewer_steps_where_there_are_too_many(place, 
     assert found["pair_steps"] == [0, 5, 40] and found["steps"] == list(STEPS)
 
 
-def test_both_writers_formats_are_the_one_that_is_read():
-    assert {SCHEMA_VERSION, EVALUATION_SCHEMA} == {READABLE_SCHEMA}
+def test_both_writers_formats_are_the_one_that_is_read(tmp_path):
+    measured, evaluated = MeasurementFolder(tmp_path / "m"), EvaluationFolder(tmp_path / "e")
+    measured.adopt({"model": {"base_identity": None}}, {})
+    evaluated.adopt({"model": {}, "answers": {}, "benchmarks": {}})
+    assert {each.record["schema_version"] for each in (measured, evaluated)} == {SCHEMA_VERSION}
 
 
 def test_another_format_is_refused_with_both_numbers(tmp_path):

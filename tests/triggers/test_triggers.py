@@ -147,7 +147,7 @@ def test_a_stopped_extraction_asks_only_for_what_is_missing_or_failed(tmp_path):
     assert sorted(told.asked) == ["Rob 2", "Rob 3"]
     assert [t.text for t in found.triggers] == ["a", "c", "d"]
     assert extract(Told(), examples, Progress(output, settings)) == found
-    with pytest.raises(UserError, match=r"share = 0\.5, now asked for is 0\.7"):
+    with pytest.raises(UserError, match=r"share = 0\.5, now it is 0\.7: .* --output-file"):
         Progress(output, {"share": 0.7})
 
 

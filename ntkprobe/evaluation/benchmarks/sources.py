@@ -24,7 +24,7 @@ from ...prompts.files import (
 )
 from ...prompts.selections import PromptSelection
 from .catalogue import BENCHMARKS
-from .schema import COLUMNS, KINDS, Benchmark, tabulated
+from .schema import COLUMNS, KINDS, Benchmark, Hub, tabulated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,7 +151,9 @@ def _published(benchmark: Benchmark, file: PromptSelection | None) -> BenchmarkP
             f"--benchmark {benchmark.name}=FILE"
         )
     else:
-        numbered = list(enumerate(_from_hub(benchmark), start=1))
+        name = benchmark.name
+        instead = f"give its file: --benchmark {name}=FILE ({benchmark.source})"
+        numbered = list(enumerate(hub_rows(benchmark.hub, name, instead), start=1))
         where = f"hub:{benchmark.hub.path}"
     return BenchmarkPrompts(
         name=benchmark.name,
@@ -163,8 +165,13 @@ def _published(benchmark: Benchmark, file: PromptSelection | None) -> BenchmarkP
     )
 
 
-def _from_hub(benchmark: Benchmark) -> list[dict[str, Any]]:
-    """Return a benchmark's rows from the hub.
+def hub_rows(hub: Hub, name: str, instead: str) -> list[dict[str, Any]]:
+    """Return the rows of a dataset on the hub.
+
+    Args:
+        hub: the dataset.
+        name: what the rows are called here.
+        instead: what to do where the hub does not give them.
 
     Raises:
         UserError: if `datasets` is not installed, or the hub does not give them.
@@ -173,26 +180,18 @@ def _from_hub(benchmark: Benchmark) -> list[dict[str, Any]]:
         from datasets import load_dataset
     except ImportError:
         raise UserError(
-            f"{benchmark.name} comes from the hub, for which `datasets` is needed: "
-            f"pip install 'ntkprobe[benchmarks]', or give --benchmark {benchmark.name}=FILE"
+            f"{name} comes from the hub, for which `datasets` is needed: "
+            f"pip install 'ntkprobe[benchmarks]', or {instead}"
         ) from None
-    assert benchmark.hub is not None
-    hub = benchmark.hub
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry
     try:
         return list(load_dataset(hub.path, hub.config, split=hub.split))
     except Exception as error:  # datasets raises what its many parts raise
-        raise UserError(_refused(benchmark, error)) from error
-
-
-def _refused(benchmark: Benchmark, error: Exception) -> str:
-    """Return in one line why the hub does not give a benchmark, and what to do."""
-    assert benchmark.hub is not None
-    place, text = benchmark.hub.path, f"{type(error).__name__} {error}"
-    instead = f"or give its file: --benchmark {benchmark.name}=FILE ({benchmark.source})"
-    if re.search(r"gated|401|403|[Aa]uthenticat|restricted", text):
-        return f"{place} is gated: accept its terms on huggingface.co and set HF_TOKEN, {instead}"
-    return f"{place} cannot be read from the hub ({one_line(text)[:160]}): try again, {instead}"
+        text = f"{type(error).__name__} {error}"
+        why = f"cannot be read from the hub ({one_line(text)[:160]}): try again"
+        if re.search(r"gated|401|403|[Aa]uthenticat|restricted", text):
+            why = "is gated: accept its terms on huggingface.co and set HF_TOKEN"
+        raise UserError(f"{hub.path} {why}, or {instead}") from error
 
 
 def read_own(
