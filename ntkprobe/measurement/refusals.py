@@ -49,7 +49,8 @@ class RefusalMeasurement:
 
     Attributes:
         prompts: what was measured on.
-        log_probabilities: log P_refuse, `[n]` float64, for each (phrase set, reduction).
+        log_probabilities: log P_refuse, the natural logarithm, `[n]` float64, for each (phrase set,
+            reduction); `literal` may exceed 0.
         upper: what each of them is at most, with the phrases that were not run to their end
             (`refusal.bounded`); `log_probabilities` themselves where all were.
         answers: the model's own answers, if they were generated; never written to disk.
@@ -159,7 +160,10 @@ def measure_refusal(
         progress: show a bar on stderr.
 
     Returns:
-        Log-probabilities, and answers if asked for.
+        Natural logarithms of probabilities, and answers if asked for. A model or prompt that cannot
+        be measured, with the tokens of the longest phrase or of an answer behind it; an unknown
+        phrase set or reduction; phrases of which the vocabulary can write none; two phrase sets of
+        one name; and a `max_new_tokens` or `batch_size` less than 1 are each a `UserError`.
     """
     selected_reductions = chosen_reductions(reductions)
     if generate:

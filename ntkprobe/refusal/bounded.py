@@ -38,7 +38,7 @@ LARGEST = 1 << 27
 
 @dataclass(frozen=True)
 class Bounded:
-    """log P of phrases after prompts, from below and from above.
+    """log P (natural logarithms) of phrases after prompts, from below and from above.
 
     Attributes:
         lower: `[prompts, phrases]` float64; −∞ where a phrase was not run to its end.

@@ -1,4 +1,7 @@
-"""log P_refuse: which phrases count, how they are scored, and what is summed."""
+"""log P_refuse: which phrases count, how they are scored, and what is summed.
+
+All logarithms are natural ones.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
