@@ -92,7 +92,7 @@ def attribute(
                 )
             folder = Path(recorded_steps) if recorded_steps else None
             return over_steps(trained, opened, explained, how, folder, progress=progress)
-        work = _Work(trained, opened, explained, how, steps, place, index_dir, candidates)
+        work = _AttributionRun(trained, opened, explained, how, steps, place, index_dir, candidates)
         work.compute(shard, progress)
         return work.result()
 
@@ -121,7 +121,7 @@ def _settings(given: AttributionSettings | None, options: dict[str, Any]) -> Att
     return replace(given or AttributionSettings(), **options)
 
 
-class _Work:
+class _AttributionRun:
     """The checkpoints of one attribution, and what was found at each."""
 
     def __init__(

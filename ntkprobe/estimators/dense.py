@@ -32,7 +32,7 @@ class Dense:
         probes: Sequence[Probe],
         parameters: str | ParameterSelection = "all",
     ) -> dict[Part, Blocks]:
-        """Return the terms of K of each part of the model, `[n, k, n, k]` float64; they sum to K."""
+        """Return each part's term of K, `[n, k, n, k]` float64; the terms sum to K."""
         parts = part_of(model)
         found: dict[Part, Blocks] = {}
         for name, blocks in self.by_parameter(model, probes, parameters).items():

@@ -104,8 +104,8 @@ class LocalModel:
             self.template.encode(self.tokenizer, each.prompt, self.settings.max_length)
             for each in questions
         ]
-        require_measurable(self.model, ids, room=self.settings.max_new_tokens)
-        room = self.settings.max_new_tokens
+        require_measurable(self.model, ids, new_tokens=self.settings.max_new_tokens)
+        new_tokens = self.settings.max_new_tokens
         shared = self._shared_beginning(ids)
         if shared is None:
             try_left_padding(self.model, ids, self.processors)
@@ -113,7 +113,7 @@ class LocalModel:
         while remaining:
             rows = remaining[: self.batch_size]
             if shared is None:
-                rows = answered_together(self.model, ids, rows, room)[0]
+                rows = answered_together(self.model, ids, rows, new_tokens)[0]
             begin = time.perf_counter()
             names = [questions[row].id for row in rows]
             answers = self._generate(names, [ids[row] for row in rows], shared)
@@ -152,7 +152,7 @@ class LocalModel:
         from torch import OutOfMemoryError
 
         from ..models.cached import read
-        from ..models.generation import answer_batch, answer_kept
+        from ..models.generation import answer_batch, answer_cached
         from .sampling import sampling_processors
 
         options: dict[str, Any] = {
@@ -163,7 +163,7 @@ class LocalModel:
         try:
             if shared is not None:
                 kept = read(self.model, ids, shared)
-                return answer_kept(kept, self.tokenizer, **options)
+                return answer_cached(kept, self.tokenizer, **options)
             sampling = sampling_processors(names, self.settings)
             processors = [*self.processors, *sampling]
             return answer_batch(

@@ -80,7 +80,7 @@ def measure_directions(
     found: dict[tuple[str, int], np.ndarray] = {}
     with evaluating(model), torch.no_grad():
         ids = [torch.tensor(row) for row in encoded.input_ids]
-        require_measurable(model, ids, room=1)
+        require_measurable(model, ids, new_tokens=1)
         first, values = read_layers(model, modules, ids, back, batch_size)
         found |= {
             ("prompt", layer): values[layer][torch.arange(n), of_text].numpy() for layer in modules

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..jupyter import paragraph, table
 from ..models.cached import batches, usable
 from ..models.generation import (
-    answer_kept,
+    answer_cached,
     generate_answers,
     require_measurable,
     require_vocabulary,
@@ -172,7 +172,7 @@ def measure_refusal(
     sets = _phrase_sets(phrases, apostrophes)
     ends = [phrase_ids(tokenizer, list(each.phrases), encoded.template) for each in sets]
     ids = list(encoded.input_ids)
-    how = _Reading(
+    how = _Scoring(
         tokenizer,
         ends,
         selected_reductions,
@@ -185,14 +185,14 @@ def measure_refusal(
     )
     with evaluating(model), torch.no_grad():
         longest = max(len(phrase) for each in ends for phrase in each)
-        room = max(longest, how.max_new_tokens) - 1
-        require_measurable(model, ids, room=longest - 1)
+        new_tokens = max(longest, how.max_new_tokens) - 1
+        require_measurable(model, ids, new_tokens=longest - 1)
         if generate:
-            require_measurable(model, ids, room=max_new_tokens)
-        if logits_processor or not usable(model, ids, room):
-            scores, answers = how.plainly(model, ids, logits_processor)
+            require_measurable(model, ids, new_tokens=max_new_tokens)
+        if logits_processor or not usable(model, ids, new_tokens):
+            scores, answers = how.without_cache(model, ids, logits_processor)
         else:
-            scores, answers = how.kept(model, ids)
+            scores, answers = how.with_cache(model, ids)
 
     named = isinstance(phrases, str)
     settings = {
@@ -257,7 +257,7 @@ def _sums(
 
 
 @dataclass(frozen=True)
-class _Reading:
+class _Scoring:
     """How phrases are scored and answers generated."""
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -270,7 +270,7 @@ class _Reading:
     batch_size: int
     progress: bool
 
-    def plainly(
+    def without_cache(
         self, model: nn.Module, ids: list[Any], processors: Sequence[LogitsProcessor]
     ) -> tuple[list[Bounded], list[str] | None]:
         """Return each set's scores, all exact, and the answers, from passes of their own."""
@@ -301,7 +301,9 @@ class _Reading:
         )
         return exact, answers
 
-    def kept(self, model: nn.Module, ids: list[Any]) -> tuple[list[Bounded], list[str] | None]:
+    def with_cache(
+        self, model: nn.Module, ids: list[Any]
+    ) -> tuple[list[Bounded], list[str] | None]:
         """Return the same, within the tolerance, from one pass over each prompt."""
         tokens = [t for each in self.phrases for phrase in each for t in phrase]
         require_vocabulary(model, tokens, "a refusal phrase")
@@ -321,7 +323,7 @@ class _Reading:
                     )
                     scores.lower[rows], scores.upper[rows] = bounds.lower, bounds.upper
                 if self.max_new_tokens:
-                    new = answer_kept(
+                    new = answer_cached(
                         kept,
                         self.tokenizer,
                         max_new_tokens=self.max_new_tokens,

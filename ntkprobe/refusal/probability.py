@@ -145,7 +145,7 @@ def score_phrases(
         and NaN logits are each a `UserError`.
     """
     # The last token of a phrase is read and never run.
-    require_measurable(model, input_ids, room=max(map(len, phrase_ids)) - 1)
+    require_measurable(model, input_ids, new_tokens=max(map(len, phrase_ids)) - 1)
     written = [column for column, ids in enumerate(phrase_ids) if ids]
     ids = [phrase_ids[column] for column in written]
     require_vocabulary(model, [token for each in ids for token in each], "a refusal phrase")

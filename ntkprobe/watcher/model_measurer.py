@@ -179,7 +179,6 @@ class ModelMeasurer:
         batch_size: int,
         processors: "LogitsProcessorList",
     ) -> Any:
-        """Return the refusals."""
         return measure_refusal(
             model,
             self._tokenizer,
@@ -197,7 +196,6 @@ class ModelMeasurer:
     def _activations(
         self, model: "nn.Module", layers: tuple[int, ...] | str, batch_size: int
     ) -> ActivationMeasurement:
-        """Return the activations."""
         return measure_activations(
             model, self._tokenizer, self.encoded, layers=layers, batch_size=batch_size
         )

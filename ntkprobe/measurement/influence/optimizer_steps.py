@@ -117,8 +117,8 @@ def predict_step(
     require(tokens is not None or ends, "nothing to predict: give tokens=, phrases=, or both")
     selected_reductions = chosen_reductions(reductions) if ends else ()
     with evaluating(model):
-        room = max(map(len, ends), default=1) - 1
-        require_measurable(model, ids, room, gradients=True)
+        new_tokens = max(map(len, ends), default=1) - 1
+        require_measurable(model, ids, new_tokens, gradients=True)
         chosen = _named_by(step, model)
         forward = partial(_forward, ids=ids, step=step, batch_size=batch_size)
         first = None
