@@ -18,6 +18,7 @@ MOVED = {
     "checkpoints.fingerprints": "checkpoints.identification",
     "checks": "models.validation",
     "cli._signature": "cli._options",
+    "direction_measurement": "directions.measurement",
     "estimators.gram.operation_recorder": "estimators.gram.gradient_rules",
     "estimators.gram.precision": "models.precision",
     "estimators.gram.remembered_checks": "estimators.gram.rule_check",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from .. import estimators, plugins
-from ..direction_measurement import DirectionMeasurement
+from ..directions.measurement import DirectionMeasurement
 from ..errors import UserError
 from ..measurement import (
     ActivationMeasurement,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .statistics import RESAMPLES, percentiles, wilson
+from ..statistics import RESAMPLES, percentiles, wilson
 
 NAMES = ("refusal", "over_refusal", "toxicity")
 PERMUTATIONS = 999
