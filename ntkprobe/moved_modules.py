@@ -10,6 +10,7 @@ from types import ModuleType
 
 MOVED = {
     "answer_start": "prompts.answer_start",
+    "attribution.blocks": "attribution.pair_blocks",
     "attribution.refused_prompts": "attribution.observed",
     "backward": "models.gradients",
     "batching": "models.batching",
@@ -68,6 +69,7 @@ MOVED = {
     "rendering": "prompts.rendering",
     "report.following": "report.page",
     "report.ordering": "report.contents",
+    "report.settings": "report.cautions",
     "server": "evaluation.server",
     "special_tokens": "prompts.special_tokens",
     "tiny.tokenizer": "tiny.pretrain",

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..models.projections import ProjectionSettings
 from ..storage import replacing
-from .blocks import Blocks, settle
+from .pair_blocks import PairBlocks, settle
 
 _PAIRS_AT_ONCE = 1024
 
@@ -92,7 +92,7 @@ def tensor_bytes(pairs: int, features: int) -> tuple[int, int]:
     return 2 * pairs * features, 4 * pairs
 
 
-def merge(blocks: Blocks, step: int, path: Path) -> None:
+def merge(blocks: PairBlocks, step: int, path: Path) -> None:
     """Write all blocks of a step as one safetensors file, one block in memory at a time."""
     first = blocks.read(step, 0)["features"]
     shape = [blocks.pairs, *first.shape[1:]]
@@ -117,7 +117,7 @@ class Index:
         source: its file, or the blocks and the step that it would be made of.
     """
 
-    def __init__(self, source: Path | tuple[Blocks, int]) -> None:
+    def __init__(self, source: Path | tuple[PairBlocks, int]) -> None:
         self.source = source
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -25,7 +25,7 @@ from ..storage import write_json, write_tensors
 SCHEMA = 1
 
 
-class Blocks:
+class PairBlocks:
     """The blocks of one attribution, on disk or, without a folder, in memory.
 
     Args:
