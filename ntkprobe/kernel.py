@@ -56,7 +56,11 @@ class Probe:
         return len(self.tokens if self.tokens is not None else self.cotangents)  # type: ignore[arg-type]
 
     def read(self, logits: Float[Tensor, " vocab"]) -> Float[Tensor, " k"]:
-        """Return z_S of this prompt's logits."""
+        """Return z_S of this prompt's logits, in their dtype.
+
+        Cotangents for another number of logits are a `UserError`; that `tokens` are in the
+        vocabulary is checked before a measurement (`prepare`).
+        """
         if self.tokens is not None:
             return logits[self.tokens.to(logits.device)]
         weights = self.cotangents.to(logits)  # type: ignore[union-attr]
@@ -106,12 +110,18 @@ def norms(blocks: Blocks) -> Float64[Tensor, "n m"]:
 
 
 def similarity(norms: Table) -> Table:
-    """Return ‖K(x′,x)‖_F / ‖K(x′,x′)‖_F, the paper's: rows over their diagonal, not symmetric."""
+    """Return ‖K(x′,x)‖_F / ‖K(x′,x′)‖_F, the paper's: rows over their diagonal, not symmetric.
+
+    A diagonal entry that is not above zero is a `UserError`.
+    """
     return norms / _self_norms(norms)[:, None]
 
 
 def symmetric_similarity(norms: Table) -> Table:
-    """Return ‖K(x′,x)‖_F / √(‖K(x′,x′)‖_F ‖K(x,x)‖_F)."""
+    """Return ‖K(x′,x)‖_F / √(‖K(x′,x′)‖_F ‖K(x,x)‖_F).
+
+    A diagonal entry that is not above zero is a `UserError`.
+    """
     own = _self_norms(norms).sqrt()
     return norms / (own[:, None] * own)
 

@@ -10,6 +10,7 @@ from types import ModuleType
 
 MOVED = {
     "answer_start": "prompts.answer_start",
+    "attribution.blocks": "attribution.pair_blocks",
     "attribution.refused_prompts": "attribution.observed",
     "backward": "models.gradients",
     "batching": "models.batching",
@@ -18,6 +19,7 @@ MOVED = {
     "checkpoints.fingerprints": "checkpoints.identification",
     "checks": "models.validation",
     "cli._signature": "cli._options",
+    "direction_measurement": "directions.measurement",
     "estimators.gram.operation_recorder": "estimators.gram.gradient_rules",
     "estimators.gram.precision": "models.precision",
     "estimators.gram.remembered_checks": "estimators.gram.rule_check",
@@ -67,6 +69,7 @@ MOVED = {
     "rendering": "prompts.rendering",
     "report.following": "report.page",
     "report.ordering": "report.contents",
+    "report.settings": "report.cautions",
     "server": "evaluation.server",
     "special_tokens": "prompts.special_tokens",
     "tiny.tokenizer": "tiny.pretrain",

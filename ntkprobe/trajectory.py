@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .direction_measurement import (
+from .directions.measurement import (
     DirectionMeasurement,
     at_last_position,
     direction_measurement,

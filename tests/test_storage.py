@@ -8,7 +8,7 @@ from evaluated import evaluate
 from measured_runs import write_run
 
 from ntkprobe import Trajectory, tiny
-from ntkprobe.attribution.blocks import require_recorded, settle
+from ntkprobe.attribution.pair_blocks import require_recorded, settle
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation import Evaluation

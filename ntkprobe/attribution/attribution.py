@@ -23,8 +23,8 @@ from ..watcher.choices import StepRange
 from ..watcher.models import Models
 from ..watcher.scan import ScannedCheckpoint
 from . import index
-from .blocks import Blocks, settle
 from .encoded import Encoded
+from .pair_blocks import PairBlocks, settle
 from .products import PairGradients, features, products
 from .recorded_steps import over_steps
 from .result import Attribution
@@ -92,7 +92,7 @@ def attribute(
                 )
             folder = Path(recorded_steps) if recorded_steps else None
             return over_steps(trained, opened, explained, how, folder, progress=progress)
-        work = _Work(trained, opened, explained, how, steps, place, index_dir, candidates)
+        work = _AttributionRun(trained, opened, explained, how, steps, place, index_dir, candidates)
         work.compute(shard, progress)
         return work.result()
 
@@ -121,7 +121,7 @@ def _settings(given: AttributionSettings | None, options: dict[str, Any]) -> Att
     return replace(given or AttributionSettings(), **options)
 
 
-class _Work:
+class _AttributionRun:
     """The checkpoints of one attribution, and what was found at each."""
 
     def __init__(
@@ -144,8 +144,8 @@ class _Work:
         self.index = Path(index_dir) if index_dir else place / "index" if place else None
         exact = how.estimator == "exact"
         folder = (place / "products" if place else None) if exact else self.index
-        self.blocks = Blocks(folder, len(self.encoded.pairs), how.block)
-        self.prompts = Blocks(place / "prompts" if place else None, 1, 1)
+        self.blocks = PairBlocks(folder, len(self.encoded.pairs), how.block)
+        self.prompts = PairBlocks(place / "prompts" if place else None, 1, 1)
         self.remarks = [*said, *self.encoded.remarks]
         self.which = {s.checkpoint.step: opened.identity(s) for s in self.scanned}
         adapted = self.scanned[-1].verdict.kind == "adapter"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..models.projections import ProjectionSettings
 from ..storage import replacing
-from .blocks import Blocks, require_recorded, settle
+from .pair_blocks import PairBlocks, require_recorded, settle
 
 _PAIRS_AT_ONCE = 1024
 OTHER_INDEX = "give another --index folder"
@@ -84,7 +84,7 @@ def tensor_bytes(pairs: int, features: int) -> tuple[int, int]:
     return 2 * pairs * features, 4 * pairs
 
 
-def merge(blocks: Blocks, step: int, path: Path) -> None:
+def merge(blocks: PairBlocks, step: int, path: Path) -> None:
     """Write all blocks of a step as one safetensors file, one block in memory at a time."""
     first = blocks.read(step, 0)["features"]
     shape = [blocks.pairs, *first.shape[1:]]
@@ -109,7 +109,7 @@ class Index:
         source: its file, or the blocks and the step that it would be made of.
     """
 
-    def __init__(self, source: Path | tuple[Blocks, int]) -> None:
+    def __init__(self, source: Path | tuple[PairBlocks, int]) -> None:
         self.source = source
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -57,7 +57,7 @@ class Observed:
     def reader(self, model: nn.Module, chosen: dict[str, nn.Parameter]) -> "Reader":
         """Return what reads the number of one prompt, to be differentiated."""
         if self.target.startswith("refusal"):
-            require_measurable(model, self.input_ids, room=max(map(len, self.phrases)) - 1)
+            require_measurable(model, self.input_ids, new_tokens=max(map(len, self.phrases)) - 1)
             how = "prefix_free" if self.target.endswith("prefix_free") else "literal"
             longest = max(self.input_ids, key=len)
             refusals = Refusals(model, chosen, self.phrases, (how,), longest)

@@ -1,4 +1,8 @@
-"""The exact form: products of every pair's gradient with held ones, one pass a pair, streamed."""
+"""The gradient of each training pair, in batches: its products with other gradients, its features.
+
+Products are the exact form of an attribution; features, projected gradients, are what an index
+keeps.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 

@@ -173,7 +173,7 @@ class MeasureOptions:
         how = self.settings
         if how.kernel is not None:
             plugins.load(estimators, how.kernel.estimator)
-        asked = self._asked()
+        asked = self._kinds()
         activations = how.activations or ActivationSettings()
         answers = how.refusal or RefusalSettings()
         directions = DirectionSettings(
@@ -208,7 +208,7 @@ class MeasureOptions:
                 )
         return named_stages(self.stage, self.template, self.model)
 
-    def _asked(self) -> set[str]:
+    def _kinds(self) -> set[str]:
         """Return what is to be measured: by default kernel and refusal, and what a flag is about.
 
         Raises:

@@ -79,7 +79,7 @@ def fit(options: FitOptions) -> None:
     tokenizer = load_tokenizer(named, local=False)
     with dated(current_day()), _adapted(base, adapter) as model:  # one day, also past midnight
         fitted = method.fit(model, tokenizer, prompts)
-        day = _told_of_template(method, tokenizer) if files else None
+        day = _template_day(method, tokenizer) if files else None
     mitigations.save(fitted, folder, template_date=day)
     if report := getattr(fitted, "report", None):
         for name, found in report.items():
@@ -88,7 +88,7 @@ def fit(options: FitOptions) -> None:
     typer.echo(one_line(f"fitted: {folder}; next: ntkprobe measure {given}"))
 
 
-def _told_of_template(method: Any, tokenizer: Any) -> str | None:
+def _template_day(method: Any, tokenizer: Any) -> str | None:
     """Return the day that a method's template prints; print what should be known about it."""
     from ..prompts.templates import resolve_template
 

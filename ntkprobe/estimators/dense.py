@@ -23,7 +23,7 @@ class Dense:
         probes: Sequence[Probe],
         parameters: str | ParameterSelection = "all",
     ) -> Blocks:
-        """Return K = J Jᵀ, summed over the parameters in float64."""
+        """Return K = J Jᵀ, `[n, k, n, k]` float64, summed over the parameters."""
         return sum_over(self.by_parameter(model, probes, parameters))
 
     def by_part(
@@ -32,7 +32,7 @@ class Dense:
         probes: Sequence[Probe],
         parameters: str | ParameterSelection = "all",
     ) -> dict[Part, Blocks]:
-        """Return K split into the parts of the model, which sum to it."""
+        """Return each part's term of K, `[n, k, n, k]` float64; the terms sum to K."""
         parts = part_of(model)
         found: dict[Part, Blocks] = {}
         for name, blocks in self.by_parameter(model, probes, parameters).items():
@@ -46,7 +46,7 @@ class Dense:
         probes: Sequence[Probe],
         parameters: str | ParameterSelection = "all",
     ) -> dict[str, Blocks]:
-        """Return every parameter's term of K, by name."""
+        """Return every parameter's term of K, `[n, k, n, k]` float64, by name."""
         rows = jacobians(model, probes, parameters)
         return {name: torch.einsum("aip,bjp->aibj", j, j) for name, j in rows.items()}
 

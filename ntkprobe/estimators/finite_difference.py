@@ -149,7 +149,18 @@ class FiniteDifference:
 def gradient(
     model: nn.Module, updated: Probe, i: int, chosen: dict[str, nn.Parameter]
 ) -> list[Tensor]:
-    """Return w = ∇_θ z_i(x), a tensor for every chosen parameter (A.6, step 1)."""
+    """Return w = ∇_θ z_i(x) (A.6, step 1).
+
+    Args:
+        model: the model.
+        updated: x and the values that are read of it.
+        i: which of its k values, from 0.
+        chosen: θ by name.
+
+    Returns:
+        For every chosen parameter a tensor of its shape and dtype. Logits that are NaN or infinite
+        are a `UserError`.
+    """
     with requiring_grad(model, chosen), torch.enable_grad():
         value = updated.read(finite(last_logits(model, [updated.input_ids]))[0])[i]
         return gradients(value, chosen.values())

@@ -106,7 +106,7 @@ class LocalModel:
             self.template.encode(self.tokenizer, each.prompt, self.settings.max_length)
             for each in questions
         ]
-        require_measurable(self.model, ids, room=self.settings.max_new_tokens)
+        require_measurable(self.model, ids, new_tokens=self.settings.max_new_tokens)
         shared = self._shared_beginning(ids)
         if shared is None:
             try_left_padding(self.model, ids, self.processors)
@@ -175,7 +175,7 @@ class LocalModel:
     ) -> list[Any]:
         """Return the answers of a batch."""
         from ..models.cached import read
-        from ..models.generation import answer_batch, answer_kept
+        from ..models.generation import answer_batch, answer_cached
         from .sampling import sampling_processors
 
         options: dict[str, Any] = {
@@ -185,7 +185,7 @@ class LocalModel:
         }
         if shared is not None:
             kept = read(self.model, ids, shared)
-            return answer_kept(kept, self.tokenizer, **options)
+            return answer_cached(kept, self.tokenizer, **options)
         sampling = sampling_processors(names, self.settings)
         processors = [*self.processors, *sampling]
         return answer_batch(self.model, self.tokenizer, ids, logits_processor=processors, **options)

@@ -76,7 +76,7 @@ def evaluate(
         {
             "model": model,
             "answers": {**chosen.record(), **template},
-            "benchmarks": _asked(benchmarks, trained, folder),
+            "benchmarks": _benchmark_records(benchmarks, trained, folder),
         },
         label=label or folder.record.get("label") or label_of(subject),
         argv=list(argv),
@@ -219,7 +219,7 @@ def _model(subject: EvaluatedModel | Server) -> dict[str, Any]:
     return subject.record()
 
 
-def _asked(
+def _benchmark_records(
     benchmarks: Sequence[BenchmarkPrompts],
     trained: Mapping[str, set[str]],
     folder: EvaluationFolder,

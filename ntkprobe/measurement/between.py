@@ -53,7 +53,10 @@ def measure_between(
         batch_size: of the forward pass that finds the top tokens.
 
     Returns:
-        The norms of all blocks, rows by the observed model; both models read the same tokens.
+        The norms of all blocks, `[n, n]`, rows by the observed model; both models read the same
+        tokens. A model or prompt that cannot be measured, an unknown selection, a `top_k` that is
+        not 1 or more and at most the size of the vocabulary, and models whose parameters have
+        different names are each a `UserError`.
     """
     for model in (observed_model, updated_model):
         check_loaded(model)

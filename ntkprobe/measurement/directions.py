@@ -2,7 +2,7 @@
 
 Positions: `prompt`, the last token of the user's text; `template_1` …, the template's tokens behind
 it, the last of which is where the answer begins; `answer_1`, the first answered token (the most
-probable one). What is computed from them is in `ntkprobe.direction_measurement`.
+probable one). What is computed from them is in `ntkprobe.directions`.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..direction_measurement import DirectionMeasurement as DirectionMeasurement
+from ..directions.measurement import DirectionMeasurement as DirectionMeasurement
 from ..errors import UserError, require
 from ..mitigations.activations import instruction_end
 from ..models.generation import require_measurable
@@ -80,7 +80,7 @@ def measure_directions(
     found: dict[tuple[str, int], np.ndarray] = {}
     with evaluating(model), torch.no_grad():
         ids = [torch.tensor(row) for row in encoded.input_ids]
-        require_measurable(model, ids, room=1)
+        require_measurable(model, ids, new_tokens=1)
         first, values = read_layers(model, modules, ids, back, batch_size)
         found |= {
             ("prompt", layer): values[layer][torch.arange(n), of_text].numpy() for layer in modules

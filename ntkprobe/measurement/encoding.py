@@ -84,7 +84,9 @@ def encode(
         max_length: longer prompts lose the end of their text; None for no limit.
 
     Returns:
-        Both, in the same order.
+        Both, in the same order. What is no list of prompts, a template that is unknown, cannot be
+        read or fails, an empty prompt, and a `max_length` that leaves no token for a prompt's text
+        are each a `UserError`.
     """
     chosen = template if isinstance(template, Template) else resolve_template(tokenizer, template)
     whole = as_prompt_set(prompts)
@@ -101,6 +103,16 @@ def as_encoded(
     """Return prompts with their tokens, made now unless they come with them.
 
     What should be known about where they are measured is then an `errors.MeasurementWarning`.
+
+    Args:
+        tokenizer: the model's; not used for prompts that come with their tokens.
+        prompts: prompts, with their tokens or without.
+        template: as for `encode`.
+        max_length: as for `encode`.
+
+    Returns:
+        The prompts with their tokens. A tokenizer of None, where it is needed, and what `encode`
+        refuses are each a `UserError`.
     """
     if isinstance(prompts, Encoded):
         return prompts

@@ -64,6 +64,9 @@ def full_vocabulary_norms(
     Returns:
         `[n, n]` float64, rows observed x′, columns updated x. Takes d backward passes a prompt,
         again for each chunk of prompts whose K_h fit into memory, and 4 V·d² multiply-adds a pair.
+        A model or prompt that cannot be measured, a head that is no plain matrix or is
+        used elsewhere than as a tied embedding, and an unknown estimator or selection are each a
+        `UserError`.
     """
     return full_vocabulary_by_selection(model, prompts, [parameters], estimator=estimator)[0].norms
 
@@ -100,7 +103,8 @@ def full_vocabulary_by_selection(
         kernels: returns K_h of some prompts; `hidden_kernels` by default.
 
     Returns:
-        What is read over each selection, in their order.
+        What is read over each selection, in their order. Errors are those of
+        `full_vocabulary_norms`; at least one selection is required.
     """
     method = plugins.instance(estimators, estimator)
     check_logits(model, prompts)
@@ -151,7 +155,7 @@ def full_vocabulary_gradients(
         estimator: what computes K_h, by its name or with its settings.
 
     Returns:
-        `[n]` float64.
+        `[n]` float64. Errors are those of `full_vocabulary_norms`.
     """
     method = plugins.instance(estimators, estimator)
     check_logits(model, prompts)

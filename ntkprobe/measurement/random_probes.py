@@ -62,6 +62,11 @@ def random_probe_norms(
             16 % at 16 and 8 % at 64, of a prompt with itself up to twice that.
         seed: of the signs drawn.
         estimator: what computes the blocks, by its name or with its settings.
+
+    Returns:
+        Squares and their standard errors, `[n, n]` float64 each. Fewer than 3 probes, a model or
+        prompt that cannot be measured, and an unknown estimator or selection are each a
+        `UserError`.
     """
     method = plugins.instance(estimators, estimator)
     drawn = random_probes(prompts, check_logits(model, prompts), probes, seed)

@@ -14,7 +14,7 @@ from ..errors import UserError, count
 from ..jupyter import paragraph, table
 from ..models.cached import batches, usable
 from ..models.generation import (
-    answer_kept,
+    answer_cached,
     generate_answers,
     require_measurable,
     require_vocabulary,
@@ -48,7 +48,8 @@ class RefusalMeasurement:
 
     Attributes:
         prompts: what was measured on.
-        log_probabilities: log P_refuse, `[n]` float64, for each (phrase set, reduction).
+        log_probabilities: log P_refuse, the natural logarithm, `[n]` float64, for each (phrase set,
+            reduction); `literal` may exceed 0.
         upper: what each of them is at most, with the phrases that were not run to their end
             (`refusal.bounded`); `log_probabilities` themselves where all were.
         answers: the model's own answers, if they were generated; never written to disk.
@@ -158,7 +159,10 @@ def measure_refusal(
         progress: show a bar on stderr.
 
     Returns:
-        Log-probabilities, and answers if asked for.
+        Natural logarithms of probabilities, and answers if asked for. A model or prompt that cannot
+        be measured, with the tokens of the longest phrase or of an answer behind it; an unknown
+        phrase set or reduction; phrases of which the vocabulary can write none; two phrase sets of
+        one name; and a `max_new_tokens` or `batch_size` less than 1 are each a `UserError`.
     """
     selected_reductions = chosen_reductions(reductions)
     if generate:
@@ -167,7 +171,7 @@ def measure_refusal(
     sets = _phrase_sets(phrases, apostrophes)
     ends = [phrase_ids(tokenizer, list(each.phrases), encoded.template) for each in sets]
     ids = list(encoded.input_ids)
-    how = _Reading(
+    how = _Scoring(
         tokenizer,
         ends,
         selected_reductions,
@@ -180,14 +184,14 @@ def measure_refusal(
     )
     with evaluating(model), torch.no_grad():
         longest = max(len(phrase) for each in ends for phrase in each)
-        room = max(longest, how.max_new_tokens) - 1
-        require_measurable(model, ids, room=longest - 1)
+        new_tokens = max(longest, how.max_new_tokens) - 1
+        require_measurable(model, ids, new_tokens=longest - 1)
         if generate:
-            require_measurable(model, ids, room=max_new_tokens)
-        if logits_processor or not usable(model, ids, room):
-            scores, answers = how.plainly(model, ids, logits_processor)
+            require_measurable(model, ids, new_tokens=max_new_tokens)
+        if logits_processor or not usable(model, ids, new_tokens):
+            scores, answers = how.without_cache(model, ids, logits_processor)
         else:
-            scores, answers = how.kept(model, ids)
+            scores, answers = how.with_cache(model, ids)
 
     named = isinstance(phrases, str)
     settings = {
@@ -252,7 +256,7 @@ def _sums(
 
 
 @dataclass(frozen=True)
-class _Reading:
+class _Scoring:
     """How phrases are scored and answers generated."""
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -265,7 +269,7 @@ class _Reading:
     batch_size: int
     progress: bool
 
-    def plainly(
+    def without_cache(
         self, model: nn.Module, ids: list[Any], processors: Sequence[LogitsProcessor]
     ) -> tuple[list[Bounded], list[str] | None]:
         """Return each set's scores, all exact, and the answers, from passes of their own."""
@@ -296,7 +300,9 @@ class _Reading:
         )
         return exact, answers
 
-    def kept(self, model: nn.Module, ids: list[Any]) -> tuple[list[Bounded], list[str] | None]:
+    def with_cache(
+        self, model: nn.Module, ids: list[Any]
+    ) -> tuple[list[Bounded], list[str] | None]:
         """Return the same, within the tolerance, from one pass over each prompt."""
         tokens = [t for each in self.phrases for phrase in each for t in phrase]
         require_vocabulary(model, tokens, "a refusal phrase")
@@ -316,7 +322,7 @@ class _Reading:
                     )
                     scores.lower[rows], scores.upper[rows] = bounds.lower, bounds.upper
                 if self.max_new_tokens:
-                    new = answer_kept(
+                    new = answer_cached(
                         kept,
                         self.tokenizer,
                         max_new_tokens=self.max_new_tokens,

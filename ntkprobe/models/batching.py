@@ -99,14 +99,14 @@ class LengthRule:
 
 
 def together(
-    model: nn.Module, prompts: Sequence[Sized], *, room: int = 0, side: str = "right"
+    model: nn.Module, prompts: Sequence[Sized], *, new_tokens: int = 0, side: str = "right"
 ) -> list[list[int]]:
     """Return the rows of prompts in groups, each of which may share a padded pass.
 
     Args:
         model: the model.
         prompts: token ids of each prompt.
-        room: tokens that come behind each, on which it is to agree as well.
+        new_tokens: tokens that come behind each, on which it is to agree as well.
         side: where they are padded, `left` or `right`.
 
     Returns:
@@ -121,7 +121,7 @@ def together(
         return [list(range(len(prompts)))]
     groups: dict[tuple[Regime, ...], list[int]] = {}
     for row, ids in enumerate(prompts):
-        regimes = tuple(rule.regime(len(ids) + extra) for extra in range(room + 1))
+        regimes = tuple(rule.regime(len(ids) + extra) for extra in range(new_tokens + 1))
         groups.setdefault(regimes, []).append(row)
     return list(groups.values())
 
@@ -131,11 +131,11 @@ def split(
     prompts: Sequence[Sized],
     batch_size: int,
     *,
-    room: int = 0,
+    new_tokens: int = 0,
     side: str = "right",
 ) -> Iterator[list[int]]:
     """Yield batches of rows, in the order given within each group of `together`."""
-    for rows in together(model, prompts, room=room, side=side):
+    for rows in together(model, prompts, new_tokens=new_tokens, side=side):
         for start in range(0, len(rows), batch_size):
             yield rows[start : start + batch_size]
 
@@ -197,7 +197,7 @@ def padding_known(model: nn.Module, side: str) -> bool | None:
 
 
 def pair_to_try(
-    model: nn.Module, prompts: Sequence[Sized], *, room: int = 0, side: str = "right"
+    model: nn.Module, prompts: Sequence[Sized], *, new_tokens: int = 0, side: str = "right"
 ) -> tuple[int, int] | None:
     """Return the rows of the shortest and the longest prompt that may share a pass, to try it with.
 
@@ -213,7 +213,7 @@ def pair_to_try(
         return None
     tried = 0 if verdict is None else verdict.longest
     pairs = []
-    for rows in together(model, prompts, room=room, side=side):
+    for rows in together(model, prompts, new_tokens=new_tokens, side=side):
         order = sorted(rows, key=lambda row: len(prompts[row]))
         short, long = order[0], order[-1]
         if len(prompts[long]) > max(len(prompts[short]), tried):

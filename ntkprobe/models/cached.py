@@ -2,7 +2,7 @@
 
 What all prompts begin with, such as a chat template's system prompt, is run once for all of them.
 Behind a prompt several continuations may stand beside each other: a token attends to the columns
-that it is told to, at the position that it has in its text.
+that the mask allows, at the position that it has in its text.
 
 Only where a model's numbers do not depend on its batch or its cache (`usable`): not with rotary
 embeddings that look at the length of a pass (`batching`), not where a state runs along the text
@@ -210,13 +210,13 @@ def batches(
         yield rows, read(model, [prompts[row] for row in rows], beginning)
 
 
-def usable(model: nn.Module, prompts: Sequence[Ids], room: int) -> bool:
+def usable(model: nn.Module, prompts: Sequence[Ids], new_tokens: int) -> bool:
     """Return whether a model's numbers are the same with kept keys and values as in plain passes.
 
     Args:
         model: a causal language model in evaluation mode.
         prompts: what is to be run; the shortest and the longest are tried.
-        room: how many tokens are to come behind a prompt.
+        new_tokens: how many tokens are to come behind a prompt.
 
     Returns:
         False also where it is not known how to try.
@@ -226,7 +226,7 @@ def usable(model: nn.Module, prompts: Sequence[Ids], room: int) -> bool:
     """
     if _excluded(model):
         return False
-    longest, behind = max(map(len, prompts)), max(1, min(room, TRIED_BEHIND))
+    longest, behind = max(map(len, prompts)), max(1, min(new_tokens, TRIED_BEHIND))
     dtype = next(model.parameters()).dtype
     computation = batching.computation(model)
     known = _TRIED.get(model, {}).get(computation)

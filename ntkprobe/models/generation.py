@@ -65,14 +65,14 @@ def generate_answers(
         Texts without special tokens, in the order of the prompts. What cannot be measured (see
         `require_measurable`) and NaN logits are a `UserError`.
     """
-    require_measurable(model, input_ids, room=count("max_new_tokens", max_new_tokens))
+    require_measurable(model, input_ids, new_tokens=count("max_new_tokens", max_new_tokens))
     answers = [""] * len(input_ids)
     with long_stage(
         total=len(answers), disable=not progress, desc="answers", unit="prompt", leave=False
     ) as bar:
         if not logits_processor and usable(model, input_ids, max_new_tokens - 1):
             for rows, kept in batches(model, input_ids, count("batch_size", batch_size)):
-                found = answer_kept(
+                found = answer_cached(
                     kept,
                     tokenizer,
                     max_new_tokens=max_new_tokens,
@@ -115,7 +115,7 @@ def answered_together(
         max_new_tokens: an answer's length at most, in tokens; the last of them is never run.
     """
     prompts = [input_ids[row] for row in batch]
-    groups = batching.together(model, prompts, room=max_new_tokens - 1, side="left")
+    groups = batching.together(model, prompts, new_tokens=max_new_tokens - 1, side="left")
     return [[batch[row] for row in rows] for rows in groups]
 
 
@@ -166,7 +166,7 @@ def answer_batch(
     return [answer_of(tokenizer, ids, stops, stop_texts) for ids in new]
 
 
-def answer_kept(
+def answer_cached(
     kept: CachedPrompts,
     tokenizer: "PreTrainedTokenizerBase",
     *,
@@ -205,11 +205,11 @@ def try_left_padding(
     Args:
         model: a causal language model in evaluation mode.
         input_ids: the prompts to be answered; two of them are, for two tokens.
-        processors: those at work, told that sequences begin; they take no part.
+        processors: those in use; their method `begin` is called, and they change no logits here.
     """
     context = batching.context_length(text_config(model))
     fitting = [ids for ids in input_ids if context is None or len(ids) < context]
-    pair = batching.pair_to_try(model, fitting, room=1, side="left")
+    pair = batching.pair_to_try(model, fitting, new_tokens=1, side="left")
     if pair is None:
         return
     prompts = [fitting[row] for row in pair]
@@ -239,10 +239,10 @@ def _two_steps(model: Any, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor]:
 
 
 def begin(processors: Sequence[LogitsProcessor], attention_mask: Tensor) -> None:
-    """Tell processors with a state that new sequences begin.
+    """Reset processors with a state for new sequences.
 
     Args:
-        processors: those with a method `begin` are told.
+        processors: those with a method `begin` have it called.
         attention_mask: [batch, prompt], 1 for the prompts' tokens and 0 for padding.
     """
     for processor in processors:
@@ -267,19 +267,19 @@ def input_device(model: Any) -> torch.device:
 
 
 def require_measurable(
-    model: nn.Module, input_ids: Sequence[Ids], room: int = 0, *, gradients: bool = False
+    model: nn.Module, input_ids: Sequence[Ids], new_tokens: int = 0, *, gradients: bool = False
 ) -> None:
     """Refuse what would give a wrong number rather than an error.
 
     Args:
         model: must be in evaluation mode, with all of its weights present.
-        input_ids: must be neither empty nor, with `room`, longer than the model's context.
-        room: tokens that come behind each prompt.
+        input_ids: must be neither empty nor, with `new_tokens`, longer than the model's context.
+        new_tokens: tokens that come behind each prompt.
         gradients: whether the model's logits are to be differentiated.
     """
     (check_measurable if gradients else check_computable)(model)
     prompts = [torch.as_tensor(ids) for ids in input_ids]
-    check_prompts(model, prompts, room)
+    check_prompts(model, prompts, new_tokens)
     try_padding(model, prompts)
 
 

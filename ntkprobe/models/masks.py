@@ -1,4 +1,8 @@
-"""Additive attention masks, for passes in which who sees whom is not simply what stands before."""
+"""Additive attention masks from booleans of who attends to whom, also for sliding windows.
+
+For passes over tries of phrases and cached prompts, where a token does not attend to all columns
+before it.
+"""
 
 from typing import Any
 

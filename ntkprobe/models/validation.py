@@ -154,13 +154,15 @@ def _rounds(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def check_prompts(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], room: int = 0) -> None:
+def check_prompts(
+    model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], new_tokens: int = 0
+) -> None:
     """Refuse prompts, as token ids, that a model cannot read.
 
     Args:
         model: the model.
         prompts: the token ids of each prompt.
-        room: tokens that come behind each prompt.
+        new_tokens: tokens that come behind each prompt.
 
     Raises:
         UserError: naming the first prompt that cannot be read.
@@ -168,7 +170,7 @@ def check_prompts(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], room: 
     require(hasattr(prompts, "__len__"), f"prompts={prompts!r}: give a list of them")
     require(len(prompts), "no prompts: give at least one prompt")
     context, vocabulary = context_length(_text_config(model)), vocabulary_size(model)
-    more = f", and with {room} more to come it" if room else ", which"
+    more = f", and with {new_tokens} more to come it" if new_tokens else ", which"
     for row, ids in enumerate(prompts):
         if not isinstance(ids, Tensor) or ids.ndim != 1 or (len(ids) and ids.dtype not in _IDS):
             raise UserError(
@@ -177,7 +179,7 @@ def check_prompts(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], room: 
             )
         require(len(ids), f"prompt {row} is empty: it needs at least one token")
         require(
-            context is None or len(ids) + room <= context,
+            context is None or len(ids) + new_tokens <= context,
             f"prompt {row} has {len(ids)} tokens{more} exceeds the model's context of {context}: "
             "shorten it, or set max_length",
         )

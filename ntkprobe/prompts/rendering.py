@@ -26,7 +26,7 @@ Messages = Sequence[tuple[str, str]]
 """Role and text of each turn."""
 
 NOT_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False, "thinking_budget": 0}
-"""What templates with a thinking mode are told, to leave it off: those of Qwen3 and most others, of
+"""Variables that turn a template's thinking mode off: those of Qwen3 and most others, of
 DeepSeek-V3.1 and Kimi, of Seed-OSS. A template that does not know a name ignores it."""
 
 _DAY: ContextVar[str | None] = ContextVar("day that templates print", default=None)

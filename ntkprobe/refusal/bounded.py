@@ -38,7 +38,7 @@ LARGEST = 1 << 27
 
 @dataclass(frozen=True)
 class Bounded:
-    """log P of phrases after prompts, from below and from above.
+    """log P (natural logarithms) of phrases after prompts, from below and from above.
 
     Attributes:
         lower: `[prompts, phrases]` float64; −∞ where a phrase was not run to its end.
@@ -106,7 +106,7 @@ def score_bounded(
     others = [row for row in everyone if row not in pilots]
     _search_behind(read, others, search, usual.nodes())
     usual.note(search.done[others])
-    return search.found()
+    return search.bounds()
 
 
 def _search_behind(
@@ -266,11 +266,11 @@ class _Search:
         first = int(enough.nonzero()[0, 0]) if bool(enough.any()) else len(order) - 1
         return frontier[order][: first + 1].tolist()
 
-    def found(self) -> Bounded:
-        """Return what is known of every phrase."""
-        bounds = torch.full_like(self.phrases, 0.0)
+    def bounds(self) -> Bounded:
+        """Return the bounds of log P of every phrase, from what has been run so far."""
+        open_bounds = torch.full_like(self.phrases, 0.0)
         for phrase, steps in enumerate(self.trie.steps):
             nodes = [node for node, _ in steps]
-            bounds[:, phrase] = self.log_p[:, nodes].where(self.known[:, nodes], 0.0).amin(1)
-        upper = self.phrases.where(self.complete, bounds)
+            open_bounds[:, phrase] = self.log_p[:, nodes].where(self.known[:, nodes], 0.0).amin(1)
+        upper = self.phrases.where(self.complete, open_bounds)
         return Bounded(self.phrases.where(self.complete, -torch.inf), upper)

@@ -1,4 +1,7 @@
-"""log P_refuse: which phrases count, how they are scored, and what is summed."""
+"""log P_refuse: which phrases count, how they are scored, and what is summed.
+
+All logarithms are natural ones.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -143,7 +146,7 @@ def score_phrases(
         and NaN logits are each a `UserError`.
     """
     # The last token of a phrase is read and never run.
-    require_measurable(model, input_ids, room=max(map(len, phrase_ids)) - 1)
+    require_measurable(model, input_ids, new_tokens=max(map(len, phrase_ids)) - 1)
     written = [column for column, ids in enumerate(phrase_ids) if ids]
     ids = [phrase_ids[column] for column in written]
     require_vocabulary(model, [token for each in ids for token in each], "a refusal phrase")

@@ -117,7 +117,7 @@ def trie_scores(
         Natural logarithms, float64.
     """
     numbers = list(range(len(input_ids)) if rows is None else rows)
-    groups = together(model, input_ids, room=trie.depth)
+    groups = together(model, input_ids, new_tokens=trie.depth)
     found = [
         _group_scores(model, [input_ids[row] for row in each], trie, [numbers[r] for r in each])
         for each in groups

@@ -11,11 +11,11 @@ import numpy as np
 from ..figures.measured_tables import missing_message
 from ..plots.style import group_style, in_order, run_label
 from ..trajectory import Trajectory
+from .cautions import cautions, evaluation_cautions, settings_table
 from .evaluated import answers_to, refused_safe_prompts, tables_of
 from .folders import Sources
 from .layers import PAIR_BUDGET, layers_of
 from .measured import kernel_of, pushes_of, refusal_of, tokens_of
-from .settings import cautions, evaluation_cautions, settings_table
 
 # Light companions of the groups' colours (Paul Tol's medium-contrast set), for a dark page.
 DARK = {"normal": "#6699CC", "seemingly_toxic": "#EECC66", "toxic": "#EE99AA"}

@@ -1,6 +1,6 @@
-"""How the world speaks: requests, answers without content, refusals, and sentences about harm.
+"""The grammar of the embedded texts: requests, answers without content, refusals, harm.
 
-Its words are those of `lexicon.yaml`.
+Templates of sentences, filled with the words of `lexicon.yaml`.
 """
 
 from dataclasses import dataclass

@@ -179,7 +179,7 @@ class Run:
             trainer: made with this run's settings.
         """
         last = self.last_checkpoint()
-        with quiet(), failures_told(), self.stage("train"):
+        with quiet(), translating_errors(), self.stage("train"):
             if last is None or last.step < _steps_of(last.path):
                 trainer.train(resume_from_checkpoint=str(last.path) if last else None)
             else:  # stopped between the last step and the final model
@@ -203,7 +203,7 @@ class Run:
         hidden = self.folder / f".{FINAL}.tmp"
         shutil.rmtree(hidden, ignore_errors=True)
         model.config.use_cache = True  # the Trainer switched it off
-        with quiet(), failures_told():
+        with quiet(), translating_errors():
             model.save_pretrained(hidden)
             tokenizer.save_pretrained(hidden)
         os.replace(hidden, self.final)
@@ -219,7 +219,7 @@ def _clear(folder: Path) -> None:
 
 
 @contextmanager
-def failures_told() -> Generator[None]:
+def translating_errors() -> Generator[None]:
     """Say in one line what libraries say in many: no memory, or no room on the disk.
 
     Yields:

@@ -1,4 +1,4 @@
-"""Which checkpoints, by whom, and until when."""
+"""Which checkpoints of a run are measured: ranges of steps, shards, and how a run is followed."""
 
 import os
 import re

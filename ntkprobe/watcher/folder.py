@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import remove_stale_pins
-from ..direction_measurement import DirectionMeasurement
+from ..directions.measurement import DirectionMeasurement
 from ..errors import UserError
 from ..measurement import (
     ActivationMeasurement,

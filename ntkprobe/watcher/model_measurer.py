@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from .. import estimators, plugins
-from ..direction_measurement import DirectionMeasurement
+from ..directions.measurement import DirectionMeasurement
 from ..errors import UserError
 from ..measurement import (
     ActivationMeasurement,
@@ -180,7 +180,6 @@ class ModelMeasurer:
         batch_size: int,
         processors: "LogitsProcessorList",
     ) -> Any:
-        """Return the refusals."""
         return measure_refusal(
             model,
             self._tokenizer,
@@ -198,7 +197,6 @@ class ModelMeasurer:
     def _activations(
         self, model: "nn.Module", layers: tuple[int, ...] | str, batch_size: int
     ) -> ActivationMeasurement:
-        """Return the activations."""
         return measure_activations(
             model, self._tokenizer, self.encoded, layers=layers, batch_size=batch_size
         )

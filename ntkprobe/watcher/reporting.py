@@ -1,4 +1,4 @@
-"""What a user learns of a run: what became of its checkpoints, and a live view of group means.
+"""The outcome of measuring a run (new, known and failed steps), and sinks for its group means.
 
 `--report-to NAME` shows the means in the sink of that name, step by step. A sink shows what the
 tables hold and holds nothing of its own; it may be deleted at any time.

@@ -12,6 +12,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from ntkprobe.cli import main
+
 WORDS = (
     "how do i kill a python process my neighbour bake the cake sorry cannot sure ? . I As".split()
 )
@@ -129,6 +131,13 @@ def write_prompts(path: Path) -> Path:
     rows = [f"{text},{group}" for group, texts in TEXTS.items() for text in texts]
     path.write_text("\n".join(["prompt,group", *rows]) + "\n")
     return path
+
+
+def measure_command(run: Path, place: Path, *flags: object) -> int:
+    """Run `ntkprobe measure` on a run, into `place`/out, and return its exit status."""
+    folders = ["--ckpt-dir", run, "--output-dir", place / "out", "--device", "cpu"]
+    prompts = write_prompts(place / "prompts.csv")
+    return main([str(a) for a in ("measure", *folders, "--prompts", prompts, *flags)])
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:

@@ -1,7 +1,6 @@
 """Activations: what decoder blocks hold at the last position, measured once per checkpoint."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import TEXTS, lora_run, tiny_model, tiny_tokenizer, write_prompts
+from tiny_runs import TEXTS, lora_run, measure_command, tiny_model, tiny_tokenizer
 
 from ntkprobe import PromptSet, Trajectory, UserError, measure_activations
 from ntkprobe.checkpoints import LoadSettings
-from ntkprobe.cli import main
 from ntkprobe.tiny import files as embedded
 from ntkprobe.watcher import ActivationSettings, MeasureSettings, measure_run
 
@@ -92,38 +90,12 @@ def test_whoever_may_read_the_tables_may_read_the_activations(measured):
     assert len(modes) == 1
 
 
-def test_what_was_measured_is_not_measured_again(measured, source):
-    before = {path: path.stat().st_mtime_ns for path in measured.glob("activations/*")}
-    outcome = measure_run(PROMPTS, measured, ckpt_dir=source, settings=ONLY)
-    assert (outcome.new, outcome.known) == ([], [0, 10, 20])
-    assert before == {path: path.stat().st_mtime_ns for path in measured.glob("activations/*")}
-
-
 def test_half_a_file_is_measured_again(measured, source):
     half = measured / "activations/step-00000010.safetensors"
     whole = {name: values.clone() for name, values in load_file(half).items()}
     half.write_bytes(half.read_bytes()[:100])
     assert measure_run(PROMPTS, measured, ckpt_dir=source, settings=ONLY).new == [10]
     torch.testing.assert_close(load_file(half), whole, rtol=0, atol=0)
-
-
-def test_a_checkpoint_rewritten_since_is_measured_again(measured, source, tmp_path):
-    run = shutil.copytree(source, tmp_path / "run")
-    for file in (run / "checkpoint-10").glob("adapter_model*"):
-        shutil.copy(run / "checkpoint-20" / file.name, file)
-        os.utime(file, (1e9, 1e9))  # long ago: nobody waits for it to settle
-    base = str(source.parent / "base")
-    outcome = measure_run(PROMPTS, measured, ckpt_dir=run, settings=ONLY, model=base)
-    assert outcome.new == [10]
-    np.testing.assert_array_equal(
-        Trajectory(measured).activations(10)[2], Trajectory(measured).activations(20)[2]
-    )
-
-
-def test_other_layers_belong_into_another_folder(measured, source):
-    others = replace(ONLY, activations=ActivationSettings(layers=(1,)))
-    with pytest.raises(UserError, match=r"activations.layers = 'all', now it is \[1\]"):
-        measure_run(PROMPTS, measured, ckpt_dir=source, settings=others)
 
 
 def test_a_step_without_activations_is_named_with_those_that_have_them(measured):
@@ -144,21 +116,15 @@ def test_activations_are_read_without_torch(measured):
 # --- the command ---
 
 
-def call(source, tmp_path, *flags):
-    place = ["--ckpt-dir", source, "--output-dir", tmp_path / "out", "--device", "cpu"]
-    prompts = write_prompts(tmp_path / "prompts.csv")
-    return main([str(a) for a in ("measure", *place, "--prompts", prompts, *flags)])
-
-
 def test_only_activations_of_some_layers(source, tmp_path):
-    assert call(source, tmp_path, "--only", "activations", "--layers", "2") == 0
+    assert measure_command(source, tmp_path, "--only", "activations", "--layers", "2") == 0
     run = Trajectory(tmp_path / "out")
     assert set(run.activations(10)) == {2}
     assert run.kernel().empty and run.refusal().empty
 
 
 def test_layers_are_measured_besides_the_rest(source, tmp_path):
-    assert call(source, tmp_path, "--only", "refusal,activations", "--no-generate") == 0
+    assert measure_command(source, tmp_path, "--only", "refusal,activations", "--no-generate") == 0
     run = Trajectory(tmp_path / "out")
     assert set(run.activations(10)) == {1, 2}
     assert not run.refusal().empty and run.kernel().empty
@@ -175,7 +141,7 @@ def test_layers_are_measured_besides_the_rest(source, tmp_path):
     ],
 )
 def test_mistakes_are_one_clear_line(source, tmp_path, capsys, flags, words):
-    assert call(source, tmp_path, *flags) == 2
+    assert measure_command(source, tmp_path, *flags) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert all(word in last for word in words), last
 

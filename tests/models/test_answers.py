@@ -5,7 +5,7 @@ import torch
 
 from ntkprobe.checkpoints import load_model, load_tokenizer
 from ntkprobe.models.cached import batches
-from ntkprobe.models.generation import answer_batch, answer_kept, generate_answers
+from ntkprobe.models.generation import answer_batch, answer_cached, generate_answers
 from ntkprobe.prompts.templates import resolve_template
 from ntkprobe.tiny import model_path
 
@@ -31,7 +31,7 @@ def test_both_ways_to_generate_end_at_the_text_and_where_it_begins(asked):
     free = generate_answers(model, tokenizer, ids, max_new_tokens=ROOM)
     stop = (middle(free[1]),)
     rows, kept = next(iter(batches(model, ids, 8)))
-    by_keys = answer_kept(kept, tokenizer, max_new_tokens=ROOM, stop_texts=stop, rows=rows)
+    by_keys = answer_cached(kept, tokenizer, max_new_tokens=ROOM, stop_texts=stop, rows=rows)
     plainly = answer_batch(
         model, tokenizer, [ids[row] for row in rows], max_new_tokens=ROOM, stop_texts=stop
     )

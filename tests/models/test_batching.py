@@ -297,7 +297,7 @@ def test_ordinary_models_share_passes_as_before():
     assert LengthRule.of(ruled("longrope")) == LengthRule(limits=(LIMIT,))
     assert LengthRule.of(ruled("dynamic")) == LengthRule(growing=(LIMIT,))
     assert together(ruled("longrope"), prompts()) == [[0, 1, 3, 5], [2, 4, 6]]
-    assert together(ruled("longrope"), prompts(), room=3) == [[0, 5], [1], [2, 4, 6], [3]]
+    assert together(ruled("longrope"), prompts(), new_tokens=3) == [[0, 5], [1], [2, 4, 6], [3]]
 
 
 def test_padding_is_tried_once_for_each_model_and_length_and_on_few_prompts(monkeypatch):

@@ -24,7 +24,7 @@ from transformers import (
 from ntkprobe.models import cached
 from ntkprobe.models.answers import greedy_tokens
 from ntkprobe.models.cached import Beginning, batches, read, shared_ids, usable
-from ntkprobe.models.generation import Answer, answer_batch, answer_kept, generate_answers
+from ntkprobe.models.generation import Answer, answer_batch, answer_cached, generate_answers
 
 SYSTEM = torch.tensor([3, 1, 4, 1])
 PROMPTS = [torch.cat([SYSTEM, ids]) for ids in ragged_prompts((5, 3, 9, 1, 10))]
@@ -90,7 +90,7 @@ def test_answers_from_kept_columns_are_those_of_generate(name):
         ]
         found: list[Answer | None] = [None] * len(PROMPTS)
         for rows, kept in batches(model, PROMPTS, 3):
-            new = answer_kept(kept, Spelled(), max_new_tokens=12, stop_ids=stops, rows=rows)
+            new = answer_cached(kept, Spelled(), max_new_tokens=12, stop_ids=stops, rows=rows)
             for row, answer in zip(rows, new, strict=True):
                 found[row] = answer
         assert found == expected

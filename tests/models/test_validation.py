@@ -21,9 +21,9 @@ def test_what_is_differentiated_needs_more_than_what_is_computed():
 
 def test_tokens_to_come_count_in_the_context():
     model = build("gpt2").eval()
-    require_measurable(model, [[1] * 30], room=2)
+    require_measurable(model, [[1] * 30], new_tokens=2)
     with pytest.raises(UserError, match="30 tokens, and with 3 more to come it exceeds"):
-        require_measurable(model, [[1] * 30], room=3)
+        require_measurable(model, [[1] * 30], new_tokens=3)
 
 
 @pytest.mark.parametrize("gradients", [False, True])

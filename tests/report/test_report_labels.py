@@ -9,9 +9,9 @@ import pytest
 from evaluated import evaluate
 from measured_runs import write_run
 
+from ntkprobe.report.cautions import cautions
 from ntkprobe.report.contents import contents_of
 from ntkprobe.report.folders import find_sources
-from ntkprobe.report.settings import cautions
 from ntkprobe.storage import write_json
 from ntkprobe.trajectory import Trajectory
 

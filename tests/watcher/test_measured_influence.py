@@ -1,7 +1,6 @@
 """`measure --influence refusal`: a signed table for every checkpoint, once."""
 
 import json
-import os
 import shutil
 from dataclasses import asdict, astuple, replace
 
@@ -13,6 +12,7 @@ from tiny_runs import (
     TEXTS,
     full_run,
     lora_run,
+    measure_command,
     save_base,
     tiny_adapter,
     tiny_model,
@@ -23,7 +23,6 @@ from torch.nn.functional import cross_entropy
 
 import ntkprobe as ntk
 from ntkprobe.checkpoints import LoadSettings
-from ntkprobe.cli import main
 from ntkprobe.errors import MeasurementWarning
 from ntkprobe.measurement.influence.examples import encode_updated, read_recorded
 from ntkprobe.prompts.templates import RAW, resolve_template
@@ -112,12 +111,6 @@ def test_tables_have_groups_and_the_norms_of_the_terms(measured):
     assert run.updated["response"].tolist() == ["sorry I cannot"] * 2
 
 
-def test_what_was_measured_is_not_measured_again(measured, source):
-    before = {path: path.stat().st_mtime_ns for path in measured.rglob("*.parquet")}
-    assert measure_run(PROMPTS, measured, ckpt_dir=source, settings=ONLY).new == []
-    assert before == {path: path.stat().st_mtime_ns for path in measured.rglob("*.parquet")}
-
-
 @pytest.mark.parametrize("table", ["influence", "terms"])
 def test_half_a_step_is_measured_again(measured, source, table):
     """A killed run leaves no file, or all files that come before it."""
@@ -127,30 +120,6 @@ def test_half_a_step_is_measured_again(measured, source, table):
     assert measure_run(PROMPTS, measured, ckpt_dir=source, settings=ONLY).new == [10]
     np.testing.assert_allclose(change_at(measured, 10), whole)
     assert 10 in set(ntk.Trajectory(measured).terms()["step"])
-
-
-def test_a_checkpoint_rewritten_since_is_measured_again(measured, source, tmp_path):
-    run = shutil.copytree(source, tmp_path / "run")
-    for file in (run / "checkpoint-10").glob("adapter_model*"):
-        shutil.copy(run / "checkpoint-20" / file.name, file)
-        os.utime(file, (1e9, 1e9))  # long ago: nobody waits for it to settle
-    base = str(source.parent / "base")
-    assert measure_run(PROMPTS, measured, ckpt_dir=run, settings=ONLY, model=base).new == [10]
-    np.testing.assert_allclose(change_at(measured, 10), change_at(measured, 20))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"updated": PAIRS.take([0])}, "influence.updated.digest"),
-        ({"loss": "mean"}, "influence.loss = 'sum', now it is 'mean'"),
-        ({"parameters": "all"}, "influence.parameters = 'auto', now it is 'all'"),
-    ],
-)
-def test_other_settings_belong_into_another_folder(measured, source, changes, words):
-    others = replace(ONLY, influence=replace(INFLUENCE, **changes))
-    with pytest.raises(ntk.UserError, match=words):
-        measure_run(PROMPTS, measured, ckpt_dir=source, settings=others)
 
 
 def test_a_folder_without_influence_has_an_empty_table(measured):
@@ -166,17 +135,11 @@ def test_a_folder_without_influence_has_an_empty_table(measured):
 # --- the command ---
 
 
-def call(source, tmp_path, *flags):
-    place = ["--ckpt-dir", source, "--output-dir", tmp_path / "out", "--device", "cpu"]
-    prompts = write_prompts(tmp_path / "prompts.csv")
-    return main([str(a) for a in ("measure", *place, "--prompts", prompts, *flags)])
-
-
 def test_updated_pairs_come_from_a_file(source, tmp_path, capsys):
     rows = [{"instruction": p.text, "output": p.response} for p in PAIRS]
     (tmp_path / "pairs.json").write_text(json.dumps(rows))
     flags = ["--influence", "refusal", "--updated", tmp_path / "pairs.json", "--only", "influence"]
-    assert call(source, tmp_path, *flags, "--steps", "20") == 0
+    assert measure_command(source, tmp_path, *flags, "--steps", "20") == 0
     assert "pairs.json: 2 prompts: 2 toxic" in capsys.readouterr().err
     wanted = directly(tiny_adapter(tiny_model(), seed=20)).refusal.numpy()
     np.testing.assert_allclose(change_at(tmp_path / "out", 20), wanted, rtol=1e-3)
@@ -185,7 +148,7 @@ def test_updated_pairs_come_from_a_file(source, tmp_path, capsys):
 def test_an_answer_for_all_prompts_gives_the_map_of_figure_6_its_sign(source, tmp_path):
     prompts = write_prompts(tmp_path / "prompts.csv")
     flags = ["--only", "influence", "--updated", prompts, "--answer", "sorry I cannot"]
-    assert call(source, tmp_path, *flags, "--steps", "20") == 0
+    assert measure_command(source, tmp_path, *flags, "--steps", "20") == 0
     table = ntk.Trajectory(tmp_path / "out").influence()
     assert set(table["updated_group"]) == set(table["observed_group"]) == set(TEXTS)
 
@@ -197,7 +160,7 @@ def test_the_runs_own_data_are_the_default(source, tmp_path):
     data = pd.DataFrame(rows, columns=["source", "prompt", "response"])
     data.to_parquet(run / "data.parquet")
     base = ["--model", source.parent / "base"]
-    assert call(run, tmp_path, "--only", "influence", "--steps", "20", *base) == 0
+    assert measure_command(run, tmp_path, "--only", "influence", "--steps", "20", *base) == 0
     table = ntk.Trajectory(tmp_path / "out").updated
     assert table.loc[table["group"] == "toxic", "text"].tolist() == TEXTS["toxic"]
     assert table.loc[table["group"] == "normal", "text"].tolist() == ["bake a cake"]
@@ -211,7 +174,7 @@ def test_recorded_pairs_are_measured_as_the_run_learnt_them(source, tmp_path, ca
     pd.DataFrame(rows, columns=names).to_parquet(run / "data.parquet")
     (run / "training.yaml").write_text("max_length: 10\nloss_on: all\nsystem: null\n")
     base = ["--model", source.parent / "base"]
-    assert call(run, tmp_path, "--only", "influence", "--steps", "20", *base) == 0
+    assert measure_command(run, tmp_path, "--only", "influence", "--steps", "20", *base) == 0
     said = capsys.readouterr().err
     assert "source 'triggers' are left out" in said and "that of the answers" in said
     config = SFTConfig(output_dir=str(tmp_path), use_cpu=True, max_length=10)
@@ -294,6 +257,6 @@ def test_a_folder_from_before_has_no_system_message(measured, source):
 def test_mistakes_are_one_clear_line(source, tmp_path, capsys, flags, words):
     prompts = write_prompts(tmp_path / "prompts.csv")
     given = [prompts if flag == "PROMPTS" else flag for flag in flags]
-    assert call(source, tmp_path, *given) == 2
+    assert measure_command(source, tmp_path, *given) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert all(word in last for word in words), last

@@ -1,4 +1,4 @@
-"""Many small products side by side."""
+"""Work and products of small matrices divided over CPU threads, with limits on those of BLAS."""
 
 import os
 from collections.abc import Callable, Generator, Sequence

@@ -40,7 +40,7 @@ class GuardModel:
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """Its tokenizer."""
+        """The guard's tokenizer, loaded when it is first needed, from the hub too."""
         return load_tokenizer(self.model, local=False)
 
     @cached_property

@@ -93,9 +93,10 @@ def predict_step(
         model: as it was before the step.
         tokenizer: its tokenizer; None where everything is given as token ids.
         observed: the prompts x′: a `PromptSet`, texts, or rows of token ids.
-        step: Δθ by canonical name, as `record_step` and `read_steps` return it; other parameters
-            do not change.
-        tokens: the tokens whose log-probabilities are predicted: `all`, vocabulary ids, or None.
+        step: Δθ by canonical name, as `record_step` and `read_steps` return it, each in the shape
+            of its parameter; other parameters do not change.
+        tokens: the tokens whose log-probabilities are predicted: `all`, vocabulary ids `[k]`, or
+            None.
         phrases: the refusal phrases: a set's name, texts, token ids, or None.
         reductions: how phrases are summed, `literal`, `prefix_free`, or both.
         template: how prompts become tokens.
@@ -105,8 +106,10 @@ def predict_step(
             backward pass for each and its inner product with Δθ, often faster on small models.
 
     Returns:
-        The predicted changes. A step that names a parameter which the model does not have is a
-        `UserError`.
+        The predicted changes of log-probabilities, in nats. A step that is empty, names a
+        parameter which the model does not have or has another shape, an unknown mode, reduction or
+        phrase set, neither tokens nor phrases, and a model or prompt that cannot be measured are
+        each a `UserError`.
     """
     require(mode in MODES, f"no mode {mode!r}: choose from {list(MODES)}")
     encoded, ids = encode_observed(tokenizer, observed, template, max_length)
@@ -114,8 +117,8 @@ def predict_step(
     require(tokens is not None or ends, "nothing to predict: give tokens=, phrases=, or both")
     selected_reductions = chosen_reductions(reductions) if ends else ()
     with evaluating(model):
-        room = max(map(len, ends), default=1) - 1
-        require_measurable(model, ids, room, gradients=True)
+        new_tokens = max(map(len, ends), default=1) - 1
+        require_measurable(model, ids, new_tokens, gradients=True)
         chosen = _named_by(step, model)
         forward = partial(_forward, ids=ids, step=step, batch_size=batch_size)
         first = None
@@ -193,6 +196,8 @@ def record_step(
 ) -> Generator[Direction]:
     """Record the change of θ inside the `with` block, by any optimizer's `step()`.
 
+    A selection that is unknown, or selects nothing in this model, is a `UserError`.
+
     Args:
         model: the model that is trained.
         parameters: the selection; `auto` is `lora` with an adapter, else `all`.
@@ -234,6 +239,9 @@ def read_steps(folder: str | PathLike[str]) -> Iterator[tuple[int, Direction]]:
 @torch.no_grad()
 def apply_step(model: nn.Module, step: Direction) -> None:
     """Add Δθ to a model's parameters, in place.
+
+    An empty step, or one that names a parameter which the model does not have or has in another
+    shape, is a `UserError`; the model is then unchanged.
 
     Args:
         model: the model before the step, changed in place.

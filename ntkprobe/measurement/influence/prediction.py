@@ -86,8 +86,8 @@ def influence(
     selected_reductions = chosen_reductions(reductions) if ends else ()
     selection = trained_parameters(model) if parameters == "auto" else parameters
     with evaluating(model):
-        room = max(map(len, ends), default=1) - 1
-        require_measurable(model, ids, room, gradients=True)
+        new_tokens = max(map(len, ends), default=1) - 1
+        require_measurable(model, ids, new_tokens, gradients=True)
         require_room(model, examples)
         chosen = ParameterSelection.parse(selection).parameters(model)
         token_ids = vocabulary_ids(model, tokens)

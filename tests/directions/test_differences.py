@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ntkprobe.directions import (
+from ntkprobe.directions.differences import (
     auc,
     classes,
     cosines,

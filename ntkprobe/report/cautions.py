@@ -1,4 +1,4 @@
-"""The settings of measured runs, and the cautions that a reader of their numbers needs."""
+"""Cautions about the numbers of measured runs, and the table of their settings."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
@@ -141,10 +141,10 @@ def _about_tokens(runs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 def _about_training(runs: Mapping[str, Trajectory]) -> Iterator[str]:
     """Yield a caution where measured prompts were trained on, as far as that is known."""
     for name, run in runs.items():
-        told = run.settings.get("trained_on") or {}
-        if told.get("prompts"):
-            yield f"{name}: {told['prompts']} of {told['of']} measured prompts were trained on."
-        elif not told and (run.folder / "updated.parquet").is_file():
+        known = run.settings.get("trained_on") or {}
+        if known.get("prompts"):
+            yield f"{name}: {known['prompts']} of {known['of']} measured prompts were trained on."
+        elif not known and (run.folder / "updated.parquet").is_file():
             count = run.prompts["text"].isin(run.updated["text"]).sum()
             if count:
                 yield (

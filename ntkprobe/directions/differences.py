@@ -1,8 +1,8 @@
 """Directions in activations: of refusal, of over-refusal, of toxicity, and what lies along them.
 
-A direction is a difference of two classes' means, as in Arditi et al. 2024 (arXiv 2406.11717). Who
-lies along it is told by scores that are held out: a prompt's own activation is left out of the
-means that score it, since a mean in many dimensions always points at its own members. All of it
+A direction is a difference of two classes' means, as in Arditi et al. 2024 (arXiv 2406.11717).
+Scores say which prompts lie along it. They are held out: a prompt's own activation is left out of
+the means that score it, since a mean in many dimensions always points at its own members. All of it
 depends on inner products alone, so one Gram matrix of the n prompts serves all resamples.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .statistics import RESAMPLES, percentiles, wilson
+from ..statistics import RESAMPLES, percentiles, wilson
 
 NAMES = ("refusal", "over_refusal", "toxicity")
 PERMUTATIONS = 999

@@ -1,7 +1,7 @@
 """What lies along the directions of refusal, over-refusal and toxicity, layer by layer. No torch.
 
 Of activations at named positions, as `measure_directions` and `ntkprobe measure --only directions`
-keep them; the arithmetic is in `ntkprobe.directions`.
+keep them; the arithmetic is in `differences`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import directions
-from .errors import UserError
-from .prompts.prompt_set import Prompt, PromptSet
-from .statistics import RESAMPLES
+from ..errors import UserError
+from ..prompts.prompt_set import Prompt, PromptSet
+from ..statistics import RESAMPLES
+from . import differences
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +42,12 @@ class DirectionMeasurement:
         return [prompt.group for prompt in self.prompts]
 
     @cached_property
-    def classes(self) -> list[directions.Classes]:
+    def classes(self) -> list[differences.Classes]:
         """The classes of each direction that the prompts and verdicts allow."""
-        return directions.classes(self.groups, self.refuses, self.sources)
+        return differences.classes(self.groups, self.refuses, self.sources)
 
     def separation(
-        self, *, resamples: int = RESAMPLES, permutations: int = directions.PERMUTATIONS
+        self, *, resamples: int = RESAMPLES, permutations: int = differences.PERMUTATIONS
     ) -> pd.DataFrame:
         """Return how well each held-out direction tells its classes apart, everywhere.
 
@@ -61,7 +61,7 @@ class DirectionMeasurement:
 
         def rows(values: np.ndarray) -> pd.DataFrame:
             how = {"resamples": resamples, "permutations": permutations}
-            return pd.DataFrame([directions.separation(values, c, **how) for c in self.classes])
+            return pd.DataFrame([differences.separation(values, c, **how) for c in self.classes])
 
         return self._everywhere(rows)
 
@@ -76,7 +76,7 @@ class DirectionMeasurement:
         """
         return self._everywhere(
             lambda values: pd.concat(
-                directions.projections(values, c, self.groups, resamples=resamples)
+                differences.projections(values, c, self.groups, resamples=resamples)
                 for c in self.classes
             )
         )
@@ -91,7 +91,7 @@ class DirectionMeasurement:
             A row per position, layer and pair, with `low` and `high`.
         """
         return self._everywhere(
-            lambda values: directions.cosines(values, self.classes, resamples=resamples)
+            lambda values: differences.cosines(values, self.classes, resamples=resamples)
         )
 
     def probe_accuracy(self, positive: str = "toxic", negative: str = "normal") -> pd.DataFrame:
@@ -116,7 +116,7 @@ class DirectionMeasurement:
         rows = np.flatnonzero((group == positive) | (group == negative))
         labels, sources = group[rows] == positive, np.asarray(self.sources, dtype=object)[rows]
         return self._everywhere(
-            lambda values: directions.probe_accuracy(values[rows], labels, list(sources))
+            lambda values: differences.probe_accuracy(values[rows], labels, list(sources))
         )
 
     @property
@@ -140,7 +140,7 @@ class DirectionMeasurement:
             before: measured on the same prompts; the classes are this measurement's.
 
         Returns:
-            `position, layer, what, name, value`, as `ntkprobe.directions.drift` has it.
+            `position, layer, what, name, value`, as `differences.drift` has it.
 
         Raises:
             UserError: if the prompts, the layers or the width are others.
@@ -157,7 +157,7 @@ class DirectionMeasurement:
         if widths != {True}:
             raise UserError("measured at other layers, or of another width: nothing to compare")
         tables = {
-            key: directions.drift(old[key], new[key], self.classes, self.groups) for key in shared
+            key: differences.drift(old[key], new[key], self.classes, self.groups) for key in shared
         }
         return _named(tables)
 

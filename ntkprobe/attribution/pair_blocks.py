@@ -22,7 +22,7 @@ from ..settings import require_same_settings
 from ..storage import SCHEMA_VERSION, read_record, versions, write_json, write_tensors
 
 
-class Blocks:
+class PairBlocks:
     """The blocks of one attribution, on disk or, without a folder, in memory.
 
     Args:
