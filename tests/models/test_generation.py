@@ -128,5 +128,5 @@ def test_nan_logits_and_training_mode_are_refused():
     with pytest.raises(UserError, match="training mode"):
         generate_answers(model.train(), byte_bpe(), PROMPTS, max_new_tokens=8)
     model.lm_head.weight.data[3] = math.nan
-    with pytest.raises(UserError, match=r"prompt 4 are NaN"):
+    with pytest.raises(UserError, match=r"prompts 0, 1, 2, 3, 4 have NaN"):
         generate_answers(model.eval(), byte_bpe(), PROMPTS, max_new_tokens=8)

@@ -149,5 +149,5 @@ def test_broken_logits_are_refused_by_the_prompts_number():
     model = build("gpt2")
     kept = list(batches(model, PROMPTS, 8))
     kept[0][1].logits[1] = torch.nan
-    with pytest.raises(UserError, match=f"prompt {kept[0][0][1]} are NaN"):
+    with pytest.raises(UserError, match=f"prompt {kept[0][0][1]} has NaN or infinite"):
         bound_phrases(kept[0][1], PHRASES, rows=kept[0][0])
