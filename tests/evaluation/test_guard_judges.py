@@ -113,7 +113,7 @@ def test_a_guard_whose_template_takes_lists_is_given_them(tmp_path):
     guard = LlamaGuard(**stand_in(tmp_path, {"fine": "safe", "bad": "unsafe"}, template=LISTED))
     guard.check()
     assert [v.verdict for v in guard.judge(items("it is fine", "it is bad"))] == ["safe", "unsafe"]
-    assert "it is fine" in guard.conversation(items("it is fine")[0])
+    assert "it is fine" in guard._text(items("it is fine")[0])
 
 
 @pytest.mark.parametrize(

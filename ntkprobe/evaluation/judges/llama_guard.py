@@ -34,18 +34,14 @@ class LlamaGuard(GuardJudge):
 
     def check(self) -> None:
         """Check that the guard's template renders a conversation; a UserError if it does not."""
-        self.conversation(Item("", "Hello", "Hello"))
+        self._text(Item("", "Hello", "Hello"))
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
         """Return a verdict for each item, with the guard's reply as `detail`."""
-        return guard_verdicts(items, self.guard, self.conversation, parsed)
+        return guard_verdicts(items, self.guard, self._text, parsed)
 
-    def conversation(self, item: Item) -> str:
-        """Return what the guard is given, whose last turn, the answer, is the one that is judged.
-
-        Args:
-            item: a prompt and its answer.
-        """
+    def _text(self, item: Item) -> str:
+        """Return the conversation, whose last turn, the answer, is the one that is judged."""
         return self.guard.rendered([("user", item.prompt), ("assistant", item.answer)])
 
 
