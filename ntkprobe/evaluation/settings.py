@@ -59,9 +59,9 @@ class AbilitySettings:
     """How abilities are measured.
 
     Attributes:
-        num_fewshot: solved examples before a question; None for the task's own number.
-        limit: only so many questions of each task, to try things out; None for all.
-        chat_template: whether questions are rendered in the model's chat template.
+        num_fewshot: solved examples before a question.
+        limit: only so many questions of each task, to try things out.
+        chat_template: ask in the model's chat template.
     """
 
     num_fewshot: Annotated[int | None, Flag(shows="the task's own number")] = None

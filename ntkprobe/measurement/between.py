@@ -56,7 +56,7 @@ def measure_between(
         The norms of all blocks, `[n, n]`, rows by the observed model; both models read the same
         tokens. A model or prompt that cannot be measured, an unknown selection, a `top_k` that is
         not 1 or more and at most the size of the vocabulary, and models whose parameters have
-        different names are each a `UserError`.
+        different names or shapes are each a `UserError`.
     """
     for model in (observed_model, updated_model):
         check_loaded(model)

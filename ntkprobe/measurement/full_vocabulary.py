@@ -108,6 +108,7 @@ def full_vocabulary_by_selection(
     """
     method = plugins.instance(estimators, estimator)
     check_logits(model, prompts)
+    require(selections, "no selections: give at least one, such as last:2+head")
     chosen = [ParameterSelection.parse(each).parameters(model) for each in selections]
     heads = [Head.of(model, each) for each in chosen]
     # Selections differ in a prompt's terms only by whether E's lookups count.

@@ -190,10 +190,7 @@ def _blocks_and_parts(
             f"{type(method).__name__} cannot split the kernel by layer: use gram or dense"
         )
     pieces = method.by_part(model, probes, selection)
-    first, *others = pieces.values()
-    blocks = first.clone()
-    for piece in others:  # one by one: the parts of a deep model are most of the memory
-        blocks += piece
+    blocks = sum(pieces.values(), torch.zeros(()))  # stacked, all parts would be there twice
     return blocks, pd.concat(
         [_part_rows(part, piece, blocks) for part, piece in pieces.items()], ignore_index=True
     )

@@ -149,7 +149,7 @@ class ReplicationSettings:
         data: a folder with the files under their published names.
         hub: take what the folder lacks from the Hugging Face hub, where that has it.
         output_dir: where to; what is there already is not done again.
-        seeds: of the runs: numbers, joined by commas.
+        seeds: of the runs, all of which are repeated with each: numbers joined by commas.
         scale: `small` or `paper`.
         device: where models run.
         dtype: of the weights while training and measuring.

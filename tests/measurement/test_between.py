@@ -57,6 +57,13 @@ def test_two_models_of_other_parameters_are_refused():
         ntk.measure_between(other, tiny_model(), TOKENIZER, PROMPTS, tokens=[3])
 
 
+def test_a_checkpoint_with_more_rows_of_vocabulary_is_refused():
+    other = tiny_model()
+    other.resize_token_embeddings(other.config.vocab_size + 8, mean_resizing=False)
+    with pytest.raises(ntk.UserError, match="not the same parameters, by name and shape"):
+        ntk.measure_between(other, tiny_model(), TOKENIZER, PROMPTS, tokens=[3])
+
+
 def test_a_model_of_no_numbers_is_refused_whichever_it_is():
     broken = tiny_model()
     with torch.no_grad():

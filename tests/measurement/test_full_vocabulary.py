@@ -132,6 +132,10 @@ class TestModel:
         assert model.lm_head is head and model.model.embed_tokens.weight is table
         assert model.config.final_logit_softcapping == cap and not table.requires_grad
 
+    def test_no_selection_at_all_is_refused(self):
+        with pytest.raises(UserError, match="no selections: give at least one"):
+            full_vocabulary_by_selection(build("llama"), ragged_prompts(), [])
+
     def test_a_head_that_is_no_plain_matrix_is_refused(self):
         model = build("llama")
         model.lm_head = torch.nn.Sequential(model.lm_head)

@@ -125,7 +125,12 @@ class Gram:
         sides = [(observed_model, observed), (updated_model, updated)]
         chosen = [prepare(model, probes, parameters) for model, probes in sides]
         names = list(chosen[0])
-        require(names == list(chosen[1]), "the two models have not the same parameters")
+        shapes = [[(name, p.shape) for name, p in own.items()] for own in chosen]
+        require(
+            shapes[0] == shapes[1],
+            "the two models have not the same parameters, by name and shape: give two checkpoints "
+            "of one architecture, with the same vocabulary",
+        )
         with ExitStack() as stack:
             stack.enter_context(self._precision())
             for model, _ in sides:
