@@ -115,10 +115,9 @@ class BlockwiseBackward:
             del g
         return found
 
-    def advance(self, stage: int) -> None:
-        """Go on below a stage: the gradients at its input are the cotangents of the next one."""
+    def advance(self) -> None:
+        """Make the gradients at the input of the stage last run the cotangents of the next one."""
         self._cotangents, self._next_cotangents = self._next_cotangents, None
-        del self._residuals[max(stage, 0) :]  # stages below start from what entered earlier blocks
 
     def _in_dtype(self, stage: int) -> ExitStack:
         """Return the context in which a stage's parameters are in the dtype of the computation."""
@@ -253,10 +252,10 @@ class PerSampleGradients:
             for key, one in some.items()
         }
 
-    def advance(self, stage: int) -> None:
-        """Go on below a stage, for every prompt."""
+    def advance(self) -> None:
+        """Make the gradients at the input of the stage last run the cotangents of the next one."""
         for prompt in self._prompts:
-            prompt.advance(stage)
+            prompt.advance()
 
 
 def vjps(

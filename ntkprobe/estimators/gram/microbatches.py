@@ -67,7 +67,7 @@ class MicroBatch:
     def advance(self, stage: int) -> None:
         """Go from a stage to the next, dropping the factors that are complete."""
         for backward in self._passes:
-            backward.advance(stage)
+            backward.advance()
         self._stored = {
             (key, used): uses
             for (key, used), uses in self._stored.items()

@@ -109,8 +109,8 @@ def plan_backward(
     check = _RuleCheck(_tied_names(schedule.model, watched))
     for stage in by_rule.stages:
         check.add_stage(stage, _by_name(by_rule.run(stage)), _by_name(by_autograd.run(stage)))
-        by_rule.advance(stage)
-        by_autograd.advance(stage)
+        by_rule.advance()
+        by_autograd.advance()
     handled = check.handling(list(watched), _TOLERANCE[schedule.dtype])
     unseen = watched.keys() - check.stages.keys()  # of experts that the two prompts do not reach
     stages = {name: check.stages.get(name, []) for name in watched}
