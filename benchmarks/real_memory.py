@@ -7,17 +7,20 @@ its own, which has loaded the model; the peak counts the weights and the librari
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from support.fresh import alone, peak
 from support.tables import machine, table, write
+from torch import nn
 from tqdm import tqdm
 
 import ntkprobe as ntk
 from ntkprobe.checkpoints import load_model, load_tokenizer
+from ntkprobe.measurement import encode
+from ntkprobe.models.architecture import decoder_list
 from ntkprobe.models.memory import return_freed_memory
 from ntkprobe.prompts.prompt_set import PromptSet
 
@@ -75,6 +78,7 @@ def main() -> None:
         "peak, MiB",
         "peak / weights",
         "rose by",
+        "of which it needs",
     ]
     print(
         write(
@@ -84,6 +88,9 @@ def main() -> None:
             f" benchmarks/real_memory.py`. Before is the process with the model loaded; the aim is"
             f" a peak of at most {AIM:g} times the weights with 75 prompts.",
             table(header, rows),
+            "The kernel needs at one time the gradients of one block for all prompts, what enters"
+            " every block, and two blocks' cotangents. It could do with less only by running"
+            " prompts more than once.",
         )
     )
 
@@ -91,12 +98,13 @@ def main() -> None:
 def cells(found: dict[str, Any]) -> list[str]:
     """Return the figures of one part as text."""
     if "failed" in found:
-        return ["", "", found["failed"], "", ""]
+        return ["", "", found["failed"], "", "", ""]
     weights, before, highest = found["weights"], found["before"], found["peak"]
     return [
         *(f"{value / 2**20:.0f}" for value in (weights, before, highest)),
         f"{highest / weights:.2f}",
         f"{(highest - before) / weights:.2f} × weights",
+        f"{found['needs'] / weights:.2f} × weights" if found["needs"] else "",
     ]
 
 
@@ -109,10 +117,26 @@ def measured(model: str, prompts: Path, part: str, count: int) -> dict[str, int]
         raise SystemExit(f"{prompts} has {len(every)} prompts, not {count}")
     chosen = every.take(numbers)
     weights = {p.data_ptr(): p.numel() * p.element_size() for p in loaded.parameters()}
+    own = kernel_needs(loaded, encode(tokenizer, chosen).input_ids) if "kernel" in part else 0
     return_freed_memory()  # as `peak` does, or what it gives back would be counted as taken
     before = _resident()
     _, rose = peak(lambda: PARTS[part](loaded, tokenizer, chosen))
-    return {"weights": sum(weights.values()), "before": before, "peak": before + rose}
+    whole = sum(weights.values())
+    return {"weights": whole, "before": before, "peak": before + rose, "needs": own}
+
+
+def kernel_needs(model: Any, prompts: Sequence[Sequence[int]], k: int = 10) -> int:
+    """Return the least bytes that the kernel holds at one time if it runs each prompt once.
+
+    In float32: the k gradients at the outputs of one block's matrices, what enters each block, the
+    cotangents of a block and of the next.
+    """
+    block = decoder_list(model)[0]
+    matrices = [m for m in block.modules() if isinstance(m, nn.Linear)]
+    outputs = sum(m.out_features for m in matrices)
+    config = model.config
+    entering = config.hidden_size * (config.num_hidden_layers + 1 + 2 * k)
+    return 4 * sum(map(len, prompts)) * (k * outputs + entering)
 
 
 def _resident() -> int:

@@ -29,6 +29,7 @@ from ntkprobe.models.generation import answer_batch, left_padded, length_batches
 from ntkprobe.models.logits import top_tokens
 from ntkprobe.prompts.phrases import PAPER31
 from ntkprobe.refusal import bound_phrases, phrase_ids, reduce_phrases, score_phrases
+from ntkprobe.refusal.bounded import UsualBeginnings
 from ntkprobe.refusal.trie import PhraseTrie
 
 SIZES = (8, 32)
@@ -83,7 +84,7 @@ def main() -> None:
     if kernel_floor:
         whole = [sum(each) for each in zip(refusals_floor, kernel_floor, strict=True)]
         sections.append(
-            "All of this together, kernel, P(refuse) and answers, takes "
+            "All of this together, kernel with its check, P(refuse) and answers, takes "
             f"{whole[0] / whole[1]:.2f} times its floors: the kernel's, one forward pass, and "
             "`generate`."
         )
@@ -106,6 +107,8 @@ def refusal_sections(setting: Setting) -> tuple[list[str], tuple[float, float]]:
     both, whole = timed(lambda: refusal(setting, generate=True))
     exact, scores = timed(lambda: score_phrases(setting.model, ids, phrases, batch_size=8))
     expected = reduce_phrases(scores, phrases)
+    run, needed = nodes_run(setting)
+    least = min(timed(lambda s=s: tokens_needed(setting, round(needed), s))[0] for s in SIZES)
     literal = found.log_probabilities["paper31", "literal"]
     above = found.upper["paper31", "literal"]
     same = sum(a == b.text for a, b in zip(whole.answers, theirs, strict=True))
@@ -118,18 +121,21 @@ def refusal_sections(setting: Setting) -> tuple[list[str], tuple[float, float]]:
             first / passed,
         ],
         ["P(refuse), within 1e-4", bounded, bounded / passed],
+        ["the tokens that it needs, in one pass", least, least / passed],
         ["P(refuse) and answers", both, both / passed],
         ["P(refuse), all phrases, nothing shared", exact, exact / passed],
     ]
     lengths = list(map(len, ids))
-    run = nodes_run(setting)
     text = [
         f"## Refusals of {len(ids)} prompts",
         f"{min(lengths)} to {max(lengths)} tokens, {len(shared_ids(ids))} of them shared; "
         f"{len(phrases)} phrases, whose trie has {len(PhraseTrie.of(phrases).nodes)} nodes, of "
-        f"which {run:.1f} in the mean are run behind a prompt; answers of {setting.new_tokens} "
-        "tokens at most.",
+        f"which {run:.1f} in the mean are run behind a prompt and {needed:.1f} are needed; answers "
+        f"of {setting.new_tokens} tokens at most.",
         table(["", "CPU s", "× one pass"], [[n, f"{s:.2f}", f"{r:.2f}"] for n, s, r in rows]),
+        f"P(refuse) takes {bounded / least:.2f} times the tokens that it needs: what is particular "
+        "to each prompt and the beginnings without which the bound is above 1e-4, with the whole "
+        "vocabulary's logits behind each. "
         f"P(refuse) and answers / (one pass + `generate`): {both / (passed + generated):.2f}. "
         f"log P(refuse) is off by {float((literal - expected).abs().max()):.1e} at most, its bound "
         f"by {float((above - expected).abs().max()):.1e}; {same} of {len(ids)} answers are "
@@ -145,14 +151,17 @@ def kernel_sections(setting: Setting, count: int) -> tuple[list[str], tuple[floa
     probes = [Probe(x, tokens) for x, tokens in zip(ids, tops, strict=True)]
     passes, _ = timed(lambda: floor.passes(setting.model, probes))
     products = floor.multiply_adds(setting.model, probes) / floor.rate()
-    first, _ = timed(lambda: Gram().by_part(setting.model, probes))
+    gram = Gram()
+    checked, _ = timed(lambda: gram.coverage(setting.model, probes))
+    found, _ = timed(lambda: gram.by_part(setting.model, probes))
     rows = [
         ["passes, the floor's", f"{passes:.2f}", ""],
         ["products, the floor's", f"{products:.2f}", ""],
-        ["gram by layer", f"{first:.2f}", f"{first / (passes + products):.2f}"],
+        ["the rules are checked, once in a run of checkpoints", f"{checked:.2f}", ""],
+        ["gram by layer", f"{found:.2f}", f"{found / (passes + products):.2f}"],
     ]
     text = [f"## The kernel of {count} prompts", table(["", "CPU s", "× floor"], rows)]
-    return text, (first, passes + products)
+    return text, (checked + found, passes + products)
 
 
 def timed(what: Callable[[], Any]) -> tuple[float, Any]:
@@ -200,10 +209,11 @@ def refusal(setting: Setting, *, generate: bool) -> Any:
     )
 
 
-def nodes_run(setting: Setting) -> float:
-    """Return how many beginnings of phrases are run behind a prompt, in the mean."""
+def nodes_run(setting: Setting) -> tuple[float, float]:
+    """Return how many beginnings are run behind a prompt in the mean, and how many are needed."""
     counted: list[int] = []
     original = CachedPrompts.run
+    usual = UsualBeginnings()
 
     def counting(kept: CachedPrompts, tokens: Tensor, *rest: Any) -> Tensor:
         counted.append(int(rest[2].sum()))
@@ -211,8 +221,29 @@ def nodes_run(setting: Setting) -> float:
 
     with patch.object(CachedPrompts, "run", counting):
         for _, kept in batches(setting.model, setting.ids, setting.batch_size):
-            bound_phrases(kept, setting.phrases)
-    return sum(counted) / len(setting.ids)
+            bound_phrases(kept, setting.phrases, usual=usual)
+    needed = sum(count for node, count in usual.counts.items() if node)
+    return sum(counted) / len(setting.ids), needed / len(setting.ids)
+
+
+@torch.no_grad()
+def tokens_needed(setting: Setting, beginnings: int, size: int) -> None:
+    """Run as many tokens as P(refuse) cannot do without, with logits where it reads them.
+
+    Behind what all prompts begin with, which is left out: each prompt's own tokens, and as many
+    others as beginnings are needed. That they attend to one another, and not as a tree does to
+    more, changes little of what a pass takes.
+    """
+    shared = len(shared_ids(setting.ids))
+    for rows in length_batches(setting.ids, size):
+        own = [
+            torch.cat([setting.ids[row][shared:], setting.ids[row][:1].expand(beginnings)])
+            for row in rows
+        ]
+        ids, mask = left_padded(own)
+        setting.model(
+            input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=beginnings + 1
+        )
 
 
 if __name__ == "__main__":

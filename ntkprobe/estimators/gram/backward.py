@@ -7,7 +7,7 @@ A stage is one block, or what follows the last block, or what precedes the first
 stage holds activations and gradients, so memory does not grow with depth times prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from ...kernel import last_logits
 from ...models.architecture import hidden_state, with_output_state
@@ -28,6 +29,8 @@ from .factors import Direct, Factor, Outer, PaddedBatch, drop_zero_positions, re
 from .gradient_rules import Key, OperationRecorder
 
 Factors = dict[Key, list[Factor]]
+End = tuple[Tensor | GradientEdge, Callable[[Tensor], Tensor]]
+"""Where gradients are taken, and what maps one to the tensor that is kept of it, `[n, ...]`."""
 
 VALUES_AT_A_TIME = {"cpu": 2**18, "cuda": 2**26}  # entries of a stage's output × cotangents
 
@@ -104,20 +107,18 @@ class BlockwiseBackward:
             with recorder:
                 source, output = self._run_stage(stage)
             self.no_rule |= recorder.no_rule
-            ends = [edge for edge, _ in recorder.uses]
+            ends = [(edge, use.by_prompt) for edge, use in recorder.uses]
             gradients = self._gradients(source, output, ends)
         found: Factors = {}
-        for place, (_, use) in enumerate(recorder.uses):
-            # A factor holds a copy: what it was made of is let go before the next one is made.
-            g, gradients[place] = gradients[place], None
+        for (_, use), g in zip(recorder.uses, gradients, strict=True):
             if g is not None and use.key[0] not in self.no_rule:
                 found.setdefault(use.key, []).append(self._without_zeros(use.factor(g), stage))
-            del g
         return found
 
     def advance(self) -> None:
         """Make the gradients at the input of the stage last run the cotangents of the next one."""
         self._cotangents, self._next_cotangents = self._next_cotangents, None
+        del self._residuals[-1:]  # what entered the stage last run: none below it is run from there
 
     def _in_dtype(self, stage: int) -> ExitStack:
         """Return the context in which a stage's parameters are in the dtype of the computation."""
@@ -185,21 +186,21 @@ class BlockwiseBackward:
         return torch.stack([probe.read(z) for probe, z in zip(self._probes, logits, strict=True)])
 
     def _gradients(
-        self, source: Tensor | None, output: Tensor, ends: Sequence[Any]
-    ) -> list[Sequence[Tensor] | None]:
+        self, source: Tensor | None, output: Tensor, ends: Sequence[End]
+    ) -> list[Tensor | None]:
         """Return the k values' gradients at each of `ends`, and store those at `source`."""
         cotangents = self._cotangents
         if cotangents is None:  # the first stage, whose output is the values themselves
             n, k = output.shape
             eye = torch.eye(k, dtype=output.dtype, device=output.device)
             cotangents = eye[:, None].expand(k, n, k)
-        inputs = list(ends) if source is None else [source, *ends]
-        if not inputs or not output.requires_grad:
+        all_ends = list(ends) if source is None else [(source, lambda g: g[None]), *ends]
+        if not all_ends or not output.requires_grad:
             return [None] * len(ends)
-        found = vjps(output, inputs, cotangents)
+        found = vjps(output, all_ends, cotangents)
         if source is None:
             return found
-        self._next_cotangents = torch.stack(tuple(found[0])) if found[0] is not None else None
+        self._next_cotangents = found[0][0] if found[0] is not None else None
         return found[1:]
 
     def _without_zeros(self, factor: Factor, stage: int) -> Factor:
@@ -219,12 +220,13 @@ class SinglePromptBackward(BlockwiseBackward):
 
     def run(self, stage: int) -> Factors:
         """Return the gradients of the watched parameters that a stage uses."""
+        ends: list[End] = [(p, lambda g: g.flatten()[None]) for p in self._watched.values()]
         with requiring_grad(self._model, self._watched), torch.enable_grad(), self._in_dtype(stage):
-            gradients = self._gradients(*self._run_stage(stage), list(self._watched.values()))
+            gradients = self._gradients(*self._run_stage(stage), ends)
         return {
-            (name, None): [Direct(torch.stack([g.flatten() for g in gs])[None])]
-            for name, gs in zip(self._watched, gradients, strict=True)
-            if gs is not None
+            (name, None): [Direct(g)]
+            for name, g in zip(self._watched, gradients, strict=True)
+            if g is not None
         }
 
 
@@ -259,32 +261,44 @@ class PerSampleGradients:
 
 
 def vjps(
-    output: Float[Tensor, "..."], inputs: Sequence[Any], cotangents: Float[Tensor, "k ..."]
-) -> list[Sequence[Tensor] | None]:
-    """Return k vector-Jacobian products at each input, `None` where the output does not use it.
+    output: Float[Tensor, "..."], ends: Sequence[End], cotangents: Float[Tensor, "k ..."]
+) -> list[Float[Tensor, "n k ..."] | None]:
+    """Return what is kept of k vector-Jacobian products at each end; `None` where none arrives.
 
     They are batched where the output is small, and taken one by one where it is large: there the
-    memory traffic of a batched pass costs more than the batch saves.
+    memory traffic of a batched pass costs more than the batch saves. Each goes to its place in the
+    result as soon as it is there, so that no second copy of all of them exists.
 
     Args:
         output: what is differentiated.
-        inputs: tensors or edges of the autograd graph.
+        ends: where gradients are taken, and what maps each to `[n, ...]`.
         cotangents: one per product, each of the output's shape.
     """
     most = VALUES_AT_A_TIME.get(output.device.type, VALUES_AT_A_TIME["cpu"])
-    step = max(1, most // output.numel())
-    found: list[list[Tensor | None]] = [[] for _ in inputs]
-    for i in range(0, len(cotangents), step):
+    step, k = max(1, most // output.numel()), len(cotangents)
+    inputs: list[Any] = [end for end, _ in ends]
+    found: list[Tensor | None] = [None] * len(ends)
+    for i in range(0, k, step):
         some = cotangents[i : i + step]
         batched = len(some) > 1
         gradients = torch.autograd.grad(
             output,
             inputs,
             some if batched else some[0],
-            retain_graph=i + step < len(cotangents),
+            retain_graph=i + step < k,
             is_grads_batched=batched,
             allow_unused=True,
         )
-        for products, g in zip(found, gradients, strict=True):
-            products.extend(g.unbind() if batched and g is not None else [g])
-    return [None if f[0] is None else f for f in found]  # type: ignore[misc]
+        for place, g in enumerate(gradients):
+            for j, one in enumerate(() if g is None else g if batched else (g,), start=i):
+                found[place] = _with_value(found[place], j, k, ends[place][1](one))
+        del gradients, g
+    return found
+
+
+def _with_value(values: Tensor | None, j: int, k: int, one: Float[Tensor, "n ..."]) -> Tensor:
+    """Return the k values' gradients, `[n, k, ...]`, with the j-th in them; new where `None`."""
+    if values is None:
+        values = one.new_empty(len(one), k, *one.shape[1:])
+    values[:, j] = one
+    return values

@@ -7,7 +7,7 @@ needs no rule of its own.
 `OperationRecorder` applies them to every operation on a watched parameter while a model runs.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,11 +52,14 @@ class Use:
 
     Attributes:
         key: as of `Weight`.
-        factor: maps the k gradients of the operation's output to a factor of the parameter's.
+        by_prompt: maps the gradient of one value at the operation's output to what a factor holds
+            of it, `[n, ...]`.
+        factor: maps that of all k values, `[n, k, ...]`, to a factor of the parameter's gradients.
     """
 
     key: Key
-    factor: Callable[[Sequence[Tensor]], Factor]
+    by_prompt: Callable[[Tensor], Tensor]
+    factor: Callable[[Tensor], Factor]
 
 
 @dataclass(frozen=True)
@@ -84,18 +87,13 @@ class Operation:
         return self.args[at] if len(self.args) > at else self.kwargs.get(name, default)
 
 
-def _stack_values(gradients: Iterable[Float[Tensor, "n ..."]]) -> Float[Tensor, "n k ..."]:
-    """Return the gradients of the k values in one tensor whose first dimension is the prompt."""
-    return torch.stack(list(gradients), 1)
-
-
 def _matrix_uses(weight: Weight | None, x: Tensor) -> list[Use]:
     """Return the use of a matrix that multiplies the rows x."""
     if weight is None:
         return []
     layout, lengths = weight.layout, weight.layout.row_counts(x)
     a = layout.by_prompt(x.detach())
-    return [Use(weight.key, lambda gs: Outer(a, _stack_values(map(layout.by_prompt, gs)), lengths))]
+    return [Use(weight.key, layout.by_prompt, lambda g: Outer(a, g, lengths))]
 
 
 def added_vector_uses(weight: Weight | None, out: Tensor) -> list[Use]:
@@ -104,9 +102,7 @@ def added_vector_uses(weight: Weight | None, out: Tensor) -> list[Use]:
         return []
     layout = weight.layout
     layout.by_prompt(out.detach())
-    return [
-        Use(weight.key, lambda gs: Direct(_stack_values(layout.by_prompt(g).sum(1) for g in gs)))
-    ]
+    return [Use(weight.key, lambda g: layout.by_prompt(g).sum(1), Direct)]
 
 
 def _scaling_vector_uses(weight: Weight | None, x: Tensor) -> list[Use]:
@@ -114,12 +110,7 @@ def _scaling_vector_uses(weight: Weight | None, x: Tensor) -> list[Use]:
     if weight is None:
         return []
     layout, a = weight.layout, weight.layout.by_prompt(x.detach())
-    return [
-        Use(
-            weight.key,
-            lambda gs: Direct(_stack_values((a * layout.by_prompt(g)).sum(1) for g in gs)),
-        )
-    ]
+    return [Use(weight.key, lambda g: (a * layout.by_prompt(g)).sum(1), Direct)]
 
 
 def _linear(operation: Operation) -> list[Use]:
@@ -160,11 +151,10 @@ def _embedding(operation: Operation) -> list[Use]:
     )[..., 0]
     not_padding = None if padding is None else (ids != padding)[:, None, :, None]
 
-    def factor(gs: Sequence[Tensor]) -> Factor:
-        g = _stack_values(map(layout.by_prompt, gs))
+    def factor(g: Float[Tensor, "n k seq width"]) -> Factor:
         return Lookup(ids, g if not_padding is None else g * not_padding, lengths)
 
-    return [Use(weight.key, factor)]
+    return [Use(weight.key, layout.by_prompt, factor)]
 
 
 def _norm(operation: Operation, plain: Callable[..., Tensor], names: tuple[str, ...]) -> list[Use]:
@@ -217,10 +207,10 @@ def _expand(operation: Operation) -> list[Use]:
     require_rule(expanded and shape[0] == 1, "a tensor not expanded over the batch")
     summed = [d for d, size in enumerate(shape) if size == 1 and d]
 
-    def factor(gs: Sequence[Tensor]) -> Factor:
-        return Direct(_stack_values((g.sum(summed) if summed else g).flatten(1) for g in gs))
+    def by_prompt(g: Tensor) -> Tensor:
+        return (g.sum(summed) if summed else g).flatten(1)
 
-    return [Use(weight.key, factor)]
+    return [Use(weight.key, by_prompt, Direct)]
 
 
 RULES: dict[str, Callable[[Operation], list[Use]]] = {

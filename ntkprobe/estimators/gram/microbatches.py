@@ -133,8 +133,7 @@ def kernel_sums(
     """
     n, m = len(observed.order), len(updated.order)
     shape = (n, observed.k, m, updated.k)
-    keys = dict.fromkeys(key for name in names for key in groups(name))
-    sums: Sums = {key: torch.zeros(shape, dtype=torch.float64) for key in keys}
+    sums: Sums = {}  # a group's is made with its first block: with many groups they are large
     same = observed is updated
     height, width = len(observed.batches), len(updated.batches)
     products = len(observed.stages) * (height * (height + 1) // 2 if same else height * width)
@@ -142,15 +141,19 @@ def kernel_sums(
         for stage in observed.stages:
             for rows, columns, blocks in _stage_blocks(observed, updated, stage, groups):
                 for key, block in blocks.items():
+                    if key not in sums:
+                        sums[key] = torch.zeros(shape, dtype=torch.float64)
                     sums[key][rows, :, columns] += block.cpu()
                     if same and rows != columns:
                         sums[key][columns, :, rows] += block.cpu().permute(2, 3, 0, 1)
                 bar.update()
             for batch in observed.batches if same else [*observed.batches, *updated.batches]:
                 batch.advance(stage)
-    for key in sums:  # one at a time: with many groups the sums are most of the memory
-        sums[key] = observed.in_given_order(sums[key], updated)
-    return sums
+    found: Sums = {}
+    for key in dict.fromkeys(key for name in names for key in groups(name)):
+        whole = sums.pop(key) if key in sums else torch.zeros(shape, dtype=torch.float64)
+        found[key] = observed.in_given_order(whole, updated)
+    return found
 
 
 def _stage_blocks(
