@@ -114,7 +114,7 @@ pd.Series(errors, name="relative error")
 # the bottom lies depends on the gradients, and moves along a run.
 
 # %%
-steps = np.logspace(-6, 0, 13)
+steps = np.logspace(-6, 0, 7)
 rows = []
 for kind in ("raw", "unit"):
     for eps in steps:
