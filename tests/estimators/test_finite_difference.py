@@ -70,6 +70,18 @@ class TestStep:
             found = FiniteDifference(1e-8, "unit")(model, probes)
         assert worst_block_error(found, Dense()(model, probes)) > 1
 
+    def test_where_any_difference_is_tolerated_none_is_measured(self, monkeypatch):
+        def never(*_):
+            raise AssertionError("steps were compared")
+
+        monkeypatch.setattr(FiniteDifference, "disagreement", never)
+        model = build("qwen2-tied")
+        probes = make_probes(model, k=2)
+        found = FiniteDifference(1e-3, "unit", tolerance=float("inf"))(model, probes)
+        assert worst_block_error(found, Dense()(model, probes)) <= self.rtol_float32
+        with pytest.raises(AssertionError, match="compared"):
+            FiniteDifference(1e-3, "unit")(model, probes)
+
     def test_the_papers_raw_step_fails_where_gradients_are_large_and_warns(self):
         model = build("qwen2-tied")
         probes = make_probes(model, k=2)
