@@ -32,8 +32,15 @@ def processor() -> str:
     return f"{(names or [platform.machine()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def write(script: str, *sections: str) -> Path:
-    """Write the sections to the Markdown file beside `script`, and return its path."""
+def write(script: str, *sections: str, kind: str = "") -> Path:
+    """Write the sections to the Markdown file beside `script`, and return its path.
+
+    Args:
+        script: the benchmark's file.
+        sections: of the page.
+        kind: what its name ends with, where there is a page for each kind of machine.
+    """
     path = Path(script).with_suffix(".md")
+    path = path.with_stem(f"{path.stem}_{kind}") if kind else path
     path.write_text("\n\n".join(sections) + "\n")
     return path
