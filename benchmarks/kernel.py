@@ -177,7 +177,7 @@ def small_products() -> str:
     how = "in place, by numpy" if in_place(torch.zeros(1)) else "by torch, which copies them first"
     return (
         f"Gram multiplies small matrices {how} (numpy's BLAS: {', '.join(sorted(cores))}). In "
-        "place takes OpenBLAS with AVX-512; where that is not, gram takes longer than here."
+        "place takes OpenBLAS with AVX-512; elsewhere gram is further from the floor."
     )
 
 

@@ -89,8 +89,8 @@ def main() -> None:
             f" a peak of at most {AIM:g} times the weights with 75 prompts.",
             table(header, rows),
             "The kernel needs at one time the gradients of one block for all prompts, what enters"
-            " every block, and two blocks' cotangents. It could do with less only by running"
-            " prompts more than once.",
+            " every block, and two blocks' cotangents. Going through a block in parts, attention"
+            " apart from what follows it, would need less at one time.",
         )
     )
 
@@ -126,7 +126,7 @@ def measured(model: str, prompts: Path, part: str, count: int) -> dict[str, int]
 
 
 def kernel_needs(model: Any, prompts: Sequence[Sequence[int]], k: int = 10) -> int:
-    """Return the least bytes that the kernel holds at one time if it runs each prompt once.
+    """Return the least bytes that the kernel holds at one time, going block by block.
 
     In float32: the k gradients at the outputs of one block's matrices, what enters each block, the
     cotangents of a block and of the next.

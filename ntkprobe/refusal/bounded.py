@@ -33,7 +33,7 @@ PILOTS = 4
 """Prompts behind which all beginnings are run, to see which are usual."""
 
 LARGEST = 1 << 26
-"""Logits held at once: a quarter of a GiB in float32; more is no faster."""
+"""Logits held at once: a quarter of a GiB in float32."""
 
 
 @dataclass(frozen=True)

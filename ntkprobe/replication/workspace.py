@@ -134,13 +134,10 @@ class Workspace:
             Nothing.
         """
         unfinished = self.out / "done" / f".{stage.file}.json"
-        with _stopwatch(unfinished) as seconds:
+        with _cost(unfinished) as cost:
             yield
         gc.collect()
-        write_json(
-            self.out / "done" / f"{stage.file}.json",
-            {"stage": stage.name, "seconds": seconds(), "peak_gib": _peak_gib()},
-        )
+        write_json(self.out / "done" / f"{stage.file}.json", {"stage": stage.name, **cost()})
         unfinished.unlink(missing_ok=True)
 
     @staticmethod
@@ -202,33 +199,35 @@ def _shape_of_config(model: str) -> dict[str, int]:
 
 
 @contextmanager
-def _stopwatch(path: Path) -> Generator[Callable[[], float]]:
-    """Count the seconds of a stage, those before it was stopped included.
+def _cost(path: Path) -> Generator[Callable[[], dict[str, float | None]]]:
+    """Count the seconds and peak memory of a stage, what was before it was stopped included.
 
     They are written to `path` now and then, so that they survive a process that is killed.
 
     Yields:
-        What returns the seconds so far.
+        What returns `seconds` and `peak_gib` so far.
     """
-    before = float(json.loads(path.read_text())["seconds"]) if path.is_file() else 0.0
+    before = json.loads(path.read_text()) if path.is_file() else {}
     begin, ended = time.monotonic(), threading.Event()
 
-    def seconds() -> float:
-        return round(before + time.monotonic() - begin, 1)
+    def cost() -> dict[str, float | None]:
+        seconds = round(before.get("seconds", 0.0) + time.monotonic() - begin, 1)
+        peaks = [peak for peak in (before.get("peak_gib"), _peak_gib()) if peak is not None]
+        return {"seconds": seconds, "peak_gib": max(peaks, default=None)}
 
     def write() -> None:
         while not ended.wait(SECONDS_BETWEEN):
             with suppress(OSError):  # a full disk is for the stage itself to report
-                write_json(path, {"seconds": seconds()})
+                write_json(path, cost())
 
     writer = threading.Thread(target=write, daemon=True)
     writer.start()
     try:
-        yield seconds
+        yield cost
     finally:
         ended.set()
         writer.join()
-        write_json(path, {"seconds": seconds()})
+        write_json(path, cost())
 
 
 def _peak_gib() -> float | None:

@@ -388,7 +388,7 @@ def test_settings_that_make_no_sense_are_refused(tmp_path):
     assert main(["replicate", "--model", MODEL, "--seeds", "a"]) == 2
 
 
-def test_the_seconds_of_a_stage_include_those_before_it_was_killed(tmp_path, monkeypatch):
+def test_seconds_and_memory_of_a_stage_include_those_before_it_was_killed(tmp_path, monkeypatch):
     monkeypatch.setattr("ntkprobe.replication.workspace.SECONDS_BETWEEN", 0.02)
     workspace = Workspace(ReplicationSettings(model=MODEL, output_dir=tmp_path), {})
     unfinished, stage = tmp_path / "done" / ".start-base.json", Stage("start", "base")
@@ -398,7 +398,8 @@ def test_the_seconds_of_a_stage_include_those_before_it_was_killed(tmp_path, mon
             time.sleep(0.01)
         left_by_a_kill = json.loads(unfinished.read_text())
     assert left_by_a_kill["seconds"] >= 0 and not unfinished.exists()
-    unfinished.write_text(json.dumps({"seconds": 100.0}))
+    unfinished.write_text(json.dumps({"seconds": 100.0, "peak_gib": 1000.0}))
     with workspace.timed(stage):
         pass
-    assert 100 <= json.loads((tmp_path / "done" / "start-base.json").read_text())["seconds"] < 160
+    found = json.loads((tmp_path / "done" / "start-base.json").read_text())
+    assert 100 <= found["seconds"] < 160 and found["peak_gib"] >= 1000

@@ -1,6 +1,8 @@
 """The prompts of a model in micro-batches, and the kernel as a sum over their backward stages."""
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +135,8 @@ def kernel_sums(
     """
     n, m = len(observed.order), len(updated.order)
     shape = (n, observed.k, m, updated.k)
-    sums: Sums = {}  # a group's is made with its first block: with many groups they are large
+    # A group's sum is made with its first block: with many groups the sums are large.
+    sums: Sums = defaultdict(partial(torch.zeros, shape, dtype=torch.float64))
     same = observed is updated
     height, width = len(observed.batches), len(updated.batches)
     products = len(observed.stages) * (height * (height + 1) // 2 if same else height * width)
@@ -141,19 +144,16 @@ def kernel_sums(
         for stage in observed.stages:
             for rows, columns, blocks in _stage_blocks(observed, updated, stage, groups):
                 for key, block in blocks.items():
-                    if key not in sums:
-                        sums[key] = torch.zeros(shape, dtype=torch.float64)
                     sums[key][rows, :, columns] += block.cpu()
                     if same and rows != columns:
                         sums[key][columns, :, rows] += block.cpu().permute(2, 3, 0, 1)
                 bar.update()
             for batch in observed.batches if same else [*observed.batches, *updated.batches]:
                 batch.advance(stage)
-    found: Sums = {}
-    for key in dict.fromkeys(key for name in names for key in groups(name)):
-        whole = sums.pop(key) if key in sums else torch.zeros(shape, dtype=torch.float64)
-        found[key] = observed.in_given_order(whole, updated)
-    return found
+    keys = dict.fromkeys(key for name in names for key in groups(name))
+    for key in keys:  # one at a time: no second copy of all
+        sums[key] = observed.in_given_order(sums[key], updated)
+    return {key: sums[key] for key in keys}
 
 
 def _stage_blocks(
