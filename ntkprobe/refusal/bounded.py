@@ -35,6 +35,9 @@ PILOTS = 4
 LARGEST = 1 << 26
 """Logits held at once: a quarter of a GiB in float32."""
 
+ROWS = {"cpu": 16, "cuda": 64}
+"""Prompts behind which beginnings are run at a time: their keys and values are held once more."""
+
 
 @dataclass(frozen=True)
 class Bounded:
@@ -95,7 +98,8 @@ def score_bounded(
         The bounds: log Σ upper − log Σ lower is at most the tolerance, for each of the sums.
     """
     numbers = list(range(len(read.lengths)) if rows is None else rows)
-    room = LARGEST // (len(numbers) * read.logits.shape[1])
+    most = ROWS.get(read.logits.device.type, ROWS["cpu"])
+    room = LARGEST // (min(most, len(numbers)) * read.logits.shape[1])
     search = _Search(trie, sums, tolerance, numbers, room)
     usual, everyone = usual or UsualBeginnings(), range(len(numbers))
     unknown = not usual.prompts and tolerance > 0 and len(numbers) > 2 * PILOTS
@@ -104,8 +108,10 @@ def score_bounded(
         _search_behind(read, list(pilots), search, range(1, len(trie.nodes)))
         usual.note(search.done[list(pilots)])
     others = [row for row in everyone if row not in pilots]
-    _search_behind(read, others, search, usual.nodes())
-    usual.note(search.done[others])
+    for first in range(0, len(others), most):
+        some = others[first : first + most]
+        _search_behind(read, some, search, usual.nodes())
+        usual.note(search.done[some])
     return search.bounds()
 
 

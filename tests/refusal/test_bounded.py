@@ -129,6 +129,16 @@ def test_few_logits_at_a_time_change_no_number(monkeypatch):
     torch.testing.assert_close(bounded(model, 0.0).lower, expected, atol=1e-5, rtol=0)
 
 
+def test_few_prompts_at_a_time_change_no_number_and_no_prompt_is_run_twice(monkeypatch):
+    whole, sizes = passes(monkeypatch, 0.0, 12)
+    monkeypatch.setattr("ntkprobe.refusal.bounded.ROWS", {"cpu": 5})
+    found, parts = passes(monkeypatch, 0.0, 12)
+    torch.testing.assert_close(found.lower, whole.lower, atol=1e-5, rtol=0)
+    assert len(parts) > len(sizes) and sum(parts) == sum(sizes)
+    _, spared = passes(monkeypatch, TOLERANCE, 12)
+    assert sum(spared) < sum(parts)
+
+
 def test_a_phrase_that_cannot_be_written_counts_nothing_in_either():
     phrases = [(1, 2), (), (3,)]
     found = bounded(build("llama"), TOLERANCE, phrases=phrases)
