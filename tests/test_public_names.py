@@ -1,14 +1,17 @@
 """What `import ntkprobe as ntk` gives: every name when it is asked for, and none before."""
 
+import gc
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from importlib import import_module
 
 import pytest
 
 import ntkprobe as ntk
 from ntkprobe import moved_modules
+from ntkprobe.lazy_imports import names_of
 
 
 @pytest.mark.parametrize("name", ntk.__all__)
@@ -69,3 +72,25 @@ def test_a_module_is_found_by_its_old_name_with_a_warning(old, new):
 def test_a_module_that_never_was_is_not_found():
     with pytest.raises(ModuleNotFoundError, match="nowhere"):
         import_module("ntkprobe.nowhere")
+
+
+@pytest.mark.parametrize("at_work", [True, False])
+@pytest.mark.parametrize("module", ["base64", "no_such_module"])
+def test_the_garbage_collector_is_left_as_it_was_and_waits_for_an_import(
+    monkeypatch, at_work, module
+):
+    during = []
+
+    def imported(name):
+        during.append(gc.isenabled())
+        return import_module(name.rpartition(".")[2])
+
+    monkeypatch.setattr("ntkprobe.lazy_imports.import_module", imported)
+    find = names_of("package", {"b64encode": module})
+    (gc.enable if at_work else gc.disable)()
+    try:
+        with nullcontext() if module == "base64" else pytest.raises(ModuleNotFoundError):
+            find("b64encode")
+        assert during == [False] and gc.isenabled() == at_work
+    finally:
+        gc.enable()
