@@ -205,7 +205,7 @@ def _datamodelling_section(world: World) -> list[str]:
             ["method", "LDS", "95 %", "difference, 95 %", "CPU s", "× ours", "× EK-FAC"],
             rows,
         ),
-        "Drawn in `benchmarks/attribution.png`.",
+        "![LDS of every method, with its cost](attribution.png)",
         *_verdicts(frame.mean(), seconds),
         *failed,
     ]
@@ -358,7 +358,8 @@ def _cost_section(world: World) -> list[str]:
         f"plain passes of up to {TIMED_PLAIN:,}). The training set is repeated to make more pairs. "
         f"Seconds grow with the number of pairs to the power {slope:.3f} (1 is linear).",
         table(["pairs", "ms a pair", "× a plain forward and backward pass", "bytes a pair"], rows),
-        "Drawn in `benchmarks/attribution_cost.png`. H5 (at most 1.5 plain passes a pair): "
+        "![seconds over the number of pairs](attribution_cost.png)",
+        "H5 (at most 1.5 plain passes a pair): "
         + ("holds." if (frame["exact"] / frame["plain"]).max() <= 1.5 else "does not hold."),
     ]
 
