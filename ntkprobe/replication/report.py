@@ -206,11 +206,13 @@ def _refused(answers: pd.DataFrame) -> str:
 
 def _costs(workspace: Workspace) -> Iterator[str]:
     """Yield seconds and memory of every stage that is done, of the report itself none."""
-    yield from ["", "## Seconds and memory", "", _row(["stage", "seconds", "GiB at most so far"])]
-    yield "|---|---|---|"
+    header = ["stage", "seconds", "of processors", "GiB at most so far"]
+    yield from ["", "## Seconds and memory", "", _row(header), "|---|---|---|---|"]
     rows = [json.loads(p.read_text()) for p in (workspace.out / "done").glob("[!.]*.json")]
     for row in sorted((r for r in rows if r["stage"] != "report"), key=lambda row: row["stage"]):
-        yield _row([row["stage"], f"{row['seconds']:.0f}", str(row["peak_gib"] or "–")])
+        used = row.get("processor_seconds")  # not counted before
+        processors = f"{used:.0f}" if used is not None else "–"
+        yield _row([row["stage"], f"{row['seconds']:.0f}", processors, str(row["peak_gib"] or "–")])
 
 
 def _figures(workspace: Workspace, seeds: Sequence[int]) -> Iterator[str]:

@@ -128,7 +128,9 @@ class Workspace:
 
     @contextmanager
     def timed(self, stage: Stage) -> Generator[None]:
-        """Record that a stage is done, with its seconds and peak memory, unless it fails.
+        """Record that a stage is done, with its seconds (by the clock, of processors) and memory.
+
+        One that fails is not recorded as done.
 
         Yields:
             Nothing.
@@ -200,20 +202,27 @@ def _shape_of_config(model: str) -> dict[str, int]:
 
 @contextmanager
 def _cost(path: Path) -> Generator[Callable[[], dict[str, float | None]]]:
-    """Count the seconds and peak memory of a stage, what was before it was stopped included.
+    """Count a stage's seconds and peak memory, what was before it was stopped included.
+
+    The seconds are by the clock, which runs beside other programs and in pauses, and of processors.
 
     They are written to `path` now and then, so that they survive a process that is killed.
 
     Yields:
-        What returns `seconds` and `peak_gib` so far.
+        What returns `seconds`, `processor_seconds` and `peak_gib` so far.
     """
     before = json.loads(path.read_text()) if path.is_file() else {}
-    begin, ended = time.monotonic(), threading.Event()
+    begin, used, ended = time.monotonic(), time.process_time(), threading.Event()
 
     def cost() -> dict[str, float | None]:
-        seconds = round(before.get("seconds", 0.0) + time.monotonic() - begin, 1)
         peaks = [peak for peak in (before.get("peak_gib"), _peak_gib()) if peak is not None]
-        return {"seconds": seconds, "peak_gib": max(peaks, default=None)}
+        return {
+            "seconds": round(before.get("seconds", 0.0) + time.monotonic() - begin, 1),
+            "processor_seconds": round(
+                before.get("processor_seconds", 0.0) + time.process_time() - used, 1
+            ),
+            "peak_gib": max(peaks, default=None),
+        }
 
     def write() -> None:
         while not ended.wait(SECONDS_BETWEEN):

@@ -398,8 +398,10 @@ def test_seconds_and_memory_of_a_stage_include_those_before_it_was_killed(tmp_pa
             time.sleep(0.01)
         left_by_a_kill = json.loads(unfinished.read_text())
     assert left_by_a_kill["seconds"] >= 0 and not unfinished.exists()
-    unfinished.write_text(json.dumps({"seconds": 100.0, "peak_gib": 1000.0}))
+    before = {"seconds": 100.0, "processor_seconds": 70.0, "peak_gib": 1000.0}
+    unfinished.write_text(json.dumps(before))
     with workspace.timed(stage):
-        pass
+        time.sleep(0.5)  # takes no processor
     found = json.loads((tmp_path / "done" / "start-base.json").read_text())
-    assert 100 <= found["seconds"] < 160 and found["peak_gib"] >= 1000
+    assert 100.4 <= found["seconds"] < 160 and found["peak_gib"] >= 1000
+    assert 70 <= found["processor_seconds"] < found["seconds"] - 30
