@@ -35,6 +35,9 @@ PARTS: dict[str, Part] = {
     "P(refuse)": lambda model, tokenizer, prompts: ntk.measure_refusal(
         model, tokenizer, prompts, generate=False
     ),
+    "P(refuse), 64 prompts at a time as `ntkprobe measure`": lambda model, tokenizer, prompts: (
+        ntk.measure_refusal(model, tokenizer, prompts, generate=False, batch_size=64)
+    ),
     "P(refuse) and answers": lambda model, tokenizer, prompts: ntk.measure_refusal(
         model, tokenizer, prompts, generate=True, max_new_tokens=32
     ),

@@ -1,11 +1,11 @@
-"""How gram's cost grows with each size of the work, on the shape of a real model.
+"""How gram's cost grows with each size of the work, on the shape of a real model, and its peers'.
 
-`python benchmarks/scaling.py` writes `scaling.csv`, `scaling.md` and `docs/scaling.png`. One size
-is varied at a time around a base; the shape is SmolLM2-135M's with random weights, and narrower
-and flatter ones of the same proportions. Everything runs on one thread, by its processor time,
-which other programs disturb less than the clock. The exponent is the slope of log cost over log
-size between the two largest sizes, and over all sizes by least squares. A point that `scaling.csv`
-has is not measured again.
+`python benchmarks/scaling.py` writes `scaling.csv`, `scaling_peers.csv`, `scaling.md` and
+`scaling.png`. One size is varied at a time around a base; the shape is SmolLM2-135M's with random
+weights, and narrower and flatter ones of the same proportions. Everything runs on one thread, by
+its processor time, which other programs disturb less than the clock. The exponent is the slope of
+log cost over log size between the two largest sizes, and over all sizes by least squares. What the
+files hold is not measured again.
 """
 
 import argparse
@@ -17,13 +17,14 @@ from time import process_time
 import numpy as np
 import pandas as pd
 import torch
-from support import floor
+from support import floor, packages, plain
 from support.models import ragged_prompts, top_probes
 from support.tables import machine, table, write
 from torch import nn
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ntkprobe.estimators.finite_difference import FiniteDifference
 from ntkprobe.estimators.gram import Gram
 
 
@@ -65,7 +66,7 @@ class Work:
 
 BASE = Work()
 SWEEPS: dict[str, list[Work]] = {
-    "prompts": [replace(BASE, prompts=n) for n in (6, 12, 24, 48, 75)],
+    "prompts": [replace(BASE, prompts=n) for n in (6, 12, 24, 48)],
     "tokens": [replace(BASE, tokens=t) for t in (12, 24, 48, 96)],
     "k": [replace(BASE, k=k) for k in (1, 2, 5, 10, 20)],
     "width": [replace(BASE, width=d) for d in (192, 384, 576, 768)],
@@ -73,7 +74,17 @@ SWEEPS: dict[str, list[Work]] = {
     "vocabulary": [replace(BASE, vocabulary=v) for v in (8192, 16384, 49152)],
 }
 PLACE = Path(__file__).with_suffix(".csv")
-FIGURE = Path(__file__).parents[1] / "docs" / "scaling.png"
+FIGURE = PLACE.with_suffix(".png")
+PEERS = PLACE.with_name("scaling_peers.csv")
+FEW = replace(BASE, prompts=3)  # whose Jacobian of 8 GB fits beside the model
+METHODS: dict[str, plain.Method] = {
+    "gram": plain.whole(Gram(), repeats=3),
+    "jacrev": plain.jacobian_contraction,
+    "stacked gradients, W Wᵀ": plain.stacked,
+    "A.6, batched": plain.batched_columns(FiniteDifference()),
+    "A.6, pair by pair": plain.literal,
+    **packages.installed(),
+}
 
 
 def main() -> None:
@@ -88,7 +99,7 @@ def main() -> None:
         pd.DataFrame(rows).to_csv(PLACE, index=False)
     found = pd.DataFrame(rows)
     draw(found)
-    print(write(__file__, *sections(found)))
+    print(write(__file__, *sections(found), *peers()))
 
 
 def missing(rows: list[dict]) -> list[Work]:
@@ -100,24 +111,59 @@ def missing(rows: list[dict]) -> list[Work]:
 
 
 def measured(work: Work, repeats: int) -> dict[str, float]:
-    """Return the processor seconds of gram, of one forward and k backward passes, and products."""
+    """Return the processor seconds of gram, of one forward and k backward passes, and products.
+
+    The check of the rules, once for a run of checkpoints, is timed apart.
+    """
     model = work.build()
     prompts = ragged_prompts(work.prompts, (work.tokens, work.tokens), work.vocabulary)
     probes = top_probes(model, prompts, work.k)
-    gram, passes = float("inf"), float("inf")
+    estimator = Gram()
+    start = process_time()
+    estimator.coverage(model, probes)
+    check, gram, passes = process_time() - start, float("inf"), float("inf")
     for _ in range(repeats):
         start = process_time()
-        Gram()(model, probes)
+        estimator(model, probes)
         gram = min(gram, process_time() - start)
         start = process_time()
         floor.passes(model, probes)
         passes = min(passes, process_time() - start)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
+        "check": check,
         "gram": gram,
         "passes": passes,
         "multiply_adds": floor.multiply_adds(model, probes),
     }
+
+
+def peers() -> list[str]:
+    """Return the section on other ways to the same kernel, measured unless they are stored."""
+    if not PEERS.is_file():
+        model = FEW.build()
+        tokens = (FEW.tokens, FEW.tokens)
+        prompts = ragged_prompts(FEW.prompts, tokens, FEW.vocabulary)
+        probes = top_probes(model, prompts, FEW.k)
+        rows = []
+        for name, method in tqdm(METHODS.items()):
+            outcome = method(model, probes)
+            rows.append({"method": name, "seconds": outcome.seconds, "note": outcome.note})
+        pd.DataFrame(rows).to_csv(PEERS, index=False)
+    found = pd.read_csv(PEERS, keep_default_na=False)
+    base = found["seconds"][0]
+    cells = [
+        [row["method"], f"{row['seconds']:.3g}", f"{row['seconds'] / base:.3g}", row["note"]]
+        for row in found.to_dict("records")
+    ]
+    return [
+        "## Other ways to the same kernel",
+        f"{FEW.prompts} prompts, the most whose Jacobian fits beside the model; else as above. One"
+        " process, one thread, by the clock.",
+        table(["method", "seconds", "× gram", ""], cells),
+        "With one more prompt jacrev and the stacked gradients of all prompts take another"
+        f" {FEW.k} × P numbers of memory.",
+    ]
 
 
 def swept(found: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -139,15 +185,14 @@ def sections(found: pd.DataFrame) -> list[str]:
     rate = floor.rate()
     growth, tables = [], []
     for name, rows in swept(found):
-        over = rows["parameters"] if name in ("width", "vocabulary") else rows[name]
-        last, fitted = exponents(over, rows["gram"])
-        growth.append(
-            [name if over is rows[name] else f"P, by {name}", f"{last:.2f}", f"{fitted:.2f}"]
-        )
+        by_size = name in ("width", "vocabulary")
+        last, fitted = exponents(rows["parameters" if by_size else name], rows["gram"])
+        growth.append([f"P, by {name}" if by_size else name, f"{last:.2f}", f"{fitted:.2f}"])
         cells = [
             [
                 row[name],
                 f"{row['parameters'] / 1e6:.1f} M",
+                f"{row['check']:.1f}",
                 f"{row['gram']:.1f}",
                 f"{row['passes']:.1f}",
                 f"{row['multiply_adds'] / 1e9:.0f} G",
@@ -155,7 +200,15 @@ def sections(found: pd.DataFrame) -> list[str]:
             ]
             for row in rows.to_dict("records")
         ]
-        header = [name, "P", "gram, CPU s", "passes, CPU s", "products", "gram / floor"]
+        header = [
+            name,
+            "P",
+            "check, CPU s",
+            "gram, CPU s",
+            "passes, CPU s",
+            "products",
+            "gram / floor",
+        ]
         tables += [f"## Over {name}", table(header, cells)]
     base = (
         f"N = {BASE.prompts}, T = {BASE.tokens}, k = {BASE.k}, {BASE.depth} blocks of {BASE.width}"
@@ -165,11 +218,12 @@ def sections(found: pd.DataFrame) -> list[str]:
         f"Around {base}, tied vocabulary of {BASE.vocabulary} (SmolLM2-135M's shape, random"
         f" weights); {machine()}, processor time, the quickest of the repeats; by `python"
         f" benchmarks/scaling.py`. The floor is the passes and the products at {rate / 1e9:.0f} G"
-        " multiply-adds a second.",
+        " multiply-adds a second. The check of the rules, once for a run of checkpoints, is not in"
+        " gram's seconds.",
         table(["growing", "exponent at the end", "over all"], growth),
         "Passes grow as N, and products as N²: the exponent in N lies between, and nears 2 as N"
-        " grows. Likewise for k.",
-        "![cost over each size](../docs/scaling.png)",
+        " grows. Likewise for k. Gram runs every block forward twice, which the floor does once.",
+        "![cost over each size](scaling.png)",
         *tables,
     ]
 
