@@ -1,18 +1,18 @@
 """Estimates of the time, memory and disk that a replication needs.
 
 Times are computed from counts of multiplications and from the speed of this machine, measured for a
-second, and are corrected by the stages that are done. They are right within a factor of two or
-three.
+second, and are corrected by the stages of their kind that are done, of any seed; else by all that
+are. They are right within a factor of two or three.
 """
 
 import json
 import shutil
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from statistics import median
 from time import perf_counter
 
 from ..errors import UserError
-from .plan import MAIN, Stage
+from .plan import MAIN, Stage, stages
 from .workspace import Workspace, shape_of
 
 PROMPT, OWN, ANSWER = 45, 20, 100
@@ -37,14 +37,17 @@ def lines(workspace: Workspace, todo: Sequence[Stage]) -> list[str]:
     """Return a line for the time of each stage, and for the time, memory and disk of all."""
     shape = shape_of(workspace.settings.model)
     speed = multiplications_per_second() * SHARE
-    seconds = {stage: work(workspace, stage, shape) / speed for stage in todo}
-    factor = _correction(workspace, seconds)
+    ratios = _ratios(workspace, lambda stage: work(workspace, stage, shape) / speed)
+    every = [ratio for some in ratios.values() for ratio in some]
     made, total = [], 0.0
-    for stage, guess in seconds.items():
-        done = workspace.done(stage)
-        total += 0 if done else guess * factor
-        made.append(f"{stage.name}: {'done' if done else f'about {_span(guess * factor)}'}")
-    about = "corrected by the stages done" if factor != 1 else "from a trial of this machine"
+    for stage in todo:
+        # The median: a stage that was paused, or ran beside another, is no measure of the others.
+        factor = median(ratios.get(stage.what) or every or [1.0])
+        guess = 0.0 if workspace.done(stage) else factor * work(workspace, stage, shape) / speed
+        total += guess
+        about = "done" if workspace.done(stage) else f"about {_span(guess)}"
+        made.append(f"{stage.name}: {about}")
+    about = "corrected by the stages done" if every else "from a trial of this machine"
     return [
         *made,
         f"time: about {_span(total)}, {about}; with the machine to itself, within a factor of two"
@@ -63,7 +66,6 @@ def require_capacity(workspace: Workspace) -> None:
     import torch
 
     from ..models.memory import free_bytes
-    from .plan import stages
 
     shape = shape_of(workspace.settings.model)
     needed = disk(workspace, stages(workspace.settings.seeds), shape)
@@ -166,15 +168,17 @@ def _answers(workspace: Workspace, number: int) -> float:
     return number * (PROMPT + DECODING * min(workspace.scale.tokens, 200))
 
 
-def _correction(workspace: Workspace, seconds: dict[Stage, float]) -> float:
-    """Return the ratio of measured to estimated time of the stages done; 1 without any."""
-    estimated, measured = 0.0, 0.0
-    for stage, guess in seconds.items():
-        path: Path = workspace.out / "done" / f"{stage.file}.json"
-        if guess and path.is_file():
-            estimated += guess
-            measured += float(json.loads(path.read_text())["seconds"])
-    return measured / estimated if estimated and measured else 1.0
+def _ratios(workspace: Workspace, guess: Callable[[Stage], float]) -> dict[str, list[float]]:
+    """Return measured over guessed seconds of the stages done, of every seed, by their kind."""
+    record = workspace.out / "replication.json"
+    recorded = json.loads(record.read_text()).get("seeds", []) if record.is_file() else []
+    ratios: dict[str, list[float]] = {}
+    for stage in stages(tuple({*recorded, *workspace.settings.seeds})):
+        path = workspace.out / "done" / f"{stage.file}.json"
+        if path.is_file() and (guessed := guess(stage)):
+            measured = float(json.loads(path.read_text())["seconds"])
+            ratios.setdefault(stage.what, []).append(measured / guessed)
+    return ratios
 
 
 def _span(seconds: float) -> str:

@@ -30,6 +30,7 @@ from ntkprobe.replication.results import Results
 from ntkprobe.replication.settings import SCALES, ReplicationSettings
 from ntkprobe.replication.splits import Drawer, begins_with_refusal, is_yes_no, make_splits
 from ntkprobe.replication.workspace import Workspace
+from ntkprobe.storage import write_json
 
 MODEL = str(tiny.model_path())
 RUN = "import sys; from ntkprobe.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -405,3 +406,28 @@ def test_seconds_and_memory_of_a_stage_include_those_before_it_was_killed(tmp_pa
     found = json.loads((tmp_path / "done" / "start-base.json").read_text())
     assert 100.4 <= found["seconds"] < 160 and found["peak_gib"] >= 1000
     assert 70 <= found["processor_seconds"] < found["seconds"] - 30
+
+
+def test_an_estimate_is_corrected_by_the_stages_of_its_kind_of_every_seed(tmp_path, monkeypatch):
+    from ntkprobe.replication import estimate
+
+    monkeypatch.setattr(estimate, "multiplications_per_second", lambda: 1e9)
+    workspace = Workspace(ReplicationSettings(model=MODEL, output_dir=tmp_path, seeds=(1,)), {})
+    asked, trained = Stage("evaluate", "stl", 1), Stage("train", "stl", 1)
+    kinds = {"evaluate": asked, "train": trained}
+
+    def minutes():
+        lines = estimate.lines(workspace, [asked, trained])
+        return {kind: line.partition("about ")[2] for kind, line in zip(kinds, lines, strict=False)}
+
+    before = minutes()
+    (tmp_path / "replication.json").write_text('{"seeds": [0]}')
+    shape = estimate.shape_of(MODEL)
+    for run, hours in (("stl", 7), ("dcr-stl", 7), ("control-stl", 1000)):  # one was paused
+        stage = Stage("evaluate", run, 0)
+        write_json(tmp_path / "done" / f"{stage.file}.json", {"seconds": 3600 * hours})
+    assert estimate.work(workspace, Stage("evaluate", "stl", 0), shape) > 0
+    assert minutes()["evaluate"] == "7.0 h" != before["evaluate"]
+    trained_before = Stage("train", "stl", 0)
+    write_json(tmp_path / "done" / f"{trained_before.file}.json", {"seconds": 3600 * 3})
+    assert minutes() == {"evaluate": "7.0 h", "train": "3.0 h"}
