@@ -1,6 +1,7 @@
 """A piece of work in a process of its own, and how far its memory rose above where it began."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ def alone(script: str, *arguments: str) -> dict[str, Any]:
     """Return what `script` prints as its last line, in JSON, when run in a fresh process."""
     command = [sys.executable, script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == -signal.SIGKILL:  # the system's way when memory runs out
+        return {"failed": "killed: it took more memory than there is"}
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or ["killed"])[-1][:200]}
     return json.loads(done.stdout.strip().splitlines()[-1])
