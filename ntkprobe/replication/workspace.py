@@ -213,14 +213,15 @@ def _cost(path: Path) -> Generator[Callable[[], dict[str, float | None]]]:
     """
     before = json.loads(path.read_text()) if path.is_file() else {}
     begin, used, ended = time.monotonic(), time.process_time(), threading.Event()
+    spent = before.get("processor_seconds") if before else 0.0  # None: an attempt did not count it
 
     def cost() -> dict[str, float | None]:
         peaks = [peak for peak in (before.get("peak_gib"), _peak_gib()) if peak is not None]
         return {
             "seconds": round(before.get("seconds", 0.0) + time.monotonic() - begin, 1),
-            "processor_seconds": round(
-                before.get("processor_seconds", 0.0) + time.process_time() - used, 1
-            ),
+            "processor_seconds": None
+            if spent is None
+            else round(spent + time.process_time() - used, 1),
             "peak_gib": max(peaks, default=None),
         }
 

@@ -406,6 +406,13 @@ def test_seconds_and_memory_of_a_stage_include_those_before_it_was_killed(tmp_pa
     found = json.loads((tmp_path / "done" / "start-base.json").read_text())
     assert 100.4 <= found["seconds"] < 160 and found["peak_gib"] >= 1000
     assert 70 <= found["processor_seconds"] < found["seconds"] - 30
+    unfinished.write_text(
+        json.dumps({"seconds": 100.0, "peak_gib": None})
+    )  # before they were counted
+    with workspace.timed(stage):
+        pass
+    found = json.loads((tmp_path / "done" / "start-base.json").read_text())
+    assert found["processor_seconds"] is None and found["seconds"] >= 100
 
 
 def test_an_estimate_is_corrected_by_the_stages_of_its_kind_of_every_seed(tmp_path, monkeypatch):
