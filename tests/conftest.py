@@ -12,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def pytest_collection_finish() -> None:
     """Leave what was imported to no collection: it stays, and is most of what there is to search.
 
-    Collections, of which training asks for one at each end, were a seventh of the suite's time.
+    Training asks for a collection at its end, and each would go through all of it.
     """
     gc.collect()
     gc.freeze()

@@ -406,9 +406,8 @@ def test_seconds_and_memory_of_a_stage_include_those_before_it_was_killed(tmp_pa
     found = json.loads((tmp_path / "done" / "start-base.json").read_text())
     assert 100.4 <= found["seconds"] < 160 and found["peak_gib"] >= 1000
     assert 70 <= found["processor_seconds"] < found["seconds"] - 30
-    unfinished.write_text(
-        json.dumps({"seconds": 100.0, "peak_gib": None})
-    )  # before they were counted
+    uncounted = {"seconds": 100.0, "peak_gib": None}  # as an earlier version wrote it
+    unfinished.write_text(json.dumps(uncounted))
     with workspace.timed(stage):
         pass
     found = json.loads((tmp_path / "done" / "start-base.json").read_text())
@@ -420,21 +419,22 @@ def test_an_estimate_is_corrected_by_the_stages_of_its_kind_of_every_seed(tmp_pa
 
     monkeypatch.setattr(estimate, "multiplications_per_second", lambda: 1e9)
     workspace = Workspace(ReplicationSettings(model=MODEL, output_dir=tmp_path, seeds=(1,)), {})
-    asked, trained = Stage("evaluate", "stl", 1), Stage("train", "stl", 1)
-    kinds = {"evaluate": asked, "train": trained}
+    asked = [Stage("evaluate", "stl", 1), Stage("train", "stl", 1)]
 
-    def minutes():
-        lines = estimate.lines(workspace, [asked, trained])
-        return {kind: line.partition("about ")[2] for kind, line in zip(kinds, lines, strict=False)}
+    def spans():
+        lines = estimate.lines(workspace, asked)
+        return [line.partition("about ")[2] for line in lines[: len(asked)]]
 
-    before = minutes()
-    (tmp_path / "replication.json").write_text('{"seeds": [0]}')
-    shape = estimate.shape_of(MODEL)
-    for run, hours in (("stl", 7), ("dcr-stl", 7), ("control-stl", 1000)):  # one was paused
-        stage = Stage("evaluate", run, 0)
+    def done(run, hours, what):
+        stage = Stage(what, run, 0)
         write_json(tmp_path / "done" / f"{stage.file}.json", {"seconds": 3600 * hours})
-    assert estimate.work(workspace, Stage("evaluate", "stl", 0), shape) > 0
-    assert minutes()["evaluate"] == "7.0 h" != before["evaluate"]
-    trained_before = Stage("train", "stl", 0)
-    write_json(tmp_path / "done" / f"{trained_before.file}.json", {"seconds": 3600 * 3})
-    assert minutes() == {"evaluate": "7.0 h", "train": "3.0 h"}
+
+    (tmp_path / "replication.json").write_text('{"seeds": [0]}')
+    assert estimate.work(workspace, asked[0], estimate.shape_of(MODEL)) > 0
+    before = spans()
+    for run, hours in (("stl", 7), ("dcr-stl", 7), ("control-stl", 1000)):  # one was paused
+        done(run, hours, "evaluate")
+    evaluated, trained = spans()
+    assert evaluated == "7.0 h" != before[0] and trained != before[1]  # what is not known: by all
+    done("stl", 3, "train")
+    assert spans() == ["7.0 h", "3.0 h"]
