@@ -4,8 +4,10 @@ import gc
 import os
 
 import pytest
+import shape_checks
 import torch
 
+shape_checks.install()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
@@ -16,6 +18,11 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_setup() -> None:
+    """Check shape annotations anew in every test."""
+    shape_checks.begin_test()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -28,7 +28,7 @@ Rows = list[list[int]]
 def real_rows(
     tokenizer: "PreTrainedTokenizerBase",
     input_ids: Int[Tensor, "batch seq"],
-    attention_mask: Int[Tensor, "batch seq"] | None = None,
+    attention_mask: Int[Tensor, "rows columns"] | None = None,
 ) -> Rows:
     """Return the rows of a batch that is padded on the left, without their padding.
 
@@ -37,7 +37,7 @@ def real_rows(
             mask. What every row begins with is no padding: the longest row has none, so that a BOS
             which is the padding token, too, is kept.
         input_ids: prompts.
-        attention_mask: 1 for tokens, 0 for padding.
+        attention_mask: 1 for tokens, 0 for padding, of the prompts' shape.
 
     Returns:
         The rows' ids.

@@ -68,14 +68,13 @@ class LengthRule:
         """Return the rule of a model, read off its rotary embeddings."""
         limits: set[int] = set()
         growing: set[int] = set()
-        for module in model.modules():
-            for layer_type, kind in _rope_types(module):
-                settings = _rope_settings(module, layer_type)
-                original = settings.get("original_max_position_embeddings")
-                if "dynamic" in kind:
-                    growing.add(int(module.original_max_seq_len))  # type: ignore[arg-type]
-                elif original and (kind == "longrope" or "long_mscale" in settings):
-                    limits.add(int(original))
+        for module, layer_type, kind in _rotary_embeddings(model):
+            settings = _rope_settings(module, layer_type)
+            original = settings.get("original_max_position_embeddings")
+            if "dynamic" in kind:
+                growing.add(int(module.original_max_seq_len))  # type: ignore[arg-type]
+            elif original and (kind == "longrope" or "long_mscale" in settings):
+                limits.add(int(original))
         return cls(tuple(sorted(limits)), tuple(sorted(growing)))
 
     def __bool__(self) -> bool:
@@ -148,11 +147,13 @@ def forgetting_lengths(model: nn.Module) -> Generator[None]:
     one writes into a buffer, which has no derivative in forward mode, so that each pass gets its
     own.
     """
-    keeping = [
-        module
-        for module in model.modules()
-        if any(kind == "longrope" or "dynamic" in kind for _, kind in _rope_types(module))
-    ]
+    keeping = list(
+        dict.fromkeys(
+            module
+            for module, _, kind in _rotary_embeddings(model)
+            if kind == "longrope" or "dynamic" in kind
+        )
+    )
     before = [(vars(module).copy(), module._buffers.copy()) for module in keeping]
     handles = [module.register_forward_pre_hook(_forget) for module in keeping]
     try:
@@ -271,12 +272,14 @@ def length_batches(input_ids: Sequence[Sized], batch_size: int) -> Iterator[list
         yield order[start : start + size]
 
 
-def _rope_types(module: nn.Module) -> list[tuple[str | None, str]]:
-    """Return the rope types of a rotary embedding, by type of layer where there are several."""
-    found = getattr(module, "rope_type", None)
-    if isinstance(found, dict):
-        return [(str(layer), str(kind)) for layer, kind in found.items()]
-    return [(None, found)] if isinstance(found, str) else []
+def _rotary_embeddings(model: nn.Module) -> Iterator[tuple[nn.Module, str | None, str]]:
+    """Yield each rotary embedding with its rope type, by type of layer where there are several."""
+    for module in model.modules():
+        found = getattr(module, "rope_type", None)
+        if isinstance(found, dict):
+            yield from ((module, str(layer), str(kind)) for layer, kind in found.items())
+        elif isinstance(found, str):
+            yield module, None, found
 
 
 def _rope_settings(module: nn.Module, layer_type: str | None) -> dict[str, Any]:
@@ -287,7 +290,7 @@ def _rope_settings(module: nn.Module, layer_type: str | None) -> dict[str, Any]:
 
 def _forget(module: nn.Module, *_: Any) -> None:
     """Put a rotary embedding to where it was before its first pass."""
-    for layer_type, kind in _rope_types(module):
+    for _, layer_type, kind in _rotary_embeddings(module):
         prefix = "" if layer_type is None else f"{layer_type}_"
         present = getattr(module, f"{prefix}inv_freq", None)
         if kind == "longrope" and present is not None:

@@ -68,19 +68,35 @@ class TestAgreement:
             tiled = full_vocabulary_norms(model, prompts, estimator=Dense())
         assert worst(tiled, whole) <= self.rtol
 
-    @pytest.mark.parametrize("estimator", [Dense(), Gram()])
-    @pytest.mark.parametrize("rows", [2**14, 32])
-    def test_selections_of_one_pass_are_those_measured_alone(self, estimator, rows, monkeypatch):
+    @pytest.fixture(scope="class")
+    def alone(self):
+        """A model, and the norms and gradients' lengths of selections that are measured alone."""
         model, prompts = build("qwen2-tied", torch.float64), ragged_prompts()
-        monkeypatch.setattr(vocabulary, "ROWS_AT_A_TIME", rows)
         selections = ["last:1", "head", "all"]  # overlapping, one with nothing below the head
         with Float64Throughout():
-            together = full_vocabulary_by_selection(model, prompts, selections, estimator=estimator)
-            for found, selection in zip(together, selections, strict=True):
-                expected = explicit(model, prompts, selection)
-                assert worst(found.norms, expected) <= self.rtol
-                lengths = full_vocabulary_gradients(model, prompts, selection, estimator=Dense())
-                assert worst(found.gradients, lengths) <= self.rtol
+            expected = {
+                each: (
+                    explicit(model, prompts, each),
+                    full_vocabulary_gradients(model, prompts, each, estimator=Dense()),
+                )
+                for each in selections
+            }
+        return model, prompts, expected
+
+    @pytest.mark.parametrize("estimator", [Dense(), Gram()])
+    @pytest.mark.parametrize("rows", [2**14, 32])
+    def test_selections_of_one_pass_are_those_measured_alone(
+        self, alone, estimator, rows, monkeypatch
+    ):
+        model, prompts, expected = alone
+        monkeypatch.setattr(vocabulary, "ROWS_AT_A_TIME", rows)
+        with Float64Throughout():
+            together = full_vocabulary_by_selection(
+                model, prompts, list(expected), estimator=estimator
+            )
+        for found, (norms_alone, lengths_alone) in zip(together, expected.values(), strict=True):
+            assert worst(found.norms, norms_alone) <= self.rtol
+            assert worst(found.gradients, lengths_alone) <= self.rtol
 
     def test_any_estimator_will_do(self):
         model, prompts = build("qwen2-tied"), ragged_prompts()

@@ -230,15 +230,15 @@ class Stopped(Exception):
 
 
 class TestStopping:
-    """A model of four blocks, one of them a group, and a measurement that is stopped."""
+    """A model of three blocks, one of them a group, and a measurement that is stopped."""
 
-    GIVEN = MappingProxyType({"layer": 3, "directions": 40, "template": "raw"})
+    GIVEN = MappingProxyType({"layer": 2, "directions": 40, "template": "raw"})
     PROMPTS = ("a b", "cdef", "e")
 
     @pytest.fixture
     def model(self, monkeypatch):
         monkeypatch.setattr(kernel_parts, "BLOCKS_AT_A_TIME", 1)
-        return build("qwen2-tied", torch.float64, vocab_size=300, num_hidden_layers=4)
+        return build("qwen2-tied", torch.float64, vocab_size=300, num_hidden_layers=3)
 
     def measure(self, model, folder, **settings):
         given = {**self.GIVEN, **settings}
@@ -249,7 +249,7 @@ class TestStopping:
         with Float64Throughout():
             apart = self.measure(model, tmp_path / "parts", tail=tail).frame()
             whole = self.measure(model, None, tail=tail).frame()
-        assert len(list(tmp_path.glob("parts/kernel-*"))) == (5 if tail else 3)
+        assert len(list(tmp_path.glob("parts/kernel-*"))) == (4 if tail else 2)
         pd.testing.assert_frame_equal(apart, whole, rtol=1e-9)
 
     @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ class TestStopping:
 
     def test_parts_of_another_measurement_are_refused(self, model, tmp_path):
         self.measure(model, tmp_path)
-        for setting, value in {"layer": 2, "directions": 41, "seed": 1, "tail": False}.items():
+        for setting, value in {"layer": 1, "directions": 41, "seed": 1, "tail": False}.items():
             with pytest.raises(UserError, match=f"{setting} = .*, now it is {value}: take another"):
                 self.measure(model, tmp_path, **{setting: value})
         model.config.rms_norm_eps *= 10

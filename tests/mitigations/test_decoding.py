@@ -503,5 +503,5 @@ def test_a_processor_begun_for_another_batch_is_refused():
         applied(Adacd(), model_of("gpt2"), byte_bpe()) as processors,
         pytest.raises(UserError, match="call it before each sequence"),
     ):
-        processors[0].begin(torch.ones(2, 9))
+        processors[0].begin(torch.ones(2, 9, dtype=torch.long))
         processors[0](torch.tensor([prompts("chat")[0]]), torch.randn(1, WORDS))

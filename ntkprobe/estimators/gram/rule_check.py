@@ -11,7 +11,7 @@ adapter's A while its B is zero, was not checked, and such a result is used agai
 weights only.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -284,8 +284,9 @@ def _key(schedule: BackwardSchedule, watched: dict[str, nn.Parameter]) -> Hashab
     """Return all that the rules, or what they are for, may depend on, but the weights."""
     model = schedule.model
     modules = tuple((name, *_described(module)) for name, module in model.named_modules())
+    chosen = {id(p) for p in watched.values()}
     parameters = tuple(
-        (name, tuple(p.shape), p.dtype, id(p) in {id(each) for each in watched.values()})
+        (name, tuple(p.shape), p.dtype, id(p) in chosen)
         for name, p in model.named_parameters(remove_duplicate=False)
     )
     first: dict[int, str] = {}
@@ -302,9 +303,7 @@ def _key(schedule: BackwardSchedule, watched: dict[str, nn.Parameter]) -> Hashab
 
 def _described(module: nn.Module) -> tuple[Hashable, ...]:
     """Return what a module is, with its settings and the hooks that are on it."""
-    plain: tuple[Hashable, ...] = tuple(
-        sorted((k, repr(v)) for k, v in vars(module).items() if _is_plain(v))
-    )
+    plain: tuple[Hashable, ...] = tuple(sorted(_plain(vars(module))))
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     names: tuple[Hashable, ...] = tuple(
         getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooks
@@ -313,11 +312,13 @@ def _described(module: nn.Module) -> tuple[Hashable, ...]:
     return kind, "forward" in vars(module), plain, names
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict | list | tuple):
+def _plain(attributes: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the attributes that are numbers and texts, or hold nothing else, as text."""
+    for name, value in attributes.items():
         parts = value.values() if isinstance(value, dict) else value
-        return all(isinstance(each, _PLAIN) for each in parts)
-    return isinstance(value, _PLAIN)
+        each = parts if isinstance(value, dict | list | tuple) else (value,)
+        if all(isinstance(one, _PLAIN) for one in each):
+            yield name, repr(value)
 
 
 def _version(model: nn.Module) -> Hashable:
