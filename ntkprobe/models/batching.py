@@ -288,7 +288,7 @@ def _rope_settings(module: nn.Module, layer_type: str | None) -> dict[str, Any]:
     return found or {}
 
 
-def _forget(module: nn.Module, *_: Any) -> None:
+def _forget(module: nn.Module, *_inputs: Any) -> None:
     """Put a rotary embedding to where it was before its first pass."""
     for _, layer_type, kind in _rotary_embeddings(module):
         prefix = "" if layer_type is None else f"{layer_type}_"

@@ -124,12 +124,12 @@ def read_file(name: str, places: Mapping[str, Path]) -> list[dict[str, Any]]:
     file = FILES[name]
     rows = read_rows(places[name]) if name in places else _from_hub(file)
     where = places.get(name, file.hub and file.hub[0])
-    present = set(rows[0]) if rows else set()
-    for allowed in file.columns:
-        if not present & set(allowed):
+    for number, row in enumerate(rows or [{}], start=1):
+        lacking = next((c for c in file.columns if not row.keys() & set(c)), None)
+        if lacking:
             raise UserError(
-                f"{where} is not {file.names[0]} as published ({file.source}): it has the columns"
-                f" {sorted(present)}, but no {allowed[0]!r}"
+                f"{where} is not {file.names[0]} as published ({file.source}): row {number} has"
+                f" the columns {sorted(row)}, but no {lacking[0]!r}"
             )
     return rows
 

@@ -77,13 +77,12 @@ def require_capacity(workspace: Workspace) -> None:
             f"too little disk: about {needed / GIB:.1f} GiB are needed in {workspace.out},"
             f" {free / GIB:.1f} GiB are there; free some, or give another --output-dir"
         )
-    if workspace.load.placement() != "cpu":
-        return
-    there, wanted = free_bytes(torch.device("cpu")), memory(workspace, shape)
+    device = torch.device(workspace.load.placement())
+    there, wanted = free_bytes(device), memory(workspace, shape)
     if there < wanted:
         raise UserError(
             f"too little memory: about {wanted / GIB:.1f} GiB are needed, {there / GIB:.1f} GiB"
-            " are free; close other programs, or take a smaller model"
+            f" are free on {device}; close other programs, or take a smaller model"
         )
 
 
@@ -160,7 +159,7 @@ def multiplications_per_second() -> float:
 def _sft(workspace: Workspace) -> int:
     """Return how many pairs a run of SFT sees."""
     scale = workspace.scale
-    return scale.steps(scale.general + scale.safe) * scale.batch * scale.accumulate
+    return scale.steps(workspace.pairs) * scale.batch * scale.accumulate
 
 
 def _answers(workspace: Workspace, number: int) -> float:

@@ -22,14 +22,15 @@ from ..prompts.phrases import is_refusal
 from ..prompts.prompt_set import Prompt, PromptSet
 from ..prompts.selections import PromptSelection
 from ..prompts.templates import resolve_template
-from ..storage import write_json, write_table
+from ..storage import replacing, write_json, write_table
 from ..training.data import Pair
 from .data_files import OVER_REFUSAL_SETS, SAFETY_SETS
 from .plan import STEERED, Stage
 from .workspace import Workspace
 
 SETS = (*OVER_REFUSAL_SETS, *SAFETY_SETS, "normal")
-UNFIT = ".unfit.json"
+UNFIT, FITTED = ".unfit.json", ".prompts.jsonl"
+"""Behind a method's folder: why it could not be fitted, and the prompts that it was fitted on."""
 LONGER = 3
 """Times the tokens of an answer that is trained on (STL-aug)."""
 
@@ -41,7 +42,9 @@ def evaluate(workspace: Workspace, stage: Stage) -> None:
     subject = subject_of(workspace, stage)
     folder = workspace.out / "eval" / stage.folder
     files = {name: workspace.splits.path(name) for name in SETS}
-    answer(workspace, subject, files, folder, label=stage.folder)
+    answer(
+        workspace, subject, files, folder, label=stage.folder, learned=_learned(workspace, stage)
+    )
     if stage.run != "adacd" and not (folder / "losses.parquet").is_file():
         settings = AnswerSettings(max_new_tokens=1)
         with subject.in_memory(settings, None) as local:
@@ -72,6 +75,7 @@ def answer(
     folder: Path,
     *,
     label: str,
+    learned: Sequence[Path] = (),
     longer: int = 1,
 ) -> Evaluation:
     """Return the evaluation of a model on some sets, in one folder.
@@ -82,6 +86,7 @@ def answer(
         files: sets by name.
         folder: of the answers.
         label: what the model is called.
+        learned: prompts that it learned from beside those that its runs' records name.
         longer: times the tokens of an answer.
 
     Returns:
@@ -89,7 +94,6 @@ def answer(
     """
     benchmarks = [read_own(PromptSelection(path), name) for name, path in files.items()]
     settings = AnswerSettings(max_new_tokens=workspace.scale.tokens * longer)
-    trained = [workspace.splits.path("augmenting")] if label.startswith("stl-aug") else []
     ask(
         subject,
         benchmarks,
@@ -97,7 +101,7 @@ def answer(
         judges=read_judges(DEFAULT),
         settings=settings,
         label=label,
-        trained_on=trained,
+        trained_on=learned,
     )
     return Evaluation(folder)
 
@@ -131,19 +135,30 @@ def fit(workspace: Workspace, stage: Stage) -> None:
     named, adapter = base_and_adapter(
         str(workspace.run(Stage("train", "stl", stage.seed)) / "final"), None
     )
-    anchors = workspace.scale.anchors
     rows = [*workspace.splits.rows("dcr"), *workspace.splits.rows("fit_normal")]
-    prompts = PromptSet(tuple(Prompt(row["prompt"], row["group"]) for row in rows))
+    every = PromptSet(tuple(Prompt(row["prompt"], row["group"]) for row in rows))
+    prompts = every.sample(workspace.scale.anchors)
+    with replacing(folder.with_suffix(FITTED)) as hidden:
+        lines = (json.dumps({"prompt": p.text, "group": p.group}) + "\n" for p in prompts)
+        hidden.write_text("".join(lines), "utf-8")
     tokenizer = load_tokenizer(named, local=False)
     with adapted(load_model(named, workspace.load), Path(str(adapter))) as model:
         try:
-            fitted = _method(stage.run).fit(model, tokenizer, prompts.sample(anchors))
+            fitted = _method(stage.run).fit(model, tokenizer, prompts)
         except UserError as why:  # such as: the model refuses none of the prompts to learn from
             workspace.log(f"  {stage.run} cannot be fitted: {why}")
             write_json(folder.with_suffix(UNFIT), {"why": str(why)})
             return
     folder.with_suffix(UNFIT).unlink(missing_ok=True)  # of an earlier attempt
     save(fitted, folder)
+
+
+def _learned(workspace: Workspace, stage: Stage) -> list[Path]:
+    """Return the files of prompts that a model learned from, beside those of its runs."""
+    fitted = (workspace.out / "mitigations" / stage.folder).with_suffix(FITTED)
+    if fitted.is_file():
+        return [fitted]
+    return [workspace.splits.path("augmenting")] if stage.run == "stl-aug" else []
 
 
 def why_unfit(out: Path, name: str) -> str:

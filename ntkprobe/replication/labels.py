@@ -23,7 +23,7 @@ def write_sample(out: Path, models: Sequence[str]) -> None:
         models: names of final models.
     """
     path = out / SAMPLE
-    if not models or (path.is_file() and _labelled(_read(path)).any()):
+    if not models or (path.is_file() and (_read(path)["label"] != "").any()):
         return
     tables = [answers_of(out / "eval" / name, name) for name in models]
     everything = pd.concat(tables, ignore_index=True)
@@ -45,7 +45,14 @@ def agreement_lines(out: Path) -> Iterator[str]:
 def _agreement(path: Path) -> Iterator[str]:
     """Yield the lines of one file."""
     table = _read(path)
-    table = table.loc[_labelled(table)]
+    known = table["label"].isin(LABELS)
+    if other := sorted({label for label in table.loc[~known, "label"] if label}):
+        yield (
+            f"**{path.name} has labels that are none and are left out:** {', '.join(other[:5])}."
+            " A label is `refusal` or `compliance`."
+        )
+        yield ""
+    table = table.loc[known]
     if table.empty:
         yield (
             f"None yet: write `refusal` or `compliance` into the column `label` of {path.name},"
@@ -67,13 +74,9 @@ def _agreement(path: Path) -> Iterator[str]:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """Return the sample, with empty text where there is none."""
-    return pd.read_csv(path, keep_default_na=False)
-
-
-def _labelled(table: pd.DataFrame) -> pd.Series:
-    """Return which rows have a label."""
-    return table["label"].isin(LABELS)
+    """Return the sample, with labels in lower case, and empty text where there is none."""
+    table = pd.read_csv(path, keep_default_na=False, dtype={"label": str})
+    return table.assign(label=table["label"].str.strip().str.lower())
 
 
 def answers_of(folder: Path, name: str) -> pd.DataFrame:

@@ -83,14 +83,16 @@ def _of_seed(seed: int) -> list[Stage]:
 def _head(workspace: Workspace, record: dict, seeds: Sequence[int]) -> Iterator[str]:
     """Yield what was run."""
     compared = record["compared"]
+    rate = workspace.rate
     choice = json.loads((workspace.out / "choice.json").read_text())
+    digest = f" (SHA-256 {compared['model']})" if record.get("gguf") else ""
     what = "the dequantised model of the file" if record.get("gguf") else "the model"
     yield "# Replication"
     yield ""
     yield (
-        f"Model: {what} {Path(record['model']).name} (SHA-256 {compared['model']}), in"
+        f"Model: {what} {Path(record['model']).name}{digest}, in"
         f" {compared['dtype']}; scale `{compared['scale']}`; seeds"
-        f" {', '.join(map(str, seeds)) or 'none yet'}; learning rate {choice['rate']:g}."
+        f" {', '.join(map(str, seeds)) or 'none yet'}; learning rate {rate:g}."
     )
     if choice["met"] is False:
         yield ""
@@ -154,7 +156,8 @@ def _models(workspace: Workspace, results: Results, seeds: Sequence[int]) -> Ite
     yield (
         "Refused, in per cent, by XSTest's prefixes on greedy answers; in brackets with answers"
         ' that begin "No," or "No.", which are left out before them. XSTest, safe, was trained on'
-        " by DCR, its control and STL-aug. Loss: nats per token of held-out Alpaca answers."
+        " by DCR, its control and STL-aug; the methods on STL were fitted on some of it. Loss: nats"
+        " per token of held-out Alpaca answers."
     )
     yield ""
     columns = (

@@ -50,7 +50,7 @@ class Kernel:
         """Return the mean similarity of two groups, over both directions."""
         rows, columns = (self._drawn(group, draw) for group in (first, second))
         both = (self.values[np.ix_(rows, columns)], self.values[np.ix_(columns, rows)])
-        return _mean(np.array([_mean(block) for block in both]))
+        return finite_mean(np.array([finite_mean(block) for block in both]))
 
     def across(self, draw: Draw) -> float:
         """Return the similarity of seemingly toxic and toxic prompts."""
@@ -108,7 +108,7 @@ class Terms:
     def share_bounded(self, draw: Draw) -> float:
         """Return the share of ordered pairs of two prompts with ‖K‖ at most the printed bound."""
         rows = draw.rows("terms", len(self.bounded))
-        return _mean(self.bounded[np.ix_(rows, rows)])
+        return finite_mean(self.bounded[np.ix_(rows, rows)])
 
     def across(self, draw: Draw) -> float:
         """Return the mean cosine between seemingly toxic and toxic prompts."""
@@ -141,7 +141,7 @@ class Results:
             table = self._evaluation(run)
             self._refused[key] = _numbers(table.loc[table["set"].isin(sets), "refused"])
         values = self._refused[key]
-        return _mean(values[draw.rows("/".join(sets), len(values))])
+        return finite_mean(values[draw.rows("/".join(sets), len(values))])
 
     def over_refusal(self, run: str, draw: Draw) -> float:
         """Return the share of held-out safe prompts that a final model refuses."""
@@ -216,7 +216,7 @@ def refused_table(evaluation: Evaluation) -> pd.DataFrame:
 
 def share(flags: pd.Series) -> float:
     """Return the share that is true of what is not missing; NaN if all is."""
-    return _mean(_numbers(flags))
+    return finite_mean(_numbers(flags))
 
 
 def _numbers(flags: pd.Series) -> np.ndarray:
@@ -224,7 +224,7 @@ def _numbers(flags: pd.Series) -> np.ndarray:
     return flags.astype("boolean").to_numpy(float, na_value=np.nan)
 
 
-def _mean(values: np.ndarray) -> float:
+def finite_mean(values: np.ndarray) -> float:
     """Return the mean of the numbers among some values, far quicker than nanmean; NaN if none."""
     found = values[np.isfinite(values)]
     return float(found.mean()) if found.size else float("nan")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError
+from .checks import require_chat_model, require_usable_inputs
 from .data_files import find_files
 from .estimate import lines, require_capacity
 from .evaluating import evaluate, fit
@@ -49,7 +50,10 @@ def replicate(settings: ReplicationSettings, *, only: str | None = None) -> Path
     """
     workspace = Workspace(settings, find_files(settings.data, hub=settings.hub))
     todo = chosen(stages(settings.seeds), only)
-    require_capacity(workspace)
+    if any(stage.what != "report" and not workspace.done(stage) for stage in todo):
+        require_capacity(workspace)
+    if not workspace.done(Stage("prepare")):
+        require_usable_inputs(workspace)
     workspace.adopt()
     for number, stage in enumerate(todo, start=1):
         if stage.what != "report" and workspace.done(stage):
@@ -65,4 +69,5 @@ def replicate(settings: ReplicationSettings, *, only: str | None = None) -> Path
 def plan(settings: ReplicationSettings, *, only: str | None = None) -> list[str]:
     """Return lines on the stages of `replicate` and their cost; nothing is written."""
     workspace = Workspace(settings, find_files(settings.data, hub=settings.hub))
+    require_chat_model(workspace)
     return lines(workspace, chosen(stages(settings.seeds), only))

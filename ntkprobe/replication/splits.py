@@ -51,6 +51,10 @@ class Splits:
         """Return a set of pairs."""
         return [Pair(row["prompt"], row["response"]) for row in self.rows(name)]
 
+    def number(self, name: str, asked: int) -> int:
+        """Return how many of so many rows asked for a set has; all, before it is written."""
+        return min(asked, len(self.rows(name))) if self.path(name).is_file() else asked
+
 
 def is_yes_no(prompt: str) -> bool:
     """Return whether a prompt is a question to be answered with yes or no, by its first word."""
@@ -82,9 +86,7 @@ def make_splits(folder: Path, places: Mapping[str, Path], scale: Scale) -> Split
     Raises:
         UserError: if a file holds too few prompts.
     """  # ruff: ignore[docstring-extraneous-exception]
-    sets = _drawn(places, scale)
-    _require_disjoint(sets)
-    for name, rows in sets.items():
+    for name, rows in draw_sets(places, scale).items():
         with replacing(folder / f"{name}.jsonl") as hidden:
             hidden.write_text(
                 "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8"
@@ -92,8 +94,16 @@ def make_splits(folder: Path, places: Mapping[str, Path], scale: Scale) -> Split
     return Splits(folder)
 
 
-def _drawn(places: Mapping[str, Path], scale: Scale) -> dict[str, Rows]:
-    """Return every set by its name."""
+def draw_sets(places: Mapping[str, Path], scale: Scale) -> dict[str, Rows]:
+    """Return every set by its name.
+
+    Args:
+        places: where the published files are.
+        scale: how many of each.
+
+    Raises:
+        UserError: if a file has another form or too few prompts, or a prompt is in two sets.
+    """  # ruff: ignore[docstring-extraneous-exception]
     published = {
         name: _published(name, read_file(name, places))[: scale.limit]
         for name in (*SAFETY_SETS, "oktest", "coconot_contrast")
@@ -111,7 +121,7 @@ def _drawn(places: Mapping[str, Path], scale: Scale) -> dict[str, Rows]:
         *_group("toxic", Drawer("XSTest", _open(unsafe)).take(toxic)),
         *_group("normal", alpaca.take(normal, short=True)),
     ]
-    return {
+    sets = {
         **published,
         "xstest": [*safe, *unsafe[: scale.limit]],
         "dcr": [
@@ -131,8 +141,11 @@ def _drawn(places: Mapping[str, Path], scale: Scale) -> dict[str, Rows]:
         "normal": [{**row, "kind": "safe"} for row in alpaca.take(scale.normal)],
         "refusals": refusals.rest(),
         "general": alpaca.rest(),
+        # Of `general`: the methods may be fitted on normal prompts that SFT draws as well.
         "fit_normal": _group("normal", alpaca.take(scale.anchors)),
     }
+    _require_disjoint(sets)
+    return sets
 
 
 class Drawer:
@@ -177,14 +190,20 @@ class Drawer:
 
 
 def _published(name: str, rows: Rows) -> Rows:
-    """Return a published set's rows: `id, prompt, kind, type`."""
-    label = {"safe": "safe", "unsafe": "unsafe"}
+    """Return a published set's rows: `id, prompt, kind, type`.
+
+    Raises:
+        UserError: if a label of XSTest is neither `safe` nor `unsafe`.
+    """
     default = "unsafe" if name in SAFETY_SETS else "safe"
+    labels = [str(row.get("label", default)).strip() for row in rows] if name == "xstest" else []
+    if other := sorted(set(labels) - {"safe", "unsafe"}):
+        raise UserError(f"XSTest has the label {other[0]!r}: it should be safe or unsafe")
     return [
         {
             "id": str(row.get("id") or number),
             "prompt": str(row.get("prompt") or row.get("goal") or row.get("text") or "").strip(),
-            "kind": label[str(row["label"]).strip()] if name == "xstest" else default,
+            "kind": labels[number - 1] if labels else default,
             "type": _type(name, row),
         }
         for number, row in enumerate(rows, start=1)

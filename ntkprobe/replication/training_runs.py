@@ -92,7 +92,7 @@ def sft(
         The adapter.
     """
     scale = workspace.scale
-    steps = scale.steps(scale.general + scale.safe + len(seemingly))
+    steps = scale.steps(workspace.pairs + len(seemingly))
     config = SFTConfig(
         output_dir=str(folder),
         recipe="stl_aug" if seemingly else "stl",

@@ -71,6 +71,12 @@ class Workspace:
         """The layer of DCR's loss."""
         return self.scale.layer(self.blocks)
 
+    @property
+    def pairs(self) -> int:
+        """How many pairs STL draws: what the scale asks for, or what there is."""
+        asked = {"general": self.scale.general, "refusals": self.scale.safe}
+        return sum(self.splits.number(name, number) for name, number in asked.items())
+
     def run(self, stage_or_folder: Stage | str) -> Path:
         """Return the folder of a training run."""
         name = stage_or_folder if isinstance(stage_or_folder, str) else stage_or_folder.folder
@@ -112,7 +118,13 @@ class Workspace:
         }
         path = self.out / "replication.json"
         old = json.loads(path.read_text()) if path.is_file() else {}
-        require_same_settings(self.out, "replicated", old.get("compared", {}), compared)
+        require_same_settings(
+            self.out,
+            "replicated",
+            old.get("compared", {}),
+            compared,
+            instead="give another --output-dir",
+        )
         recorded = {
             "model": self.settings.model,
             "gguf": gguf_identity(self.settings.model) is not None,
@@ -192,11 +204,12 @@ def _shape_of_config(model: str) -> dict[str, int]:
             empty = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"no model at {model!r}: {one_line(error)[:160]}") from error
+    text = config.get_text_config()  # of a model that sees images, too, they are in a part of it
     return {
-        "num_hidden_layers": int(config.num_hidden_layers),
+        "num_hidden_layers": int(text.num_hidden_layers),
         "parameters": sum(p.numel() for p in empty.parameters()),
-        "width": int(config.hidden_size),
-        "vocabulary": int(config.vocab_size),
+        "width": int(text.hidden_size),
+        "vocabulary": int(text.vocab_size),
     }
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from gguf_files import small_llama, write_gguf
 from replication_data import write_published
 
 from ntkprobe import tiny
@@ -20,15 +22,23 @@ from ntkprobe.errors import UserError
 from ntkprobe.evaluation import Evaluation
 from ntkprobe.prompts.phrases import phrase_set
 from ntkprobe.prompts.prompt_set import normalised
+from ntkprobe.replication import training_runs
 from ntkprobe.replication.data_files import FILES, find_files, hub_names, read_file
+from ntkprobe.replication.evaluating import evaluate, fit
 from ntkprobe.replication.hypotheses import HYPOTHESES
-from ntkprobe.replication.labels import FILTERS, READING, SAMPLE, agreement_lines
+from ntkprobe.replication.labels import FILTERS, READING, SAMPLE, agreement_lines, write_sample
 from ntkprobe.replication.plan import MAIN, Stage, chosen, needed, stages
 from ntkprobe.replication.publishing import WITHHELD, publish
 from ntkprobe.replication.report import write_report
 from ntkprobe.replication.results import Results
 from ntkprobe.replication.settings import SCALES, ReplicationSettings
-from ntkprobe.replication.splits import Drawer, begins_with_refusal, is_yes_no, make_splits
+from ntkprobe.replication.splits import (
+    Drawer,
+    _published,
+    begins_with_refusal,
+    is_yes_no,
+    make_splits,
+)
 from ntkprobe.replication.workspace import Workspace
 from ntkprobe.storage import write_json
 
@@ -335,9 +345,41 @@ def test_filters_are_compared_with_the_labels_of_a_reading_and_of_the_sample(tmp
     table.assign(label="").to_csv(tmp_path / SAMPLE, index=False)
     assert "None yet" in list(agreement_lines(tmp_path))[-1]
     table.assign(label=verdicts).to_csv(tmp_path / SAMPLE, index=False)
-    lines = list(agreement_lines(tmp_path))  # a word that is no label is none
+    lines = list(agreement_lines(tmp_path))  # a word that is no label is none, and is told
     assert "3 answers are labelled, of stl-0." in lines
+    assert any("labels that are none and are left out:** undetermined." in line for line in lines)
     assert f"| {FILTERS[0]} | 100 % | 1.00 | 0 | 0 |" in lines
+
+
+def test_labels_are_read_in_any_case_and_never_overwritten(evaluated, tmp_path):
+    shutil.copytree(evaluated / "eval", tmp_path / "eval")
+    write_sample(tmp_path, ["stl-0"])
+    drawn = pd.read_csv(tmp_path / SAMPLE, keep_default_na=False)
+    assert set(drawn["label"]) == {""}
+    for word in ("Refusal ", "refused"):
+        drawn.assign(label=word).to_csv(tmp_path / SAMPLE, index=False)
+        write_sample(tmp_path, ["stl-0"])
+        assert set(pd.read_csv(tmp_path / SAMPLE)["label"]) == {word}
+        told = "\n".join(agreement_lines(tmp_path))
+        assert ("answers are labelled, of stl-0" in told) == (word == "Refusal ")
+
+
+def test_a_row_of_another_form_is_refused_with_its_number(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "c"}\n')
+    with pytest.raises(
+        UserError, match=r"row 2 has the columns .*'instruction'.*, but no 'output'"
+    ):
+        read_file("alpaca", {"alpaca": tmp_path / "a.jsonl"})
+    other = [{"prompt": "a", "label": "safe"}, {"prompt": "b", "label": "Safe?"}]
+    with pytest.raises(UserError, match=r"label 'Safe\?': it should be safe or unsafe"):
+        _published("xstest", other)
+
+
+def test_a_report_before_a_learning_rate_is_chosen_says_what_to_run(published, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(words(published, out, "--only", "prepare")) == 0
+    assert main(words(published, out, "--only", "report")) == 2
+    assert "run --only choose" in capsys.readouterr().err
 
 
 def test_a_stage_is_chosen_by_what_it_does_its_run_or_its_name():
@@ -379,6 +421,73 @@ def test_too_little_disk_or_memory_is_said_before_anything_is_written(
     monkeypatch.setattr(estimate, "memory", lambda *_: 1e18)
     assert main(words(published, out)) == 2
     assert "too little memory" in capsys.readouterr().err and not out.exists()
+
+
+def test_a_model_without_a_template_is_refused_before_anything_is_written(
+    published, tmp_path, capsys
+):
+    bare = shutil.copytree(MODEL, tmp_path / "bare")
+    for file in bare.glob("*.jinja"):
+        file.unlink()
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(config))
+    for more in ((), ("--dry-run",)):
+        assert main([*words(published, tmp_path / "out", *more), "--model", str(bare)]) == 2
+        assert f"{bare} has no chat template" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gguf_that_transformers_cannot_load_is_refused_before_anything_is_written(
+    published, tmp_path, capsys
+):
+    file = write_gguf(tmp_path / "model.gguf", small_llama(), architecture="hyperloop")
+    assert main([*words(published, tmp_path / "out"), "--model", str(file)]) == 2
+    assert "hyperloop" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_wrong_binds_no_folder(published, tmp_path, capsys):
+    data, out = shutil.copytree(published, tmp_path / "data"), tmp_path / "out"
+    file = data / "oktest" / "OKTest.csv"
+    right = file.read_text()
+    file.write_text("question\nhow\n")
+    assert main(words(data, out, "--only", "prepare")) == 2
+    assert "OKTest.csv as published" in capsys.readouterr().err and not out.exists()
+    file.write_text(right)
+    assert main(words(data, out, "--only", "prepare")) == 0
+    file.write_text(right.replace("?", "!"))
+    assert main(words(data, out, "--only", "prepare")) == 2
+    assert "overwrite" not in capsys.readouterr().err  # which there is none of here
+
+
+def test_sft_has_the_epochs_of_the_pairs_that_there_are(published, tmp_path, monkeypatch):
+    settings = ReplicationSettings(model=MODEL, output_dir=tmp_path, scale="toy")
+    workspace = Workspace(settings, find_files(published))
+    scale = replace(SCALES["toy"], general=1000, epochs=3)
+    monkeypatch.setitem(SCALES, "toy", scale)
+    before = workspace.pairs
+    make_splits(tmp_path / "data", workspace.places, scale)
+    given = []
+    monkeypatch.setattr(training_runs, "train_sft", lambda *args, **_: given.append(args))
+    training_runs.sft(workspace, tmp_path / "run", MODEL, 0, 1e-3)
+    (_, general, _, config), *_ = given
+    there = len(general) + scale.safe
+    assert len(general) < 1000 and before == 1000 + scale.safe
+    assert config.max_steps == 3 * -(-there // (scale.batch * scale.accumulate))
+
+
+def test_prompts_that_a_method_was_fitted_on_are_counted_as_learned(evaluated, tmp_path):
+    out = shutil.copytree(evaluated, tmp_path / "out")
+    settings = ReplicationSettings(model=MODEL, output_dir=out, scale="toy", seeds=(0,))
+    workspace, stage = Workspace(settings, {}), Stage("fit", "scans", 0)
+    fit(workspace, stage)
+    rows = [json.loads(x) for x in (out / "mitigations/scans-0.prompts.jsonl").open()]
+    assert {row["group"] for row in rows} == {"seemingly_toxic", "toxic", "normal"}
+    evaluate(workspace, replace(stage, what="evaluate"))
+    recorded = json.loads((out / "eval/scans-0/run.json").read_text())["benchmarks"]
+    assert recorded["xstest"]["overlap"]["kinds"] == {"safe": SCALES["toy"].anchors}
+    assert recorded["oktest"]["overlap"]["prompts"] == 0
 
 
 def test_settings_that_make_no_sense_are_refused(tmp_path):
