@@ -32,6 +32,8 @@ class Lines(tqdm):
         """Print where the stage is, unless that was done a moment ago."""
         if msg is None and time.monotonic() - self._said >= SECONDS:
             self._said = time.monotonic()
+            if sys.stderr is None:
+                return
             print(one_line(self), file=sys.stderr, flush=True)
 
 
@@ -47,7 +49,7 @@ def progress(iterable: Any = None, **settings: Any) -> Any:
 
 def bar_class() -> type[tqdm]:
     """Return tqdm's bar for a terminal or a notebook, else `Lines`."""
-    if sys.stderr.isatty():
+    if getattr(sys.stderr, "isatty", bool)():  # there is none in a process without a terminal
         return tqdm
     if "ipykernel" in sys.modules and find_spec("ipywidgets"):
         from tqdm.notebook import tqdm as notebook

@@ -146,7 +146,7 @@ class LocalModel:
             rows = answered_together(self.model, ids, rows, self.settings.max_new_tokens)[0]
         begin = time.perf_counter()
         names = [questions[row].id for row in rows]
-        answers = self._generate(names, [ids[row] for row in rows], shared)
+        answers = self._generate(names, [ids[row] for row in rows], shared, rows)
         seconds = (time.perf_counter() - begin) / len(rows)
         return {
             row: Completion(questions[row].id, each.text, each.n_tokens, each.ended, seconds)
@@ -171,9 +171,13 @@ class LocalModel:
         return None
 
     def _generate(
-        self, names: Sequence[str], ids: Sequence[list[int]], shared: "Beginning | None"
+        self,
+        names: Sequence[str],
+        ids: Sequence[list[int]],
+        shared: "Beginning | None",
+        rows: Sequence[int],
     ) -> list[Any]:
-        """Return the answers of a batch."""
+        """Return the answers of a batch; `rows` are its prompts' numbers, for messages."""
         from ..models.cached import read
         from ..models.generation import answer_batch, answer_cached
         from .sampling import sampling_processors
@@ -182,6 +186,7 @@ class LocalModel:
             "max_new_tokens": self.settings.max_new_tokens,
             "stop_ids": self.template.stop_ids(self.tokenizer),
             "stop_texts": self.template.stop_texts(self.tokenizer),
+            "rows": rows,
         }
         if shared is not None:
             kept = read(self.model, ids, shared)

@@ -29,11 +29,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import count
+from .peft_modules import acting_adapters
 
 _LOG = logging.getLogger(__name__)
 
 Regime = tuple[int, int]
-Computation = tuple[torch.dtype | None, str | None]
+Computation = tuple[torch.dtype | None, str | None, frozenset[str]]
 """A model's floating-point type and its implementation of attention: what a trial holds for."""
 
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}  # much is float32 inside, and may be TF32
@@ -175,6 +176,8 @@ def context_length(config: Any) -> int | None:
     their factor.
     """
     context = getattr(config, "max_position_embeddings", None)
+    if context is not None and context <= 0:  # XLNet's, which has no limit, is -1
+        return None
     given = getattr(config, "rope_parameters", None)
     each = [given, *given.values()] if isinstance(given, dict) else []
     factors = [
@@ -188,7 +191,8 @@ def context_length(config: Any) -> int | None:
 def computation(model: nn.Module) -> Computation:
     """Return what about a loaded model decides whether its passes may be split or padded."""
     dtype = next((p.dtype for p in model.parameters()), None)
-    return dtype, getattr(getattr(model, "config", None), "_attn_implementation", None)
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    return dtype, attention, acting_adapters(model)
 
 
 def padding_known(model: nn.Module, side: str) -> bool | None:

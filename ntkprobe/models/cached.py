@@ -24,6 +24,7 @@ from transformers import DynamicCache
 from . import batching
 from .masks import additive_masks
 from .memory import as_out_of_memory
+from .whole_texts import hooked, mixes_continuations
 
 Ids = Sequence[int] | Tensor
 KINDS = {"full_attention", "sliding_attention"}
@@ -257,16 +258,8 @@ def _excluded(model: nn.Module) -> bool:
         or ["full_attention"]
     )
     apart = any(batching.padding_known(model, side) is False for side in ("left", "right"))
-    return apart or bool(batching.LengthRule.of(model)) or not kinds <= KINDS or _hooked(model)
-
-
-def _hooked(model: nn.Module) -> bool:
-    """Return whether any module has a hook that is not transformers' own."""
-    return any(
-        not str(getattr(hook, "__module__", "")).startswith("transformers.")
-        for module in model.modules()
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    )
+    by_rule = not kinds <= KINDS or mixes_continuations(model)
+    return apart or bool(batching.LengthRule.of(model)) or bool(by_rule) or hooked(model)
 
 
 @torch.no_grad()
@@ -312,8 +305,8 @@ def trial_error(model: Any, prompts: Sequence[Ids], behind: int) -> float:
 def _error(model: Any, text: list[int], found: Float[Tensor, "places vocab"]) -> float:
     """Return how far logits after a text's last tokens are from a plain pass's."""
     device = model.get_input_embeddings().weight.device
-    logits = model(torch.tensor([text], device=device), use_cache=False).logits[0]
-    plain = logits[-len(found) :].double()
+    keep = {"use_cache": False, "logits_to_keep": len(found)}
+    plain = model(torch.tensor([text], device=device), **keep).logits[0, -len(found) :].double()
     spread = (plain - plain.mean(-1, keepdim=True)).norm(dim=-1).clamp(min=1e-12)
     error = float(((found - plain).norm(dim=-1) / spread).max())
     return error if error == error else torch.inf

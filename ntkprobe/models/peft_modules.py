@@ -110,6 +110,12 @@ def effective_module(module: Any) -> nn.Module:
     return found if isinstance(found, nn.Module) else module
 
 
+def acting_adapters(model: nn.Module) -> frozenset[str]:
+    """Return the names of the adapters that act in some layer of a model now, unmerged."""
+    layers = [module for module in model.modules() if _is_layer(module)]
+    return frozenset(name for layer in layers for name in _active_unmerged(layer))
+
+
 def _is_layer(module: nn.Module) -> bool:
     """Return whether a module is a layer of peft that wraps one of the base model's."""
     if "peft" not in sys.modules:

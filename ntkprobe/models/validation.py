@@ -41,14 +41,33 @@ def check_computable(model: nn.Module) -> None:
     """Refuse a model whose logits would not be those of its weights.
 
     Raises:
-        UserError: for training mode, weights that are elsewhere, or a call with rounded operations.
+        UserError: for training mode, weights that are elsewhere, a call with rounded operations, or
+            an adapter that puts positions of its own in front of a text.
     """
     check_loaded(model)
     check_computes_plainly(model)
+    _check_positions(model)
     if model.training:
         raise UserError("the model is in training mode, with dropout: call model.eval() first")
     for name, parameter in model.named_parameters():
         require(not parameter.is_meta, f"{name} is offloaded (on the meta device): {_WHOLE}")
+
+
+def _check_positions(model: nn.Module) -> None:
+    """Refuse a trained prompt in front of the text: its logits are not at the text's positions.
+
+    Raises:
+        UserError: naming the kind of adapter.
+    """
+    configs = getattr(model, "peft_config", None) or {}
+    active = getattr(model, "active_adapter", None)
+    config = configs.get(active) if isinstance(configs, dict) and isinstance(active, str) else None
+    kind = str(getattr(config, "peft_type", "")).rpartition(".")[2]
+    if getattr(config, "is_prompt_learning", False) and kind != "PREFIX_TUNING":
+        raise UserError(
+            f"{kind} adapters put trained positions in front of every text, which are not measured:"
+            " use LoRA, or measure the base model"
+        )
 
 
 def check_measurable(model: nn.Module) -> None:
@@ -72,7 +91,7 @@ def check_measurable(model: nn.Module) -> None:
         raise UserError(f"the model is quantised: {_UNQUANTISED}")
     for adapter in (getattr(model, "peft_config", None) or {}).values():
         kind = str(getattr(adapter.peft_type, "value", adapter.peft_type))
-        variants = {type(v).__name__ for m in model.modules() for v in _variants(m)}
+        variants = {type(v).__name__ for m in model.modules() for v in adapter_variants(m)}
         if kind != "LORA" or getattr(adapter, "use_dora", False) or variants:
             named = ", ".join(sorted(variants)) or kind
             raise UserError(
@@ -97,8 +116,12 @@ def check_computes_plainly(model: nn.Module) -> None:
         require(not is_compiled(module), f"{who} was compiled: load the model again, uncompiled")
 
 
-def _variants(module: Any) -> list[Any]:
-    """Return what peft does in a LoRA module instead of adding BA: DoRA, aLoRA, VeLoRA, say."""
+def adapter_variants(module: Any) -> list[Any]:
+    """Return what peft does in a LoRA module instead of adding BA: DoRA, aLoRA, VeLoRA, say.
+
+    Args:
+        module: any module; one that is no LoRA layer has none.
+    """
     variants = getattr(module, "lora_variant", None)
     active = getattr(module, "active_adapters", [])
     if not isinstance(variants, dict):

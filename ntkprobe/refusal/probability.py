@@ -18,11 +18,12 @@ from ..models.batching import together
 from ..models.cached import CachedPrompts
 from ..models.generation import Ids, length_batches, require_measurable, require_vocabulary
 from ..models.memory import as_out_of_memory
+from ..models.whole_texts import mixes_continuations
 from ..progress import progress as long_stage
 from ..prompts.templates import RAW, Template
 from ..prompts.unicode_text import flaw_of
 from .bounded import TOLERANCE, Bounded, UsualBeginnings, score_bounded
-from .rows import row_scores, score_by_processors, score_by_rows
+from .rows import phrase_looks_ahead, row_scores, score_by_processors, score_by_rows
 from .trie import PhraseTrie, score_by_trie, trie_scores
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ LARGEST = 1 << 28
 _AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-3}
 _AGREEMENT_LOW_PRECISION = 0.5  # of a sum over some 20 tokens, each off by a few hundredths
 
+_TRIED = 4  # phrases that a tree of all is tried with
+_ONE_BY_ONE = "refusal phrases are scored one by one: no tree of them in one pass (%s)"
 _log = logging.getLogger(__name__)
 
 
@@ -291,7 +294,7 @@ def _extremes(model: Any, input_ids: Sequence[Ids]) -> list[Ids]:
 
 
 def obeys_masks(model: Any, prompts: Sequence[Ids], phrase_ids: Sequence[Sequence[int]]) -> bool:
-    """Return whether the longest phrase scores beside others as it does on its own.
+    """Return whether phrases, the longest among them, score beside others as on their own.
 
     Args:
         model: any causal language model.
@@ -299,20 +302,28 @@ def obeys_masks(model: Any, prompts: Sequence[Ids], phrase_ids: Sequence[Sequenc
         phrase_ids: none of them empty.
 
     Returns:
-        False also if the model refuses the mask; the log says why.
+        False also if the model refuses the mask, if a rule says that continuations mix in it, or if
+        it looks ahead; the log says why.
 
     Raises:
         OutOfMemoryError: it is the batch that is too large, not the model that is odd.
     """
-    phrase = max(phrase_ids, key=len)
+    by_length = sorted(phrase_ids, key=len, reverse=True)
+    phrase, tried = by_length[0], by_length[:: max(1, len(by_length) // _TRIED)][:_TRIED]
+    reason = mixes_continuations(model)
+    if not reason and phrase_looks_ahead(model, prompts[0], phrase):
+        reason = "tokens see what comes behind them"
+    if reason:
+        _log.warning(_ONE_BY_ONE, reason)
+        return False
     # Before it, since a model without a mask sees what is before; from its root apart, if any are.
     # All of them, since what counts columns and not positions shows by as many as there are.
     others = sorted(phrase_ids, key=lambda ids: ids[0] == phrase[0])
-    trie = PhraseTrie.of([*others, phrase])
-    expected = score_by_rows(model, prompts, [phrase])
+    trie = PhraseTrie.of([*others, *tried])
+    expected = score_by_rows(model, prompts, tried)
     try:
         with as_out_of_memory():
-            shared = score_by_trie(model, prompts, trie)[:, -1:]
+            shared = score_by_trie(model, prompts, trie)[:, -len(tried) :]
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model makes of a mask that it does not know
@@ -322,5 +333,5 @@ def obeys_masks(model: Any, prompts: Sequence[Ids], phrase_ids: Sequence[Sequenc
         reason = f"log P of a phrase is off by {difference:.2g}"
         if difference <= _AGREEMENT.get(model.dtype, _AGREEMENT_LOW_PRECISION):
             return True
-    _log.warning("refusal phrases are scored one by one: no tree of them in one pass (%s)", reason)
+    _log.warning(_ONE_BY_ONE, reason)
     return False

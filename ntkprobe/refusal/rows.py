@@ -14,6 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..models.batching import LengthRule, forgetting_lengths, padding_known
 from ..models.generation import Ids, begin, input_device, require_numbers
+from ..models.whole_texts import looks_ahead
 
 
 @torch.no_grad()
@@ -38,7 +39,7 @@ def row_scores(
     Rows are padded on the right, where a causal model cannot look: no mask and no position ids are
     needed, so that this holds for every architecture. Where padding changes a model all the same,
     phrases are run alone; and each token is read off a pass over no more text than goes before it
-    or is computed alike (`batching`).
+    or is computed alike (`batching`). A model that looks ahead has a pass for each token.
 
     Args:
         model: a causal language model in evaluation mode.
@@ -50,9 +51,12 @@ def row_scores(
         Natural logarithms, float64.
     """
     numbers = range(len(input_ids)) if rows is None else rows
-    spans = LengthRule.of(model).spans
+    ahead = bool(len(input_ids)) and phrase_looks_ahead(
+        model, input_ids[0], max(phrase_ids, key=len)
+    )
+    spans = _each_alone if ahead else LengthRule.of(model).spans
     groups = [[row] for row in range(len(phrase_ids))]
-    if padding_known(model, "right") is not False:
+    if padding_known(model, "right") is not False and not ahead:
         groups = [[row for each in groups for row in each]]
     scores = []
     for number, prompt in zip(numbers, input_ids, strict=True):
@@ -117,7 +121,8 @@ def score_by_processors(
     phrases = [tuple(ids) for ids in phrase_ids]
     longest = [p for p in dict.fromkeys(phrases) if not any(_extends(q, p) for q in phrases)]
     scores = torch.empty(len(input_ids), len(phrases), dtype=torch.float64)
-    size = 1 if padding_known(model, "right") is False else batch_size
+    ahead = bool(len(input_ids)) and phrase_looks_ahead(model, input_ids[0], max(longest, key=len))
+    size = 1 if ahead or padding_known(model, "right") is False else batch_size
     for row, (number, prompt) in enumerate(zip(numbers, input_ids, strict=True)):
         found: dict[tuple[int, ...], Tensor] = {}
         for start in range(0, len(longest), size):
@@ -127,6 +132,23 @@ def score_by_processors(
                 found |= {phrase[: t + 1]: own[t] for t in range(len(phrase))}
         scores[row] = torch.stack([found[phrase] for phrase in phrases])
     return scores
+
+
+def phrase_looks_ahead(model: Any, prompt: Ids, phrase: Sequence[int]) -> bool:
+    """Return whether a phrase behind a prompt changes the prompt's logits.
+
+    Args:
+        model: a language model in evaluation mode.
+        prompt: token ids.
+        phrase: token ids, at least one.
+    """
+    text = torch.tensor([*map(int, prompt), *phrase], device=input_device(model))
+    return looks_ahead(model, text, len(prompt))
+
+
+def _each_alone(length: int, more: int) -> list[tuple[int, int]]:
+    """Return the runs of 0 … `more` further tokens where each has to be read off its own pass."""
+    return [(place, place) for place in range(more + 1)]
 
 
 def _extends(phrase: tuple[int, ...], other: tuple[int, ...]) -> bool:
@@ -170,7 +192,9 @@ def _plain_logits(
     Each is read off a pass over no more text than goes before it or is computed alike.
     """
     found = []
-    for first, last in LengthRule.of(model).spans(length, texts.shape[1] - length - 1):
+    more = texts.shape[1] - length - 1
+    ahead = phrase_looks_ahead(model, texts[0, :length], texts[0, length:].tolist())
+    for first, last in (_each_alone if ahead else LengthRule.of(model).spans)(length, more):
         with forgetting_lengths(model):
             logits = model(texts[:, : length + last], use_cache=False).logits
         found.append(logits[:, length - 1 + first :])
