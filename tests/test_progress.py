@@ -75,3 +75,10 @@ def test_no_stage_has_a_bar_of_its_own_that_a_log_would_hold_in_one_line():
         if re.search(r"\btqdm\((?!\*)", path.read_text()) and path.name != "progress.py"
     ]
     assert own == ["tiny/pretrain.py"]
+
+
+@pytest.mark.parametrize("stderr", [None, object()], ids=["none", "no terminal"])
+def test_a_process_without_a_terminal_for_messages_goes_through_its_stages(monkeypatch, stderr):
+    monkeypatch.setattr(module, "SECONDS", 0)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert list(progress(range(3), desc="stage", disable=stderr is not None)) == [0, 1, 2]

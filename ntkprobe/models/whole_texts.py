@@ -45,7 +45,7 @@ def mixes_continuations(model: nn.Module) -> str:
 
 
 def hooked(model: nn.Module) -> bool:
-    """Return whether any module has a hook that is not transformers' own: whole texts may be seen."""
+    """Return whether a module has a hook that is not of transformers and may see whole texts."""
     return any(
         not str(getattr(hook, "__module__", "")).startswith("transformers.")
         for module in model.modules()
