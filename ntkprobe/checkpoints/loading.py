@@ -134,6 +134,7 @@ def load_with_transformers(
     import torch
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
+    place = None if settings.device_map else settings.placement()  # a wrong one loads nothing
     local = config is not None
     options: dict[str, Any] = {"config": config} if local else {}
     if settings.device_map:
@@ -162,7 +163,7 @@ def load_with_transformers(
         raise UserError(f"{name} changed while it was loaded: {error}") from error
     require_finite_weights(model, name)
     require_weights_in_memory(model, name)
-    return (model if settings.device_map else model.to(settings.placement())).eval()
+    return (model if place is None else model.to(place)).eval()
 
 
 def _fetched(name: str) -> Path | None:
