@@ -29,7 +29,7 @@ def contrast(options: DCROptions) -> None:
     from ._train_settings import configured, listed, resolved
 
     config, inputs = configured(DCRConfig, resolved("dcr", typed))
-    _require(inputs, "model", "prompts")
+    _require({**inputs, "layer": config.layer}, "model", "prompts", "layer")
     files = {name: listed(inputs.get(name)) for name in ("prompts", "corpus", "held_out")}
     done = _finished(config)
     final = train_dcr(
