@@ -123,7 +123,7 @@ def _no_tokenizer(name: str | Path, error: Exception) -> UserError:
         where = f"{name} on the Hugging Face hub (it is no folder here)"
         return UserError(f"no tokenizer in {where}: {_first_line(error)}")
     require_model(Path(name))
-    why = _first_line(error)
+    why = _first_line(error).rstrip()
     if why.endswith(":"):  # the lines that follow list files of all kinds of tokenizers
         why = "tokenizer.save_pretrained(FOLDER) writes its files"
     return UserError(f"no tokenizer in {name}: {why}")
