@@ -57,7 +57,7 @@ class Prompt:
             if flaw := flaw_of(str(getattr(self, name) or "")):
                 raise UserError(f"the {name} of a prompt {flaw}")
         if self.group not in GROUPS:
-            raise UserError(f"unknown group {self.group!r}: choose from {list(GROUPS)}")
+            raise UserError(_unknown(self.group))
 
     @property
     def answer(self) -> str:
@@ -297,6 +297,29 @@ def normalised(text: str) -> str:
     """Return a text normalised for comparison: no case, punctuation or spacing, folded Unicode."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.findall(r"\w+", folded))
+
+
+def require_groups(file: str | Path) -> None:
+    """Refuse a file of pairs with an unknown group, also where groups are not asked for.
+
+    Args:
+        file: it, or some of its rows; one without a column of groups has none.
+
+    Raises:
+        UserError: naming the first row with such a group.
+    """
+    selection = PromptSelection.parse(file)
+    numbered, source = selection.numbered(), str(selection.path)
+    records = [record for _, record in numbered]
+    groups = _groups(records, columns_of(records), source, None, GROUPS[0])
+    for (number, _), group in zip(numbered, groups, strict=True):
+        if group not in GROUPS:
+            raise UserError(f"{source}, row {number}: {_unknown(group)}")
+
+
+def _unknown(group: str) -> str:
+    """Return what is said of a group that is none."""
+    return f"unknown group {group!r}: choose from {list(GROUPS)}"
 
 
 def _group(selection: PromptSelection) -> str | None:
