@@ -95,9 +95,7 @@ LOADING = {
 
 @pytest.mark.parametrize("device", ["cuda", "foo"])
 @pytest.mark.parametrize("command", LOADING)
-def test_every_command_tells_a_wrong_device_in_one_line(
-    machine, tmp_path, capsys, command, device
-):
+def test_every_command_tells_a_wrong_device_in_one_line(machine, tmp_path, capsys, command, device):
     machine(0)
     place = "--output-file=t.jsonl" if command == "triggers" else "--output-dir=out"
     option, name = place.split("=")

@@ -315,6 +315,18 @@ def test_the_tiny_preset_brings_its_model_and_data_along(tmp_path, capsys):
 # Mistakes
 
 
+@pytest.mark.parametrize("command", ["dcr", "sft", "measure", "evaluate"])
+@pytest.mark.parametrize("name", ["foo", *preset_names()])
+def test_a_preset_that_a_command_has_not_names_those_that_it_has(command, name):
+    having = {"measure": ["paper"], "evaluate": ["paper"]}.get(command, [*sorted(PAPER), "tiny"])
+    assert preset_names(command) == having
+    if name in having:
+        assert preset_settings(name, command)
+        return
+    with pytest.raises(UserError, match=f"'{name}'.*: choose from {', '.join(having)}$"):
+        preset_settings(name, command)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -322,7 +334,7 @@ def test_the_tiny_preset_brings_its_model_and_data_along(tmp_path, capsys):
         (["--model", "/nowhere"], "no model at"),
         (["--prompts", "none.csv"], "none.csv"),
         (["--pooling", "max"], "pooling is 'max': choose from ['last', 'mean']"),
-        (["--preset", "gpt-5"], "no preset 'gpt-5': choose from"),
+        (["--preset", "gpt-5"], "no preset 'gpt-5': choose from llama-3-8b, qwen2.5-1.5b, qwen"),
         (["--preset", "paper"], "the preset 'paper' says nothing about dcr"),
         (["--config", "none.yaml"], "--config none.yaml cannot be read"),
         (["--set", "weight_decay"], "write NAME=VALUE"),
@@ -387,9 +399,7 @@ def test_a_stage_without_its_layer_is_asked_for_it(files, tmp_path, capsys):
     assert line == "ntkprobe: no layer: give --layer, or a preset or file that names it"
 
 
-def test_bfloat16_without_a_gpu_that_has_it_names_our_options(
-    files, tmp_path, capsys, monkeypatch
-):
+def test_bfloat16_without_a_gpu_that_has_it_names_our_options(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("ntkprobe.training.config.is_torch_bf16_gpu_available", lambda: False)
     assert dcr(files, tmp_path, "--bf16", "--device", "auto") == 2
     line = capsys.readouterr().err.splitlines()[-1]
