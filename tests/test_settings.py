@@ -67,12 +67,11 @@ def machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("device", "gpus", "apple"),
-    [("cpu", 0, False), ("cpu:0", 0, False), ("cuda", 1, False), ("cuda:1", 2, False)]
-    + [("mps", 0, True), ("mps:0", 0, True)],
+    ("device", "gpus"),
+    [("cpu", 0), ("cpu:0", 0), ("cuda", 1), ("cuda:1", 2), ("mps", 0), ("mps:0", 0)],
 )
-def test_a_device_that_is_there_is_taken_as_it_is_written(machine, device, gpus, apple):
-    machine(gpus, apple=apple)
+def test_a_device_that_is_there_is_taken_as_it_is_written(machine, device, gpus):
+    machine(gpus, apple=device.startswith("mps"))
     assert LoadSettings(device=device).placement() == device
 
 

@@ -111,22 +111,21 @@ def load_tokenizer(name: str | Path, *, local: bool = True) -> "PreTrainedTokeni
             str(name), trust_remote_code=False, local_files_only=local or Path(name).is_dir()
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _no_tokenizer(name, error) from error
+        raise UserError(f"no tokenizer in {name}{_why_none(name, error)}") from error
     if why := difference_from_file(made, str(name)):
         warnings.warn(why, MeasurementWarning, stacklevel=2)
     return made
 
 
-def _no_tokenizer(name: str | Path, error: Exception) -> UserError:
+def _why_none(name: str | Path, error: Exception) -> str:
     """Return why there is no tokenizer; a folder that is no model at all is told as that."""
     if not Path(name).is_dir():
-        where = f"{name} on the Hugging Face hub (it is no folder here)"
-        return UserError(f"no tokenizer in {where}: {_first_line(error)}")
+        return f" on the Hugging Face hub (it is no folder here): {_first_line(error)}"
     require_model(Path(name))
     why = _first_line(error).rstrip()
     if why.endswith(":"):  # the lines that follow list files of all kinds of tokenizers
         why = "tokenizer.save_pretrained(FOLDER) writes its files"
-    return UserError(f"no tokenizer in {name}: {why}")
+    return f": {why}"
 
 
 def _declares_generic(folder: Path) -> bool:

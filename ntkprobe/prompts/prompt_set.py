@@ -57,7 +57,7 @@ class Prompt:
             if flaw := flaw_of(str(getattr(self, name) or "")):
                 raise UserError(f"the {name} of a prompt {flaw}")
         if self.group not in GROUPS:
-            raise UserError(_unknown(self.group))
+            raise UserError(f"unknown group {self.group!r}: choose from {list(GROUPS)}")
 
     @property
     def answer(self) -> str:
@@ -314,12 +314,9 @@ def require_groups(file: str | Path) -> None:
     groups = _groups(records, columns_of(records), source, None, GROUPS[0])
     for (number, _), group in zip(numbered, groups, strict=True):
         if group not in GROUPS:
-            raise UserError(f"{source}, row {number}: {_unknown(group)}")
-
-
-def _unknown(group: str) -> str:
-    """Return what is said of a group that is none."""
-    return f"unknown group {group!r}: choose from {list(GROUPS)}"
+            raise UserError(
+                f"{source}, row {number}: unknown group {group!r}: choose from {list(GROUPS)}"
+            )
 
 
 def _group(selection: PromptSelection) -> str | None:

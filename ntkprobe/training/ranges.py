@@ -17,11 +17,11 @@ OPTIONS = {
 
 
 def _whole(least: int, most: float = float_info.max) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, Integral) and least <= value <= most
+    return lambda value: isinstance(value, Integral) and least <= int(value) <= most
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, Real) and 0 < value <= float_info.max
+    return isinstance(value, Real) and 0 < float(value) <= float_info.max
 
 
 def _save_steps(value: Any) -> bool:
