@@ -116,16 +116,46 @@ class LoadSettings:
             raise UserError(f"no --device-map {self.device_map!r}: choose from {known}")
 
     def placement(self) -> str:
-        """Return the device that `auto` stands for here."""
+        """Return the device that models are put on; `auto` is settled here.
+
+        Raises:
+            UserError: if this machine has no such device.
+        """
         import torch
 
         if self.device != "auto":
+            if not _is_there(self.device):
+                there = ", ".join(_devices())
+                raise UserError(f"no --device {self.device!r} here: choose from auto, {there}")
             return self.device
         if torch.cuda.is_available():
             # torchrun starts a worker for each GPU of a machine and tells it which is its own.
             rank = int(os.environ.get("LOCAL_RANK", 0))
             return f"cuda:{rank % torch.cuda.device_count()}"
         return "mps" if torch.backends.mps.is_available() and self.dtype != "float64" else "cpu"
+
+
+def _devices() -> list[str]:
+    """Return the devices of this machine that models can be put on."""
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    numbered = [f"cuda:{number}" for number in range(gpus)]
+    apple = ["mps"] if torch.backends.mps.is_available() else []
+    return ["cpu", *(["cuda"] if gpus else []), *numbered, *apple]
+
+
+def _is_there(name: str) -> bool:
+    """Return whether a device is one of this machine's, in torch's spelling."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return False
+    known = _devices()
+    # The other kinds have one device each, which may be written with its number as well.
+    return str(device) in known or (device.type in known and device.index == 0)
 
 
 def parse_batch_size(text: str | int) -> int | None:

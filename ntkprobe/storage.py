@@ -87,7 +87,7 @@ def read_record(path: Path, instead: str) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter where a file is named as folder
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({one_line(error)}): {instead}") from error

@@ -1,9 +1,13 @@
-"""Laws of what a user writes as YAML: text stays text, numbers are numbers."""
+"""Laws of what a user writes: YAML's text stays text, a device is one of this machine's."""
 
 import pytest
+import torch
 import yaml
 
-from ntkprobe.settings import parse_yaml
+from ntkprobe.cli import main
+from ntkprobe.errors import UserError
+from ntkprobe.settings import LoadSettings, parse_yaml
+from ntkprobe.tiny import measure_path, model_path
 
 READ = {
     "10:30": "10:30",
@@ -45,3 +49,56 @@ def test_keys_may_be_merged():
 def test_what_is_no_plain_yaml_is_an_error(text):
     with pytest.raises(yaml.YAMLError):
         parse_yaml(text)
+
+
+# Devices
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Make this machine one with so many GPUs of NVIDIA's, and maybe one of Apple's."""
+
+    def made(gpus: int, *, apple: bool = False) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple)
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus"),
+    [("cpu", 0), ("cpu:0", 0), ("cuda", 1), ("cuda:1", 2), ("mps", 0), ("mps:0", 0)],
+)
+def test_a_device_that_is_there_is_taken_as_it_is_written(machine, device, gpus):
+    machine(gpus, apple=device.startswith("mps"))
+    assert LoadSettings(device=device).placement() == device
+
+
+@pytest.mark.parametrize("device", ["foo", "", "cuda:x", "cuda:2", "cuda:-1", "mps", "meta", "xpu"])
+def test_a_device_that_is_not_there_names_those_that_are(machine, device):
+    machine(2)
+    known = "here: choose from auto, cpu, cuda, cuda:0, cuda:1$"
+    with pytest.raises(UserError, match=f"^no --device '{device}' {known}"):
+        LoadSettings(device=device).placement()
+
+
+MODEL, PROMPTS = f"--model={model_path()}", str(measure_path())
+LOADING = {
+    "evaluate": ["evaluate", MODEL, "--benchmark=tiny"],
+    "fit": ["mitigate", "fit", "scans", MODEL, f"--prompts={PROMPTS}"],
+    "triggers": ["triggers", MODEL, f"--harmful={PROMPTS}"],
+    "measure": ["measure", MODEL, f"--prompts={PROMPTS}"],
+}
+
+
+@pytest.mark.parametrize("device", ["cuda", "foo"])
+@pytest.mark.parametrize("command", LOADING)
+def test_every_command_tells_a_wrong_device_in_one_line(machine, tmp_path, capsys, command, device):
+    machine(0)
+    place = "--output-file=t.jsonl" if command == "triggers" else "--output-dir=out"
+    option, name = place.split("=")
+    words = [*LOADING[command], f"--device={device}", f"{option}={tmp_path / name}"]
+    assert main(words) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"no --device '{device}' here: choose from auto, cpu")

@@ -92,3 +92,14 @@ def test_a_newer_versions_mitigation_is_refused_as_is_one_without_a_version(tmp_
     path.write_text(json.dumps({k: v for k, v in about.items() if k != "schema_version"}))
     with pytest.raises(UserError, match="has format None"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["report", "table", "flips", "figures"])
+def test_a_file_in_place_of_a_folder_gets_the_commands_own_message(command, tmp_path, capsys):
+    file = tmp_path / "prompts.csv"
+    file.write_text("prompt,group\nhello,toxic\n")
+    assert main([command, str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ntkprobe: ") and str(file) in line
+    assert "damaged" not in line and "Errno" not in line
+    assert list(tmp_path.iterdir()) == [file]

@@ -16,7 +16,7 @@ from ..checkpoints.training_logs import TrainingLog, read_training_log
 from ..errors import UserError
 from ..measurement.influence.examples import recorded_data
 from ..prompts.files import read_rows
-from ..prompts.prompt_set import normalised
+from ..prompts.prompt_set import normalised, require_groups
 from ..prompts.rendering import dated
 from ..prompts.templates import Template, resolve_template
 from ..storage import training_settings
@@ -116,6 +116,7 @@ class TrainingRun:
             rows = read_rows(Path(self.data))
             found = [(str(r.get("source") or ""), _pair(r)) for r in rows]
         else:
+            require_groups(self.data)
             found = [("", pair) for pair in read_pairs(self.data)]
         recorded = self.report.get("data", {}).get("digest")
         if recorded is not None and digest([pair for _, pair in found]) != recorded:

@@ -64,6 +64,20 @@ def saved_models(run: Path) -> list[str]:
     return [child.name for child in children if _is_lone(child)]
 
 
+def models_inside(folder: Path) -> str:
+    """Return the end of a message about a folder that is no model: which models are in it.
+
+    Args:
+        folder: what was named.
+
+    Returns:
+        A text that begins with `;`; empty where there are none.
+    """
+    inside = saved_models(folder)
+    more = f" and {len(inside) - 4} more" if len(inside) > 4 else ""
+    return f"; it holds models in {', '.join(inside[:4])}{more}: name one of these" * bool(inside)
+
+
 def _pattern_of(run: Path) -> re.Pattern[str] | None:
     """Return the first pattern that tells a run's checkpoints; None where none does.
 

@@ -69,6 +69,7 @@ def load_gguf(file: Path, settings: LoadSettings | None = None) -> "PreTrainedMo
             f"{file}: --device-map does not go with a GGUF file: write it into a folder first, with"
             f" ntkprobe export --model {file} --output-dir FOLDER"
         )
+    place = how.placement()  # a wrong one loads nothing
     about = describe(file)
     model = _plain(_read(about), how)
     # An adapter trained over it will name this as its base.
@@ -78,7 +79,7 @@ def load_gguf(file: Path, settings: LoadSettings | None = None) -> "PreTrainedMo
     require_finite_weights(model, str(file))
     _log_loading(about)
     return_freed_memory()  # of dequantising, most of the weights' size
-    return model.to(how.placement()).eval()  # type: ignore[arg-type]
+    return model.to(place).eval()  # type: ignore[arg-type]
 
 
 def gguf_tokenizer(file: Path) -> "PreTrainedTokenizerBase":

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import UserError
 from .completeness import FileStamp, readiness
+from .folders import models_inside
 from .gguf_files import describe, gguf_file, gguf_identity
 from .headers import Header, Incomplete, read_header, read_json
 from .hub_names import require_hub_name
@@ -75,7 +76,8 @@ def named_identity(model: str | Path) -> str | None:
         return None
     verdict = readiness(folder)
     if not verdict.weights:
-        raise UserError(f"{folder} holds no whole model: {verdict.reason}")
+        inside = models_inside(folder)
+        raise UserError(f"{folder} holds no whole model: {verdict.reason}{inside}")
     return identity(folder, verdict.weights)
 
 

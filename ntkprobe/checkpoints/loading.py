@@ -9,6 +9,7 @@ from ..errors import MeasurementWarning, UserError, one_line
 from ..settings import LoadSettings as LoadSettings
 from .accounting import require_every_weight, require_finite_weights, some, unfiltered_report
 from .completeness import FULL, SHARDED, weight_files
+from .folders import models_inside
 from .gguf_files import gguf_file
 from .gguf_models import gguf_tokenizer, load_gguf
 from .headers import Incomplete, read_index, read_json
@@ -72,10 +73,22 @@ def load_model(name: str, settings: LoadSettings | None = None) -> "PreTrainedMo
         return load_gguf(file, settings)
     if name and Path(name).is_dir():
         if not (Path(name) / "adapter_config.json").exists():
-            weight_files(Path(name))
+            require_model(Path(name))
         return load_checkpoint(Path(name), settings)
     require_hub_name(name)
     return load_with_transformers(name, settings or LoadSettings())
+
+
+def require_model(folder: Path) -> None:
+    """Raise unless a folder holds a whole model or adapter.
+
+    Raises:
+        UserError: saying what it lacks, and which models are inside it.
+    """
+    try:
+        weight_files(folder)
+    except UserError as error:
+        raise UserError(f"{error}{models_inside(folder)}") from error
 
 
 def load_tokenizer(name: str | Path, *, local: bool = True) -> "PreTrainedTokenizerBase":
@@ -98,11 +111,21 @@ def load_tokenizer(name: str | Path, *, local: bool = True) -> "PreTrainedTokeni
             str(name), trust_remote_code=False, local_files_only=local or Path(name).is_dir()
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        hub = "" if Path(name).is_dir() else " on the Hugging Face hub (it is no folder here)"
-        raise UserError(f"no tokenizer in {name}{hub}: {_first_line(error)}") from error
+        raise UserError(f"no tokenizer in {name}{_why_none(name, error)}") from error
     if why := difference_from_file(made, str(name)):
         warnings.warn(why, MeasurementWarning, stacklevel=2)
     return made
+
+
+def _why_none(name: str | Path, error: Exception) -> str:
+    """Return why there is no tokenizer; a folder that is no model at all is told as that."""
+    if not Path(name).is_dir():
+        return f" on the Hugging Face hub (it is no folder here): {_first_line(error)}"
+    require_model(Path(name))
+    why = _first_line(error).rstrip()
+    if why.endswith(":"):  # the lines that follow list files of all kinds of tokenizers
+        why = "tokenizer.save_pretrained(FOLDER) writes its files"
+    return f": {why}"
 
 
 def _declares_generic(folder: Path) -> bool:
@@ -134,6 +157,7 @@ def load_with_transformers(
     import torch
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
+    place = None if settings.device_map else settings.placement()  # a wrong one loads nothing
     local = config is not None
     options: dict[str, Any] = {"config": config} if local else {}
     if settings.device_map:
@@ -162,7 +186,7 @@ def load_with_transformers(
         raise UserError(f"{name} changed while it was loaded: {error}") from error
     require_finite_weights(model, name)
     require_weights_in_memory(model, name)
-    return (model if settings.device_map else model.to(settings.placement())).eval()
+    return (model if place is None else model.to(place)).eval()
 
 
 def _fetched(name: str) -> Path | None:

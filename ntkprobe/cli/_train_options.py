@@ -85,7 +85,7 @@ class DCROptions(StageOptions):
 
     Attributes:
         prompts: seemingly toxic and toxic prompts.
-        layer: block of the loss, counted from 1.
+        layer: block of the loss, counted from 1; must be given, here or by a preset or file.
         margin: m. [0.25]
         scale: gamma. [16]
         weights: `paper` (Eq. 5) or `sun2020`. [paper]

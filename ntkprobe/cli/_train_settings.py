@@ -95,15 +95,22 @@ def _read(path: Path, stage: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in RECORDED}
 
 
-def assignment(text: str) -> tuple[str, Any]:
+def assignment(text: str, example: str = "weight_decay=0.01") -> tuple[str, Any]:
     """Return the name and value of `--set NAME=VALUE`, the value read as YAML.
+
+    Args:
+        text: what was typed.
+        example: one that is allowed, for the message.
+
+    Returns:
+        Both.
 
     Raises:
         UserError: if there is no `=`.
     """
     name, equals, value = text.partition("=")
     if not equals:
-        raise UserError(f"--set {text!r}: write NAME=VALUE, such as --set weight_decay=0.01")
+        raise UserError(f"--set {text!r}: write NAME=VALUE, such as --set {example}")
     try:
         return name.strip().replace("-", "_"), parse_yaml(value)
     except yaml.YAMLError as error:

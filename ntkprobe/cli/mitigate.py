@@ -100,12 +100,14 @@ def _template_day(method: Any, tokenizer: Any) -> str | None:
 
 def _configured(options: FitOptions) -> Any:
     """Return the method with the settings given."""
-    from ..mitigations.base import checked_settings
+    from ..mitigations.base import checked_settings, defaults_of
     from ..mitigations.storage import mitigation_class
     from ._train_settings import assignment
 
     kind = mitigation_class(options.method)
-    given = dict(assignment(text) for text in options.set or [])
+    usual = {name: _written(v) for name, v in defaults_of(kind).items() if v not in (None, "", ())}
+    example = next((f"{name}={value}" for name, value in usual.items()), "NAME=VALUE")
+    given = dict(assignment(text, example) for text in options.set or [])
     return kind(**checked_settings(kind, given))
 
 

@@ -21,7 +21,7 @@ def contrast(options: DCROptions) -> None:
 
     The tail above the layer is frozen. The trained model is RUN/final, an ordinary checkpoint.
     """
-    typed = _prepared(options)
+    typed = _prepared(options, "dcr")
     from ..prompts.prompt_set import PromptSet
     from ..training.data import read_pairs
     from ..training.dcr import DCRConfig, train_dcr
@@ -29,7 +29,7 @@ def contrast(options: DCROptions) -> None:
     from ._train_settings import configured, listed, resolved
 
     config, inputs = configured(DCRConfig, resolved("dcr", typed))
-    _require(inputs, "model", "prompts")
+    _require({**inputs, "layer": config.layer}, "model", "prompts", "layer")
     files = {name: listed(inputs.get(name)) for name in ("prompts", "corpus", "held_out")}
     done = _finished(config)
     final = train_dcr(
@@ -50,7 +50,7 @@ def align(options: SFTOptions) -> None:
 
     Adapters are saved as RUN/checkpoint-N. For DCR, give the contrastive stage's final model.
     """
-    typed = _prepared(options)
+    typed = _prepared(options, "sft")
     from .. import plugins
     from ..training import recipes
     from ..training.data import read_pairs
@@ -80,7 +80,7 @@ def align(options: SFTOptions) -> None:
     _close(done, final, f"ntkprobe measure --ckpt-dir {final.parent} --prompts FILE")
 
 
-def _prepared(options: StageOptions) -> dict[str, Any]:
+def _prepared(options: StageOptions, stage: str) -> dict[str, Any]:
     """Return what was typed, by setting, the device settled; libraries are kept quiet.
 
     Raises:
@@ -95,7 +95,8 @@ def _prepared(options: StageOptions) -> dict[str, Any]:
     if options.preset and _speaks():
         from ..presets.settings import preset_about
 
-        print(f"preset {options.preset}: {preset_about(options.preset)}", file=sys.stderr)
+        about = preset_about(options.preset, stage)
+        print(f"preset {options.preset}: {about}", file=sys.stderr)
     quieten()
     return options.typed()
 

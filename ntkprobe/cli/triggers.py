@@ -94,6 +94,8 @@ def triggers(options: TriggerOptions) -> None:
     output = options.output_file
     if output.suffix != ".jsonl":
         raise UserError(f"--output-file {output}: give a name that ends in .jsonl")
+    if options.limit is not None and options.limit < 1:
+        raise UserError(f"--limit {options.limit}: give 1 or more")
     if output.exists() and not options.overwrite:
         raise UserError(f"{output} is there already: give another --output-file, or --overwrite")
     quieten()

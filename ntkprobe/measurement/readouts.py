@@ -248,5 +248,7 @@ def token_id(tokenizer: Any, token: int | str) -> int:
         else tokenizer(token, add_special_tokens=False)["input_ids"]
     )
     if len(ids) != 1 or not 0 <= ids[0] < len(tokenizer):
-        raise UserError(f"--tokens: {token!r} is not one token of this model but {list(ids)}")
+        raise UserError(
+            f"{token!r} is not one token of this model but {list(ids)}: give texts or ids that are"
+        )
     return int(ids[0])

@@ -299,6 +299,26 @@ def normalised(text: str) -> str:
     return " ".join(re.findall(r"\w+", folded))
 
 
+def require_groups(file: str | Path) -> None:
+    """Refuse a file of pairs with an unknown group, also where groups are not asked for.
+
+    Args:
+        file: it, or some of its rows; one without a column of groups has none.
+
+    Raises:
+        UserError: naming the first row with such a group.
+    """
+    selection = PromptSelection.parse(file)
+    numbered, source = selection.numbered(), str(selection.path)
+    records = [record for _, record in numbered]
+    groups = _groups(records, columns_of(records), source, None, GROUPS[0])
+    for (number, _), group in zip(numbered, groups, strict=True):
+        if group not in GROUPS:
+            raise UserError(
+                f"{source}, row {number}: unknown group {group!r}: choose from {list(GROUPS)}"
+            )
+
+
 def _group(selection: PromptSelection) -> str | None:
     """Return the group that a selection names.
 

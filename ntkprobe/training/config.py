@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
 
 from ..checkpoints import LoadSettings
 from ..errors import UserError
+from .ranges import require_numbers
 
 PLACES = ("output_dir", "overwrite", "logging_dir", "local_rank", "resume_from_checkpoint")
 """Where a run is, which is no setting of it."""
@@ -65,8 +67,12 @@ class StageConfig(TrainingArguments):
         self._given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         if self.save_at:
             self.save_strategy = "no"
-        if self.max_length < 1:
-            raise UserError(f"max_length is {self.max_length}: give 1 or more")
+        require_numbers(self, self._declared())
+        if self.bf16 and not self.use_cpu and not is_torch_bf16_gpu_available():
+            raise UserError(
+                "bf16 (--bf16) needs a GPU that computes in bfloat16, and there is none here: leave"
+                " it out, or take the CPU, which can do so too: use_cpu (--device cpu)"
+            )
         with warnings.catch_warnings():
             # transformers 5.3 knows no other name than the one that 5.23 deprecates.
             warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)

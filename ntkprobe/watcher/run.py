@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import find_checkpoints
-from ..checkpoints.folders import counts_epochs, saved_models
+from ..checkpoints.folders import counts_epochs, models_inside
 from ..errors import UserError, one_line
 from ..models.parameters import ParameterSelection
 from ..prompts.prompt_set import PromptSet
@@ -173,12 +173,10 @@ def require_checkpoints(run: Path) -> None:
         UserError: if not.
     """
     if not CheckpointScanner(run).sees_any():
-        inside = saved_models(run)
-        named = f"; it holds models in {', '.join(inside[:4])}: name one of these" if inside else ""
         raise UserError(
             f"no checkpoints in {run}: expected folders checkpoint-N, as transformers' Trainer"
             " and trainers built on it write them, step_N or epoch_N, or one saved model or"
-            f" adapter{named or '; --follow waits for them'}"
+            f" adapter{models_inside(run) or '; --follow waits for them'}"
         )
 
 

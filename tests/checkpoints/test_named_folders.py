@@ -7,7 +7,15 @@ import pytest
 import torch
 from fault_workers import SETTINGS
 from safetensors.torch import load_file
-from tiny_runs import TEXTS, finish, save_base, tiny_adapter, tiny_model
+from tiny_runs import (
+    TEXTS,
+    finish,
+    lora_run,
+    save_base,
+    tiny_adapter,
+    tiny_model,
+    write_prompts,
+)
 
 from ntkprobe import PromptSet
 from ntkprobe.checkpoints import (
@@ -15,12 +23,15 @@ from ntkprobe.checkpoints import (
     adapted,
     find_checkpoints,
     load_model,
+    load_tokenizer,
     loading,
     readiness,
 )
 from ntkprobe.checkpoints.headers import regular_file
+from ntkprobe.cli import main
 from ntkprobe.errors import UserError
 from ntkprobe.mitigations.lora_expert import Expert
+from ntkprobe.mitigations.ssd import load_draft
 from ntkprobe.watcher import Following, measure_run
 
 CPU = LoadSettings(device="cpu")
@@ -178,3 +189,59 @@ def test_a_folder_missing_in_a_run_is_said_at_once_and_no_hub_is_asked(
     assert asked == ["owner/model", "owner/model", "elsewhere/model", "model"]
     said = capsys.readouterr().err
     assert said.count("owner/model is no folder here: asking the Hugging Face hub") == 1
+
+
+# Folders that are no model
+
+
+@pytest.fixture(scope="module")
+def no_models(tmp_path_factory):
+    """A folder without a model, and a run that holds some."""
+    root = tmp_path_factory.mktemp("none")
+    (root / "empty").mkdir()
+    (root / "empty" / "notes.txt").write_text("none here")
+    lora_run(root, steps=(10, 20))
+    write_prompts(root / "prompts.csv")
+    return root
+
+
+NOT_LOADED = {
+    "load_model": lambda root, name: load_model(str(root / name), CPU),
+    "load_tokenizer": lambda root, name: load_tokenizer(root / name, local=False),
+    "the draft of ssd": lambda root, name: load_draft(str(root / name), None, None),
+}
+
+
+@pytest.mark.parametrize("call", NOT_LOADED.values(), ids=NOT_LOADED.keys())
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [("empty", r"\)$"), ("run", "; it holds models in checkpoint-10, checkpoint-20: name one of")],
+)
+def test_a_folder_that_is_no_model_names_the_models_inside_it(no_models, call, name, ending):
+    with pytest.raises(UserError, match=rf"{name} is no model: no weights \(.*{ending}") as told:
+        call(no_models, name)
+    assert "\n" not in str(told.value)
+
+
+def test_an_adapter_without_a_tokenizer_is_a_whole_line(tmp_path):
+    tiny_adapter(tiny_model(), seed=1).save_pretrained(tmp_path / "a")
+    with pytest.raises(UserError, match=r"no tokenizer in .*/a: tokenizer\.save_pretrained\("):
+        load_tokenizer(tmp_path / "a", local=False)
+
+
+COMMANDS = {
+    "measure a model": ["measure", "--only=kernel", "--model={}"],
+    "measure a stage": ["measure", "--only=kernel", "--stage=base={}"],
+    "evaluate a model": ["evaluate", "--benchmark=tiny", "--model={}"],
+    "evaluate a stage": ["evaluate", "--benchmark=tiny", "--stage=base={}"],
+}
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS.keys())
+def test_every_command_tells_a_run_that_is_named_as_a_model(no_models, tmp_path, capsys, words):
+    words = [word.format(no_models / "run") for word in words]
+    prompts = [f"--prompts={no_models}/prompts.csv"] if words[0] == "measure" else []
+    assert main([*words, *prompts, "--device=cpu", f"--output-dir={tmp_path}/out"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("ntkprobe: ") and " model: no weights (" in line
+    assert line.endswith("; it holds models in checkpoint-10, checkpoint-20: name one of these")

@@ -156,6 +156,7 @@ def test_an_unmitigated_folder_takes_no_mitigated_numbers(call, scans, tmp_path)
         ([*SCANS[1:], "--set", "treshold=2"], "did you mean 'threshold'?"),
         ([*SCANS[1:], "--set", "weight=much"], "weight is 'much': give float, such as 3.5"),
         ([*SCANS[1:], "--set", "layers=0.9,0.95"], "layers 0.9…0.95 holds none of the model's 6"),
+        ([*SCANS[1:], "--set", "weight"], "write NAME=VALUE, such as --set weight=3.5"),
         (["fit", "scans", GIVEN[0]], "scans learns from prompts: give --prompts"),
         (["fit", "surgical", *GIVEN], "name the words that its refusals begin with"),
     ],

@@ -55,12 +55,29 @@ def test_candidates_are_ordered_for_the_recipe_that_takes_the_first(run, tmp_pat
         (["--prompt", "x", "--refused-by", "nowhere"], "no measurements in nowhere"),
         (["--prompt", "x", "--estimator", "sketch", "--side", "500"], "larger than every layer"),
         (["--prompt", "x", "--pairs", "nowhere.csv"], "nowhere.csv"),
+        (
+            ["--prompt", "x", "--target", "tokens", "--token", "two words"],
+            "ntkprobe: 'two words' is not one token of this model but [",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(run, words, why, capsys):
     assert main(["why", str(run), *words]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ntkprobe: ")]
     assert len(said) == 1 and why in said[0]
+
+
+def test_pairs_of_an_unknown_group_are_refused_as_measure_refuses_them(run, tmp_path, capsys):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("prompt,response,group\nkill,no,toxic\nbake,yes,toxik\n")
+    measure = ["measure", "--ckpt-dir", str(run), "--prompts", str(pairs), "--only", "influence"]
+    measure += ["--influence", "refusal", "--updated", str(pairs)]
+    said = []
+    for words in (["why", str(run), "--prompt", "x", "--pairs", str(pairs)], measure):
+        assert main([*words, "--output-dir", str(tmp_path / "out")]) == 2
+        said.append(capsys.readouterr().err.splitlines()[-1])
+    assert said[0] == said[1]
+    assert said[0].startswith(f"ntkprobe: {pairs}, row 2: unknown group 'toxik': choose from [")
 
 
 def test_no_run_is_a_mistake(capsys):

@@ -117,6 +117,7 @@ def test_without_datasets_the_line_says_what_to_install(monkeypatch):
         ("oktest", "a file that no hub has.*oktest=FILE"),
         ("xstest=absent.csv", "no file absent.csv"),
         ("xstest={plain}", "is not xstest as published.*no 'id'"),
+        ("{plain}=harmless", r"unknown kind 'harmless' in .*: choose from \['safe', 'unsafe'\]"),
         ("{plain}", "does not say what its prompts are.*=safe"),
         ("{blank}=safe", "the prompt '2' has no text"),
         ("{odd}", "row 1: kind is 'maybe', allowed are"),

@@ -353,3 +353,11 @@ def test_the_scoring_by_hand_is_the_packages():
         logits = model(torch.tensor([row])).logits[0, :-1].double().log_softmax(-1)
         log_p.append(sum(logits[i - 1, row[i]] for i in range(len(ids[0]), len(row))))
     assert ours.item() == pytest.approx(torch.stack(log_p).logsumexp(0).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_of_less_than_one_prompt_is_refused(tmp_path, capsys, limit):
+    words = ["triggers", "--harmful", str(tiny.measure_path()), "--limit", str(limit)]
+    assert main([*words, "--output-file", str(tmp_path / "t.jsonl")]) == 2
+    assert capsys.readouterr().err == f"ntkprobe: --limit {limit}: give 1 or more\n"
+    assert not list(tmp_path.iterdir())

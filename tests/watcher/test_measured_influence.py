@@ -234,7 +234,7 @@ def test_a_folder_from_before_has_no_system_message(measured, source):
     [
         (["--influence", "refusal"], ["--updated FILE", "data.parquet"]),
         (["--influence", "joy", "--updated", "PROMPTS", "--answer", "sure"], ["'joy'", "refusal"]),
-        (["--influence", "refusal", "--updated", "PROMPTS"], ["row 0", "--answer TEXT"]),
+        (["--influence", "refusal", "--updated", "PROMPTS"], ["row 1 ", "--answer TEXT"]),
         (["--influence", "refusal", "--updated", "nowhere.csv"], ["no file nowhere.csv"]),
         (["--updated", "PROMPTS"], ["--influence refusal"]),
         (["--answer", "sure"], ["--influence refusal"]),

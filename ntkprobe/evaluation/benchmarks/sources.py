@@ -133,6 +133,9 @@ def read_benchmark(word: str) -> BenchmarkPrompts:
     file = PromptSelection.parse(word)
     if file.mark in (None, *KINDS) and file.path.suffix:
         return read_own(file)
+    if file.mark not in (None, *KINDS) and file.path.is_file():
+        place = f"{file}={file.mark}"
+        raise UserError(f"unknown kind {file.mark!r} in {place!r}: choose from {list(KINDS)}")
     known = ", ".join([EMBEDDED, *BENCHMARKS])
     raise UserError(f"no benchmark {name!r}: choose from {known}, or give a file, as FILE=safe")
 

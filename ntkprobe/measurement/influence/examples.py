@@ -254,7 +254,7 @@ def read_updated(file: str | Path, answer: str | None = None) -> PromptSet:
     Raises:
         UserError: if one has no answer.
     """
-    rows = PromptSelection.parse(file).rows()
+    numbered = PromptSelection.parse(file).numbered()
     prompts = PromptSet.from_files([file], otherwise="toxic")
     pairs = [
         replace(
@@ -262,9 +262,10 @@ def read_updated(file: str | Path, answer: str | None = None) -> PromptSet:
             response=_answer(row, prompt) or answer or "",
             prefill=str(row.get("prefill") or ""),
         )
-        for row, prompt in zip(rows, prompts, strict=True)
+        for (_, row), prompt in zip(numbered, prompts, strict=True)
     ]
-    if lacking := [number for number, pair in enumerate(pairs) if not pair.response.strip()]:
+    lacking = [n for (n, _), pair in zip(numbered, pairs, strict=True) if not pair.response.strip()]
+    if lacking:
         raise UserError(
             f"{file}: the pair in row {lacking[0]} has no answer: give it a column of"
             f" {list(ANSWER_COLUMNS)}, or all of them --answer TEXT"
