@@ -48,7 +48,27 @@ MEASURED = ("kernel", "refusal", "activations", "directions", "influence")
 TABLES = (*MEASURED, *(name for names in COMPANIONS.values() for name in names))
 TENSORS = ("activations", "directions", "blocks")  # the others are Parquet
 IDENTITY, STEP = "ntkprobe.identity", "ntkprobe.step"
+OF_OTHERS = ("benchmarks", "checkpoints")
+"""Entries of an evaluation's `run.json` and of an attribution's, which no measurement has."""
 ABANDONED = 3600.0  # seconds; no table takes so long to write
+
+
+def require_measurements(path: Path) -> None:
+    """Raise if the record in a folder is another command's, such as an evaluation's.
+
+    Args:
+        path: of the folder, which need not be there; a damaged record is reported elsewhere.
+
+    Raises:
+        UserError: if it is.
+    """
+    try:
+        record = read_record(path / "run.json", "")
+    except UserError:
+        return
+    known = all(isinstance(record.get(name, {}), dict) for name in ("prompts", "model"))
+    if not known or any(name in record for name in OF_OTHERS):
+        raise UserError(f"{path} is no measurement's folder: give another --output-dir")
 
 
 class MeasurementFolder:
@@ -59,12 +79,13 @@ class MeasurementFolder:
         overwrite: forget what was measured there before.
 
     Raises:
-        UserError: if it cannot be written to.
+        UserError: if it cannot be written to, or holds what another command wrote.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
         self.path = path
         self.pins = path / ".pins"
+        require_measurements(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             with replacing(path / ".writable") as probe:
