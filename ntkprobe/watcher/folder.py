@@ -41,11 +41,12 @@ from ..storage import (
     write_table,
     write_tensors,
 )
-from .settings import MeasureSettings, require_same
+from .settings import COMPARED, MeasureSettings, require_same
 
 COMPANIONS = {"kernel": ("tokens", "parts", "blocks"), "influence": ("terms",)}
 MEASURED = ("kernel", "refusal", "activations", "directions", "influence")
 TABLES = (*MEASURED, *(name for names in COMPANIONS.values() for name in names))
+ONCE = ("prompts.parquet", "updated.parquet", "first_tokens.parquet")  # of all steps
 TENSORS = ("activations", "directions", "blocks")  # the others are Parquet
 IDENTITY, STEP = "ntkprobe.identity", "ntkprobe.step"
 OF_OTHERS = ("benchmarks", "checkpoints")
@@ -116,7 +117,7 @@ class MeasurementFolder:
         """Remove what we wrote, and nothing else."""
         for name in (*TABLES, "tensorboard", "unverified"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in ("run.json", "prompts.parquet", "updated.parquet", "first_tokens.parquet"):
+        for name in ("run.json", *ONCE):
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob("events-*.jsonl"):
             events.unlink(missing_ok=True)
@@ -130,6 +131,11 @@ class MeasurementFolder:
         """  # ruff: ignore[docstring-extraneous-exception]
         return read_record(self.path / "run.json", "give another --output-dir, or --overwrite")
 
+    @property
+    def settled(self) -> dict[str, Any]:
+        """What `run.json` says once a step is measured: before that, no table depends on it."""
+        return self.record if self.steps_in(self.path) else {}
+
     def adopt(self, record: dict[str, Any], about: dict[str, Any]) -> None:
         """Write the settings to `run.json`, or insist that they agree with what it says.
 
@@ -137,15 +143,28 @@ class MeasurementFolder:
             record: what is compared (`MeasureSettings.record`).
             about: what is recorded and not compared, such as the command line.
         """
-        old = self.record
+        old = self.settled
         require_same(self.path, old, record)
         merged = {**old, **{key: value for key, value in record.items() if value is not None}}
         if not record["model"]["base_identity"]:
             merged["model"] = old.get("model", record["model"])
         if not old:
             merged = {"schema_version": SCHEMA_VERSION, "versions": versions(), **about, **merged}
+        if not old:
+            self._forget_unless(merged)
         if merged != old:
             write_json(self.path / "run.json", merged)
+
+    def _forget_unless(self, settings: dict[str, Any]) -> None:
+        """Remove what calls with other settings left that measured no step."""
+        names = (*COMPARED, "stages")
+        left, record = self.record, json.loads(json.dumps(settings))
+        if any(left.get(name) != record.get(name) for name in names):
+            for companions in COMPANIONS.values():
+                for name in companions:
+                    shutil.rmtree(self.path / name, ignore_errors=True)
+            for name in ONCE:
+                (self.path / name).unlink(missing_ok=True)
 
     def write_prompts(self, encoded: Encoded, in_kernel: set[int]) -> None:
         """Write `prompts.parquet`, if it is not there, or names no prompt of the kernel yet."""

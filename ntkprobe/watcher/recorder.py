@@ -70,7 +70,7 @@ class Recorder(ModelMeasurer):
     def check(self) -> None:
         """Raise if the folder holds something else, as far as this is known without a tokenizer."""
         prompts = {"digest": self.prompts.digest, "count": len(self.prompts)}
-        require_same(self.folder.path, self.folder.record, self.settings.record(prompts))
+        require_same(self.folder.path, self.folder.settled, self.settings.record(prompts))
 
     def prepare(self, tokenizer: "PreTrainedTokenizerBase", base: tuple[str, str] | None) -> None:
         """Encode the prompts and settle with the folder what is measured.

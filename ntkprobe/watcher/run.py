@@ -68,7 +68,7 @@ def measure_run(
         print(one_line(f"{ckpt_dir}: {EPOCHS_ONLY}"), file=sys.stderr)
     recorder = open_recorder(prompts, output_dir, how, entries, overwrite=overwrite)
     folder = recorder.folder
-    before = folder.record.get("ckpt_dir")
+    before = folder.settled.get("ckpt_dir")
     if before and ckpt_dir and Path(before).resolve() != Path(ckpt_dir).resolve():
         said = f"warning: {output_dir} was measured from {before} before, now from {ckpt_dir}"
         print(one_line(said), file=sys.stderr)

@@ -105,7 +105,7 @@ class StageRecorder(Recorder):
         self._require_same([])
 
     def _require_same(self, stages: Sequence[Record]) -> list[dict]:
-        old = self.folder.record
+        old = self.folder.settled
         prompts = {"digest": self.prompts.digest, "count": len(self.prompts)}
         record = {**self.settings.record(prompts), "stages": stages or [{}]}
         require_same(self.folder.path, old, record)

@@ -4,6 +4,7 @@ import pytest
 from evaluated import evaluate
 from tiny_runs import contents, lora_run, measure_command
 
+from ntkprobe import Trajectory
 from ntkprobe.attribution.pair_blocks import settle
 
 QUICK = ["--only", "kernel", "--estimator", "dense", "--no-verify"]
@@ -34,3 +35,15 @@ def test_the_folder_of_another_command_is_refused_and_stays_as_it_was(
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said == f"ntkprobe: {tmp_path}/out is no measurement's folder: give another --output-dir"
     assert contents(tmp_path / "out") == before
+
+
+def test_a_call_that_measured_nothing_settles_nothing(run, tmp_path, capsys):
+    two = ["--per-group", "1", "--top-k", "100000"]
+    assert measure_command(run, tmp_path, *QUICK, *two) == 2
+    assert "nothing could be measured" in capsys.readouterr().err
+    assert measure_command(run, tmp_path, *QUICK, "--top-k", "2") == 0
+    found = Trajectory(tmp_path / "out")
+    assert found.settings["kernel"]["top_k"] == 2
+    assert found.prompts["in_kernel"].sum() == 6 and len(found.kernel()) == 2 * 36
+    assert measure_command(run, tmp_path, *QUICK, "--top-k", "3") == 2
+    assert "was measured with kernel.top_k = 2, now it is 3" in capsys.readouterr().err
