@@ -60,8 +60,10 @@ def measure_run(
     """  # ruff: ignore[docstring-extraneous-exception]
     how = settings or MeasureSettings()
     require_place(ckpt_dir, model, output_dir)
+    which = choice or Choice()
     if ckpt_dir is not None and following is None:
         require_checkpoints(ckpt_dir)
+        require_steps(ckpt_dir, which, model)
     entries = {"ckpt_dir": str(ckpt_dir) if ckpt_dir else None, **(about or {})}
     if ckpt_dir is not None and counts_epochs(ckpt_dir):
         entries["steps_are"] = "epochs"
@@ -72,7 +74,6 @@ def measure_run(
     if before and ckpt_dir and Path(before).resolve() != Path(ckpt_dir).resolve():
         said = f"warning: {output_dir} was measured from {before} before, now from {ckpt_dir}"
         print(one_line(said), file=sys.stderr)
-    which = choice or Choice()
     if how.kernel is not None and how.kernel.top_k_at == "first" and which.shard[1] > 1:
         require_first_tokens(folder)
     worker = "-of-".join(map(str, which.shard))
@@ -182,6 +183,31 @@ def require_checkpoints(run: Path) -> None:
         )
 
 
+def require_steps(run: Path, choice: Choice, model: str | None = None) -> None:
+    """Raise if a run has none of the steps chosen.
+
+    Args:
+        run: its folder.
+        choice: whose steps count, and not which of them are this worker's.
+        model: the base, if it is named.
+
+    Raises:
+        UserError: naming the steps that there are.
+    """
+    have = steps_of(run, model)
+    if choice.steps and not any(step in some for some in choice.steps for step in have):
+        raise UserError(f"no checkpoint of the steps asked for: the run has {have}")
+
+
+def steps_of(run: Path, model: str | None = None) -> list[int]:
+    """Return the steps of a run, with that of its base if one is known."""
+    scanner = CheckpointScanner(run)
+    seen = scanner.look()
+    adapts = any(scanned.verdict.kind == "adapter" for scanned in seen)
+    steps = [scanned.checkpoint.step for scanned in seen]
+    return [BASE_STEP, *steps] if (model or adapts) and scanner.wants_base else steps
+
+
 def plan(
     output_dir: Path, *, ckpt_dir: Path | None = None, choice: Choice | None = None, **_: Any
 ) -> list[str]:
@@ -198,6 +224,7 @@ def plan(
     if ckpt_dir is None:
         return ["the model alone, as step 0"]
     require_checkpoints(ckpt_dir)
+    require_steps(ckpt_dir, choice or Choice(), None)
     lines, todo = [], []
     known = MeasurementFolder.steps_in(output_dir)
     chosen = (s for s in CheckpointScanner(ckpt_dir, choice or Choice()).look() if s.wanted)

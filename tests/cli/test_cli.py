@@ -243,6 +243,7 @@ def test_another_setting_in_the_same_folder(call):
         (["--shard", "3/3"], ["--shard", "i/n"]),
         (["--batch-size", "0"], ["--batch-size", "auto"]),
         (["--top-k", "0"], ["--top-k", "1 or more"]),
+        (["--follow", "--poll-interval", "-1"], ["--poll-interval", "0.01"]),
         (["--top-k-at", "last"], ["--top-k-at", "first"]),
         (["--template", "none.jinja"], ["none.jinja", "raw"]),
         (["--random-probes", "2"], ["--random-probes", "3 or more"]),
