@@ -7,7 +7,6 @@ first: a file of the kernel or of influence implies that its companions are ther
 
 import json
 import os
-import re
 import shutil
 import socket
 import time
@@ -33,46 +32,29 @@ from ..prompts.prompt_set import PromptSet
 from ..settings import same_identity
 from ..storage import (
     SCHEMA_VERSION,
-    read_record,
     replacing,
-    step_of,
     versions,
     write_json,
     write_table,
     write_tensors,
 )
 from .settings import COMPARED, MeasureSettings, require_same
+from .stored_tables import (
+    COMPANIONS,
+    IDENTITY,
+    MEASURED,
+    ONCE,
+    STEP,
+    TABLES,
+    StoredTables,
+    require_measurements,
+    table_metadata,
+)
 
-COMPANIONS = {"kernel": ("tokens", "parts", "blocks"), "influence": ("terms",)}
-MEASURED = ("kernel", "refusal", "activations", "directions", "influence")
-TABLES = (*MEASURED, *(name for names in COMPANIONS.values() for name in names))
-ONCE = ("prompts.parquet", "updated.parquet", "first_tokens.parquet")  # of all steps
-TENSORS = ("activations", "directions", "blocks")  # the others are Parquet
-IDENTITY, STEP = "ntkprobe.identity", "ntkprobe.step"
-OF_OTHERS = ("benchmarks", "checkpoints")
-"""Entries of an evaluation's `run.json` and of an attribution's, which no measurement has."""
 ABANDONED = 3600.0  # seconds; no table takes so long to write
 
 
-def require_measurements(path: Path) -> None:
-    """Raise if the record in a folder is another command's, such as an evaluation's.
-
-    Args:
-        path: of the folder, which need not be there; a damaged record is reported elsewhere.
-
-    Raises:
-        UserError: if it is.
-    """
-    try:
-        record = read_record(path / "run.json", "")
-    except UserError:
-        return
-    known = all(isinstance(record.get(name, {}), dict) for name in ("prompts", "model"))
-    if not known or any(name in record for name in OF_OTHERS):
-        raise UserError(f"{path} is no measurement's folder: give another --output-dir")
-
-
-class MeasurementFolder:
+class MeasurementFolder(StoredTables):
     """The folder of one run's measurements: its tables, settings, events and pins.
 
     Args:
@@ -84,7 +66,7 @@ class MeasurementFolder:
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        self.path = path
+        super().__init__(path)
         self.pins = path / ".pins"
         require_measurements(path)
         try:
@@ -121,20 +103,6 @@ class MeasurementFolder:
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob("events-*.jsonl"):
             events.unlink(missing_ok=True)
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What `run.json` says; empty without one.
-
-        Raises:
-            UserError: if it cannot be read, or a newer version wrote it.
-        """  # ruff: ignore[docstring-extraneous-exception]
-        return read_record(self.path / "run.json", "give another --output-dir, or --overwrite")
-
-    @property
-    def settled(self) -> dict[str, Any]:
-        """What `run.json` says once a step is measured: before that, no table depends on it."""
-        return self.record if self.steps_in(self.path) else {}
 
     def adopt(self, record: dict[str, Any], about: dict[str, Any]) -> None:
         """Write the settings to `run.json`, or insist that they agree with what it says.
@@ -181,28 +149,6 @@ class MeasurementFolder:
         if not (self.path / "updated.parquet").is_file():
             table = updated.frame().rename(columns={"prompt": "updated"})
             write_table(self.path / "updated.parquet", table)
-
-    def file(self, kind: str, step: int) -> Path:
-        """Return where a table of a step is, or would be."""
-        suffix = "safetensors" if kind in TENSORS else "parquet"
-        return self.path / kind / f"step-{step:08d}.{suffix}"
-
-    def measured(self, kind: str, step: int) -> str | None:
-        """Return the identity of the checkpoint that a table was measured on; None without one."""
-        path = self.file(kind, step)
-        found = _tensor_metadata(path) if kind in TENSORS else _table_metadata(path)
-        return None if found is None else found.get(IDENTITY, "")
-
-    @staticmethod
-    def steps_in(path: Path) -> set[int]:
-        """Return the steps that have been measured into a folder, if it is there."""
-        return {step_of(file) for kind in MEASURED for file in (path / kind).glob("step-*.*")}
-
-    @staticmethod
-    def seconds_in(path: Path) -> list[float]:
-        """Return how long each measurement in a folder took."""
-        text = "\n".join(file.read_text() for file in path.glob("events-*.jsonl"))
-        return [float(s) for s in re.findall(r'"state": "done".*"seconds": ([\d.]+)', text)]
 
     def write_kernel(
         self,
@@ -282,11 +228,6 @@ class MeasurementFolder:
         whole = table.assign(step=step)[["step", *table.columns]]
         write_table(self.file(kind, step), whole, _stamp(identity))
 
-    @property
-    def has_first_tokens(self) -> bool:
-        """Whether the first checkpoint's top tokens are known."""
-        return (self.path / "first_tokens.parquet").is_file()
-
     def first_tokens(self, rows: list[int]) -> list[list[int]] | None:
         """Return the first checkpoint's top tokens, `[n, k]` in the order of `rows`, if known."""
         try:
@@ -306,7 +247,7 @@ class MeasurementFolder:
         Raises:
             UserError: if they are: the kernels of the other steps were read at them.
         """
-        about = _table_metadata(self.path / "first_tokens.parquet") or {}
+        about = table_metadata(self.path / "first_tokens.parquet") or {}
         if about.get(STEP) == str(step) and not same_identity(about.get(IDENTITY), identity):
             raise UserError(
                 f"the kernels in {self.path} are read at the top tokens of an earlier checkpoint "
@@ -376,29 +317,6 @@ class MeasurementFolder:
 def _stamp(identity: str) -> dict[str, str]:
     """Return what every table carries: of which checkpoint it is, and in which format."""
     return {IDENTITY: identity, "ntkprobe.schema": str(SCHEMA_VERSION)}
-
-
-def _table_metadata(path: Path) -> dict[str, str] | None:
-    """Return the metadata of a Parquet file; None where there is no whole file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (FileNotFoundError, pa.ArrowInvalid):
-        return None
-    return {key.decode(): value.decode(errors="replace") for key, value in metadata.items()}
-
-
-def _tensor_metadata(path: Path) -> dict[str, str] | None:
-    """Return the metadata of a safetensors file; None where there is no whole file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return dict(file.metadata() or {})
-    except (FileNotFoundError, SafetensorError):
-        return None
 
 
 def _renumbered(table: pd.DataFrame, of_row: pd.Series) -> pd.DataFrame:

@@ -20,7 +20,6 @@ from ..models.memory import as_out_of_memory
 from ..models.parameters import ParameterSelection, remarks
 from ..prompts.prompt_set import PromptSet
 from ..prompts.rendering import dated
-from ..settings import same_identity
 from .coverage import coverage
 from .folder import MeasurementFolder
 from .model_measurer import ModelMeasurer
@@ -116,19 +115,7 @@ class Recorder(ModelMeasurer):
 
     def missing(self, step: int, identity: str) -> list[str]:
         """Return which of `folder.MEASURED` this checkpoint still lacks."""
-        how = self.settings
-        asked = {
-            "kernel": how.kernel,
-            "refusal": how.refusal,
-            "activations": how.activations,
-            "directions": how.directions,
-            "influence": how.influence,
-        }
-        return [
-            kind
-            for kind, wanted in asked.items()
-            if wanted is not None and not same_identity(self.folder.measured(kind, step), identity)
-        ]
+        return self.folder.missing(self.settings, step, identity)
 
     def record(
         self, model: "nn.Module", step: int, identity: str, kinds: list[str]

@@ -1,6 +1,5 @@
 """`measure_run`: every complete checkpoint of a run once, its tables whole or absent."""
 
-import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -206,45 +205,3 @@ def steps_of(run: Path, model: str | None = None) -> list[int]:
     adapts = any(scanned.verdict.kind == "adapter" for scanned in seen)
     steps = [scanned.checkpoint.step for scanned in seen]
     return [BASE_STEP, *steps] if (model or adapts) and scanner.wants_base else steps
-
-
-def plan(
-    output_dir: Path, *, ckpt_dir: Path | None = None, choice: Choice | None = None, **_: Any
-) -> list[str]:
-    """Return what `measure_run` would measure now, a line each; nothing is written or loaded.
-
-    Args:
-        output_dir: as there.
-        ckpt_dir: as there.
-        choice: as there.
-
-    Returns:
-        The state and size of every checkpoint chosen, and how long the rest will take.
-    """
-    if ckpt_dir is None:
-        return ["the model alone, as step 0"]
-    require_checkpoints(ckpt_dir)
-    require_steps(ckpt_dir, choice or Choice(), None)
-    lines, todo = [], []
-    known = MeasurementFolder.steps_in(output_dir)
-    chosen = (s for s in CheckpointScanner(ckpt_dir, choice or Choice()).look() if s.wanted)
-    for scanned in chosen:
-        verdict = scanned.verdict
-        size = sum(weight.size for weight in verdict.weights)
-        why = f" ({verdict.reason})" if verdict.reason else ""
-        name = scanned.checkpoint.path.name
-        done = ", has measurements" if scanned.checkpoint.step in known else ""
-        todo += [size] * (verdict.state == "ready" and not done)
-        lines.append(f"{name}: {verdict.state}{why}, {verdict.kind}, {size / 1e6:.1f} MB{done}")
-    lines += [EPOCHS_ONLY] if counts_epochs(ckpt_dir) else []
-    return [*lines, _estimate(output_dir, todo)]
-
-
-def _estimate(output_dir: Path, sizes: list[int]) -> str:
-    """Return what is to be read, and how long it will take, going by what was measured before."""
-    seconds = MeasurementFolder.seconds_in(output_dir)
-    what = f"{len(sizes)} to measure, {sum(sizes) / 1e6:.1f} MB to read"
-    if not seconds:
-        return f"{what}; how long it takes is known once one is measured"
-    each = statistics.median(seconds)
-    return f"{what}, about {each:.0f} s each and {each * len(sizes):.0f} s in all"
