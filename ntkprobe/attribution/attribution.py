@@ -24,7 +24,7 @@ from ..watcher.models import Models
 from ..watcher.scan import ScannedCheckpoint
 from . import index
 from .encoded import Encoded
-from .pair_blocks import PairBlocks, settle
+from .pair_blocks import PairBlocks, require_attribution, settle
 from .products import PairGradients, features, products
 from .recorded_steps import over_steps
 from .result import Attribution
@@ -82,6 +82,8 @@ def attribute(
     if candidates is not None:
         _require_orderable(candidates, how)
     place = None if output_dir is None else Path(output_dir)
+    if place is not None:
+        require_attribution(place)
     models = Models(model, how.load, merge=False)
     with opening(models, place) as opened:
         if how.over == "steps":

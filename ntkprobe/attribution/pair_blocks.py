@@ -122,6 +122,21 @@ def settle(path: Path, record: dict[str, Any], *, what: str, instead: str) -> No
         write_json(path, about)
 
 
+def require_attribution(folder: Path) -> None:
+    """Raise if the record in a folder is another command's, such as a measurement's.
+
+    Args:
+        folder: it, which need not be there.
+
+    Raises:
+        UserError: if it is, or cannot be read.
+    """
+    instead = "give another --output-dir"
+    record = read_record(folder / "run.json", instead)
+    if record and not {"settings", "checkpoints"} <= set(record):
+        raise UserError(f"{folder} is no attribution's folder: {instead}")
+
+
 def require_recorded(path: Path, record: Mapping[str, Any], *, what: str, instead: str) -> None:
     """Compare what numbers depend on with what `settle` wrote; without a file there is no conflict.
 

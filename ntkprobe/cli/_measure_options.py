@@ -95,7 +95,7 @@ class MeasureOptions:
     revisions: Annotated[str | None, Flag(panel=CHECKPOINTS, metavar="step1000,…")] = None
     ray: Annotated[str | None, Flag(panel=CHECKPOINTS, metavar="ADDRESS")] = None
     follow: Annotated[bool, Flag(panel=FOLLOWING)] = False
-    poll_interval: Annotated[float, Flag(panel=FOLLOWING)] = 10.0
+    poll_interval: Annotated[float, Flag(panel=FOLLOWING, least=0.01)] = 10.0
     idle_timeout: Annotated[float | None, Flag(panel=FOLLOWING)] = None
     until_step: Annotated[int | None, Flag(panel=FOLLOWING)] = None
     report_to: Annotated[list[str] | None, Flag(panel=OUTPUT, metavar="tensorboard")] = None

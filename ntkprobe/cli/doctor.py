@@ -122,10 +122,11 @@ def _places(run: Path | None, out: Path | None) -> list[tuple[str, str]]:
         raise UserError(f"no folder {run}: --ckpt-dir takes a training run or one checkpoint")
     from ..watcher import plan
 
+    place = out if out is not None else run.resolve().with_name(f"{run.resolve().name}-ntk")
     beside = _existing(out if out is not None else run.resolve().parent)
     free = shutil.disk_usage(beside).free
     return [
-        *(("checkpoint", line) for line in plan(beside, ckpt_dir=run)),
+        *(("checkpoint", line) for line in plan(place, ckpt_dir=run)),
         ("writable", "yes" if os.access(beside, os.W_OK) else f"no: {beside}"),
         ("pins", _pins(run, beside)),
         ("free space", f"{free / 1e9:.1f} GB in {beside}"),

@@ -29,14 +29,11 @@ def measure(options: MeasureOptions) -> int:
         prompts = _first_of_each_group(prompts, options.limit)
     quieten()
     options = options.with_revisions()
-    stages = options.stages()
+    options.stages()  # mistakes in them are told first
     settings, choice, following = options.measured(), options.choice(), options.following()
     run, model, place = options.ckpt_dir, options.model, options.place()
     if options.dry_run:
-        from ..watcher import plan, plan_stages
-
-        lines = plan_stages(place, stages) if stages else plan(place, ckpt_dir=run, choice=choice)
-        for line in lines:
+        for line in _planned(options, prompts, settings):
             typer.echo(line)
         return 0
     if options.stage:
@@ -60,6 +57,24 @@ def measure(options: MeasureOptions) -> int:
     )
     typer.echo(one_line(outcome.closing_line()))
     return outcome.status
+
+
+def _planned(options: MeasureOptions, prompts: Any, settings: Any) -> list[str]:
+    """Return what would be measured, a line each."""
+    from ..watcher import plan, plan_stages
+
+    if stages := options.stages():
+        return plan_stages(options.place(), stages, overwrite=options.overwrite)
+    return plan(
+        options.place(),
+        prompts=prompts,
+        ckpt_dir=options.ckpt_dir,
+        model=options.model,
+        settings=settings,
+        choice=options.choice(),
+        following=options.following(),
+        overwrite=options.overwrite,
+    )
 
 
 def _measured_stages(options: MeasureOptions, prompts: Any, settings: Any) -> Any:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ..triggers.extraction import Example, Extraction, Trigger
 
 RULE, LLM, INFLUENCE, ANSWERS = "Extractor rule", "Extractor llm", "Extractor influence", "Answers"
+WITHOUT_MODEL = ("rule", "llm")
+"""Extractors whose findings do not depend on the model, which only answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +77,11 @@ class TriggerOptions:
         Returns:
             Their values as JSON holds them, by name.
         """
-        names = ("extractor", "words", "base_url", "llm", "benign", "adapter", "share", "per_group")
-        kept = {
-            name: getattr(self, name) for name in (*names, "seed", "model", "template", "dtype")
-        }
+        names = ["extractor", "words", "base_url", "llm", "benign", "adapter", "share", "per_group"]
+        names.append("seed")
+        if self.extractor not in WITHOUT_MODEL:
+            names += ["model", "template", "dtype"]
+        kept = {name: getattr(self, name) for name in names}
         return {
             n: v if isinstance(v, list | float | int) else v and str(v) for n, v in kept.items()
         }

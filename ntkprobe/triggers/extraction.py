@@ -277,7 +277,7 @@ class Progress:
         require_same_settings(
             "an unfinished extraction",
             "begun",
-            before,
+            {name: before.get(name) for name in self.settings},  # others do not matter any more
             self.settings,
             both=True,
             instead="give another --output-file, or --overwrite",

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from .choices import parse_shard as parse_shard
     from .choices import parse_steps as parse_steps
     from .folder import MeasurementFolder as MeasurementFolder
+    from .planning import plan as plan
     from .reporting import Outcome as Outcome
     from .run import measure_run as measure_run
-    from .run import plan as plan
     from .settings import ActivationSettings as ActivationSettings
     from .settings import DirectionSettings as DirectionSettings
     from .settings import InfluenceSettings as InfluenceSettings
@@ -37,7 +37,7 @@ _HOMES = {
     "measure_stages": "stage_run",
     "parse_shard": "choices",
     "parse_steps": "choices",
-    "plan": "run",
+    "plan": "planning",
     "plan_stages": "stage_run",
 }
 __all__ = sorted(_HOMES)

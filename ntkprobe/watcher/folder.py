@@ -7,7 +7,6 @@ first: a file of the kernel or of influence implies that its companions are ther
 
 import json
 import os
-import re
 import shutil
 import socket
 import time
@@ -33,25 +32,29 @@ from ..prompts.prompt_set import PromptSet
 from ..settings import same_identity
 from ..storage import (
     SCHEMA_VERSION,
-    read_record,
     replacing,
-    step_of,
     versions,
     write_json,
     write_table,
     write_tensors,
 )
-from .settings import MeasureSettings, require_same
+from .settings import COMPARED, MeasureSettings, require_same
+from .stored_tables import (
+    COMPANIONS,
+    IDENTITY,
+    MEASURED,
+    ONCE,
+    STEP,
+    TABLES,
+    StoredTables,
+    require_measurements,
+    table_metadata,
+)
 
-COMPANIONS = {"kernel": ("tokens", "parts", "blocks"), "influence": ("terms",)}
-MEASURED = ("kernel", "refusal", "activations", "directions", "influence")
-TABLES = (*MEASURED, *(name for names in COMPANIONS.values() for name in names))
-TENSORS = ("activations", "directions", "blocks")  # the others are Parquet
-IDENTITY, STEP = "ntkprobe.identity", "ntkprobe.step"
 ABANDONED = 3600.0  # seconds; no table takes so long to write
 
 
-class MeasurementFolder:
+class MeasurementFolder(StoredTables):
     """The folder of one run's measurements: its tables, settings, events and pins.
 
     Args:
@@ -59,12 +62,13 @@ class MeasurementFolder:
         overwrite: forget what was measured there before.
 
     Raises:
-        UserError: if it cannot be written to.
+        UserError: if it cannot be written to, or holds what another command wrote.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        self.path = path
+        super().__init__(path)
         self.pins = path / ".pins"
+        require_measurements(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             with replacing(path / ".writable") as probe:
@@ -95,19 +99,10 @@ class MeasurementFolder:
         """Remove what we wrote, and nothing else."""
         for name in (*TABLES, "tensorboard", "unverified"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in ("run.json", "prompts.parquet", "updated.parquet", "first_tokens.parquet"):
+        for name in ("run.json", *ONCE):
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob("events-*.jsonl"):
             events.unlink(missing_ok=True)
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What `run.json` says; empty without one.
-
-        Raises:
-            UserError: if it cannot be read, or a newer version wrote it.
-        """  # ruff: ignore[docstring-extraneous-exception]
-        return read_record(self.path / "run.json", "give another --output-dir, or --overwrite")
 
     def adopt(self, record: dict[str, Any], about: dict[str, Any]) -> None:
         """Write the settings to `run.json`, or insist that they agree with what it says.
@@ -116,15 +111,28 @@ class MeasurementFolder:
             record: what is compared (`MeasureSettings.record`).
             about: what is recorded and not compared, such as the command line.
         """
-        old = self.record
+        old = self.settled
         require_same(self.path, old, record)
         merged = {**old, **{key: value for key, value in record.items() if value is not None}}
         if not record["model"]["base_identity"]:
             merged["model"] = old.get("model", record["model"])
         if not old:
             merged = {"schema_version": SCHEMA_VERSION, "versions": versions(), **about, **merged}
+        if not old:
+            self._forget_unless(merged)
         if merged != old:
             write_json(self.path / "run.json", merged)
+
+    def _forget_unless(self, settings: dict[str, Any]) -> None:
+        """Remove what calls with other settings left that measured no step."""
+        names = (*COMPARED, "stages")
+        left, record = self.record, json.loads(json.dumps(settings))
+        if any(left.get(name) != record.get(name) for name in names):
+            for companions in COMPANIONS.values():
+                for name in companions:
+                    shutil.rmtree(self.path / name, ignore_errors=True)
+            for name in ONCE:
+                (self.path / name).unlink(missing_ok=True)
 
     def write_prompts(self, encoded: Encoded, in_kernel: set[int]) -> None:
         """Write `prompts.parquet`, if it is not there, or names no prompt of the kernel yet."""
@@ -141,28 +149,6 @@ class MeasurementFolder:
         if not (self.path / "updated.parquet").is_file():
             table = updated.frame().rename(columns={"prompt": "updated"})
             write_table(self.path / "updated.parquet", table)
-
-    def file(self, kind: str, step: int) -> Path:
-        """Return where a table of a step is, or would be."""
-        suffix = "safetensors" if kind in TENSORS else "parquet"
-        return self.path / kind / f"step-{step:08d}.{suffix}"
-
-    def measured(self, kind: str, step: int) -> str | None:
-        """Return the identity of the checkpoint that a table was measured on; None without one."""
-        path = self.file(kind, step)
-        found = _tensor_metadata(path) if kind in TENSORS else _table_metadata(path)
-        return None if found is None else found.get(IDENTITY, "")
-
-    @staticmethod
-    def steps_in(path: Path) -> set[int]:
-        """Return the steps that have been measured into a folder, if it is there."""
-        return {step_of(file) for kind in MEASURED for file in (path / kind).glob("step-*.*")}
-
-    @staticmethod
-    def seconds_in(path: Path) -> list[float]:
-        """Return how long each measurement in a folder took."""
-        text = "\n".join(file.read_text() for file in path.glob("events-*.jsonl"))
-        return [float(s) for s in re.findall(r'"state": "done".*"seconds": ([\d.]+)', text)]
 
     def write_kernel(
         self,
@@ -242,11 +228,6 @@ class MeasurementFolder:
         whole = table.assign(step=step)[["step", *table.columns]]
         write_table(self.file(kind, step), whole, _stamp(identity))
 
-    @property
-    def has_first_tokens(self) -> bool:
-        """Whether the first checkpoint's top tokens are known."""
-        return (self.path / "first_tokens.parquet").is_file()
-
     def first_tokens(self, rows: list[int]) -> list[list[int]] | None:
         """Return the first checkpoint's top tokens, `[n, k]` in the order of `rows`, if known."""
         try:
@@ -266,7 +247,7 @@ class MeasurementFolder:
         Raises:
             UserError: if they are: the kernels of the other steps were read at them.
         """
-        about = _table_metadata(self.path / "first_tokens.parquet") or {}
+        about = table_metadata(self.path / "first_tokens.parquet") or {}
         if about.get(STEP) == str(step) and not same_identity(about.get(IDENTITY), identity):
             raise UserError(
                 f"the kernels in {self.path} are read at the top tokens of an earlier checkpoint "
@@ -336,29 +317,6 @@ class MeasurementFolder:
 def _stamp(identity: str) -> dict[str, str]:
     """Return what every table carries: of which checkpoint it is, and in which format."""
     return {IDENTITY: identity, "ntkprobe.schema": str(SCHEMA_VERSION)}
-
-
-def _table_metadata(path: Path) -> dict[str, str] | None:
-    """Return the metadata of a Parquet file; None where there is no whole file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (FileNotFoundError, pa.ArrowInvalid):
-        return None
-    return {key.decode(): value.decode(errors="replace") for key, value in metadata.items()}
-
-
-def _tensor_metadata(path: Path) -> dict[str, str] | None:
-    """Return the metadata of a safetensors file; None where there is no whole file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return dict(file.metadata() or {})
-    except (FileNotFoundError, SafetensorError):
-        return None
 
 
 def _renumbered(table: pd.DataFrame, of_row: pd.Series) -> pd.DataFrame:

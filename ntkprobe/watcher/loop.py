@@ -262,12 +262,20 @@ class MeasuringLoop:
             self.folder.note("skipped", count=others, reason="not chosen by --steps or --shard")
 
     def _give_up_on_the_rest(self, scanner: CheckpointScanner) -> None:
-        """Count what never became ready as failed."""
+        """Count what never became ready as failed; name what a run was still about to finish."""
         done = max((checkpoint.step for checkpoint in self._settled), default=-1)
         for scanned in scanner.look():
-            late = self.following is not None and scanned.checkpoint.step > done
-            late = late and scanned.verdict.state != "refused"  # which stays so
-            if scanned.wanted and not scanned.is_ready and not late:
-                state, reason = scanned.verdict.state, scanned.verdict.reason
-                name = scanned.checkpoint.path.name
-                self.outcome.failed[scanned.checkpoint.step] = f"{name} is {state}: {reason}"
+            if not scanned.wanted or scanned.is_ready:
+                continue
+            step, state = scanned.checkpoint.step, scanned.verdict.state
+            reason = f"{scanned.checkpoint.path.name} is {state}: {scanned.verdict.reason}"
+            late = self.following is not None and step > done and state != "refused"
+            if not late or done < 0:
+                self.outcome.failed[step] = reason
+            elif not self._is_beyond(step):
+                print(one_line(f"not measured: {reason}"), file=sys.stderr)
+
+    def _is_beyond(self, step: int) -> bool:
+        """Return whether a step lies behind the one at which following was to stop."""
+        until = self.following.until_step if self.following is not None else None
+        return until is not None and step > until

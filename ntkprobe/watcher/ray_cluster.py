@@ -14,8 +14,16 @@ from ..errors import UserError
 from ..progress import progress as long_stage
 from ..prompts.prompt_set import PromptSet
 from .choices import Choice, StepRange
+from .measure import BASE_STEP
 from .reporting import Outcome, Sinks
-from .run import measure_run, open_recorder, require_checkpoints, require_place
+from .run import (
+    measure_run,
+    open_recorder,
+    require_checkpoints,
+    require_place,
+    require_steps,
+    steps_of,
+)
 from .scan import CheckpointScanner
 from .settings import MeasureSettings
 
@@ -54,6 +62,7 @@ def measure_on_ray(
         raise UserError("--ray measures the checkpoints that a run (--ckpt-dir) has, no --follow")
     require_place(ckpt_dir, options.get("model"), output_dir)
     require_checkpoints(ckpt_dir)
+    require_steps(ckpt_dir, choice or Choice(), options.get("model"))
     how = settings or MeasureSettings()
     overwrite = options.pop("overwrite", False)
     folder = open_recorder(prompts, output_dir, how, {}, overwrite=overwrite).folder
@@ -63,7 +72,7 @@ def measure_on_ray(
     outcome = Outcome(output_dir)
     cluster = _Cluster(address, how)
     try:
-        tasks = cluster.split(_steps(ckpt_dir, choice or Choice()))
+        tasks = cluster.split(_steps(ckpt_dir, choice or Choice(), options.get("model")))
         # The first step alone settles the tokens that all blocks are made of.
         ahead = 1 if how.kernel is not None and how.kernel.top_k_at == "first" else 0
         with long_stage(total=sum(map(len, tasks)), desc="measuring", unit="checkpoint") as bar:
@@ -147,11 +156,12 @@ def _measure_steps(steps: list[int], call: dict[str, Any]) -> Outcome:
         return Outcome(call["output_dir"], failed=dict.fromkeys(steps, reason))
 
 
-def _steps(run: Path, choice: Choice) -> list[int]:
+def _steps(run: Path, choice: Choice, model: str | None) -> list[int]:
     """Return the steps to measure; 0 for the base, if one is known."""
     scanner = CheckpointScanner(run, choice)
     steps = [scanned.checkpoint.step for scanned in scanner.look() if scanned.wanted]
-    return [0, *steps] if scanner.wants_base else steps
+    known = BASE_STEP in steps_of(run, model)
+    return [BASE_STEP, *steps] if known and scanner.wants_base else steps
 
 
 def _absolute(output_dir: Path, run: Path, options: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from ..models.memory import as_out_of_memory
 from ..models.parameters import ParameterSelection, remarks
 from ..prompts.prompt_set import PromptSet
 from ..prompts.rendering import dated
-from ..settings import same_identity
 from .coverage import coverage
 from .folder import MeasurementFolder
 from .model_measurer import ModelMeasurer
@@ -70,7 +69,7 @@ class Recorder(ModelMeasurer):
     def check(self) -> None:
         """Raise if the folder holds something else, as far as this is known without a tokenizer."""
         prompts = {"digest": self.prompts.digest, "count": len(self.prompts)}
-        require_same(self.folder.path, self.folder.record, self.settings.record(prompts))
+        require_same(self.folder.path, self.folder.settled, self.settings.record(prompts))
 
     def prepare(self, tokenizer: "PreTrainedTokenizerBase", base: tuple[str, str] | None) -> None:
         """Encode the prompts and settle with the folder what is measured.
@@ -116,19 +115,7 @@ class Recorder(ModelMeasurer):
 
     def missing(self, step: int, identity: str) -> list[str]:
         """Return which of `folder.MEASURED` this checkpoint still lacks."""
-        how = self.settings
-        asked = {
-            "kernel": how.kernel,
-            "refusal": how.refusal,
-            "activations": how.activations,
-            "directions": how.directions,
-            "influence": how.influence,
-        }
-        return [
-            kind
-            for kind, wanted in asked.items()
-            if wanted is not None and not same_identity(self.folder.measured(kind, step), identity)
-        ]
+        return self.folder.missing(self.settings, step, identity)
 
     def record(
         self, model: "nn.Module", step: int, identity: str, kinds: list[str]

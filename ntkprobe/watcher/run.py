@@ -1,6 +1,5 @@
 """`measure_run`: every complete checkpoint of a run once, its tables whole or absent."""
 
-import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -60,19 +59,20 @@ def measure_run(
     """  # ruff: ignore[docstring-extraneous-exception]
     how = settings or MeasureSettings()
     require_place(ckpt_dir, model, output_dir)
+    which = choice or Choice()
     if ckpt_dir is not None and following is None:
         require_checkpoints(ckpt_dir)
+        require_steps(ckpt_dir, which, model)
     entries = {"ckpt_dir": str(ckpt_dir) if ckpt_dir else None, **(about or {})}
     if ckpt_dir is not None and counts_epochs(ckpt_dir):
         entries["steps_are"] = "epochs"
         print(one_line(f"{ckpt_dir}: {EPOCHS_ONLY}"), file=sys.stderr)
     recorder = open_recorder(prompts, output_dir, how, entries, overwrite=overwrite)
     folder = recorder.folder
-    before = folder.record.get("ckpt_dir")
+    before = folder.settled.get("ckpt_dir")
     if before and ckpt_dir and Path(before).resolve() != Path(ckpt_dir).resolve():
         said = f"warning: {output_dir} was measured from {before} before, now from {ckpt_dir}"
         print(one_line(said), file=sys.stderr)
-    which = choice or Choice()
     if how.kernel is not None and how.kernel.top_k_at == "first" and which.shard[1] > 1:
         require_first_tokens(folder)
     worker = "-of-".join(map(str, which.shard))
@@ -180,42 +180,26 @@ def require_checkpoints(run: Path) -> None:
         )
 
 
-def plan(
-    output_dir: Path, *, ckpt_dir: Path | None = None, choice: Choice | None = None, **_: Any
-) -> list[str]:
-    """Return what `measure_run` would measure now, a line each; nothing is written or loaded.
+def require_steps(run: Path, choice: Choice, model: str | None = None) -> None:
+    """Raise if a run has none of the steps chosen.
 
     Args:
-        output_dir: as there.
-        ckpt_dir: as there.
-        choice: as there.
+        run: its folder.
+        choice: whose steps count, and not which of them are this worker's.
+        model: the base, if it is named.
 
-    Returns:
-        The state and size of every checkpoint chosen, and how long the rest will take.
+    Raises:
+        UserError: naming the steps that there are.
     """
-    if ckpt_dir is None:
-        return ["the model alone, as step 0"]
-    require_checkpoints(ckpt_dir)
-    lines, todo = [], []
-    known = MeasurementFolder.steps_in(output_dir)
-    chosen = (s for s in CheckpointScanner(ckpt_dir, choice or Choice()).look() if s.wanted)
-    for scanned in chosen:
-        verdict = scanned.verdict
-        size = sum(weight.size for weight in verdict.weights)
-        why = f" ({verdict.reason})" if verdict.reason else ""
-        name = scanned.checkpoint.path.name
-        done = ", has measurements" if scanned.checkpoint.step in known else ""
-        todo += [size] * (verdict.state == "ready" and not done)
-        lines.append(f"{name}: {verdict.state}{why}, {verdict.kind}, {size / 1e6:.1f} MB{done}")
-    lines += [EPOCHS_ONLY] if counts_epochs(ckpt_dir) else []
-    return [*lines, _estimate(output_dir, todo)]
+    have = steps_of(run, model)
+    if choice.steps and not any(step in some for some in choice.steps for step in have):
+        raise UserError(f"no checkpoint of the steps asked for: the run has {have}")
 
 
-def _estimate(output_dir: Path, sizes: list[int]) -> str:
-    """Return what is to be read, and how long it will take, going by what was measured before."""
-    seconds = MeasurementFolder.seconds_in(output_dir)
-    what = f"{len(sizes)} to measure, {sum(sizes) / 1e6:.1f} MB to read"
-    if not seconds:
-        return f"{what}; how long it takes is known once one is measured"
-    each = statistics.median(seconds)
-    return f"{what}, about {each:.0f} s each and {each * len(sizes):.0f} s in all"
+def steps_of(run: Path, model: str | None = None) -> list[int]:
+    """Return the steps of a run, with that of its base if one is known."""
+    scanner = CheckpointScanner(run)
+    seen = scanner.look()
+    adapts = any(scanned.verdict.kind == "adapter" for scanned in seen)
+    steps = [scanned.checkpoint.step for scanned in seen]
+    return [BASE_STEP, *steps] if (model or adapts) and scanner.wants_base else steps

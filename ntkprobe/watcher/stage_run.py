@@ -24,6 +24,7 @@ from .reporting import Outcome, Sinks
 from .run import kernel_needs_adapter, require_first_tokens
 from .settings import MeasureSettings, require_same
 from .stage_preparation import PreparedStage, prepared, remarks
+from .stored_tables import StoredTables, require_measurements
 
 
 def measure_stages(
@@ -105,7 +106,7 @@ class StageRecorder(Recorder):
         self._require_same([])
 
     def _require_same(self, stages: Sequence[Record]) -> list[dict]:
-        old = self.folder.record
+        old = self.folder.settled
         prompts = {"digest": self.prompts.digest, "count": len(self.prompts)}
         record = {**self.settings.record(prompts), "stages": stages or [{}]}
         require_same(self.folder.path, old, record)
@@ -214,14 +215,16 @@ class StageLoop(MeasuringLoop):
             raise UserError(str(why)) from why
 
 
-def plan_stages(output_dir: Path, stages: Sequence[Stage]) -> list[str]:
+def plan_stages(output_dir: Path, stages: Sequence[Stage], *, overwrite: bool = False) -> list[str]:
     """Return what `measure_stages` would measure, a line each; nothing is written or loaded.
 
     Args:
         output_dir: as there.
         stages: as there.
+        overwrite: as there.
     """
-    known = MeasurementFolder.steps_in(output_dir)
+    require_measurements(output_dir)
+    known = set() if overwrite else StoredTables.steps_in(output_dir)
     return [
         f"{stage.name}: {stage.model}{', has measurements' if step in known else ''}"
         for step, stage in enumerate(stages)

@@ -117,13 +117,13 @@ def test_underscores_in_flags_work_like_dashes(source, tmp_path):
 def test_a_dry_run_lists_checkpoints_and_writes_nothing(call, tmp_path):
     status, out, _ = call("--dry-run")
     assert status == 0 and "checkpoint-10: ready" in out and "checkpoint-20: ready" in out
-    assert "2 to measure" in out and not (tmp_path / "out").exists()
+    assert "3 to measure" in out and not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_tells_what_is_measured_already_and_how_long_it_took(call):
     call("--steps", "0:10")
     _, out, _ = call("--dry-run")
-    assert "checkpoint-10: ready" in out and out.count("has measurements") == 1
+    assert "checkpoint-10: ready" in out and out.count("has measurements") == 2
     assert re.search(r"1 to measure, \d+\.\d MB to read, about \d+ s each", out)
 
 
@@ -243,6 +243,7 @@ def test_another_setting_in_the_same_folder(call):
         (["--shard", "3/3"], ["--shard", "i/n"]),
         (["--batch-size", "0"], ["--batch-size", "auto"]),
         (["--top-k", "0"], ["--top-k", "1 or more"]),
+        (["--follow", "--poll-interval", "-1"], ["--poll-interval", "0.01"]),
         (["--top-k-at", "last"], ["--top-k-at", "first"]),
         (["--template", "none.jinja"], ["none.jinja", "raw"]),
         (["--random-probes", "2"], ["--random-probes", "3 or more"]),

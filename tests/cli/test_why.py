@@ -83,3 +83,13 @@ def test_pairs_of_an_unknown_group_are_refused_as_measure_refuses_them(run, tmp_
 def test_no_run_is_a_mistake(capsys):
     assert main(["why", "nowhere", "--prompt", "x"]) == 2
     assert "no folder nowhere" in capsys.readouterr().err
+
+
+def test_the_folder_of_another_command_is_refused_before_anything_is_computed(
+    run, tmp_path, capsys
+):
+    (tmp_path / "run.json").write_text('{"prompts": {}, "model": {}, "kernel": {}}')
+    assert main(["why", str(run), "--prompt", "x", "--output-dir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said == f"ntkprobe: {tmp_path} is no attribution's folder: give another --output-dir"
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]

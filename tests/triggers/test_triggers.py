@@ -10,6 +10,7 @@ from fake_server import fake_server
 from ntkprobe import tiny
 from ntkprobe.checkpoints import load_model, load_tokenizer
 from ntkprobe.cli import main
+from ntkprobe.cli.triggers import TriggerOptions
 from ntkprobe.errors import UserError
 from ntkprobe.evaluation.server import Server
 from ntkprobe.plugins import names
@@ -317,6 +318,17 @@ def test_a_models_name_on_the_hub_is_asked_for_there_by_the_model_and_the_tokeni
     )
     assert command(tmp_path, "--model", "someone/model", "--max-new-tokens", "4") in (0, 2)
     assert asked == ["someone/model", ("someone/model", False)]
+
+
+def test_a_wrong_model_does_not_bind_what_was_found_without_one(tmp_path, capsys):
+    assert command(tmp_path, "--model", str(tmp_path / "none")) == 2
+    assert "no model at" in capsys.readouterr().err
+    assert (tmp_path / ".t.jsonl.part").exists()
+    assert command(tmp_path, "--dtype", "float64", "--template", "raw") == 0
+    llm, influence = (
+        TriggerOptions(output_file=tmp_path, extractor=e) for e in ("llm", "influence")
+    )
+    assert "model" in influence.recorded() and not {"model", "dtype"} & set(llm.recorded())
 
 
 def test_triggers_without_answers_say_so(tmp_path, capsys):
