@@ -15,6 +15,7 @@ from ntkprobe.checkpoints.folders import counts_epochs
 from ntkprobe.checkpoints.training_logs import read_training_log
 from ntkprobe.errors import UserError
 from ntkprobe.watcher import measure_run, plan
+from ntkprobe.watcher.run import EPOCHS_ONLY
 
 CPU = LoadSettings(device="cpu")
 IDS = torch.arange(6)[None]
@@ -86,7 +87,7 @@ def test_steps_that_are_epochs_are_said_to_be(layout, tmp_path, capsys):
     expected, run = layout
     epochs = expected.build.__name__ in ("torchtune_full", "torchtune_lora")
     assert counts_epochs(run) == epochs
-    assert any("epoch" in line for line in plan(tmp_path / "out", ckpt_dir=run)) == epochs
+    assert (EPOCHS_ONLY in plan(tmp_path / "out", ckpt_dir=run)) == epochs
 
 
 def test_a_log_of_nonsense_tells_nothing(tmp_path):
