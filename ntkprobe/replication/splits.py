@@ -105,10 +105,10 @@ def draw_sets(places: Mapping[str, Path], scale: Scale) -> dict[str, Rows]:
         UserError: if a file has another form or too few prompts, or a prompt is in two sets.
     """  # ruff: ignore[docstring-extraneous-exception]
     published = {
-        name: _published(name, read_file(name, places))[: scale.limit]
+        name: published_rows(name, read_file(name, places))[: scale.limit]
         for name in (*SAFETY_SETS, "oktest", "coconot_contrast")
     }
-    xstest = _published("xstest", read_file("xstest", places))
+    xstest = published_rows("xstest", read_file("xstest", places))
     safe = [row for row in xstest if row["kind"] == "safe"][: scale.limit]
     unsafe = [row for row in xstest if row["kind"] == "unsafe"]
     seemingly, toxic, normal = scale.along
@@ -189,8 +189,12 @@ class Drawer:
         return self.left
 
 
-def _published(name: str, rows: Rows) -> Rows:
+def published_rows(name: str, rows: Rows) -> Rows:
     """Return a published set's rows: `id, prompt, kind, type`.
+
+    Args:
+        name: one of `data_files.FILES`.
+        rows: of its file.
 
     Raises:
         UserError: if a label of XSTest is neither `safe` nor `unsafe`.

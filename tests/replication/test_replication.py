@@ -34,10 +34,10 @@ from ntkprobe.replication.results import Results
 from ntkprobe.replication.settings import SCALES, ReplicationSettings
 from ntkprobe.replication.splits import (
     Drawer,
-    _published,
     begins_with_refusal,
     is_yes_no,
     make_splits,
+    published_rows,
 )
 from ntkprobe.replication.workspace import Workspace
 from ntkprobe.storage import write_json
@@ -372,7 +372,7 @@ def test_a_row_of_another_form_is_refused_with_its_number(tmp_path):
         read_file("alpaca", {"alpaca": tmp_path / "a.jsonl"})
     other = [{"prompt": "a", "label": "safe"}, {"prompt": "b", "label": "Safe?"}]
     with pytest.raises(UserError, match=r"label 'Safe\?': it should be safe or unsafe"):
-        _published("xstest", other)
+        published_rows("xstest", other)
 
 
 def test_a_report_before_a_learning_rate_is_chosen_says_what_to_run(published, tmp_path, capsys):
