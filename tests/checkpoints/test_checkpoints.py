@@ -517,7 +517,10 @@ def test_an_unknown_model_path_is_one_clear_line(name):
 
 
 def test_a_folder_without_a_tokenizer_says_so(tmp_path):
-    with pytest.raises(UserError, match="no tokenizer in"):
+    with pytest.raises(UserError, match=f"{tmp_path} is no model: no weights"):
+        load_tokenizer(tmp_path)
+    tiny_adapter(tiny_model(), seed=1).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"no tokenizer in {tmp_path}: "):
         load_tokenizer(tmp_path)
 
 
