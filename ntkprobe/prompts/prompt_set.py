@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from ..errors import UserError
+from ..errors import UserError, require
 from ..jupyter import paragraph, table
 from .files import GROUP_COLUMNS, TEXT_COLUMNS, columns_of, prompt_of, text_column
 from .selections import PromptSelection
@@ -307,16 +307,14 @@ def require_groups(file: str | Path) -> None:
 
     Raises:
         UserError: naming the first row with such a group.
-    """
+    """  # ruff: ignore[docstring-extraneous-exception]
     selection = PromptSelection.parse(file)
     numbered, source = selection.numbered(), str(selection.path)
     records = [record for _, record in numbered]
     groups = _groups(records, columns_of(records), source, None, GROUPS[0])
     for (number, _), group in zip(numbered, groups, strict=True):
-        if group not in GROUPS:
-            raise UserError(
-                f"{source}, row {number}: unknown group {group!r}: choose from {list(GROUPS)}"
-            )
+        known = f"choose from {list(GROUPS)}"
+        require(group in GROUPS, f"{source}, row {number}: unknown group {group!r}: {known}")
 
 
 def _group(selection: PromptSelection) -> str | None:
