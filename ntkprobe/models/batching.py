@@ -188,6 +188,11 @@ def context_length(config: Any) -> int | None:
     return None if context is None else int(context * max([1.0, *factors]))
 
 
+def tolerance(dtype: torch.dtype) -> float:
+    """Return by how much of their spread logits may differ where a model computes the same."""
+    return _TOLERANCE.get(dtype, _TOLERANCE_LOW_PRECISION)
+
+
 def computation(model: nn.Module) -> Computation:
     """Return what about a loaded model decides whether its passes may be split or padded."""
     dtype = next((p.dtype for p in model.parameters()), None)
@@ -247,7 +252,7 @@ def keep_verdict(
         return  # the measurement itself refuses such logits, by the prompt's number
     spread = (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
     error = float(((found - expected).norm(dim=-1) / spread.clamp(min=1e-12)).max())
-    allowed = _TOLERANCE.get(padded.dtype, _TOLERANCE_LOW_PRECISION)
+    allowed = tolerance(padded.dtype)
     holds = error <= allowed  # unlike `not error > allowed`, false for NaN
     _TRIED.setdefault(model, {})[side, computation(model)] = _Verdict(holds, longest)
     if not holds:

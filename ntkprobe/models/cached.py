@@ -37,8 +37,6 @@ BESIDE = 128
 """Tokens of other continuations in the trial: what counts columns shows by as many."""
 
 _LOG = logging.getLogger(__name__)
-_TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3}
-_TOLERANCE_LOW_PRECISION = 0.1  # of the logits' spread, as in `batching`
 _TRIED: WeakKeyDictionary[nn.Module, dict[batching.Computation, tuple[bool, int, int]]] = (
     WeakKeyDictionary()
 )
@@ -241,8 +239,7 @@ def usable(model: nn.Module, prompts: Sequence[Ids], new_tokens: int) -> bool:
     except Exception as why:  # whatever a model makes of a cache or a mask that it does not know
         _LOG.info("keys and values are not kept: %s: %s", type(why).__name__, why)
         error = torch.inf
-    allowed = _TOLERANCES.get(dtype, _TOLERANCE_LOW_PRECISION)
-    holds = error <= allowed
+    holds = error <= batching.tolerance(dtype)
     _TRIED.setdefault(model, {})[computation] = (holds, longest, behind)
     if not holds:
         _LOG.info("keys and values are not kept: logits would be off by %.2g", error)

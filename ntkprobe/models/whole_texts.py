@@ -11,14 +11,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from .batching import Computation, computation, forgetting_lengths
+from .batching import Computation, computation, forgetting_lengths, tolerance
 from .validation import adapter_variants
 
 STATES = {"conv", "hybrid", "hybrid_sliding", "linear_attention", "mamba", "mamba2", "recurrent"}
 """Kinds of layers that carry something along the text beside keys and values."""
 
-_TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3}
-_TOLERANCE_LOW_PRECISION = 0.1  # of the logits' spread, as in `batching`
 _TRIED: WeakKeyDictionary[nn.Module, dict[Computation, bool]] = WeakKeyDictionary()
 
 
@@ -76,6 +74,6 @@ def looks_ahead(model: Any, text: Int[Tensor, " seq"], length: int) -> bool:
                 for each in (text, text[:length])
             )
         spread = (alone - alone.mean()).norm().clamp(min=1e-12)
-        allowed = _TOLERANCES.get(next(model.parameters()).dtype, _TOLERANCE_LOW_PRECISION)
+        allowed = tolerance(next(model.parameters()).dtype)
         tried[key] = bool((whole - alone).norm() > allowed * spread)
     return tried[key]

@@ -200,17 +200,19 @@ def published_rows(name: str, rows: Rows) -> Rows:
         UserError: if a label of XSTest is neither `safe` nor `unsafe`.
     """
     default = "unsafe" if name in SAFETY_SETS else "safe"
-    labels = [str(row.get("label", default)).strip() for row in rows] if name == "xstest" else []
-    if other := sorted(set(labels) - {"safe", "unsafe"}):
+    kinds = [default] * len(rows)
+    if name == "xstest":
+        kinds = [str(row["label"]).strip() for row in rows]
+    if other := sorted(set(kinds) - {"safe", "unsafe"}):
         raise UserError(f"XSTest has the label {other[0]!r}: it should be safe or unsafe")
     return [
         {
             "id": str(row.get("id") or number),
             "prompt": str(row.get("prompt") or row.get("goal") or row.get("text") or "").strip(),
-            "kind": labels[number - 1] if labels else default,
+            "kind": kind,
             "type": _type(name, row),
         }
-        for number, row in enumerate(rows, start=1)
+        for number, (row, kind) in enumerate(zip(rows, kinds, strict=True), start=1)
     ]
 
 

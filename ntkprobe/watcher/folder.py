@@ -118,7 +118,6 @@ class MeasurementFolder(StoredTables):
             merged["model"] = old.get("model", record["model"])
         if not old:
             merged = {"schema_version": SCHEMA_VERSION, "versions": versions(), **about, **merged}
-        if not old:
             self._forget_unless(merged)
         if merged != old:
             write_json(self.path / "run.json", merged)

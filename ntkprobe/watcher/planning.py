@@ -17,13 +17,11 @@ from .models import Models
 from .run import (
     EPOCHS_ONLY,
     kernel_needs_adapter,
-    require_checkpoints,
-    require_place,
-    require_steps,
+    require_run,
 )
 from .scan import CheckpointScanner, ScannedCheckpoint
 from .settings import MeasureSettings, require_same
-from .stored_tables import MEASURED, StoredTables, require_measurements
+from .stored_tables import StoredTables, asked_kinds, require_measurements
 
 WHOLE = ("ready", "unmarked")
 """States that are measured: an unmarked checkpoint once it has not changed for a while."""
@@ -70,11 +68,8 @@ def plan(
     """  # ruff: ignore[docstring-extraneous-exception]
     how, which = settings or MeasureSettings(), choice or Choice()
     how.check()
-    require_place(ckpt_dir, model, output_dir)
+    require_run(output_dir, ckpt_dir, model, which, following)
     require_measurements(output_dir)
-    if ckpt_dir is not None and following is None:
-        require_checkpoints(ckpt_dir)
-        require_steps(ckpt_dir, which, model)
     tables = StoredTables(output_dir)
     if prompts is not None and not overwrite:
         about = {"digest": prompts.digest, "count": len(prompts)}
@@ -110,7 +105,7 @@ def _base(
         return [_Planned(f"the base, step {BASE_STEP}: {error}")]
     if known is None:
         return []
-    asked = _asked(how)
+    asked = asked_kinds(how)
     if how.influence is not None and how.influence.needs_adapter and models.adapts:
         asked.remove("influence")  # it has nothing that moves
     lacking = asked if overwrite else tables.missing(how, BASE_STEP, known[1])
@@ -130,15 +125,11 @@ def _checkpoint(
     line += f", {size / 1e6:.1f} MB"
     if verdict.state not in WHOLE:
         return _Planned(line)
-    asked = missing = _asked(how)
+    asked = missing = asked_kinds(how)
     if not overwrite and step in tables.steps_in(tables.path):  # else its files need not be read
         which = identity(scanned.checkpoint.path, verdict.weights)
         missing = tables.missing(how, step, which)
     return _Planned(line + _done(asked, missing), missing, size)
-
-
-def _asked(how: MeasureSettings) -> list[str]:
-    return [kind for kind in MEASURED if getattr(how, kind) is not None]
 
 
 def _done(asked: Sequence[str], missing: Sequence[str]) -> str:

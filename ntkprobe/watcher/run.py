@@ -58,11 +58,8 @@ def measure_run(
         UserError: if nothing can be measured as asked.
     """  # ruff: ignore[docstring-extraneous-exception]
     how = settings or MeasureSettings()
-    require_place(ckpt_dir, model, output_dir)
     which = choice or Choice()
-    if ckpt_dir is not None and following is None:
-        require_checkpoints(ckpt_dir)
-        require_steps(ckpt_dir, which, model)
+    require_run(output_dir, ckpt_dir, model, which, following)
     entries = {"ckpt_dir": str(ckpt_dir) if ckpt_dir else None, **(about or {})}
     if ckpt_dir is not None and counts_epochs(ckpt_dir):
         entries["steps_are"] = "epochs"
@@ -164,6 +161,31 @@ def require_first_tokens(folder: MeasurementFolder) -> None:
             "--top-k-at first with several workers: measure the first checkpoint alone before,"
             " with the same command and --shard 0/1 --steps 0 (or its step)"
         )
+
+
+def require_run(
+    output_dir: Path,
+    ckpt_dir: Path | None,
+    model: str | None,
+    choice: Choice,
+    following: Following | None,
+) -> None:
+    """Raise if there is nothing to measure, or no place for it.
+
+    Args:
+        output_dir: the folder of the measurements.
+        ckpt_dir: the run; None for a model alone.
+        model: the base, or the model.
+        choice: which of the run's steps.
+        following: how to wait for more of them: what is not there yet may come.
+
+    Raises:
+        UserError: if so.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    require_place(ckpt_dir, model, output_dir)
+    if ckpt_dir is not None and following is None:
+        require_checkpoints(ckpt_dir)
+        require_steps(ckpt_dir, choice, model)
 
 
 def require_checkpoints(run: Path) -> None:

@@ -37,6 +37,11 @@ def require_measurements(path: Path) -> None:
         raise UserError(f"{path} is no measurement's folder: give another --output-dir")
 
 
+def asked_kinds(settings: MeasureSettings) -> list[str]:
+    """Return which of `MEASURED` is asked for."""
+    return [kind for kind in MEASURED if getattr(settings, kind) is not None]
+
+
 class StoredTables:
     """The tables of a folder, which need not be there.
 
@@ -94,8 +99,11 @@ class StoredTables:
         Returns:
             Some of `MEASURED`.
         """
-        asked = [kind for kind in MEASURED if getattr(settings, kind) is not None]
-        return [k for k in asked if not same_identity(self.measured(k, step), identity)]
+        return [
+            kind
+            for kind in asked_kinds(settings)
+            if not same_identity(self.measured(kind, step), identity)
+        ]
 
     @property
     def has_first_tokens(self) -> bool:
