@@ -13,7 +13,7 @@ Exact: K is a sum over parameters, and each summand is computed in full.
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -79,8 +79,11 @@ class Gram:
 
     def by_part(
         self, model: nn.Module, probes: Sequence[Probe], parameters: Selection = "all"
-    ) -> dict[Part, Blocks]:
-        """Return K as a sum over the model's parts, in its order, from one backward pass."""
+    ) -> Mapping[Part, Blocks]:
+        """Return K as a sum over the model's parts, in its order, from one backward pass.
+
+        Each is stored as its half, and made whole whenever it is taken.
+        """
         parts = part_of(model)
         lora = Part(None, "lora")
         return self._sums(model, probes, parameters, lambda name: [parts.get(name, lora)])
@@ -157,7 +160,7 @@ class Gram:
 
     def _sums(
         self, model: nn.Module, probes: Sequence[Probe], parameters: Selection, groups: Groups
-    ) -> dict[Any, Blocks]:
+    ) -> Mapping[Any, Blocks]:
         """Return the kernel of one model, summed over each group of parameters."""
         chosen = prepare(model, probes, parameters)
         with experts_one_by_one(model), self._precision():
@@ -198,7 +201,7 @@ class Gram:
         _LOG.info("%d parameters handled: %s", len(chosen), summary)
         return plan
 
-    def _compute(self, sides: Sequence[Planned], groups: Groups) -> dict[Any, Blocks]:
+    def _compute(self, sides: Sequence[Planned], groups: Groups) -> Mapping[Any, Blocks]:
         """Return the sums, with as many prompts at a time as set or as fit into memory."""
         if self.batch_size != "auto":
             return _sums_with_fallbacks(sides, groups, self.batch_size)
@@ -207,7 +210,9 @@ class Gram:
         return halving(partial(_sums_with_fallbacks, sides, groups), size)[0]
 
 
-def _sums_with_fallbacks(sides: Sequence[Planned], groups: Groups, size: int) -> dict[Any, Blocks]:
+def _sums_with_fallbacks(
+    sides: Sequence[Planned], groups: Groups, size: int
+) -> Mapping[Any, Blocks]:
     """Return the sums over groups of parameters, computed again where a plan turns out wrong.
 
     The two prompts that a plan was made with need not reach every expert, or branch, of a model.

@@ -1,8 +1,7 @@
 """The prompts of a model in micro-batches, and the kernel as a sum over their backward stages."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from .factors import Factor, sum_factors
 from .gradient_rules import Key
 from .inner_products import evaluate, lazy_product
 from .rule_check import Plan
+from .stored_kernels import KernelsByGroup, StoredKernel, rectangular, symmetric
 
 Groups = Callable[[str], Sequence[Hashable]]
 Sums = dict[Hashable, Blocks]
@@ -116,15 +116,10 @@ class MicroBatches:
         no_rule, used_later = zip(*(batch.fallbacks() for batch in self.batches), strict=True)
         return set().union(*no_rule), set().union(*used_later)
 
-    def in_given_order(self, blocks: Blocks, columns: "MicroBatches") -> Blocks:
-        """Return a kernel with rows and columns in the order in which the prompts were given."""
-        rows = torch.tensor(self.order).argsort()
-        return blocks[rows][:, :, torch.tensor(columns.order).argsort()]
-
 
 def kernel_sums(
     observed: MicroBatches, updated: MicroBatches, names: Sequence[str], groups: Groups
-) -> Sums:
+) -> Mapping[Hashable, Blocks]:
     """Return K, `[n, k, m, l]` in float64, summed over each group of parameters.
 
     Args:
@@ -132,28 +127,28 @@ def kernel_sums(
         updated: those of the columns: the same object, for the kernel of one model.
         names: the parameters.
         groups: returns the groups that a parameter belongs to, one or several.
+
+    Returns:
+        The kernels by group; of one model each is stored as its half and made whole when it is
+        taken, because with many groups they are large.
     """
-    n, m = len(observed.order), len(updated.order)
-    shape = (n, observed.k, m, updated.k)
-    # A group's sum is made with its first block: with many groups the sums are large.
-    sums: Sums = defaultdict(partial(torch.zeros, shape, dtype=torch.float64))
-    same = observed is updated
+    same, n, m = observed is updated, len(observed.order), len(updated.order)
+    # A group's sum is made with its first block.
+    empty = symmetric(n, observed.k) if same else rectangular(n, observed.k, m, updated.k)
+    sums: dict[Hashable, StoredKernel] = defaultdict(empty)
     height, width = len(observed.batches), len(updated.batches)
     products = len(observed.stages) * (height * (height + 1) // 2 if same else height * width)
     with progress(total=products, desc="kernel", unit="product", leave=False) as bar:
         for stage in observed.stages:
             for rows, columns, blocks in _stage_blocks(observed, updated, stage, groups):
                 for key, block in blocks.items():
-                    sums[key][rows, :, columns] += block.cpu()
-                    if same and rows != columns:
-                        sums[key][columns, :, rows] += block.cpu().permute(2, 3, 0, 1)
+                    sums[key].add(rows, columns, block.cpu())
                 bar.update()
             for batch in observed.batches if same else [*observed.batches, *updated.batches]:
                 batch.advance(stage)
     keys = dict.fromkeys(key for name in names for key in groups(name))
-    for key in keys:  # one at a time: no second copy of all
-        sums[key] = observed.in_given_order(sums[key], updated)
-    return {key: sums[key] for key in keys}
+    places = (torch.tensor(side.order).argsort() for side in (observed, updated))
+    return KernelsByGroup({key: sums[key] for key in keys}, *places)
 
 
 def _stage_blocks(
