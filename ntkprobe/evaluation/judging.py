@@ -48,7 +48,7 @@ def judge_answers(
 
     items = read_items(folder, benchmark)
     path = folder / "verdicts" / benchmark / f"{label}.parquet"
-    identity = {"asks": judge.asks, **getattr(judge, "identity", {})}
+    identity = identity_of(judge)
     digests = {item.id: judged_digest(item.answer) for item in items}
     rows = valid_rows(path, digests, identity)
     missing = [item for item in items if item.id not in rows]
@@ -63,6 +63,16 @@ def judge_answers(
             write_rows(path, present, COLUMNS, identity)
             progress.update(len(asked))
     return pd.DataFrame([rows[item.id] for item in items], columns=list(COLUMNS))
+
+
+def identity_of(judge: Judge) -> dict[str, Any]:
+    """Return what a file of verdicts records of its judge: never that of two different filters.
+
+    Args:
+        judge: its module's name is part of it, unless its own `identity` says otherwise.
+    """
+    name = type(judge).__module__.rpartition(".")[2]
+    return {"asks": judge.asks, "judge": name, **getattr(judge, "identity", {})}
 
 
 def judged_digest(answer: str) -> str:
@@ -144,6 +154,8 @@ def valid_rows(
 
     table = pq.read_table(path)
     theirs = json.loads((table.schema.metadata or {}).get(KEY.encode(), b"{}"))
+    if path.stem == identity.get("judge"):  # older files do not name a judge without settings
+        theirs = {"judge": path.stem, **theirs}
     instead = "move it away, or give this judge another label"
     require_same_settings(path, "judged", theirs, identity, both=True, instead=instead)
     return {
