@@ -7,7 +7,7 @@ E/verdicts/NAME/JUDGE.parquet       see `judging`
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,24 @@ ANSWER_TYPES = {
     "ended": "boolean",
     "seconds": "float64",
 }
+
+
+def require_outside(models: Iterable[Path], output_dir: Path) -> None:
+    """Raise if a folder to write to lies inside one that a model is in.
+
+    Args:
+        models: folders of models, adapters and mitigations, which are only read.
+        output_dir: the folder to write to.
+
+    Raises:
+        UserError: naming both.
+    """
+    for place in models:
+        if place.is_dir() and output_dir.resolve().is_relative_to(place.resolve()):
+            raise UserError(
+                f"--output-dir {output_dir} lies inside the model {place}, which is only read: "
+                "choose another"
+            )
 
 
 class EvaluationFolder:
