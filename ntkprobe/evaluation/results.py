@@ -23,6 +23,7 @@ from .preferences import points
 from .verdicts import COMPLIANCE, INCOHERENT, SAFE, UNDETERMINED, UNSAFE
 
 PROMPTS = ["id", "prompt", "kind", "type", "pair"]
+VERDICTS = ["method", "benchmark", "judge", "asks", "id", "kind", "type", "pair", "verdict"]
 STAGES = "stages.json"
 """In a folder of several evaluations: the names of the named models' folders, in order."""
 
@@ -95,11 +96,29 @@ class Evaluation:
             nothing by rule (`prompts.coherence`) is `incoherent`, where a judge took it for
             compliance, and where it is empty; the files hold what the judge said.
         """
-        tables = [table for name in self.benchmarks for table in self._judged(name)]
-        columns = ["method", "benchmark", "judge", "asks", "id", "kind", "type", "pair", "verdict"]
-        if not tables:
-            return pd.DataFrame(columns=columns)
-        return pd.concat(tables).reset_index(drop=True)[columns]
+        return _joined([table for name in self.benchmarks for table in self._judged(name)])
+
+    def unjudged(self, verdicts: pd.DataFrame) -> pd.DataFrame:
+        """Return the prompts of benchmarks that a judge has not looked at, while it has at others.
+
+        A number over several benchmarks rests on these prompts too: with them its coverage is told.
+
+        Args:
+            verdicts: all of this evaluation, as `verdicts` returns them.
+
+        Returns:
+            As `verdicts`, all `undetermined`: a row for each judge and each prompt of a kind that
+            it has judged elsewhere.
+        """
+        seen = set(zip(verdicts["benchmark"], verdicts["judge"], strict=True))
+        known = verdicts[["judge", "asks", "kind"]].drop_duplicates().itertuples(index=False)
+        lacking = [
+            prompts.loc[prompts["kind"] == kind].assign(benchmark=name, judge=judge, asks=asks)
+            for judge, asks, kind in known
+            for name in self.benchmarks
+            if (name, judge) not in seen and len(prompts := self.prompts(name))
+        ]
+        return _joined([t.assign(method=self.label, verdict=UNDETERMINED) for t in lacking])
 
     def rates(self, *, by_type: bool = False) -> pd.DataFrame:
         """Return the rate of compliance with safe prompts and of defence against unsafe ones.
@@ -119,10 +138,12 @@ class Evaluation:
         """Return compliance and defence over the prompts of all benchmarks, a row for each judge.
 
         Returns:
-            As `rates`, without `benchmark`; every prompt has the same weight.
+            As `rates`, without `benchmark`; every prompt has the same weight. Benchmarks that a
+            judge has not looked at lower its coverage.
         """
         verdicts = self.verdicts()
-        return _scored(verdicts, ["method", "judge", "asks", "kind"])
+        every = [verdicts, self.unjudged(verdicts)]
+        return _scored(_joined([table for table in every if len(table)]), ["method", "judge", "asks", "kind"])
 
     def kinds(self) -> pd.DataFrame:
         """Return what kinds of answers there are, by each refusal judge.
@@ -237,6 +258,13 @@ class Evaluation:
                 asks=asks,
                 verdict=[said.get(name, UNDETERMINED) for name in prompts["id"]],
             )
+
+
+def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return tables of verdicts as one."""
+    if not tables:
+        return pd.DataFrame(columns=VERDICTS)
+    return pd.concat(tables).reset_index(drop=True)[VERDICTS]
 
 
 def is_evaluation(place: Path) -> bool:

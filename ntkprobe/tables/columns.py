@@ -115,6 +115,22 @@ def column_verdicts(verdicts: pd.DataFrame, column: Column) -> pd.DataFrame:
     return verdicts.loc[named & (verdicts["kind"] == column.kind)]
 
 
+def judged_by(
+    judge: str | None, column: Column, own: pd.DataFrame, unjudged: pd.DataFrame
+) -> pd.DataFrame:
+    """Return one judge's verdicts about a column's prompts; none where it judged no set of them.
+
+    Args:
+        judge: its label.
+        column: of several sets those that the judge has not looked at are undetermined.
+        own: all verdicts of a run.
+        unjudged: as `Evaluation.unjudged` returns them for these.
+    """
+    found = (column_verdicts(table, column) for table in (own, unjudged))
+    said, rest = (table.loc[table["judge"] == judge] for table in found)
+    return pd.concat([said, rest]) if len(said) and len(rest) else said
+
+
 def score(verdicts: pd.DataFrame, column: Column) -> dict[str, Any]:
     """Return a cell: compliance with safe prompts, defence against unsafe ones.
 

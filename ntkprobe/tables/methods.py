@@ -12,8 +12,8 @@ from .columns import (
     Judges,
     all_verdicts,
     cell,
-    column_verdicts,
     in_distribution,
+    judged_by,
     measured_columns,
     not_whole,
     score,
@@ -51,10 +51,10 @@ def methods_table(runs: dict[str, Evaluation], judges: Judges, title: str, corne
     rows: list[dict[str, Any]] = []
     for name, run in runs.items():
         own = verdicts.loc[verdicts["row"] == name]
+        unjudged = run.unjudged(own)
         for column in columns:
             judge = refusal if column.kind == "safe" else safety or refusal
-            seen = column_verdicts(own, column)
-            said = seen.loc[seen["judge"] == judge]
+            said = judged_by(judge, column, own, unjudged)
             if len(said):
                 place = {"row": name, "column": column.title, "key": column.key}
                 rows.append(place | score(said, column))

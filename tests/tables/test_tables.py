@@ -116,6 +116,30 @@ def test_a_column_of_several_sets_tells_which_are_missing(runs: list[str]) -> No
     assert "PHTest without" not in notes
 
 
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [("1", "safety"), ("5", f"safety, {GUARD}"), ("two-sided", f"defence, {GUARD}")],
+)
+def test_sets_that_a_judge_has_not_looked_at_lower_the_coverage_of_a_pooled_number(
+    name: str, column: str, tmp_path: Path
+) -> None:
+    sets = {
+        "i_cona": {"kinds": "xx", KEYWORD: "rr", GUARD: "ss"},
+        "advbench": {"kinds": "xxxx", KEYWORD: "cccc"},
+        "q_harm": {"kinds": "x"},  # answered, and judged by nobody
+        "xstest": {"kinds": "ss", KEYWORD: "cc"},  # of no kind that the guard judges
+    }
+    table = make_table([str(evaluate(tmp_path / "e", sets, label="stl"))], name)
+    own = table.numbers.set_index("column").loc[column]
+    assert own[["value", "count", "of"]].tolist() == [1, 2, 7]
+    assert "1.00 \\[0.34, 1.00\\] (2 of 7)" in table.markdown()
+    sets["advbench"] |= {GUARD: "xxxx"}
+    sets["q_harm"] |= {GUARD: "x"}
+    whole = make_table([str(evaluate(tmp_path / "e", sets, label="stl"))], name)
+    own = whole.numbers.set_index("column").loc[column]
+    assert own[["value", "count", "of"]].tolist() == [2 / 7, 7, 7]
+
+
 def test_ablations_stand_beside_the_row_of_their_setting(runs: list[str]) -> None:
     epochs = make_table([f"5 epochs={runs[0]}"], "3", compare="paper")
     ratio = make_table([f"3:1={runs[0]}"], "4", compare="paper")
