@@ -50,6 +50,8 @@ _APART = {
     "jailbreakbench": "JailbreakBench",
     "jailbreakbench_benign": "JailbreakBench benign",
 }
+_TITLES = frozenset(column.title for column in KNOWN)
+"""What a user's own file may be called like, such as `safety.csv`: it has a column of its own."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def measured_columns(verdicts: pd.DataFrame) -> Iterator[Column]:
     pooled = {(name, c.kind) for c in KNOWN for name in c.benchmarks if name not in _APART}
     for name, kind in sorted(found - pooled):
         both = {("safe"), ("unsafe")} <= {k for n, k in found if n == name}
-        title = _APART.get(name, name)
+        title = _APART.get(name, f"{name} (own file)" if name in _TITLES else name)
         yield Column(f"{name}_{kind}", f"{title} ({kind})" if both else title, (name,), kind)
 
 

@@ -140,6 +140,24 @@ def test_sets_that_a_judge_has_not_looked_at_lower_the_coverage_of_a_pooled_numb
     assert own[["value", "count", "of"]].tolist() == [2 / 7, 7, 7]
 
 
+def test_a_file_that_is_called_like_a_column_does_not_take_its_place(tmp_path: Path) -> None:
+    sets = {
+        "advbench": {"kinds": "xx", KEYWORD: "rr"},
+        "safety": {"kinds": "xxx", KEYWORD: "ccc"},
+        "xstest": {"kinds": "ss", KEYWORD: "cc"},
+        "XSTest": {"kinds": "sx", KEYWORD: "rc"},
+    }
+    table = make_table([str(evaluate(tmp_path / "e", sets, label="m"))])
+    assert cells(table)["m"].to_dict() == {
+        "safety": 1,
+        "safety (own file)": 0,
+        "XSTest": 1,
+        "XSTest (own file) (safe)": 0,
+        "XSTest (own file) (unsafe)": 0,
+    }
+    assert table.markdown().count("1.00 ") == 2
+
+
 def test_ablations_stand_beside_the_row_of_their_setting(runs: list[str]) -> None:
     epochs = make_table([f"5 epochs={runs[0]}"], "3", compare="paper")
     ratio = make_table([f"3:1={runs[0]}"], "4", compare="paper")
