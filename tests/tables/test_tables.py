@@ -219,6 +219,18 @@ def test_table_2_is_what_training_recorded(tmp_path: Path) -> None:
     assert cells(table, "paper")["stl", "training, min"] == 24
 
 
+def test_of_two_training_runs_with_one_name_none_takes_the_others_row(tmp_path: Path) -> None:
+    for seed, seconds in (("0", 60), ("1", 120)):
+        stages = [{"stage": "train", "seconds": seconds, "peak_gib": 1.0}]
+        write_json(tmp_path / seed / "stl/training.json", {"stages": stages})
+        (tmp_path / seed / "stl/training.yaml").write_text("stage: sft\n")
+    places = [f"{tmp_path}/0/stl", f"{tmp_path}/1/stl"]
+    with pytest.raises(UserError, match=r"two runs are called 'stl', .*0/stl and .*NAME=FOLDER"):
+        make_table(places, "2")
+    made = cells(make_table([places[0], f"other={places[1]}"], "2"))
+    assert (made["stl", "in all, min"], made["other", "in all, min"]) == (1, 2)
+
+
 def test_abilities_and_win_rates_are_columns(runs: list[str], tmp_path: Path) -> None:
     results = [{"metric": "acc", "value": 0.6, "stderr": 0.01, "n": 100}]
     write_json(tmp_path / "a/abilities.json", {"tasks": {"mmlu": results}})
