@@ -50,7 +50,8 @@ def judge_answers(
     path = folder / "verdicts" / benchmark / f"{label}.parquet"
     identity = identity_of(judge)
     digests = {item.id: judged_digest(item.answer) for item in items}
-    rows = valid_rows(path, digests, identity)
+    name = identity["judge"]
+    rows = valid_rows(path, digests, identity, older={"judge": name} if label == name else {})
     missing = [item for item in items if item.id not in rows]
     with long_stage(
         total=len(missing), desc=f"{benchmark}, {label}", unit="answer", leave=False
@@ -133,7 +134,12 @@ def digest(*texts: str) -> str:
 
 
 def valid_rows(
-    path: Path, digests: Mapping[str, str], identity: Mapping[str, Any]
+    path: Path,
+    digests: Mapping[str, str],
+    identity: Mapping[str, Any],
+    *,
+    older: Mapping[str, Any] | None = None,
+    instead: str = "move it away, or give this judge another label",
 ) -> dict[str, dict[str, str]]:
     """Return the valid rows of a file, by id: those of unchanged answers that did not fail.
 
@@ -141,6 +147,8 @@ def valid_rows(
         path: of a file that `write_rows` wrote; it need not exist.
         digests: of the present answers, by id.
         identity: of the judge, which the file must have.
+        older: what goes without saying in a file from before this was recorded.
+        instead: what to do with another judge's file.
 
     Returns:
         The rows as they are stored.
@@ -154,9 +162,7 @@ def valid_rows(
 
     table = pq.read_table(path)
     theirs = json.loads((table.schema.metadata or {}).get(KEY.encode(), b"{}"))
-    if path.stem == identity.get("judge"):  # older files do not name a judge without settings
-        theirs = {"judge": path.stem, **theirs}
-    instead = "move it away, or give this judge another label"
+    theirs = {**(older or {}), **theirs}
     require_same_settings(path, "judged", theirs, identity, both=True, instead=instead)
     return {
         row["id"]: row

@@ -6,15 +6,19 @@ only where both replies can be parsed. The win rate is not corrected for the len
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from ..errors import UserError, one_line
 from ..prompts.reasoning import answered
+from ..storage import read_record
 from .judging import digest, read_items, valid_rows, write_rows
 from .server import Failure, Reply, Server
+from .settings import compared
 from .verdicts import ENDLESS, FAILED, UNDETERMINED
 
 if TYPE_CHECKING:
@@ -105,12 +109,16 @@ def compare_answers(
     from ..progress import progress as long_stage
 
     pairs = _pairs(folder, reference, benchmark)
-    path = folder / "preferences" / benchmark / f"{label}.parquet"
-    identity = {"annotator": annotator.server.model, "instructions": digest(INSTRUCTIONS)}
-    if annotator.max_tokens != type(annotator).max_tokens:  # of the default nothing is said
-        identity["max_tokens"] = str(annotator.max_tokens)
+    path = folder / "preferences" / benchmark / f"{file_stem(label)}.parquet"
+    identity = _identity(annotator, reference)
     digests = {pair.id: _digest(pair) for pair in pairs}
-    rows = valid_rows(path, digests, identity)
+    rows = valid_rows(
+        path,
+        digests,
+        identity,
+        older={"reference": identity["reference"]},
+        instead="move it away, or give the reference another label (ntkprobe evaluate --label)",
+    )
     missing = [pair for pair in pairs if pair.id not in rows]
     with long_stage(
         total=len(missing), desc=f"{benchmark}, against {label}", unit="answer", leave=False
@@ -123,6 +131,33 @@ def compare_answers(
             write_rows(path, present, COLUMNS, identity)
             progress.update(len(asked))
     return pd.DataFrame([rows[pair.id] for pair in pairs], columns=list(COLUMNS))
+
+
+def file_stem(label: str) -> str:
+    """Return the name of a file for a reference's label, which may have any characters."""
+    return re.sub(r"[%/\\\0]|^\.", lambda found: f"%{ord(found[0]):02X}", label)
+
+
+def label_of_stem(stem: str) -> str:
+    """Return the label that a file is named after."""
+    return unquote(stem)
+
+
+def _identity(annotator: Annotator, reference: Path) -> dict[str, str]:
+    """Return what preferences depend on: who annotates, and which answers ours are compared with.
+
+    Two references may have one label, such as the same run with two seeds.
+    """
+    record = read_record(reference / "run.json", "evaluate the reference again")
+    settings = json.dumps(compared(record, ("model", "answers")), sort_keys=True, default=str)
+    found = {
+        "annotator": annotator.server.model,
+        "instructions": digest(INSTRUCTIONS),
+        "reference": digest(settings),
+    }
+    if annotator.max_tokens != type(annotator).max_tokens:  # of the default nothing is said
+        found["max_tokens"] = str(annotator.max_tokens)
+    return found
 
 
 def failures(table: "pd.DataFrame") -> list[str]:

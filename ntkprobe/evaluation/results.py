@@ -19,7 +19,7 @@ from ..prompts.coherence import incoherence
 from ..storage import read_record
 from . import scores
 from .judging import KEY, judged_digest
-from .preferences import points
+from .preferences import label_of_stem, points
 from .verdicts import COMPLIANCE, INCOHERENT, SAFE, UNDETERMINED, UNSAFE
 
 PROMPTS = ["id", "prompt", "kind", "type", "pair"]
@@ -215,7 +215,8 @@ class Evaluation:
             orders = table[["ours_first", "ours_second"]]
             read = table.loc[~orders.isin([UNDETERMINED]).any(axis=1)]
             same = (read["ours_first"] == read["ours_second"]).mean() if len(read) else None
-            about = {"method": self.label, "benchmark": path.parent.name, "reference": path.stem}
+            reference = label_of_stem(path.stem)
+            about = {"method": self.label, "benchmark": path.parent.name, "reference": reference}
             score = scores.mean(values, of=len(table))
             rows.append(about | row(score) | {"consistency": same})
         names = ["method", "benchmark", "reference", *row(scores.compliance([])), "consistency"]
