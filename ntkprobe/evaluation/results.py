@@ -274,8 +274,12 @@ def is_evaluation(place: Path) -> bool:
 
 
 def evaluations_in(place: Path) -> list[Path]:
-    """Return the evaluations that a folder holds: named models in order, then others by name."""
-    found = sorted(path for path in place.glob("*") if (path / "prompts").is_dir())
+    """Return the evaluations that a folder holds: named models in order, then others by name.
+
+    Args:
+        place: one of them may have abilities alone, without prompts.
+    """
+    found = sorted(path for path in place.glob("*") if is_evaluation(path))
     named = [place / str(name) for name in _record(place / STAGES).get("stages", [])]
     return sorted(found, key=lambda path: named.index(path) if path in named else len(named))
 

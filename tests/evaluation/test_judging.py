@@ -7,7 +7,7 @@ import pytest
 from evaluated import evaluate
 
 from ntkprobe.errors import UserError
-from ntkprobe.evaluation.judge_specs import read_judges
+from ntkprobe.evaluation.judge_specs import read_judges, with_phrase_sets
 from ntkprobe.evaluation.judging import KEY, judge_answers
 from ntkprobe.storage import write_table
 
@@ -46,3 +46,15 @@ def test_an_older_file_that_names_no_judge_is_that_of_the_judge_it_is_called_lik
     assert judged(folder, "scans_strings") == SAID["scans_strings"]
     with pytest.raises(UserError, match="give this judge another label"):
         judged(folder, "strict=scans_strings")
+
+
+def test_no_judge_has_a_hidden_file_whose_verdicts_nobody_would_read(tmp_path: Path) -> None:
+    for name in (".mine.txt", "mine.txt"):
+        (tmp_path / name).write_text("Nein\n")
+    hidden, shown = tmp_path / ".mine.txt", tmp_path / "mine.txt"
+    for spec in (str(hidden), f".x={shown}"):
+        with pytest.raises(UserError, match="hidden file: write NAME=FILE"):
+            with_phrase_sets({}, [spec])
+        with pytest.raises(UserError, match="hidden file: write LABEL=prefixes:"):
+            read_judges([f"prefixes:file={spec}"])
+    assert list(with_phrase_sets({}, [str(shown), f"x={hidden}"])) == ["mine", "x"]

@@ -246,6 +246,17 @@ def test_abilities_and_win_rates_are_columns(runs: list[str], tmp_path: Path) ->
     assert row.endswith("| – | – |")  # dcr has neither: a missing number is no zero
 
 
+def test_a_folder_of_evaluations_shows_those_that_have_abilities_alone(
+    runs: list[str], tmp_path: Path
+) -> None:
+    results = [{"metric": "acc", "value": 0.6, "stderr": 0.01, "n": 100}]
+    write_json(tmp_path / "c/abilities.json", {"label": "scans", "tasks": {"mmlu": results}})
+    made = cells(make_table([str(tmp_path)]))
+    assert made["scans", "MMLU"] == pytest.approx(0.6) and ("stl", "XSTest") in made
+    assert main(["report", str(tmp_path), f"--output-file={tmp_path}/r.html"]) == 0
+    assert main(["flips", str(tmp_path)]) == 0  # between stl and dcr, the others' prompts
+
+
 @pytest.mark.parametrize(("benchmark", "reference"), [("xstest", "stl"), ("alpaca", "dcr")])
 def test_a_win_rate_on_other_prompts_or_against_another_run_has_no_number_in_the_paper(
     benchmark: str, reference: str, runs: list[str], tmp_path: Path
