@@ -87,6 +87,12 @@ class Evaluation:
         table = pd.concat([pd.read_parquet(shard) for shard in shards])
         return table.drop_duplicates("id", keep="last").reset_index(drop=True)
 
+    @property
+    def judges(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """What verdicts depend on, by benchmark and label, as far as the files say it."""
+        files = sorted((self.folder / "verdicts").glob("*/[!.]*.parquet"))
+        return {(path.parent.name, path.stem): _identity(path) for path in files}
+
     def verdicts(self) -> pd.DataFrame:
         """Return a row for each prompt and each judge of its benchmark.
 
@@ -143,7 +149,9 @@ class Evaluation:
         """
         verdicts = self.verdicts()
         every = [verdicts, self.unjudged(verdicts)]
-        return _scored(_joined([table for table in every if len(table)]), ["method", "judge", "asks", "kind"])
+        return _scored(
+            _joined([table for table in every if len(table)]), ["method", "judge", "asks", "kind"]
+        )
 
     def kinds(self) -> pd.DataFrame:
         """Return what kinds of answers there are, by each refusal judge.
@@ -309,11 +317,16 @@ def _scored(verdicts: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 def _asks(path: Path, verdicts: pd.Series) -> str:
     """Return `asks` of a judge from its file's metadata, else from its verdicts."""
+    shown = "safety" if set(verdicts) & {SAFE, UNSAFE} else "refusal"
+    return str(_identity(path).get("asks", shown))
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    """Return the judge's identity in the metadata of a file of verdicts; empty without one."""
     import pyarrow.parquet as pq
 
     stored = (pq.read_schema(path).metadata or {}).get(KEY.encode(), b"{}")
-    shown = "safety" if set(verdicts) & {SAFE, UNSAFE} else "refusal"
-    return str(json.loads(stored).get("asks", shown))
+    return dict(json.loads(stored))
 
 
 def _record(path: Path) -> dict[str, Any]:

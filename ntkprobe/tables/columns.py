@@ -1,7 +1,6 @@
 """Columns of tables 1, 3, 4 and 5: benchmarks, kinds of prompts, the judges shown, and notes.
 
-Notes are about prompts that a model was trained on or not asked, files of another length, and
-templates that differ.
+Notes are about prompts that a model was trained on or not asked, and files of another length.
 """
 
 from collections.abc import Iterable, Iterator
@@ -210,29 +209,6 @@ def not_whole(runs: dict[str, Evaluation], columns: Iterable[Column]) -> tuple[s
             if any(parts):
                 notes.append(f"{row}, {words}: {'; '.join(filter(None, parts))}.")
     return tuple(notes)
-
-
-def templates_differ(runs: dict[str, Evaluation]) -> tuple[str, ...]:
-    """Return a note on models that were asked in different templates; none where all had one.
-
-    Args:
-        runs: evaluations by name; of a model behind a server the template is not known.
-
-    Returns:
-        A line at most.
-    """
-    known = {
-        row: str(template)
-        for row, run in runs.items()
-        if (template := (run.settings.get("answers") or {}).get("resolved_template"))
-    }
-    if len(set(known.values())) < 2:
-        return ()
-    each = ", ".join(f"{row} {template}" for row, template in known.items())
-    return (
-        f"Templates differ ({each}): between such rows a difference mixes the template with "
-        "training.",
-    )
 
 
 def _part(about: tuple[str, dict]) -> str:
