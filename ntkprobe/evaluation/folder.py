@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..storage import (
     SCHEMA_VERSION,
     read_record,
+    read_table,
     replacing,
     versions,
     write_json,
@@ -111,7 +112,7 @@ class EvaluationFolder:
     def answered(self, name: str) -> set[str]:
         """Return the ids of the prompts that have an answer."""
         shards = self._shards(name)
-        return {str(i) for shard in shards for i in pd.read_parquet(shard, columns=["id"])["id"]}
+        return {str(i) for shard in shards for i in read_table(shard, ["id"])["id"]}
 
     def write_batch(self, name: str, answers: Sequence[Completion]) -> None:
         """Write some answers as one new shard.

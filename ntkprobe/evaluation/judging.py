@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..prompts.reasoning import answered
 from ..settings import require_same_settings
-from ..storage import write_table
+from ..storage import read_table, write_table
 from .verdicts import ENDLESS, FAILED, Item, Judge, Verdict
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ def read_items(folder: Path, benchmark: str) -> list[Item]:
         raise UserError(
             f"{folder} holds no answers to {benchmark!r}: run `ntkprobe evaluate` first"
         )
-    answers = pd.concat([pd.read_parquet(s, columns=["id", "answer"]) for s in shards])
+    answers = pd.concat([read_table(s, ["id", "answer"]) for s in shards])
     texts = dict(zip(answers["id"], answers["answer"], strict=True))
-    asked = pd.read_parquet(prompts, columns=["id", "prompt"])
+    asked = read_table(prompts, ["id", "prompt"])
     return [
         Item(name, prompt, texts[name])
         for name, prompt in zip(asked["id"], asked["prompt"], strict=True)
@@ -160,13 +160,13 @@ def valid_rows(
         return {}
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
-    theirs = json.loads((table.schema.metadata or {}).get(KEY.encode(), b"{}"))
+    rows = read_table(path).to_dict("records")
+    theirs = json.loads((pq.read_schema(path).metadata or {}).get(KEY.encode(), b"{}"))
     theirs = {**(older or {}), **theirs}
     require_same_settings(path, "judged", theirs, identity, both=True, instead=instead)
     return {
         row["id"]: row
-        for row in table.to_pylist()
+        for row in rows
         if digests.get(row["id"]) == row["digest"] and not row["detail"].startswith(FAILED)
     }
 

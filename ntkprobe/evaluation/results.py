@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..errors import UserError
 from ..prompts.coherence import incoherence
-from ..storage import read_record
+from ..storage import read_record, read_table
 from . import scores
 from .judging import KEY, judged_digest
 from .preferences import label_of_stem, points
@@ -77,14 +77,14 @@ class Evaluation:
     def prompts(self, benchmark: str) -> pd.DataFrame:
         """Return the prompts of a benchmark: `id, prompt, kind, type, pair`."""
         path = self.folder / "prompts" / f"{benchmark}.parquet"
-        return pd.read_parquet(path).reindex(columns=PROMPTS)
+        return read_table(path).reindex(columns=PROMPTS)
 
     def answers(self, benchmark: str) -> pd.DataFrame:
         """Return the answers to a benchmark: `id, answer, n_tokens, ended, seconds`."""
         shards = sorted((self.folder / "answers" / benchmark).glob("batch-*.parquet"))
         if not shards:
             return pd.DataFrame(columns=["id", "answer", "n_tokens", "ended", "seconds"])
-        table = pd.concat([pd.read_parquet(shard) for shard in shards])
+        table = pd.concat([read_table(shard) for shard in shards])
         return table.drop_duplicates("id", keep="last").reset_index(drop=True)
 
     @property
@@ -218,7 +218,7 @@ class Evaluation:
         """
         rows = []
         for path in sorted((self.folder / "preferences").glob("*/[!.]*.parquet")):
-            table = pd.read_parquet(path)
+            table = read_table(path)
             values = np.array(list(points(table)), float)
             orders = table[["ours_first", "ours_second"]]
             read = table.loc[~orders.isin([UNDETERMINED]).any(axis=1)]
@@ -249,7 +249,7 @@ class Evaluation:
         now = dict(zip(answers["id"], map(judged_digest, answers["answer"]), strict=True))
         flaws = dict(zip(answers["id"], map(incoherence, answers["answer"]), strict=True))
         for path in sorted((self.folder / "verdicts" / benchmark).glob("[!.]*.parquet")):
-            table = pd.read_parquet(path).drop_duplicates("id", keep="last")
+            table = read_table(path).drop_duplicates("id", keep="last")
             if "digest" in table:
                 table = table.loc[table["digest"] == table["id"].map(now)]
             else:

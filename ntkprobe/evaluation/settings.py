@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Annotated, Any
 
 from ..errors import UserError
@@ -46,7 +47,7 @@ class AnswerSettings:
         """
         if self.max_new_tokens < 1:
             raise UserError(f"--max-new-tokens {self.max_new_tokens}: give 1 or more")
-        if not self.temperature >= 0:  # NaN is refused, too
+        if not 0 <= self.temperature < inf:  # NaN is refused, too
             raise UserError(f"--temperature {self.temperature}: give 0 (greedy) or more")
 
     def record(self) -> dict[str, Any]:

@@ -82,6 +82,18 @@ class Judges:
         usual = PREFERRED[asks] if PREFERRED[asks] in there else next(iter(there), None)
         return named or usual
 
+    def require(self, runs: dict[str, Evaluation], *questions: str) -> None:
+        """Check the judges that were named: without it a misspelt one is a table that lacks some.
+
+        Args:
+            runs: evaluations by name.
+            questions: `refusal`, `safety`.
+        """
+        named = {"refusal": self.refusal, "safety": self.safety}
+        for asks in questions:
+            if named[asks] is not None:
+                self.chosen(all_verdicts(runs), asks)
+
 
 def all_verdicts(runs: dict[str, Evaluation]) -> pd.DataFrame:
     """Return the verdicts of every run, with a column `row`.

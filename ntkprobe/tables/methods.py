@@ -80,7 +80,7 @@ def _abilities(run: Evaluation) -> list[dict[str, Any]]:
         found = found.loc[~found.index.duplicated()]  # of several filters of an answer the first
         metric = metric if metric in found.index else found.index[0]
         value, error, n = found.loc[metric, ["value", "stderr", "n"]]
-        if str(metric).startswith("acc") and n:
+        if str(metric).startswith("acc") and n and 0 <= value <= 1:
             score = Score(value, *wilson(value * n, int(n)), n, n, "wilson")
         else:
             half = _Z * (float("nan") if pd.isna(error) else error)

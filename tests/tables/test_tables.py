@@ -276,6 +276,7 @@ def test_an_accuracy_is_a_rate_and_has_wilsons_interval_and_other_metrics_their_
     tasks = {
         "mmlu": [{"metric": "acc", "value": 0.6, "stderr": 0.01, "n": 100}],
         "words": [{"metric": "word_perplexity", "value": 12.0, "stderr": 0.5, "n": 100}],
+        "points": [{"metric": "acc", "value": 55.0, "stderr": 1.0, "n": 100}],  # in percent
         "plain": [{"metric": "word_perplexity", "value": 12.0, "stderr": None, "n": 100}],
         "gsm8k": [
             {"metric": "exact_match", "value": value, "stderr": 0.01, "n": 100}
@@ -288,6 +289,7 @@ def test_an_accuracy_is_a_rate_and_has_wilsons_interval_and_other_metrics_their_
     assert (low["stl", "MMLU"], high["stl", "MMLU"]) == wilson(60, 100)
     assert cells(made)["stl", "gsm8k"] == pytest.approx(0.2)
     assert (low["stl", "words"], high["stl", "words"]) == pytest.approx((11.02, 12.98), abs=1e-4)
+    assert (low["stl", "points"], high["stl", "points"]) == pytest.approx((53.04, 56.96), abs=1e-4)
     assert pd.isna(low["stl", "plain"]) and "| 12.00 |" in made.markdown()
 
 
@@ -367,6 +369,26 @@ def test_nothing_judged_is_one_clear_line(tmp_path: Path) -> None:
     folder = evaluate(tmp_path, {"set": {"kinds": "s"}})
     with pytest.raises(UserError, match="nothing to show in table 1: judge"):
         make_table([folder])
+
+
+@pytest.mark.parametrize("name", ["1", "5", "kinds", "pairs", "tasks", "two-sided"])
+def test_a_judge_that_gave_no_verdict_is_refused_with_those_that_did(
+    name: str, runs: list[str]
+) -> None:
+    with pytest.raises(UserError, match=rf"no verdicts of a refusal judge 'nope'.*{KEYWORD}"):
+        make_table(runs, name, judge="nope")
+    assert make_table(runs, name, judge="llm-gpt-4o").numbers["value"].notna().any()
+
+
+@pytest.mark.parametrize(
+    "name", ["prompts/q_harm", "answers/q_harm/batch-00000", "verdicts/q_harm/llama_guard"]
+)
+@pytest.mark.parametrize("cut", [0, 4, 200])
+def test_a_file_that_is_not_whole_is_one_clear_line(name: str, cut: int, runs: list[str]) -> None:
+    path = Path(runs[0]) / f"{name}.parquet"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError, match=rf"{path.name} is not whole: remove it"):
+        make_table(runs)
 
 
 def test_damaged_settings_are_one_clear_line(runs: list[str]) -> None:
