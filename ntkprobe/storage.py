@@ -160,10 +160,11 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFram
     """Return a Parquet file as a table.
 
     Args:
-        path: of the file; a `FileNotFoundError` without one.
+        path: of the file.
         columns: those wanted; None for all.
 
     Raises:
+        FileNotFoundError: if there is none.
         UserError: if it is not whole.
     """
     import pandas as pd

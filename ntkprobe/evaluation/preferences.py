@@ -35,6 +35,7 @@ Reply with one of the words FIRST, SECOND, TIE and nothing else."""
 
 OURS, REFERENCE, TIE = "ours", "reference", "tie"
 COLUMNS = ("id", "ours_first", "ours_second", "detail", "digest")
+_EQUAL = "equal answers"
 _MARKS = " \t\r\n\"'`*.[]"
 
 
@@ -174,6 +175,21 @@ def points(table: "pd.DataFrame") -> Iterator[float]:
             yield (worth[first] + worth[second]) / 2
 
 
+def consistency(table: "pd.DataFrame") -> float | None:
+    """Return the share of the pairs shown to the annotator with one preference in both orders.
+
+    Args:
+        table: of preferences; equal answers, which are not shown, say nothing of the annotator.
+
+    Returns:
+        The share; None where no pair was shown and read in both orders.
+    """
+    shown = table if "detail" not in table else table.loc[table["detail"] != _EQUAL]
+    orders = shown[["ours_first", "ours_second"]]
+    read = orders.loc[~orders.isin([UNDETERMINED]).any(axis=1)]
+    return float((read["ours_first"] == read["ours_second"]).mean()) if len(read) else None
+
+
 def _pairs(folder: Path, reference: Path, benchmark: str) -> list[Pair]:
     """Return the prompts that both evaluations answered.
 
@@ -216,7 +232,7 @@ def _unsent(pair: Pair) -> dict[str, str]:
     ours, reference = answered(pair.ours), answered(pair.reference)
     if ours is None or reference is None:
         return _row(pair.id, UNDETERMINED, UNDETERMINED, ENDLESS)
-    return _row(pair.id, TIE, TIE, "equal answers") if ours == reference else {}
+    return _row(pair.id, TIE, TIE, _EQUAL) if ours == reference else {}
 
 
 def _question(pair: Pair, ours_first: bool) -> list[dict[str, str]]:

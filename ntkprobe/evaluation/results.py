@@ -19,7 +19,7 @@ from ..prompts.coherence import incoherence
 from ..storage import read_record, read_table
 from . import scores
 from .judging import KEY, judged_digest
-from .preferences import label_of_stem, points
+from .preferences import consistency, label_of_stem, points
 from .verdicts import COMPLIANCE, INCOHERENT, SAFE, UNDETERMINED, UNSAFE
 
 PROMPTS = ["id", "prompt", "kind", "type", "pair"]
@@ -214,19 +214,17 @@ class Evaluation:
 
         Returns:
             `method, benchmark, reference, value, low, high, count, of, interval, coverage,
-            consistency`, the last the share of pairs with one preference in both orders.
+            consistency`, the last the share of pairs with one preference in both orders, of those
+            that were shown to the annotator.
         """
         rows = []
         for path in sorted((self.folder / "preferences").glob("*/[!.]*.parquet")):
             table = read_table(path)
             values = np.array(list(points(table)), float)
-            orders = table[["ours_first", "ours_second"]]
-            read = table.loc[~orders.isin([UNDETERMINED]).any(axis=1)]
-            same = (read["ours_first"] == read["ours_second"]).mean() if len(read) else None
             reference = label_of_stem(path.stem)
             about = {"method": self.label, "benchmark": path.parent.name, "reference": reference}
             score = scores.mean(values, of=len(table))
-            rows.append(about | row(score) | {"consistency": same})
+            rows.append(about | row(score) | {"consistency": consistency(table)})
         names = ["method", "benchmark", "reference", *row(scores.compliance([])), "consistency"]
         return pd.DataFrame(rows, columns=names)
 

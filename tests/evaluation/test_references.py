@@ -71,6 +71,21 @@ def test_a_second_reference_of_the_same_label_does_not_replace_the_first(
     assert won(ours, seeds["0"]) == 0
 
 
+def test_equal_answers_say_nothing_of_how_sure_the_annotator_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = written(tmp_path / "ours", ["the same", "another"], label="dcr")
+    for name, answers, said in (
+        ("near", ["the same", "other"], "0% alike in both orders"),
+        ("alike", ["the same", "another"], "all of equal answers"),
+    ):
+        theirs = written(tmp_path / name, answers, label=name)
+        with fake_server(lambda *_: "FIRST") as fake:  # by position
+            words = ["win-rate", str(ours), "--reference", str(theirs), "--model", "m"]
+            assert main([*words, "--base-url", fake.base_url]) == 0
+        assert f"wins 50.0% against {name}" in (told := capsys.readouterr().out) and said in told
+
+
 def _metadata(path: Path) -> str:
     import pyarrow.parquet as pq
 
