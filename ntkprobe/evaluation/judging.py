@@ -160,7 +160,7 @@ def valid_rows(
         return {}
     import pyarrow.parquet as pq
 
-    rows = read_table(path).to_dict("records")
+    rows: list[Any] = read_table(path).to_dict("records")
     theirs = json.loads((pq.read_schema(path).metadata or {}).get(KEY.encode(), b"{}"))
     theirs = {**(older or {}), **theirs}
     require_same_settings(path, "judged", theirs, identity, both=True, instead=instead)
