@@ -156,6 +156,30 @@ def read_tensors(path: Path) -> "dict[str, np.ndarray]":
         raise UserError(f"{path} is not whole: remove it and measure again") from error
 
 
+def read_table(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
+    """Return a Parquet file as a table.
+
+    Args:
+        path: of the file.
+        columns: those wanted; None for all.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        UserError: if it is not whole.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    try:
+        return pd.read_parquet(path, columns=None if columns is None else list(columns))
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path} is not whole: remove it, and run what made it again: it makes what is missing"
+        ) from error
+
+
 def read_tables(
     paths: Iterable[Path], columns: Sequence[str], kinds: Mapping[str, str]
 ) -> "pd.DataFrame":

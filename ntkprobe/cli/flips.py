@@ -74,7 +74,7 @@ def _stages_of(place: Path, before: str | None, after: str | None) -> list[Path]
     """
     from ..evaluation.results import evaluations_in
 
-    found = evaluations_in(place)
+    found = [path for path in evaluations_in(place) if (path / "prompts").is_dir()]
     if not found or (place / "prompts.parquet").is_file():
         return [place]
     names = [path.name for path in found]

@@ -81,8 +81,12 @@ def _line(row: dict) -> str:
     """Return one win rate with what it rests on."""
     if row["count"] == 0:
         return f"{row['benchmark']}: no pair of {row['of']} could be compared"
+    import pandas as pd
+
+    shown = not pd.isna(row["consistency"])
+    alike = f"{row['consistency']:.0%} alike in both orders" if shown else "all of equal answers"
     return (
         f"{row['benchmark']}: {row['method']} wins {row['value']:.1%} against {row['reference']} "
         f"[{row['low']:.1%}, {row['high']:.1%}], {row['count']} of {row['of']} pairs compared, "
-        f"{row['consistency']:.0%} alike in both orders"
+        f"{alike}"
     )

@@ -7,7 +7,7 @@ E/verdicts/NAME/JUDGE.parquet       see `judging`
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..storage import (
     SCHEMA_VERSION,
     read_record,
+    read_table,
     replacing,
     versions,
     write_json,
@@ -33,6 +34,24 @@ ANSWER_TYPES = {
     "ended": "boolean",
     "seconds": "float64",
 }
+
+
+def require_outside(models: Iterable[Path], output_dir: Path) -> None:
+    """Raise if a folder to write to lies inside one that a model is in.
+
+    Args:
+        models: folders of models, adapters and mitigations, which are only read.
+        output_dir: the folder to write to.
+
+    Raises:
+        UserError: naming both.
+    """
+    for place in models:
+        if place.is_dir() and output_dir.resolve().is_relative_to(place.resolve()):
+            raise UserError(
+                f"--output-dir {output_dir} lies inside the model {place}, which is only read: "
+                "choose another"
+            )
 
 
 class EvaluationFolder:
@@ -93,7 +112,7 @@ class EvaluationFolder:
     def answered(self, name: str) -> set[str]:
         """Return the ids of the prompts that have an answer."""
         shards = self._shards(name)
-        return {str(i) for shard in shards for i in pd.read_parquet(shard, columns=["id"])["id"]}
+        return {str(i) for shard in shards for i in read_table(shard, ["id"])["id"]}
 
     def write_batch(self, name: str, answers: Sequence[Completion]) -> None:
         """Write some answers as one new shard.

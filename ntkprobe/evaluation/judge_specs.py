@@ -63,7 +63,7 @@ def with_phrase_sets(judges: Mapping[str, Judge], specs: Sequence[str]) -> dict[
                 f"--phrases: a judge is called {each.name!r} already: write NAME=FILE to call the "
                 "set something else"
             )
-        found[each.name] = Prefixes.of(each)
+        found[_visible(each.name, "write NAME=FILE")] = Prefixes.of(each)
     return found
 
 
@@ -89,7 +89,19 @@ def _read(word: str) -> tuple[str, Judge]:
         raise UserError(f"--judge {word}: a label has letters, digits and _.- only")
     kind = plugins.load(judges, name)
     judge = kind(**_options(kind, _pairs(tail, word), word))
-    return given or str(getattr(judge, "label", name)), judge
+    label = given or str(getattr(judge, "label", name))
+    return _visible(label, f"write LABEL={word}"), judge
+
+
+def _visible(label: str, instead: str) -> str:
+    """Return a label.
+
+    Raises:
+        UserError: if its file would be hidden: nobody would read the verdicts again.
+    """
+    if label.startswith("."):
+        raise UserError(f"a judge called {label!r} would have a hidden file: {instead}")
+    return label
 
 
 def _pairs(text: str, word: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..prompts.reasoning import answered
 from ..settings import require_same_settings
-from ..storage import write_table
+from ..storage import read_table, write_table
 from .verdicts import ENDLESS, FAILED, Item, Judge, Verdict
 
 if TYPE_CHECKING:
@@ -48,9 +48,10 @@ def judge_answers(
 
     items = read_items(folder, benchmark)
     path = folder / "verdicts" / benchmark / f"{label}.parquet"
-    identity = {"asks": judge.asks, **getattr(judge, "identity", {})}
+    identity = identity_of(judge)
     digests = {item.id: judged_digest(item.answer) for item in items}
-    rows = valid_rows(path, digests, identity)
+    name = identity["judge"]
+    rows = valid_rows(path, digests, identity, older={"judge": name} if label == name else {})
     missing = [item for item in items if item.id not in rows]
     with long_stage(
         total=len(missing), desc=f"{benchmark}, {label}", unit="answer", leave=False
@@ -63,6 +64,16 @@ def judge_answers(
             write_rows(path, present, COLUMNS, identity)
             progress.update(len(asked))
     return pd.DataFrame([rows[item.id] for item in items], columns=list(COLUMNS))
+
+
+def identity_of(judge: Judge) -> dict[str, Any]:
+    """Return what a file of verdicts records of its judge: never that of two different filters.
+
+    Args:
+        judge: its module's name is part of it, unless its own `identity` says otherwise.
+    """
+    name = type(judge).__module__.rpartition(".")[2]
+    return {"asks": judge.asks, "judge": name, **getattr(judge, "identity", {})}
 
 
 def judged_digest(answer: str) -> str:
@@ -106,9 +117,9 @@ def read_items(folder: Path, benchmark: str) -> list[Item]:
         raise UserError(
             f"{folder} holds no answers to {benchmark!r}: run `ntkprobe evaluate` first"
         )
-    answers = pd.concat([pd.read_parquet(s, columns=["id", "answer"]) for s in shards])
+    answers = pd.concat([read_table(s, ["id", "answer"]) for s in shards])
     texts = dict(zip(answers["id"], answers["answer"], strict=True))
-    asked = pd.read_parquet(prompts, columns=["id", "prompt"])
+    asked = read_table(prompts, ["id", "prompt"])
     return [
         Item(name, prompt, texts[name])
         for name, prompt in zip(asked["id"], asked["prompt"], strict=True)
@@ -123,7 +134,12 @@ def digest(*texts: str) -> str:
 
 
 def valid_rows(
-    path: Path, digests: Mapping[str, str], identity: Mapping[str, Any]
+    path: Path,
+    digests: Mapping[str, str],
+    identity: Mapping[str, Any],
+    *,
+    older: Mapping[str, Any] | None = None,
+    instead: str = "move it away, or give this judge another label",
 ) -> dict[str, dict[str, str]]:
     """Return the valid rows of a file, by id: those of unchanged answers that did not fail.
 
@@ -131,6 +147,8 @@ def valid_rows(
         path: of a file that `write_rows` wrote; it need not exist.
         digests: of the present answers, by id.
         identity: of the judge, which the file must have.
+        older: what goes without saying in a file from before this was recorded.
+        instead: what to do with another judge's file.
 
     Returns:
         The rows as they are stored.
@@ -142,13 +160,13 @@ def valid_rows(
         return {}
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
-    theirs = json.loads((table.schema.metadata or {}).get(KEY.encode(), b"{}"))
-    instead = "move it away, or give this judge another label"
+    rows: list[Any] = read_table(path).to_dict("records")
+    theirs = json.loads((pq.read_schema(path).metadata or {}).get(KEY.encode(), b"{}"))
+    theirs = {**(older or {}), **theirs}
     require_same_settings(path, "judged", theirs, identity, both=True, instead=instead)
     return {
         row["id"]: row
-        for row in table.to_pylist()
+        for row in rows
         if digests.get(row["id"]) == row["digest"] and not row["detail"].startswith(FAILED)
     }
 

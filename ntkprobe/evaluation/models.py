@@ -91,6 +91,11 @@ class EvaluatedModel:
         return [folder for folder in named if folder is not None and folder.is_dir()]
 
     @property
+    def places(self) -> list[Path]:
+        """All folders that it is read from, its mitigation's too."""
+        return [*self.folders, *([self.mitigation] if self.mitigation else [])]
+
+    @property
     def label(self) -> str:
         """The default label: the name of its run, and of its mitigation."""
         place = Path(self.adapter or self.model)

@@ -37,6 +37,26 @@ def training_prompts(
     return {name: _texts(file) for name, file in sources.items()}
 
 
+def named_before(benchmarks: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Return the prompts of the files of training data that earlier calls named, by source.
+
+    Args:
+        benchmarks: as `run.json` has them.
+
+    Returns:
+        As `training_prompts`; without files that are no longer there, or can no longer be read.
+    """
+    overlaps = [about.get("overlap") or {} for about in benchmarks.values()]
+    found: dict[str, set[str]] = {}
+    for name in dict.fromkeys(name for each in overlaps for name in each.get("sources", {})):
+        try:
+            if PromptSelection.parse(name).path.is_file():
+                found[name] = _texts(name)
+        except UserError:
+            continue
+    return found
+
+
 def origin(models: Iterable[Path]) -> str | None:
     """Return the model that the first stage of training started from, if it is recorded.
 

@@ -6,15 +6,19 @@ only where both replies can be parsed. The win rate is not corrected for the len
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from ..errors import UserError, one_line
 from ..prompts.reasoning import answered
+from ..storage import read_record
 from .judging import digest, read_items, valid_rows, write_rows
 from .server import Failure, Reply, Server
+from .settings import compared
 from .verdicts import ENDLESS, FAILED, UNDETERMINED
 
 if TYPE_CHECKING:
@@ -31,6 +35,7 @@ Reply with one of the words FIRST, SECOND, TIE and nothing else."""
 
 OURS, REFERENCE, TIE = "ours", "reference", "tie"
 COLUMNS = ("id", "ours_first", "ours_second", "detail", "digest")
+_EQUAL = "equal answers"
 _MARKS = " \t\r\n\"'`*.[]"
 
 
@@ -105,12 +110,16 @@ def compare_answers(
     from ..progress import progress as long_stage
 
     pairs = _pairs(folder, reference, benchmark)
-    path = folder / "preferences" / benchmark / f"{label}.parquet"
-    identity = {"annotator": annotator.server.model, "instructions": digest(INSTRUCTIONS)}
-    if annotator.max_tokens != type(annotator).max_tokens:  # of the default nothing is said
-        identity["max_tokens"] = str(annotator.max_tokens)
+    path = folder / "preferences" / benchmark / f"{file_stem(label)}.parquet"
+    identity = _identity(annotator, reference)
     digests = {pair.id: _digest(pair) for pair in pairs}
-    rows = valid_rows(path, digests, identity)
+    rows = valid_rows(
+        path,
+        digests,
+        identity,
+        older={"reference": identity["reference"]},
+        instead="move it away, or give the reference another label (ntkprobe evaluate --label)",
+    )
     missing = [pair for pair in pairs if pair.id not in rows]
     with long_stage(
         total=len(missing), desc=f"{benchmark}, against {label}", unit="answer", leave=False
@@ -125,6 +134,33 @@ def compare_answers(
     return pd.DataFrame([rows[pair.id] for pair in pairs], columns=list(COLUMNS))
 
 
+def file_stem(label: str) -> str:
+    """Return the name of a file for a reference's label, which may have any characters."""
+    return re.sub(r"[%/\\\0]|^\.", lambda found: f"%{ord(found[0]):02X}", label)
+
+
+def label_of_stem(stem: str) -> str:
+    """Return the label that a file is named after."""
+    return unquote(stem)
+
+
+def _identity(annotator: Annotator, reference: Path) -> dict[str, str]:
+    """Return what preferences depend on: who annotates, and which answers ours are compared with.
+
+    Two references may have one label, such as the same run with two seeds.
+    """
+    record = read_record(reference / "run.json", "evaluate the reference again")
+    settings = json.dumps(compared(record, ("model", "answers")), sort_keys=True, default=str)
+    found = {
+        "annotator": annotator.server.model,
+        "instructions": digest(INSTRUCTIONS),
+        "reference": digest(settings),
+    }
+    if annotator.max_tokens != type(annotator).max_tokens:  # of the default nothing is said
+        found["max_tokens"] = str(annotator.max_tokens)
+    return found
+
+
 def failures(table: "pd.DataFrame") -> list[str]:
     """Return the errors of failed requests, which another run repeats."""
     details = table["detail"].astype(str)
@@ -137,6 +173,21 @@ def points(table: "pd.DataFrame") -> Iterator[float]:
     for first, second in zip(table["ours_first"], table["ours_second"], strict=True):
         if UNDETERMINED not in (first, second):
             yield (worth[first] + worth[second]) / 2
+
+
+def consistency(table: "pd.DataFrame") -> float | None:
+    """Return the share of the pairs shown to the annotator with one preference in both orders.
+
+    Args:
+        table: of preferences; equal answers, which are not shown, say nothing of the annotator.
+
+    Returns:
+        The share; None where no pair was shown and read in both orders.
+    """
+    shown = table if "detail" not in table else table.loc[table["detail"] != _EQUAL]
+    orders = shown[["ours_first", "ours_second"]]
+    read = orders.loc[~orders.isin([UNDETERMINED]).any(axis=1)]
+    return float((read["ours_first"] == read["ours_second"]).mean()) if len(read) else None
 
 
 def _pairs(folder: Path, reference: Path, benchmark: str) -> list[Pair]:
@@ -181,7 +232,7 @@ def _unsent(pair: Pair) -> dict[str, str]:
     ours, reference = answered(pair.ours), answered(pair.reference)
     if ours is None or reference is None:
         return _row(pair.id, UNDETERMINED, UNDETERMINED, ENDLESS)
-    return _row(pair.id, TIE, TIE, "equal answers") if ours == reference else {}
+    return _row(pair.id, TIE, TIE, _EQUAL) if ours == reference else {}
 
 
 def _question(pair: Pair, ours_first: bool) -> list[dict[str, str]]:

@@ -16,13 +16,14 @@ import pandas as pd
 
 from ..errors import UserError
 from ..prompts.coherence import incoherence
-from ..storage import read_record
+from ..storage import read_record, read_table
 from . import scores
 from .judging import KEY, judged_digest
-from .preferences import points
+from .preferences import consistency, label_of_stem, points
 from .verdicts import COMPLIANCE, INCOHERENT, SAFE, UNDETERMINED, UNSAFE
 
 PROMPTS = ["id", "prompt", "kind", "type", "pair"]
+VERDICTS = ["method", "benchmark", "judge", "asks", "id", "kind", "type", "pair", "verdict"]
 STAGES = "stages.json"
 """In a folder of several evaluations: the names of the named models' folders, in order."""
 
@@ -76,15 +77,21 @@ class Evaluation:
     def prompts(self, benchmark: str) -> pd.DataFrame:
         """Return the prompts of a benchmark: `id, prompt, kind, type, pair`."""
         path = self.folder / "prompts" / f"{benchmark}.parquet"
-        return pd.read_parquet(path).reindex(columns=PROMPTS)
+        return read_table(path).reindex(columns=PROMPTS)
 
     def answers(self, benchmark: str) -> pd.DataFrame:
         """Return the answers to a benchmark: `id, answer, n_tokens, ended, seconds`."""
         shards = sorted((self.folder / "answers" / benchmark).glob("batch-*.parquet"))
         if not shards:
             return pd.DataFrame(columns=["id", "answer", "n_tokens", "ended", "seconds"])
-        table = pd.concat([pd.read_parquet(shard) for shard in shards])
+        table = pd.concat([read_table(shard) for shard in shards])
         return table.drop_duplicates("id", keep="last").reset_index(drop=True)
+
+    @property
+    def judges(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """What verdicts depend on, by benchmark and label, as far as the files say it."""
+        files = sorted((self.folder / "verdicts").glob("*/[!.]*.parquet"))
+        return {(path.parent.name, path.stem): _identity(path) for path in files}
 
     def verdicts(self) -> pd.DataFrame:
         """Return a row for each prompt and each judge of its benchmark.
@@ -95,11 +102,29 @@ class Evaluation:
             nothing by rule (`prompts.coherence`) is `incoherent`, where a judge took it for
             compliance, and where it is empty; the files hold what the judge said.
         """
-        tables = [table for name in self.benchmarks for table in self._judged(name)]
-        columns = ["method", "benchmark", "judge", "asks", "id", "kind", "type", "pair", "verdict"]
-        if not tables:
-            return pd.DataFrame(columns=columns)
-        return pd.concat(tables).reset_index(drop=True)[columns]
+        return _joined([table for name in self.benchmarks for table in self._judged(name)])
+
+    def unjudged(self, verdicts: pd.DataFrame) -> pd.DataFrame:
+        """Return the prompts of benchmarks that a judge has not looked at, while it has at others.
+
+        A number over several benchmarks rests on these prompts too: with them its coverage is told.
+
+        Args:
+            verdicts: all of this evaluation, as `verdicts` returns them.
+
+        Returns:
+            As `verdicts`, all `undetermined`: a row for each judge and each prompt of a kind that
+            it has judged elsewhere.
+        """
+        seen = set(zip(verdicts["benchmark"], verdicts["judge"], strict=True))
+        known = verdicts[["judge", "asks", "kind"]].drop_duplicates().itertuples(index=False)
+        lacking = [
+            prompts.loc[prompts["kind"] == kind].assign(benchmark=name, judge=judge, asks=asks)
+            for judge, asks, kind in known
+            for name in self.benchmarks
+            if (name, judge) not in seen and len(prompts := self.prompts(name))
+        ]
+        return _joined([t.assign(method=self.label, verdict=UNDETERMINED) for t in lacking])
 
     def rates(self, *, by_type: bool = False) -> pd.DataFrame:
         """Return the rate of compliance with safe prompts and of defence against unsafe ones.
@@ -119,10 +144,14 @@ class Evaluation:
         """Return compliance and defence over the prompts of all benchmarks, a row for each judge.
 
         Returns:
-            As `rates`, without `benchmark`; every prompt has the same weight.
+            As `rates`, without `benchmark`; every prompt has the same weight. Benchmarks that a
+            judge has not looked at lower its coverage.
         """
         verdicts = self.verdicts()
-        return _scored(verdicts, ["method", "judge", "asks", "kind"])
+        every = [verdicts, self.unjudged(verdicts)]
+        return _scored(
+            _joined([table for table in every if len(table)]), ["method", "judge", "asks", "kind"]
+        )
 
     def kinds(self) -> pd.DataFrame:
         """Return what kinds of answers there are, by each refusal judge.
@@ -185,18 +214,17 @@ class Evaluation:
 
         Returns:
             `method, benchmark, reference, value, low, high, count, of, interval, coverage,
-            consistency`, the last the share of pairs with one preference in both orders.
+            consistency`, the last the share of pairs with one preference in both orders, of those
+            that were shown to the annotator.
         """
         rows = []
         for path in sorted((self.folder / "preferences").glob("*/[!.]*.parquet")):
-            table = pd.read_parquet(path)
+            table = read_table(path)
             values = np.array(list(points(table)), float)
-            orders = table[["ours_first", "ours_second"]]
-            read = table.loc[~orders.isin([UNDETERMINED]).any(axis=1)]
-            same = (read["ours_first"] == read["ours_second"]).mean() if len(read) else None
-            about = {"method": self.label, "benchmark": path.parent.name, "reference": path.stem}
+            reference = label_of_stem(path.stem)
+            about = {"method": self.label, "benchmark": path.parent.name, "reference": reference}
             score = scores.mean(values, of=len(table))
-            rows.append(about | row(score) | {"consistency": same})
+            rows.append(about | row(score) | {"consistency": consistency(table)})
         names = ["method", "benchmark", "reference", *row(scores.compliance([])), "consistency"]
         return pd.DataFrame(rows, columns=names)
 
@@ -219,7 +247,7 @@ class Evaluation:
         now = dict(zip(answers["id"], map(judged_digest, answers["answer"]), strict=True))
         flaws = dict(zip(answers["id"], map(incoherence, answers["answer"]), strict=True))
         for path in sorted((self.folder / "verdicts" / benchmark).glob("[!.]*.parquet")):
-            table = pd.read_parquet(path).drop_duplicates("id", keep="last")
+            table = read_table(path).drop_duplicates("id", keep="last")
             if "digest" in table:
                 table = table.loc[table["digest"] == table["id"].map(now)]
             else:
@@ -239,14 +267,25 @@ class Evaluation:
             )
 
 
+def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return tables of verdicts as one."""
+    if not tables:
+        return pd.DataFrame(columns=VERDICTS)
+    return pd.concat(tables).reset_index(drop=True)[VERDICTS]
+
+
 def is_evaluation(place: Path) -> bool:
     """Return whether a folder holds answers or abilities of a model."""
     return (place / "prompts").is_dir() or (place / "abilities.json").is_file()
 
 
 def evaluations_in(place: Path) -> list[Path]:
-    """Return the evaluations that a folder holds: named models in order, then others by name."""
-    found = sorted(path for path in place.glob("*") if (path / "prompts").is_dir())
+    """Return the evaluations that a folder holds: named models in order, then others by name.
+
+    Args:
+        place: one of them may have abilities alone, without prompts.
+    """
+    found = sorted(path for path in place.glob("*") if is_evaluation(path))
     named = [place / str(name) for name in _record(place / STAGES).get("stages", [])]
     return sorted(found, key=lambda path: named.index(path) if path in named else len(named))
 
@@ -276,11 +315,16 @@ def _scored(verdicts: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 def _asks(path: Path, verdicts: pd.Series) -> str:
     """Return `asks` of a judge from its file's metadata, else from its verdicts."""
+    shown = "safety" if set(verdicts) & {SAFE, UNSAFE} else "refusal"
+    return str(_identity(path).get("asks", shown))
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    """Return the judge's identity in the metadata of a file of verdicts; empty without one."""
     import pyarrow.parquet as pq
 
     stored = (pq.read_schema(path).metadata or {}).get(KEY.encode(), b"{}")
-    shown = "safety" if set(verdicts) & {SAFE, UNSAFE} else "refusal"
-    return str(json.loads(stored).get("asks", shown))
+    return dict(json.loads(stored))
 
 
 def _record(path: Path) -> dict[str, Any]:

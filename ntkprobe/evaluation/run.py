@@ -12,12 +12,12 @@ from ..errors import UserError, one_line
 from ..prompts.rendering import dated
 from .answers import ModelBackend, Question, RemoteModel
 from .benchmarks import BenchmarkPrompts
-from .folder import EvaluationFolder
+from .folder import EvaluationFolder, require_outside
 from .judge_specs import check
 from .judging import digest, judge_answers
 from .models import EvaluatedModel
 from .outcome import Outcome
-from .overlap import overlap, training_prompts
+from .overlap import named_before, overlap, training_prompts
 from .server import Server
 from .settings import AnswerSettings
 from .verdicts import FAILED, Judge
@@ -62,6 +62,7 @@ def evaluate(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two benchmarks are called {twice[0]!r}: rename one of the files")
     chosen = settings or AnswerSettings()
+    require_outside([] if isinstance(subject, Server) else subject.places, output_dir)
     folder = EvaluationFolder(output_dir)
     folders = [] if isinstance(subject, Server) else subject.folders
     model, trained = _model(subject), training_prompts(folders, trained_on)
@@ -224,12 +225,13 @@ def _benchmark_records(
     trained: Mapping[str, set[str]],
     folder: EvaluationFolder,
 ) -> dict[str, Any]:
-    """Return the record of benchmarks in `run.json`; a known overlap is kept."""
+    """Return the record of benchmarks in `run.json`; what was known of an overlap is kept."""
     before = folder.record.get("benchmarks", {})
-    return {
-        each.name: {
-            **each.record(),
-            "overlap": overlap(each, trained) or before.get(each.name, {}).get("overlap"),
-        }
-        for each in benchmarks
-    }
+    every = {**named_before(before), **trained}
+    records = {}
+    for each in benchmarks:
+        known, now = before.get(each.name, {}).get("overlap"), overlap(each, every)
+        # A file that is gone since cannot be compared again: it was seen to overlap all the same.
+        gone = known and (now is None or now["prompts"] < known["prompts"])
+        records[each.name] = {**each.record(), "overlap": known if gone else now}
+    return records

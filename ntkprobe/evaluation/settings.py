@@ -1,7 +1,8 @@
 """What the answers of a folder depend on: recorded in `run.json`, compared before any is added."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Annotated, Any
 
 from ..errors import UserError
@@ -46,7 +47,7 @@ class AnswerSettings:
         """
         if self.max_new_tokens < 1:
             raise UserError(f"--max-new-tokens {self.max_new_tokens}: give 1 or more")
-        if not self.temperature >= 0:  # NaN is refused, too
+        if not 0 <= self.temperature < inf:  # NaN is refused, too
             raise UserError(f"--temperature {self.temperature}: give 0 (greedy) or more")
 
     def record(self) -> dict[str, Any]:
@@ -69,6 +70,16 @@ class AbilitySettings:
     chat_template: Annotated[bool, Flag(name="apply_chat_template")] = False
 
 
+def compared(record: Mapping[str, Any], sections: Sequence[str] = COMPARED) -> dict[str, Any]:
+    """Return the settings of a record that are compared, by dotted name.
+
+    Args:
+        record: of a folder.
+        sections: of it, out of `COMPARED`.
+    """
+    return dict(leaves({key: record.get(key) or {} for key in sections}, _NOT_COMPARED))
+
+
 def require_same_record(folder: object, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise if a setting of `new` contradicts `old`; what only one of them has does not.
 
@@ -87,8 +98,4 @@ def require_same_record(folder: object, old: Mapping[str, Any], new: Mapping[str
             f"{folder} has answers of {kinds[0]}, and this is {kinds[1]}: give another "
             "--output-dir, or --overwrite"
         )
-    before, now = (
-        dict(leaves({key: record.get(key) or {} for key in COMPARED}, _NOT_COMPARED))
-        for record in (old, new)
-    )
-    require_same_settings(folder, "answered", before, now)
+    require_same_settings(folder, "answered", compared(old), compared(new))

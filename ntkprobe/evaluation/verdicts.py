@@ -84,7 +84,8 @@ class Judge(Protocol):
     `judge_answers` it is given no others.
 
     A judge may have `label`, its name in files and tables (else its module's), and `identity`, a
-    dict of what its verdicts depend on: other verdicts never go into the same file.
+    dict of what its verdicts depend on besides its module: other verdicts never go into the same
+    file.
     """
 
     asks: ClassVar[str]

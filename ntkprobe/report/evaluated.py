@@ -1,5 +1,6 @@
 """Evaluations as tables: rates with intervals, judges' agreement, every refused safe prompt."""
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -9,6 +10,7 @@ from ..evaluation.scores import REFUSED
 from ..evaluation.verdicts import SAFE
 from ..tables import Table, agreement, pairs, table1, table5
 from ..tables.columns import Judges, all_verdicts, measured_columns
+from ..tables.comparability import comparability
 from .measured import records
 
 
@@ -27,7 +29,12 @@ def tables_of(evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:
         return []
     made = {name: module.table(evaluations, Judges()) for name, module in modules.items()}
     pictured = [one.title for one in measured_columns(all_verdicts(evaluations))]
-    return [_contents(name, table, pictured) for name, table in made.items() if len(table.numbers)]
+    notes = comparability(evaluations)
+    return [
+        _contents(name, replace(table, notes=(*table.notes, *notes)), pictured)
+        for name, table in made.items()
+        if len(table.numbers)
+    ]
 
 
 def _contents(name: str, table: Table, pictured: list[str]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Columns of tables 1, 3, 4 and 5: benchmarks, kinds of prompts, the judges shown, and notes.
 
-Notes are about prompts that a model was trained on or not asked, files of another length, and
-templates that differ.
+Notes are about prompts that a model was trained on or not asked, and files of another length.
 """
 
 from collections.abc import Iterable, Iterator
@@ -50,6 +49,8 @@ _APART = {
     "jailbreakbench": "JailbreakBench",
     "jailbreakbench_benign": "JailbreakBench benign",
 }
+_TITLES = frozenset(column.title for column in KNOWN)
+"""What a user's own file may be called like, such as `safety.csv`: it has a column of its own."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,18 @@ class Judges:
         usual = PREFERRED[asks] if PREFERRED[asks] in there else next(iter(there), None)
         return named or usual
 
+    def require(self, runs: dict[str, Evaluation], *questions: str) -> None:
+        """Check the judges that were named: without it a misspelt one is a table that lacks some.
+
+        Args:
+            runs: evaluations by name.
+            questions: `refusal`, `safety`.
+        """
+        named = {"refusal": self.refusal, "safety": self.safety}
+        for asks in questions:
+            if named[asks] is not None:
+                self.chosen(all_verdicts(runs), asks)
+
 
 def all_verdicts(runs: dict[str, Evaluation]) -> pd.DataFrame:
     """Return the verdicts of every run, with a column `row`.
@@ -105,7 +118,7 @@ def measured_columns(verdicts: pd.DataFrame) -> Iterator[Column]:
     pooled = {(name, c.kind) for c in KNOWN for name in c.benchmarks if name not in _APART}
     for name, kind in sorted(found - pooled):
         both = {("safe"), ("unsafe")} <= {k for n, k in found if n == name}
-        title = _APART.get(name, name)
+        title = _APART.get(name, f"{name} (own file)" if name in _TITLES else name)
         yield Column(f"{name}_{kind}", f"{title} ({kind})" if both else title, (name,), kind)
 
 
@@ -113,6 +126,22 @@ def column_verdicts(verdicts: pd.DataFrame, column: Column) -> pd.DataFrame:
     """Return the verdicts about a column's prompts."""
     named = verdicts["benchmark"].isin(list(column.benchmarks))
     return verdicts.loc[named & (verdicts["kind"] == column.kind)]
+
+
+def judged_by(
+    judge: str | None, column: Column, own: pd.DataFrame, unjudged: pd.DataFrame
+) -> pd.DataFrame:
+    """Return one judge's verdicts about a column's prompts; none where it judged no set of them.
+
+    Args:
+        judge: its label.
+        column: of several sets those that the judge has not looked at are undetermined.
+        own: all verdicts of a run.
+        unjudged: as `Evaluation.unjudged` returns them for these.
+    """
+    found = (column_verdicts(table, column) for table in (own, unjudged))
+    said, rest = (table.loc[table["judge"] == judge] for table in found)
+    return pd.concat([said, rest]) if len(said) and len(rest) else said
 
 
 def score(verdicts: pd.DataFrame, column: Column) -> dict[str, Any]:
@@ -192,29 +221,6 @@ def not_whole(runs: dict[str, Evaluation], columns: Iterable[Column]) -> tuple[s
             if any(parts):
                 notes.append(f"{row}, {words}: {'; '.join(filter(None, parts))}.")
     return tuple(notes)
-
-
-def templates_differ(runs: dict[str, Evaluation]) -> tuple[str, ...]:
-    """Return a note on models that were asked in different templates; none where all had one.
-
-    Args:
-        runs: evaluations by name; of a model behind a server the template is not known.
-
-    Returns:
-        A line at most.
-    """
-    known = {
-        row: str(template)
-        for row, run in runs.items()
-        if (template := (run.settings.get("answers") or {}).get("resolved_template"))
-    }
-    if len(set(known.values())) < 2:
-        return ()
-    each = ", ".join(f"{row} {template}" for row, template in known.items())
-    return (
-        f"Templates differ ({each}): between such rows a difference mixes the template with "
-        "training.",
-    )
 
 
 def _part(about: tuple[str, dict]) -> str:

@@ -12,6 +12,7 @@ MISSING = "judge some answers with `ntkprobe evaluate`"
 
 def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
     """Return a row for each run, benchmark, kind of prompt and judge, a column for each answer."""
+    judges.require(runs, "refusal")
     rows: list[dict] = []
     columns: dict[Column, None] = {}
     for name, run in runs.items():

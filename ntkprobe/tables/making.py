@@ -14,7 +14,8 @@ from ..errors import UserError
 from ..evaluation import Evaluation
 from ..evaluation.results import evaluations_in
 from ..places import by_name, split_place
-from .columns import Judges, templates_differ
+from .columns import Judges
+from .comparability import comparability
 from .paper_reference import paper_models
 from .rendering import Table
 
@@ -63,7 +64,7 @@ def make_table(
     if table.numbers.empty:
         raise UserError(f"nothing to show in table {name}: {module.MISSING}")
     evaluated = {row: run for row, run in runs.items() if isinstance(run, Evaluation)}
-    table = replace(table, notes=(*table.notes, *templates_differ(evaluated)))
+    table = replace(table, notes=(*table.notes, *comparability(evaluated)))
     if compare is None:
         return _without_key(table)
     return _with_paper_numbers(module, table, runs, compare.partition(":")[2] or None)

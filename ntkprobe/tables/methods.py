@@ -12,8 +12,8 @@ from .columns import (
     Judges,
     all_verdicts,
     cell,
-    column_verdicts,
     in_distribution,
+    judged_by,
     measured_columns,
     not_whole,
     score,
@@ -51,10 +51,10 @@ def methods_table(runs: dict[str, Evaluation], judges: Judges, title: str, corne
     rows: list[dict[str, Any]] = []
     for name, run in runs.items():
         own = verdicts.loc[verdicts["row"] == name]
+        unjudged = run.unjudged(own)
         for column in columns:
             judge = refusal if column.kind == "safe" else safety or refusal
-            seen = column_verdicts(own, column)
-            said = seen.loc[seen["judge"] == judge]
+            said = judged_by(judge, column, own, unjudged)
             if len(said):
                 place = {"row": name, "column": column.title, "key": column.key}
                 rows.append(place | score(said, column))
@@ -80,7 +80,7 @@ def _abilities(run: Evaluation) -> list[dict[str, Any]]:
         found = found.loc[~found.index.duplicated()]  # of several filters of an answer the first
         metric = metric if metric in found.index else found.index[0]
         value, error, n = found.loc[metric, ["value", "stderr", "n"]]
-        if str(metric).startswith("acc") and n:
+        if str(metric).startswith("acc") and n and 0 <= value <= 1:
             score = Score(value, *wilson(value * n, int(n)), n, n, "wilson")
         else:
             half = _Z * (float("nan") if pd.isna(error) else error)

@@ -12,6 +12,7 @@ MISSING = "evaluate on a benchmark with pairs, such as xstest"
 
 def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
     """Return a row for each run, benchmark and judge, a column for each outcome."""
+    judges.require(runs, "refusal")
     rows: list[dict] = []
     sets: dict[str, None] = {}
     for name, run in runs.items():

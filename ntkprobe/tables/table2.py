@@ -34,16 +34,24 @@ def find(places: Iterable[str | PathLike[str]]) -> dict[str, Run]:
         The `stages` of `training.json`, with the `kind` of training and the `model` it began with.
 
     Raises:
-        UserError: if a place holds none.
+        UserError: if a place holds none, or two runs have the same name.
     """
     runs: dict[str, Run] = {}
+    folders: dict[str, Path] = {}
     for place in map(str, places):
         name, root = split_place(place)
         inside = sorted(p.parent for p in root.glob("*/training.json"))
         found = [root] if (root / "training.json").is_file() else inside
         if not found or (name is not None and len(found) > 1):
             raise UserError(f"no training run in {root}: {MISSING}")
-        runs |= {name or run.resolve().name: _read(run) for run in found}
+        for run in found:
+            row = name or run.resolve().name
+            if row in runs:
+                raise UserError(
+                    f"two runs are called {row!r}, {folders[row]} and {run}: give one as "
+                    "NAME=FOLDER"
+                )
+            runs[row], folders[row] = _read(run), run
     return runs
 
 

@@ -10,6 +10,7 @@ from .columns import (
     all_verdicts,
     column_verdicts,
     in_distribution,
+    judged_by,
     measured_columns,
     not_whole,
     score,
@@ -35,11 +36,13 @@ def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
             judges.chosen(verdicts, asks)
             verdicts = verdicts.loc[(verdicts["asks"] != asks) | (verdicts["judge"] == named)]
     columns, rows = list(measured_columns(verdicts)), []
-    for name in runs:
+    for name, run in runs.items():
+        own = verdicts.loc[verdicts["row"] == name]
+        unjudged = run.unjudged(own)
         for column in columns:
-            seen = column_verdicts(verdicts.loc[verdicts["row"] == name], column)
-            for judge, said in seen.groupby("judge"):
+            for judge in sorted(set(column_verdicts(own, column)["judge"])):
                 place = {"row": name, "column": f"{column.title}, {judge}"}
+                said = judged_by(judge, column, own, unjudged)
                 rows.append(place | {"key": (column.key, judge)} | score(said, column))
     names = ["row", "column", "key", "value", "low", "high", "count", "of", "digits"]
     titles, trained = in_distribution(runs, columns)

@@ -11,6 +11,7 @@ MISSING = "evaluate on safe and on unsafe prompts"
 
 def table(runs: dict[str, Evaluation], judges: Judges) -> Table:
     """Return a row for each run, a column for each side and judge."""
+    judges.require(runs, "refusal", "safety")
     rows, sides = [], {}
     for name, run in runs.items():
         for found in run.two_sided().to_dict("records"):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from ntkprobe.errors import UserError
@@ -151,6 +152,49 @@ def test_a_file_of_ones_own_is_called_like_its_file_and_keeps_ids_types_and_pair
     assert read_benchmark(f"{write(tmp_path / 'xstest.csv', [{'text': 'a?'}])}=unsafe").name == (
         "own_xstest"
     )
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_ids_and_pairs_that_are_numbers_are_kept_zero_too(tmp_path, ending):
+    kinds = ["safe", "unsafe", "safe"]
+    rows = [{"id": n, "prompt": f"May I {n}?", "kind": k} for n, k in enumerate(kinds)]
+    table = pd.DataFrame(rows).assign(pair=[1, 0, None])  # with a gap the numbers are 1.0 and 0.0
+    path = tmp_path / f"own.{ending}"
+    if ending == "parquet":
+        table.to_parquet(path)
+    else:
+        table.to_json(path, orient="records", lines=True)
+    found = read_benchmark(str(path)).table
+    assert (found["id"].tolist(), found["pair"].tolist()) == (["0", "1", "2"], ["1", "0", ""])
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [("c", "row 1: pair is 'c', which is safe, too"), ("a", "which is safe, too"), ("x", "no id")],
+)
+def test_a_pair_names_a_prompt_of_the_other_kind(tmp_path, pairs, words):
+    def own(pair):
+        rows = [
+            {"id": "a", "prompt": "May I rest?", "kind": "safe", "pair": pair},
+            {"id": "b", "prompt": "May I steal?", "kind": "unsafe", "pair": ""},
+            {"id": "c", "prompt": "May I sing?", "kind": "safe", "pair": ""},
+        ]
+        return write(tmp_path / "own.csv", rows)
+
+    with pytest.raises(UserError, match=words):
+        read_benchmark(str(own(pairs)))
+    assert read_benchmark(str(own("b"))).table["pair"].tolist() == ["b", "", ""]
+    assert read_benchmark(f"{own('b')}:kind=safe").table["pair"].tolist() == ["b", ""]
+
+
+def test_the_kind_of_a_whole_file_may_not_contradict_its_rows(tmp_path):
+    rows = [{"prompt": "May I rest?", "kind": "safe"}, {"prompt": "May I steal?", "kind": "unsafe"}]
+    path = write(tmp_path / "own.csv", rows)
+    with pytest.raises(UserError, match="row 2: kind is 'unsafe': leave out the kind 'safe'"):
+        read_benchmark(f"{path}=safe")
+    assert len(read_benchmark(f"{path}:kind=safe=safe").table) == 1
+    other = write(tmp_path / "other.csv", [{"prompt": "May I rest?", "label": "positive"}])
+    assert read_benchmark(f"{other}=safe").table["kind"].tolist() == ["safe"]
 
 
 def test_some_rows_of_a_file_are_a_benchmark_of_their_own(tmp_path):

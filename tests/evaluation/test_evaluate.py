@@ -487,6 +487,7 @@ def test_empty_answers_are_undetermined_and_told(call):
         ([*TINY, "--limit", "0"], "--limit 0"),
         ([*TINY, "--batch-size", "few"], "--batch-size 'few'"),
         ([*TINY, "--temperature", "-1"], "--temperature -1"),
+        ([*TINY, "--temperature", "inf"], "--temperature inf"),
         ([*TINY, "--adapter", "absent"], "absent is no adapter"),
         ([*TINY, "--mitigation", "absent"], "absent holds no mitigation"),
         ([*TINY, "--base-url", "http://h/v1", "--adapter", "a"], "--adapter goes with a model"),

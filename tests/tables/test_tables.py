@@ -116,6 +116,48 @@ def test_a_column_of_several_sets_tells_which_are_missing(runs: list[str]) -> No
     assert "PHTest without" not in notes
 
 
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [("1", "safety"), ("5", f"safety, {GUARD}"), ("two-sided", f"defence, {GUARD}")],
+)
+def test_sets_that_a_judge_has_not_looked_at_lower_the_coverage_of_a_pooled_number(
+    name: str, column: str, tmp_path: Path
+) -> None:
+    sets = {
+        "i_cona": {"kinds": "xx", KEYWORD: "rr", GUARD: "ss"},
+        "advbench": {"kinds": "xxxx", KEYWORD: "cccc"},
+        "q_harm": {"kinds": "x"},  # answered, and judged by nobody
+        "xstest": {"kinds": "ss", KEYWORD: "cc"},  # of no kind that the guard judges
+    }
+    table = make_table([str(evaluate(tmp_path / "e", sets, label="stl"))], name)
+    own = table.numbers.set_index("column").loc[column]
+    assert own[["value", "count", "of"]].tolist() == [1, 2, 7]
+    assert "1.00 \\[0.34, 1.00\\] (2 of 7)" in table.markdown()
+    sets["advbench"] |= {GUARD: "xxxx"}
+    sets["q_harm"] |= {GUARD: "x"}
+    whole = make_table([str(evaluate(tmp_path / "e", sets, label="stl"))], name)
+    own = whole.numbers.set_index("column").loc[column]
+    assert own[["value", "count", "of"]].tolist() == [2 / 7, 7, 7]
+
+
+def test_a_file_that_is_called_like_a_column_does_not_take_its_place(tmp_path: Path) -> None:
+    sets = {
+        "advbench": {"kinds": "xx", KEYWORD: "rr"},
+        "safety": {"kinds": "xxx", KEYWORD: "ccc"},
+        "xstest": {"kinds": "ss", KEYWORD: "cc"},
+        "XSTest": {"kinds": "sx", KEYWORD: "rc"},
+    }
+    table = make_table([str(evaluate(tmp_path / "e", sets, label="m"))])
+    assert cells(table)["m"].to_dict() == {
+        "safety": 1,
+        "safety (own file)": 0,
+        "XSTest": 1,
+        "XSTest (own file) (safe)": 0,
+        "XSTest (own file) (unsafe)": 0,
+    }
+    assert table.markdown().count("1.00 ") == 2
+
+
 def test_ablations_stand_beside_the_row_of_their_setting(runs: list[str]) -> None:
     epochs = make_table([f"5 epochs={runs[0]}"], "3", compare="paper")
     ratio = make_table([f"3:1={runs[0]}"], "4", compare="paper")
@@ -177,6 +219,18 @@ def test_table_2_is_what_training_recorded(tmp_path: Path) -> None:
     assert cells(table, "paper")["stl", "training, min"] == 24
 
 
+def test_of_two_training_runs_with_one_name_none_takes_the_others_row(tmp_path: Path) -> None:
+    for seed, seconds in (("0", 60), ("1", 120)):
+        stages = [{"stage": "train", "seconds": seconds, "peak_gib": 1.0}]
+        write_json(tmp_path / seed / "stl/training.json", {"stages": stages})
+        (tmp_path / seed / "stl/training.yaml").write_text("stage: sft\n")
+    places = [f"{tmp_path}/0/stl", f"{tmp_path}/1/stl"]
+    with pytest.raises(UserError, match=r"two runs are called 'stl', .*0/stl and .*NAME=FOLDER"):
+        make_table(places, "2")
+    made = cells(make_table([places[0], f"other={places[1]}"], "2"))
+    assert (made["stl", "in all, min"], made["other", "in all, min"]) == (1, 2)
+
+
 def test_abilities_and_win_rates_are_columns(runs: list[str], tmp_path: Path) -> None:
     results = [{"metric": "acc", "value": 0.6, "stderr": 0.01, "n": 100}]
     write_json(tmp_path / "a/abilities.json", {"tasks": {"mmlu": results}})
@@ -190,6 +244,17 @@ def test_abilities_and_win_rates_are_columns(runs: list[str], tmp_path: Path) ->
     assert cells(made, "paper")["stl", "win rate against stl (alpaca)"] == pytest.approx(50)
     row = next(line for line in made.markdown().splitlines() if line.startswith("| dcr"))
     assert row.endswith("| – | – |")  # dcr has neither: a missing number is no zero
+
+
+def test_a_folder_of_evaluations_shows_those_that_have_abilities_alone(
+    runs: list[str], tmp_path: Path
+) -> None:
+    results = [{"metric": "acc", "value": 0.6, "stderr": 0.01, "n": 100}]
+    write_json(tmp_path / "c/abilities.json", {"label": "scans", "tasks": {"mmlu": results}})
+    made = cells(make_table([str(tmp_path)]))
+    assert made["scans", "MMLU"] == pytest.approx(0.6) and ("stl", "XSTest") in made
+    assert main(["report", str(tmp_path), f"--output-file={tmp_path}/r.html"]) == 0
+    assert main(["flips", str(tmp_path)]) == 0  # between stl and dcr, the others' prompts
 
 
 @pytest.mark.parametrize(("benchmark", "reference"), [("xstest", "stl"), ("alpaca", "dcr")])
@@ -211,6 +276,7 @@ def test_an_accuracy_is_a_rate_and_has_wilsons_interval_and_other_metrics_their_
     tasks = {
         "mmlu": [{"metric": "acc", "value": 0.6, "stderr": 0.01, "n": 100}],
         "words": [{"metric": "word_perplexity", "value": 12.0, "stderr": 0.5, "n": 100}],
+        "points": [{"metric": "acc", "value": 55.0, "stderr": 1.0, "n": 100}],  # in percent
         "plain": [{"metric": "word_perplexity", "value": 12.0, "stderr": None, "n": 100}],
         "gsm8k": [
             {"metric": "exact_match", "value": value, "stderr": 0.01, "n": 100}
@@ -223,6 +289,7 @@ def test_an_accuracy_is_a_rate_and_has_wilsons_interval_and_other_metrics_their_
     assert (low["stl", "MMLU"], high["stl", "MMLU"]) == wilson(60, 100)
     assert cells(made)["stl", "gsm8k"] == pytest.approx(0.2)
     assert (low["stl", "words"], high["stl", "words"]) == pytest.approx((11.02, 12.98), abs=1e-4)
+    assert (low["stl", "points"], high["stl", "points"]) == pytest.approx((53.04, 56.96), abs=1e-4)
     assert pd.isna(low["stl", "plain"]) and "| 12.00 |" in made.markdown()
 
 
@@ -302,6 +369,26 @@ def test_nothing_judged_is_one_clear_line(tmp_path: Path) -> None:
     folder = evaluate(tmp_path, {"set": {"kinds": "s"}})
     with pytest.raises(UserError, match="nothing to show in table 1: judge"):
         make_table([folder])
+
+
+@pytest.mark.parametrize("name", ["1", "5", "kinds", "pairs", "tasks", "two-sided"])
+def test_a_judge_that_gave_no_verdict_is_refused_with_those_that_did(
+    name: str, runs: list[str]
+) -> None:
+    with pytest.raises(UserError, match=rf"no verdicts of a refusal judge 'nope'.*{KEYWORD}"):
+        make_table(runs, name, judge="nope")
+    assert make_table(runs, name, judge="llm-gpt-4o").numbers["value"].notna().any()
+
+
+@pytest.mark.parametrize(
+    "name", ["prompts/q_harm", "answers/q_harm/batch-00000", "verdicts/q_harm/llama_guard"]
+)
+@pytest.mark.parametrize("cut", [0, 4, 200])
+def test_a_file_that_is_not_whole_is_one_clear_line(name: str, cut: int, runs: list[str]) -> None:
+    path = Path(runs[0]) / f"{name}.parquet"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError, match=rf"{path.name} is not whole: remove it"):
+        make_table(runs)
 
 
 def test_damaged_settings_are_one_clear_line(runs: list[str]) -> None:

@@ -204,7 +204,7 @@ def read_own(
 
     Args:
         file: CSV, JSONL, JSON, Parquet or text, or some of its rows; its mark is the kind of all of
-            them, where it does not say.
+            them, which may not contradict the file's own.
         name: else the file's.
         licence: if it is known.
 
@@ -212,7 +212,7 @@ def read_own(
         Its prompts.
 
     Raises:
-        UserError: if a column is missing, or a kind is none.
+        UserError: if a column is missing, a kind is none, or a pair no contrast.
     """
     path, kind = file.path, file.mark
     numbered = file.numbered()
@@ -231,29 +231,60 @@ def read_own(
         )
     rows = [
         {
-            "id": str(record.get("id") or number),
+            "id": _named(record.get("id")) or str(number),
             "prompt": prompt_of(record),
-            "kind": kind or _own_kind(record, str(column), f"{path}, row {number}"),
+            "kind": _own_kind(record, column, kind, f"{path}, row {number}"),
             "type": str(record.get("type") or (record.get("group") or "")),
         }
         for number, record in numbered
     ]
     table = tabulated(rows, str(path))
-    paired = [str(record.get("pair") or "") for record in records]
+    table = table.assign(pair=[_named(record.get("pair")) for record in records])
+    _require_contrasts(table, [number for number, _ in numbered], file)
     label, source = name or _file_name(file), name or str(file)
-    return BenchmarkPrompts(label, table.assign(pair=paired), source, licence, None, len(records))
+    return BenchmarkPrompts(label, table, source, licence, None, len(records))
 
 
-def _own_kind(record: Mapping[str, Any], column: str, where: str) -> str:
+def _named(value: Any) -> str:
+    """Return an id as text, empty for none; a column of numbers with gaps has them as `1.0`."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else str(value).strip()
+
+
+def _require_contrasts(table: "pd.DataFrame", numbers: list[int], file: PromptSelection) -> None:
+    """Refuse a pair that names no contrast: pairs would be counted of prompts that are none.
+
+    Raises:
+        UserError: if a prompt's pair is of its own kind, or not there although the file is whole.
+    """
+    kinds = dict(zip(table["id"], table["kind"], strict=True))
+    whole = not file.conditions and file.mark is None
+    for number, row in zip(numbers, table.itertuples(index=False), strict=True):
+        other = kinds.get(row.pair)
+        if row.pair and (other == row.kind or (other is None and whole)):
+            what = "is no id" if other is None else f"is {other}, too"
+            raise UserError(
+                f"{file.path}, row {number}: pair is {row.pair!r}, which {what}; it names the id "
+                "of the prompt's contrast of the other kind: correct it, or leave the column out"
+            )
+
+
+def _own_kind(record: Mapping[str, Any], column: str | None, given: str | None, where: str) -> str:
     """Return the kind of prompt in a row of a user's file.
 
     Raises:
-        UserError: if it is not an allowed one.
+        UserError: if it is not an allowed one, or the given kind contradicts it.
     """
-    said = str(record.get(column) or "").strip()
-    if said not in _OWN_KINDS:
+    said = str(record.get(column) or "").strip() if column else ""
+    own = _OWN_KINDS.get(said)
+    if given is not None:
+        if own not in (None, given):
+            raise UserError(f"{where}: {column} is {said!r}: leave out the kind {given!r}")
+        return given
+    if own is None:
         raise UserError(f"{where}: {column} is {said!r}, allowed are {list(_OWN_KINDS)}")
-    return _OWN_KINDS[said]
+    return own
 
 
 def _file_name(file: PromptSelection) -> str:
