@@ -88,7 +88,7 @@ def read_out(
         readout: the logits.
         by: `layer` for the shares of layers and parts.
         blocks: whether to keep K itself.
-        others: further selections, in the same pass.
+        others: further selections, in the same pass where the estimator can.
 
     Returns:
         `norms` and `tokens`, and what was asked for of `parts`, `blocks` and `errors`; and those
@@ -107,8 +107,11 @@ def read_out(
         return _all_logits(model, ids, method, selection, readout), {}
     tokens = tokens_read(model, ids, readout)
     probes = [Probe(row, tokens=block) for row, block in zip(ids, tokens, strict=True)]
-    if by is None and not others and hasattr(method, "norms"):
-        return _estimated(method, model, probes, selection, tokens, blocks), {}
+    if by is None and hasattr(method, "norms"):
+        first, *more = (
+            _estimated(method, model, probes, each, tokens, blocks) for each in (selection, *others)
+        )
+        return first, {str(each): found for each, found in zip(others, more, strict=True)}
     parts: dict[str, Any] = {}
     if others:
         require(by is None, "by='layer' splits one selection: ask for selections= without it")
