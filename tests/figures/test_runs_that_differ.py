@@ -6,6 +6,7 @@ import pytest
 from matplotlib import pyplot as plt
 from measured_runs import write_run
 
+from ntkprobe.errors import UserError
 from ntkprobe.figures import fig1, fig5, fig6, fig7, find_runs, influence, neighbours, why
 
 
@@ -59,6 +60,14 @@ def test_a_prompt_that_a_run_lacks_has_no_dot_of_it(place):
     ax = neighbours.draw(neighbours.numbers(find_runs([place]))).axes[0]
     assert np.isfinite(ax.lines[0].get_xdata()).all()
     assert np.isnan(ax.lines[1].get_xdata()).all()
+
+
+def test_one_name_for_a_folder_of_several_runs_is_refused(place):
+    with pytest.raises(UserError, match="holds 2 measured runs, stl-ntk, dcr-stl-ntk: name one"):
+        find_runs([f"mine={place}"])
+    for file in sorted((place / "dcr-stl-ntk").rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    assert find_runs([f"mine={place}"])["mine"].folder == place / "stl-ntk"  # the only one
 
 
 @pytest.mark.parametrize("module", [fig1, fig5])
