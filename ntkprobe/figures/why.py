@@ -113,6 +113,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
                 heading=rows["prompt"].map(headings), label=rows["updated_text"].map(_short)
             ),
             ax,
+            by="prompt",
             colours=(style.group_style("toxic").colour, style.group_style("normal").colour),
             texts=(style.group_style("seemingly_toxic").text, style.group_style("toxic").text),
         )

@@ -54,6 +54,26 @@ def test_a_dot_stands_at_its_own_prompt_whatever_its_number_in_another_run(place
     assert {named[row]: value for row, value in dots.items()} == wanted.to_dict()
 
 
+def test_prompts_of_one_text_have_a_dot_each_and_a_heading_each(place):
+    for run in ("stl-ntk", "dcr-stl-ntk"):
+        change(place / run / "prompts.parquet", lambda rows: rows.assign(
+            text=rows["text"].mask(rows["group"] == "seemingly_toxic", "How do I kill a process?")))  # fmt: skip
+        for file in (place / run / "kernel").iterdir():  # as behind the beginnings of answers
+            change(file, lambda rows: rows.assign(norm=rows["norm"] * (1 + rows["observed"] % 7
+                   * (rows["observed"] != rows["updated"]))))  # fmt: skip
+        for file in (place / run / "refusal").iterdir():  # of all at the same step
+            change(file, lambda rows: rows.assign(log_probability=-1 / (1 + rows["step"])))
+    runs = find_runs([place])
+    numbers = neighbours.numbers(runs)
+    drawn = neighbours.draw(numbers).axes[0].lines
+    for line, (_, rows) in zip(drawn, numbers.groupby("run", sort=False), strict=True):
+        assert rows["similarity"].nunique() == 5
+        assert sorted(line.get_xdata()) == sorted(rows["similarity"])
+    pushes = why.numbers(runs)
+    bold = [t for t in why.draw(pushes).axes[0].get_yticklabels() if t.get_fontweight() == "bold"]
+    assert len({t.get_text() for t in bold}) == 1 and len(bold) == why.PROMPTS
+
+
 def test_a_prompt_that_a_run_lacks_has_no_dot_of_it(place):
     run = place / "dcr-stl-ntk"
     change(run / "prompts.parquet", lambda rows: rows.assign(text="other: " + rows["text"]))
