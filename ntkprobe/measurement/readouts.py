@@ -200,9 +200,14 @@ def _blocks_and_parts(
 
 
 def _part_rows(part: Any, piece: Tensor, blocks: Tensor) -> pd.DataFrame:
-    """Return one part's rows; `share` is ⟨K_part, K⟩ / ‖K‖², which sums to 1 over the parts."""
+    """Return one part's rows; `share` is ⟨K_part, K⟩ / ‖K‖², which sums to 1 over the parts.
+
+    Where K is 0 (the head alone, of prompts that share no token), no part has a share of it.
+    """
     observed, updated = (t.reshape(-1).numpy() for t in rows_and_columns(len(blocks)))
-    share = torch.einsum("aibj,aibj->ab", piece, blocks) / kernel.norms(blocks).square()
+    whole = kernel.norms(blocks).square()
+    inner = torch.einsum("aibj,aibj->ab", piece, blocks)
+    share = torch.where(whole > 0, inner / whole, torch.zeros_like(whole))
     return pd.DataFrame(
         {
             "observed": observed,
