@@ -197,7 +197,7 @@ def read_table(path: Path) -> "pd.DataFrame":
 
     Raises:
         UserError: if it is not whole.
-    """  # ruff: ignore[docstring-extraneous-exception]
+    """
     import pandas as pd
     import pyarrow as pa
 

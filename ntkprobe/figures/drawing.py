@@ -38,7 +38,11 @@ def find_runs(places: Iterable[str | PathLike[str]]) -> dict[str, Trajectory]:
 
 
 def _named(place: str) -> Iterator[tuple[str, Trajectory]]:
-    """Yield the measured runs of one place with their names; a `UserError` if there is none."""
+    """Yield the measured runs of one place with their names.
+
+    Raises:
+        UserError: if there is none, or several have one name.
+    """
     name, folder = split_place(place)
     found = measured_in(folder) or [folder]  # a place without any is refused by the run itself
     if name is not None and len(found) > 1:

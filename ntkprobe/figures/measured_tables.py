@@ -38,7 +38,11 @@ def refusal_rows(runs: dict[str, Trajectory]) -> pd.DataFrame:
 
 
 def _refusals(run: Trajectory) -> pd.DataFrame:
-    """Return the rows of `Trajectory.refusal`; a `UserError` if there are none."""
+    """Return the rows of `Trajectory.refusal`.
+
+    Raises:
+        UserError: if there are none.
+    """
     table = run.refusal()
     if table.empty:
         raise UserError(missing_message(run, "refusal probabilities", "--only refusal"))

@@ -1,7 +1,5 @@
 """The toxic prompt most similar to every seemingly toxic prompt, for each run."""
 
-from textwrap import shorten
-
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -79,7 +77,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
     right.spines["right"].set_visible(False)
     sides = (ax, "text", "seemingly_toxic"), (right, "neighbour_text", "toxic")
     for axis, column, group in sides:
-        texts = [style.escaped(shorten(text, 48, placeholder=" …")) for text in first[column]]
+        texts = [style.shortened(text, 48) for text in first[column]]
         axis.set_yticks(range(len(first)), texts, fontsize=6)
         axis.tick_params(axis="y", length=0, labelcolor=style.group_style(group).text)
     ax.set(xlim=(0, numbers["similarity"].max() * 1.05), ylim=(-0.7, len(first) - 0.3))

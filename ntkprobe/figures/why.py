@@ -1,7 +1,5 @@
 """The training pairs that raise the refusal of a seemingly toxic prompt most."""
 
-from textwrap import shorten
-
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -137,4 +135,4 @@ def _heading(rows: pd.DataFrame) -> str:
 
 
 def _short(text: str) -> str:
-    return style.escaped(shorten(text, 60, placeholder=" …"))
+    return style.shortened(text, 60)

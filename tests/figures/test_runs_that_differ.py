@@ -55,12 +55,18 @@ def test_a_dot_stands_at_its_own_prompt_whatever_its_number_in_another_run(place
 
 
 def test_prompts_of_one_text_have_a_dot_each_and_a_heading_each(place):
+    def alike(rows):
+        harmless = rows["group"] == "seemingly_toxic"
+        return rows.assign(text=rows["text"].mask(harmless, "How do I kill a process?"))
+
+    def apart(rows):  # as behind the beginnings of different answers
+        different = rows["observed"] != rows["updated"]
+        return rows.assign(norm=rows["norm"] * (1 + rows["observed"] % 7 * different))
+
     for run in ("stl-ntk", "dcr-stl-ntk"):
-        change(place / run / "prompts.parquet", lambda rows: rows.assign(
-            text=rows["text"].mask(rows["group"] == "seemingly_toxic", "How do I kill a process?")))  # fmt: skip
-        for file in (place / run / "kernel").iterdir():  # as behind the beginnings of answers
-            change(file, lambda rows: rows.assign(norm=rows["norm"] * (1 + rows["observed"] % 7
-                   * (rows["observed"] != rows["updated"]))))  # fmt: skip
+        change(place / run / "prompts.parquet", alike)
+        for file in (place / run / "kernel").iterdir():
+            change(file, apart)
         for file in (place / run / "refusal").iterdir():  # of all at the same step
             change(file, lambda rows: rows.assign(log_probability=-1 / (1 + rows["step"])))
     runs = find_runs([place])
