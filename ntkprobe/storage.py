@@ -8,6 +8,7 @@ versions of what computed it, and in a folder's record the version of its form.
 import json
 import os
 import platform
+import re
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -210,6 +211,41 @@ def read_tables(
     # Columns that later versions add are missing from older files: unite the schemas.
     table = pa.concat_tables(tables, promote_options="permissive").to_pandas()
     return table[[*columns, *(name for name in table.columns if name not in columns)]]
+
+
+def read_table(path: Path) -> "pd.DataFrame":
+    """Return one Parquet file as a table.
+
+    Args:
+        path: of the file; a `FileNotFoundError` without one.
+
+    Raises:
+        UserError: if it is not whole.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    try:
+        return pd.read_parquet(path)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is not whole: remove it and measure again") from error
+
+
+def step_files(folder: Path, suffix: str = "*") -> list[Path]:
+    """Return the files of steps in a folder, by step.
+
+    Files of other names are none of them, such as the copies that programs which synchronise
+    folders make: `step-00000100 (1).parquet`.
+
+    Args:
+        folder: which need not be there.
+        suffix: such as `parquet`; of any kind by default.
+    """
+    found = (p for p in folder.glob(f"step-*.{suffix}") if _STEP.fullmatch(p.stem))
+    return sorted(found, key=step_of)
+
+
+_STEP = re.compile(r"step-[0-9]{8,}")
 
 
 def step_of(path: Path) -> int:

@@ -24,7 +24,14 @@ from .jupyter import Page
 from .kernel_drift import drift_rows, require_fixed_tokens
 from .stages import with_stage
 from .statistics import RESAMPLES, mean_rows
-from .storage import read_record, read_tables, read_tensors, step_of
+from .storage import (
+    read_record,
+    read_table,
+    read_tables,
+    read_tensors,
+    step_files,
+    step_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +66,7 @@ class Trajectory:
     @property
     def prompts(self) -> pd.DataFrame:
         """The prompts: `prompt, id, group, text, n_tokens, in_kernel`."""
-        return pd.read_parquet(self.folder / "prompts.parquet")
+        return read_table(self.folder / "prompts.parquet")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -148,7 +155,7 @@ class Trajectory:
             UserError: if there are none.
         """
         try:
-            return pd.read_parquet(self.folder / "updated.parquet")
+            return read_table(self.folder / "updated.parquet")
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.folder} has no influence: measure it with"
@@ -322,7 +329,7 @@ class Trajectory:
     def _files(self, kind: str) -> list[Path]:
         """Return the files of one kind of table, by step."""
         suffix = "safetensors" if kind in _TENSORS else "parquet"
-        files = sorted((self.folder / kind).glob(f"step-*.{suffix}"), key=step_of)
+        files = step_files(self.folder / kind, suffix)
         return [path for path in files if self._only is None or step_of(path) in self._only]
 
     def _read(self, kind: str, columns: list[str]) -> pd.DataFrame:

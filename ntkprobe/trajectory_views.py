@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .errors import UserError
+from .errors import require
 from .jupyter import paragraph, table
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def drawn(run: Run, ax: "Axes | None", what: str | None) -> "Axes":
 
     Raises:
         UserError: if that was not measured, or of one prompt only.
-    """
+    """  # ruff: ignore[docstring-extraneous-exception]
     from .plots.lines import drift_lines, refusal_lines, similarity_lines
     from .plots.style import new_axes
 
@@ -36,15 +36,17 @@ def drawn(run: Run, ax: "Axes | None", what: str | None) -> "Axes":
         "drift": (run.drift, drift_lines),
     }
     kind = what or ("kernel" if run.kernel_steps() else "refusal")
-    if kind not in kinds or not (kind == "drift" or _has(run, kind)):
-        raise UserError(f"no {kind} was measured in {run.folder}: choose kernel, refusal or drift")
+    unmeasured = f"no {kind} was measured in {run.folder}: choose kernel, refusal or drift"
+    require(kind in kinds, unmeasured)
     rows, draw = kinds[kind]
     found = rows()
-    if found.empty:
-        raise UserError(
-            f"{run.folder} has no pair of different prompts to draw the {kind} of: measure it"
-            " on more prompts, into another folder"
-        )
+    lonely = kind == "kernel" and run.kernel_steps()
+    require(not found.empty or bool(lonely), unmeasured)
+    require(
+        not found.empty,
+        f"{run.folder} has no pair of different prompts to draw the kernel of: measure it on more"
+        " prompts, into another folder",
+    )
     drawn_on = draw(found, new_axes() if ax is None else ax)
     if run.step_unit == "epoch":
         drawn_on.set_xlabel("epoch")
@@ -62,14 +64,16 @@ def summary(run: Run) -> str:
     shown = [paragraph(f"{run.folder}: {span}; prompts: {described}")]
     if run.kernel_steps():
         means = run.group_means(resamples=0)
-        pairs = means["observed_group"] + " ← " + means["updated_group"]
-        wide = means.assign(pair=pairs).pivot(index="pair", columns=column, values="similarity")
-        shown += [paragraph("Mean similarity, observed ← updated"), table(_ends(wide))]
-    if _has(run, "refusal"):
-        rates = _first_reduction(run)
-        wide = rates.pivot(index="group", columns=column, values="probability")
-        shown += [paragraph("Mean refusal probability"), table(_ends(wide))]
-    return "".join(shown)
+        pairs = means.assign(pair=means["observed_group"] + " ← " + means["updated_group"])
+        wide = pairs.pivot(index="pair", columns=column, values="similarity")
+        shown += _titled("Mean similarity, observed ← updated", wide)
+    rates = _first_reduction(run).pivot(index="group", columns=column, values="probability")
+    return "".join([*shown, *_titled("Mean refusal probability", rates)])
+
+
+def _titled(title: str, wide: pd.DataFrame) -> list[str]:
+    """Return a table of means below its title; nothing where there are none."""
+    return [] if wide.empty else [paragraph(title), table(_ends(wide))]
 
 
 def _first_reduction(run: Run) -> pd.DataFrame:
@@ -77,11 +81,6 @@ def _first_reduction(run: Run) -> pd.DataFrame:
     means = run.refusal_means()
     first = means[["phrase_set", "reduction"]].iloc[:1]
     return means.merge(first, on=["phrase_set", "reduction"])
-
-
-def _has(run: Run, kind: str) -> bool:
-    """Return whether some step has a kernel, or refusals."""
-    return any((run.folder / kind).glob("step-*.parquet"))
 
 
 def _ends(wide: pd.DataFrame, columns: int = 6) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -193,4 +192,4 @@ class Attribution:
 
 
 def _short(text: str) -> str:
-    return style.escaped(shorten(one_line(text), 60, placeholder=" …"))
+    return style.shortened(one_line(text), 60)

@@ -31,15 +31,26 @@ def find_runs(places: Iterable[str | PathLike[str]]) -> dict[str, Trajectory]:
         The runs; those from one parent folder are ordered with the ones refined by DCR last.
 
     Raises:
-        UserError: if a place holds no measurements, or two runs have the same name.
+        UserError: if a place holds no measurements, or several under one NAME, or two runs have the
+            same name.
     """  # ruff: ignore[docstring-extraneous-exception]
     return by_name((found for place in places for found in _named(str(place))), "runs")
 
 
 def _named(place: str) -> Iterator[tuple[str, Trajectory]]:
-    """Yield the measured runs of one place with their names; a `UserError` if there is none."""
+    """Yield the measured runs of one place with their names.
+
+    Raises:
+        UserError: if there is none, or several have one name.
+    """
     name, folder = split_place(place)
     found = measured_in(folder) or [folder]  # a place without any is refused by the run itself
+    if name is not None and len(found) > 1:
+        inside = ", ".join(each.name for each in found)
+        raise UserError(
+            f"{folder} holds {len(found)} measured runs, {inside}: name one of them, as in "
+            f"{name}={found[0]}"
+        )
     if name is not None:
         yield name, Trajectory(found[0])
         return

@@ -7,7 +7,7 @@ from ..plots import style
 from ..plots.points import shaded_path
 from ..plots.steps import notes_on_rows
 from ..trajectory import Trajectory
-from .measured_tables import refusal_rates, refusal_rows, require_groups
+from .measured_tables import named_phrases, refusal_rates, refusal_rows, require_groups
 from .paper_numbers import MODEL, method_of, paper_table
 from .stages import with_stages
 
@@ -20,8 +20,8 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
         runs: the measured runs, by name.
 
     Returns:
-        `run, step, compliance, defence`, both shares of prompts; an answer that says nothing is no
-        compliance.
+        `run, step, compliance, defence`, both shares of prompts, and `phrases` where others than
+        the paper's were measured; an answer that says nothing is no compliance.
     """
     rows = refusal_rows(runs)
     for run in runs.values():
@@ -34,7 +34,7 @@ def numbers(runs: dict[str, Trajectory]) -> pd.DataFrame:
     table = pd.DataFrame(
         {"compliance": 1 - unanswered["seemingly_toxic"], "defence": refused["toxic"]}
     )
-    return table.loc[list(runs)].reset_index()
+    return named_phrases(table.loc[list(runs)].reset_index(), rows)
 
 
 @style.print_style

@@ -22,25 +22,40 @@ def refusal_rows(runs: dict[str, Trajectory]) -> pd.DataFrame:
     The paper's (31 phrases, `literal` sum) where it was measured, else the first one.
 
     Args:
-        runs: the measured runs, by name; a run without any is a `UserError`.
+        runs: the measured runs, by name.
 
     Returns:
         The rows of `Trajectory.refusal`; with their set's name as `phrases`, unless the paper's
-        phrases alone were measured.
+        phrases alone were measured in all runs.
+
+    Raises:
+        UserError: if a run has none.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    tables = {name: _refusals(run) for name, run in runs.items()}
+    rows = pd.concat([_of_one_kind(table).assign(run=name) for name, table in tables.items()])
+    papers = all(set(table["phrase_set"]) == {"paper31"} for table in tables.values())
+    return rows if papers else rows.assign(phrases=rows["phrase_set"])
+
+
+def _refusals(run: Trajectory) -> pd.DataFrame:
+    """Return the rows of `Trajectory.refusal`.
+
+    Raises:
+        UserError: if there are none.
     """
-    return pd.concat([_paper_rows(run).assign(run=name) for name, run in runs.items()])
-
-
-def _paper_rows(run: Trajectory) -> pd.DataFrame:
     table = run.refusal()
     if table.empty:
         raise UserError(missing_message(run, "refusal probabilities", "--only refusal"))
+    return table
+
+
+def _of_one_kind(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of one phrase set and reduction."""
     kinds = list(
         table[["phrase_set", "reduction"]].drop_duplicates().itertuples(index=False, name=None)
     )
     kind = ("paper31", "literal") if ("paper31", "literal") in kinds else kinds[0]
-    rows = table[(table["phrase_set"] == kind[0]) & (table["reduction"] == kind[1])]
-    return rows if set(table["phrase_set"]) == {"paper31"} else rows.assign(phrases=kind[0])
+    return table[(table["phrase_set"] == kind[0]) & (table["reduction"] == kind[1])]
 
 
 def kernel_means(runs: dict[str, Trajectory], *, only_first: bool = False) -> pd.DataFrame:
@@ -149,7 +164,7 @@ def refusal_rates(rows: pd.DataFrame) -> pd.DataFrame:
     ends = [wilson(*count) for count in table[["total", "prompts"]].itertuples(index=False)]
     columns = ["low", "high"]
     table[columns] = pd.DataFrame(ends, index=table.index, columns=columns, dtype=float)
-    return _with_phrases(table[[*_KEYS, "value", "low", "high", "prompts"]], rows)
+    return named_phrases(table[[*_KEYS, "value", "low", "high", "prompts"]], rows)
 
 
 def refusal_probabilities(rows: pd.DataFrame) -> pd.DataFrame:
@@ -167,11 +182,16 @@ def refusal_probabilities(rows: pd.DataFrame) -> pd.DataFrame:
     table = grouped.agg(value="mean", prompts="size").reset_index()
     ends = [bootstrap_mean(values.to_numpy(float)) for _, values in grouped]
     table[["low", "high"]] = pd.DataFrame(ends, index=table.index, dtype=float)
-    return _with_phrases(table[[*_KEYS, "value", "low", "high", "prompts"]], rows)
+    return named_phrases(table[[*_KEYS, "value", "low", "high", "prompts"]], rows)
 
 
-def _with_phrases(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of runs with the name of each one's phrases, where the rows have it."""
+def named_phrases(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of runs with the name of each one's phrases, where the rows have it.
+
+    Args:
+        table: with `run`.
+        rows: of `refusal_rows`, from which it was made.
+    """
     if "phrases" not in rows:
         return table
     return table.assign(phrases=table["run"].map(rows.groupby("run")["phrases"].first()))

@@ -1,7 +1,5 @@
 """The toxic prompt most similar to every seemingly toxic prompt, for each run."""
 
-from textwrap import shorten
-
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -64,19 +62,22 @@ def _nearest(run: Trajectory) -> pd.DataFrame:
 @style.print_style
 def draw(numbers: pd.DataFrame) -> Figure:
     """Return the figure: a row per seemingly toxic prompt, a dot per run, neighbours right."""
+    # By texts: in a run on other prompts a number stands for another one. One text may stand there
+    # several times, with the beginnings of several answers: each is the one at its place.
+    times = numbers.groupby(["run", "text"]).cumcount()
+    numbers = numbers.assign(place=list(zip(numbers["text"], times, strict=True)))
     first = numbers[numbers["run"] == numbers["run"].iloc[0]].sort_values("similarity")
     figure, axes = style.panels(1, 1, height=0.7 + 0.17 * len(first))
     ax = axes[0, 0]
     for position, (name, rows) in enumerate(numbers.groupby("run", sort=False)):
         label = titled(style.run_label(name), rows, rows["step"].iloc[0])
-        # By their texts: in a run on other prompts a number stands for another one.
-        values = rows.drop_duplicates("text").set_index("text")["similarity"].reindex(first["text"])
+        values = first["place"].map(dict(zip(rows["place"], rows["similarity"], strict=True)))
         labelled_dots(values, ax, colour=style.run_colour(position), label=label)
     right = ax.secondary_yaxis("right")
     right.spines["right"].set_visible(False)
     sides = (ax, "text", "seemingly_toxic"), (right, "neighbour_text", "toxic")
     for axis, column, group in sides:
-        texts = [style.escaped(shorten(text, 48, placeholder=" …")) for text in first[column]]
+        texts = [style.shortened(text, 48) for text in first[column]]
         axis.set_yticks(range(len(first)), texts, fontsize=6)
         axis.tick_params(axis="y", length=0, labelcolor=style.group_style(group).text)
     ax.set(xlim=(0, numbers["similarity"].max() * 1.05), ylim=(-0.7, len(first) - 0.3))

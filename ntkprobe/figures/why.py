@@ -1,7 +1,5 @@
 """The training pairs that raise the refusal of a seemingly toxic prompt most."""
 
-from textwrap import shorten
-
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -113,6 +111,7 @@ def draw(numbers: pd.DataFrame) -> Figure:
                 heading=rows["prompt"].map(headings), label=rows["updated_text"].map(_short)
             ),
             ax,
+            by="prompt",
             colours=(style.group_style("toxic").colour, style.group_style("normal").colour),
             texts=(style.group_style("seemingly_toxic").text, style.group_style("toxic").text),
         )
@@ -136,4 +135,4 @@ def _heading(rows: pd.DataFrame) -> str:
 
 
 def _short(text: str) -> str:
-    return style.escaped(shorten(text, 60, placeholder=" …"))
+    return style.shortened(text, 60)

@@ -3,6 +3,7 @@
 from itertools import groupby
 
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -26,9 +27,13 @@ def draw_matrix(values: np.ndarray, prompts: PromptSet, ax: Axes | None) -> Axes
     return where
 
 
-def draw_probabilities(table: "object", ax: Axes | None) -> Axes:
-    """Return the Axes with every prompt's refusal probability, by group."""
+def draw_probabilities(table: pd.DataFrame, ax: Axes | None) -> Axes:
+    """Return the Axes with every prompt's refusal probability, by group.
+
+    Where some phrases begin with others, their sum may be above 1.
+    """
     where = plt.subplots(figsize=(5, 3))[1] if ax is None else ax
     sns.stripplot(table, x="probability", y="group", hue="group", legend=False, ax=where, alpha=0.7)
-    where.set(xlabel="probability of a refusal", ylabel="", xlim=(-0.02, 1.02))
+    most = max(1.0, table["probability"].max())
+    where.set(xlabel="probability of a refusal", ylabel="", xlim=(-0.02 * most, 1.02 * most))
     return where

@@ -88,7 +88,7 @@ def read_out(
         readout: the logits.
         by: `layer` for the shares of layers and parts.
         blocks: whether to keep K itself.
-        others: further selections, in the same pass.
+        others: further selections, in the same pass where the estimator can.
 
     Returns:
         `norms` and `tokens`, and what was asked for of `parts`, `blocks` and `errors`; and those
@@ -107,8 +107,11 @@ def read_out(
         return _all_logits(model, ids, method, selection, readout), {}
     tokens = tokens_read(model, ids, readout)
     probes = [Probe(row, tokens=block) for row, block in zip(ids, tokens, strict=True)]
-    if by is None and not others and hasattr(method, "norms"):
-        return _estimated(method, model, probes, selection, tokens, blocks), {}
+    if by is None and hasattr(method, "norms"):
+        first, *more = (
+            _estimated(method, model, probes, each, tokens, blocks) for each in (selection, *others)
+        )
+        return first, {str(each): found for each, found in zip(others, more, strict=True)}
     parts: dict[str, Any] = {}
     if others:
         require(by is None, "by='layer' splits one selection: ask for selections= without it")
@@ -197,9 +200,14 @@ def _blocks_and_parts(
 
 
 def _part_rows(part: Any, piece: Tensor, blocks: Tensor) -> pd.DataFrame:
-    """Return one part's rows; `share` is ⟨K_part, K⟩ / ‖K‖², which sums to 1 over the parts."""
+    """Return one part's rows; `share` is ⟨K_part, K⟩ / ‖K‖², which sums to 1 over the parts.
+
+    Where K is 0 (the head alone, of prompts that share no token), no part has a share of it.
+    """
     observed, updated = (t.reshape(-1).numpy() for t in rows_and_columns(len(blocks)))
-    share = torch.einsum("aibj,aibj->ab", piece, blocks) / kernel.norms(blocks).square()
+    whole = kernel.norms(blocks).square()
+    inner = torch.einsum("aibj,aibj->ab", piece, blocks)
+    share = torch.where(whole > 0, inner / whole, torch.zeros_like(whole))
     return pd.DataFrame(
         {
             "observed": observed,

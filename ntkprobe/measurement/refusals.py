@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
-from ..errors import UserError, count
+from ..errors import UserError, count, require
 from ..jupyter import paragraph, table
 from ..models.cached import batches, usable
 from ..models.generation import (
@@ -228,6 +228,7 @@ def _phrase_sets(
         return (phrases,)
     sets = tuple(each for each in phrases if isinstance(each, PhraseSet))
     if len(sets) < len(phrases) or not sets:
+        require(not sets, "phrases= takes texts, or sets of phrases: give the one or the other")
         texts: Any = tuple(phrases)
         return (PhraseSet("given", texts, REFUSAL_PREFIXES),)
     if len({each.name for each in sets}) < len(sets):

@@ -50,13 +50,19 @@ def stacked_bars(
 
 
 def ranked_bars(
-    table: pd.DataFrame, ax: Axes, *, colours: tuple[str, str], texts: tuple[str, str]
+    table: pd.DataFrame,
+    ax: Axes,
+    *,
+    by: str = "heading",
+    colours: tuple[str, str],
+    texts: tuple[str, str],
 ) -> Axes:
     """Draw the bars of every heading from the top down, the names at their left.
 
     Args:
         table: tidy rows with `heading`, `label` and `push`, in the order to draw.
         ax: where to.
+        by: the column of what stands under one heading: two headings may read alike.
         colours: of positive and of negative bars.
         texts: colours of headings and of labels.
 
@@ -64,8 +70,9 @@ def ranked_bars(
         `ax`.
     """
     lines: list[tuple[str, float | None]] = []
-    for heading, rows in table.groupby("heading", sort=False):
-        lines += [(str(heading), None), *zip(rows["label"], rows["push"], strict=True)]
+    for _, rows in table.groupby(by, sort=False):
+        heading = str(rows["heading"].iloc[0])
+        lines += [(heading, None), *zip(rows["label"], rows["push"], strict=True)]
     for place, (_, push) in enumerate(lines):
         if push is not None:
             ax.barh(place, push, 0.7, color=colours[push < 0])

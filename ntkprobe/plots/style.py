@@ -7,7 +7,7 @@ distinguishable with any common colour vision, and in grey.
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from textwrap import fill
+from textwrap import fill, shorten
 from typing import Any
 
 import matplotlib as mpl
@@ -132,6 +132,18 @@ def run_colour(position: int) -> str:
 def escaped(text: str, width: int | None = None) -> str:
     """Return `text`, wrapped at `width`, with dollar signs that do not start mathematics."""
     return (fill(text, width) if width else text).replace("$", r"\$")
+
+
+def shortened(text: str, width: int) -> str:
+    """Return a text on one line of at most `width` letters, with dollar signs escaped.
+
+    It ends with a whole word where that loses less than half: a text in Chinese or Japanese, or an
+    address, may have no blank at all, and then ends anywhere.
+    """
+    line = " ".join(text.split())
+    whole = shorten(line, width, placeholder=" …")
+    kept = whole if len(whole) > min(width, len(line)) / 2 else f"{line[: width - 2]} …"
+    return escaped(kept)
 
 
 @print_style

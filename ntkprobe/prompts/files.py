@@ -8,7 +8,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,21 @@ def prompt_of(record: Mapping[str, Any]) -> Any:
     return f"{text}\n{extra}" if joined else text or ""
 
 
+def response_of(record: Mapping[str, Any]) -> str:
+    """Return the beginning of an answer that a row gives.
+
+    Args:
+        record: a row; one without a `response`, or with an empty one, gives "".
+
+    Raises:
+        UserError: if it is no text but a list or an object, such as a conversation.
+    """
+    value = record.get("response")
+    if isinstance(value, list | dict):
+        raise UserError(f"a response of type {type(value).__name__}: give its text")
+    return str(value or "")
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return a file's rows; bare strings become rows with a `prompt`.
 
@@ -111,16 +127,30 @@ def _missing_as_none(value: Any) -> Any:
 def _read_csv(path: Path) -> list[Any]:
     # Not pandas, which reads "NA" as missing and an unquoted comma in every prompt as an index.
     reader = csv.DictReader(io.StringIO(read_utf8(path), newline=""), strict=True)
+    _require_distinct(reader.fieldnames or [])
     records = list(reader)
     if crooked := [i for i, r in enumerate(records, start=1) if None in r or None in r.values()]:
         raise ValueError(f"row {crooked[0]} has more or fewer fields than the header")
     return records
 
 
+def _require_distinct(columns: Sequence[str]) -> None:
+    """Refuse two columns of one name, of which a row would hold the last.
+
+    Raises:
+        ValueError: naming it; columns without a name, as spreadsheets write them, may be several.
+    """
+    counts = Counter(columns)
+    if twice := [name for name in columns if name.strip() and counts[name] > 1]:
+        raise ValueError(f"it has {counts[twice[0]]} columns called {twice[0]!r}: leave one")
+
+
 def _read_parquet(path: Path) -> list[Any]:
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(path).read().to_pylist()
+    table = pq.ParquetFile(path).read()
+    _require_distinct(table.column_names)
+    return table.to_pylist()
 
 
 def _read_jsonl(path: Path) -> list[Any]:

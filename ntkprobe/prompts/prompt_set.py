@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ..errors import UserError, require
 from ..jupyter import paragraph, table
-from .files import GROUP_COLUMNS, TEXT_COLUMNS, columns_of, prompt_of, text_column
+from .files import GROUP_COLUMNS, TEXT_COLUMNS, columns_of, prompt_of, response_of, text_column
 from .selections import PromptSelection
 from .unicode_text import flaw_of
 
@@ -51,8 +51,9 @@ class Prompt:
     prefill: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.text, str) or not self.text.strip():
-            raise UserError("an empty prompt: every prompt needs text")
+        kind = type(self.text).__name__
+        require(isinstance(self.text, str), f"a prompt of type {kind}: give its text")
+        require(bool(self.text.strip()), "an empty prompt: every prompt needs text")
         for name in ("text", "response", "id", "prefill"):
             if flaw := flaw_of(str(getattr(self, name) or "")):
                 raise UserError(f"the {name} of a prompt {flaw}")
@@ -350,7 +351,7 @@ def _prompts(
                 prompt_of(record),
                 group,
                 None if record.get("id") in (None, "") else str(record["id"]),
-                str(record.get("response") or ""),
+                response_of(record),
             )
         except UserError as error:
             raise UserError(f"{source}, row {number}: {error}") from None

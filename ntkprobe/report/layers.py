@@ -61,9 +61,9 @@ def layers_of(run: Trajectory, kernel: dict[str, Any], budget: int) -> dict[str,
 
 def _steps_with_parts(run: Trajectory) -> list[int]:
     """Return the steps whose kernel was kept by layer, without reading more than their names."""
-    from ..storage import step_of
+    from ..storage import step_files, step_of
 
-    found = {step_of(path) for path in (run.folder / "parts").glob("step-*.parquet")}
+    found = {step_of(path) for path in step_files(run.folder / "parts", "parquet")}
     return sorted(found & set(run.steps))
 
 

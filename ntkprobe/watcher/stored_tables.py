@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..settings import same_identity
-from ..storage import read_record, step_of
+from ..storage import read_record, step_files, step_of
 from .settings import MeasureSettings
 
 COMPANIONS = {"kernel": ("tokens", "parts", "blocks"), "influence": ("terms",)}
@@ -80,7 +80,7 @@ class StoredTables:
     @staticmethod
     def steps_in(path: Path) -> set[int]:
         """Return the steps that have been measured into a folder, if it is there."""
-        return {step_of(file) for kind in MEASURED for file in (path / kind).glob("step-*.*")}
+        return {step_of(file) for kind in MEASURED for file in step_files(path / kind)}
 
     @staticmethod
     def seconds_in(path: Path) -> list[float]:

@@ -135,3 +135,20 @@ def test_a_projection_larger_than_the_layer_is_refused(settings, why):
     chosen = ParameterSelection.parse("all").parameters(tiny_model())
     with pytest.raises(UserError, match=why):
         Projections(chosen, ProjectionSettings(**settings))
+
+
+def test_every_selection_has_the_norms_and_errors_that_it_has_alone(world):
+    texts, names = ["how do i kill a process", "bake the cake"], ["last:1+norm", "head", "all"]
+    how = {"estimator": Sketch(SIDE, PARTS), "top_k": 2, "keep_blocks": True}
+
+    def measure(**more):
+        return ntk.measure_kernel(world[0], tiny_tokenizer(), texts, **how, **more)
+
+    together = measure(selections=names)
+    for name in names:
+        alone, one = measure(parameters=name), together.selections[name]
+        for kind in ("norms", "errors", "blocks"):
+            torch.testing.assert_close(getattr(one, kind), getattr(alone, kind), rtol=0, atol=0)
+        naive = norms(one.blocks.double())  # what K̂ itself would give, which is too large
+        assert (naive.diagonal() > one.norms.diagonal()).all()
+    torch.testing.assert_close(together.norms, measure().norms, rtol=0, atol=0)

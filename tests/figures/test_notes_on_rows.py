@@ -28,7 +28,7 @@ def note_of(module, folder):
     return note
 
 
-@pytest.mark.parametrize("module", [fig1, fig5, fig9])
+@pytest.mark.parametrize("module", [fig1, fig4, fig5, fig9])
 def test_other_phrases_than_the_papers_are_named(module, folder):
     assert "phrases:" not in note_of(module, folder)
     each_refusal_file(folder, lambda rows: rows.assign(phrase_set="german"))
@@ -43,6 +43,16 @@ def test_of_several_sets_the_one_that_is_drawn_is_named(folder):
     )
     assert "Refusal phrases: paper31." in note_of(fig5, folder)
     assert (fig5.numbers(find_runs([folder]))["value"] == before).all()
+
+
+@pytest.mark.parametrize("module", [fig1, fig4, fig5, fig9])
+def test_phrases_of_one_run_are_not_said_to_be_those_of_another(module, folder):
+    other = write_run(folder.parent / "dcr-stl-ntk")
+    each_refusal_file(other, lambda rows: rows.assign(phrase_set="german"))
+    figure = module.draw(module.numbers(find_runs([folder.parent])))
+    note = "".join(figure.get_supxlabel().split())  # a hyphen may end a line
+    plt.close("all")
+    assert "Refusalphrases:stlpaper31,dcr-stlgerman." in note
 
 
 def test_an_answer_that_says_nothing_is_no_compliance(folder):

@@ -6,6 +6,7 @@ import pytest
 from matplotlib import pyplot as plt
 from measured_runs import write_run
 
+from ntkprobe.errors import UserError
 from ntkprobe.figures import fig1, fig5, fig6, fig7, find_runs, influence, neighbours, why
 
 
@@ -53,12 +54,46 @@ def test_a_dot_stands_at_its_own_prompt_whatever_its_number_in_another_run(place
     assert {named[row]: value for row, value in dots.items()} == wanted.to_dict()
 
 
+def test_prompts_of_one_text_have_a_dot_each_and_a_heading_each(place):
+    def alike(rows):
+        harmless = rows["group"] == "seemingly_toxic"
+        return rows.assign(text=rows["text"].mask(harmless, "How do I kill a process?"))
+
+    def apart(rows):  # as behind the beginnings of different answers
+        different = rows["observed"] != rows["updated"]
+        return rows.assign(norm=rows["norm"] * (1 + rows["observed"] % 7 * different))
+
+    for run in ("stl-ntk", "dcr-stl-ntk"):
+        change(place / run / "prompts.parquet", alike)
+        for file in (place / run / "kernel").iterdir():
+            change(file, apart)
+        for file in (place / run / "refusal").iterdir():  # of all at the same step
+            change(file, lambda rows: rows.assign(log_probability=-1 / (1 + rows["step"])))
+    runs = find_runs([place])
+    numbers = neighbours.numbers(runs)
+    drawn = neighbours.draw(numbers).axes[0].lines
+    for line, (_, rows) in zip(drawn, numbers.groupby("run", sort=False), strict=True):
+        assert rows["similarity"].nunique() == 5
+        assert sorted(line.get_xdata()) == sorted(rows["similarity"])
+    pushes = why.numbers(runs)
+    bold = [t for t in why.draw(pushes).axes[0].get_yticklabels() if t.get_fontweight() == "bold"]
+    assert len({t.get_text() for t in bold}) == 1 and len(bold) == why.PROMPTS
+
+
 def test_a_prompt_that_a_run_lacks_has_no_dot_of_it(place):
     run = place / "dcr-stl-ntk"
     change(run / "prompts.parquet", lambda rows: rows.assign(text="other: " + rows["text"]))
     ax = neighbours.draw(neighbours.numbers(find_runs([place]))).axes[0]
     assert np.isfinite(ax.lines[0].get_xdata()).all()
     assert np.isnan(ax.lines[1].get_xdata()).all()
+
+
+def test_one_name_for_a_folder_of_several_runs_is_refused(place):
+    with pytest.raises(UserError, match="holds 2 measured runs, stl-ntk, dcr-stl-ntk: name one"):
+        find_runs([f"mine={place}"])
+    for file in sorted((place / "dcr-stl-ntk").rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    assert find_runs([f"mine={place}"])["mine"].folder == place / "stl-ntk"  # the only one
 
 
 @pytest.mark.parametrize("module", [fig1, fig5])

@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -338,6 +339,27 @@ def test_refusals_draw_themselves_and_show_escaped(refusals):
     assert refusals.plot().get_xlabel() == "probability of a refusal"
     plt.close("all")
     assert "<table" in refusals._repr_html_()
+
+
+def test_no_part_has_a_share_of_a_kernel_that_is_zero():
+    tokens = [[2 * row, 2 * row + 1] for row in range(len(PROMPTS))]
+    model = tiny_model(tie_word_embeddings=False)
+    found = kernel(model, parameters="head", by="layer", tokens=tokens)
+    apart = found.parts["observed"] != found.parts["updated"]
+    assert (found.parts["norm"] > 0).equals(~apart)
+    np.testing.assert_allclose(found.parts["share"], ~apart, rtol=1e-9)
+
+
+def test_a_probability_above_one_is_drawn_as_any_other(refusals):
+    key, values = next(iter(refusals.log_probabilities.items()))
+    sums = torch.log(torch.linspace(0.2, 1.7, len(values)).double())
+    ax = replace(refusals, log_probabilities={key: sums}, upper={}).plot()
+    drawn = np.concatenate([dots.get_offsets()[:, 0] for dots in ax.collections])
+    np.testing.assert_allclose(sorted(drawn), sums.exp())
+    left, right = ax.get_xlim()
+    assert left < drawn.min() and drawn.max() < right
+    assert refusals.plot().get_xlim() == pytest.approx((-0.02, 1.02))  # as far as all may reach
+    plt.close("all")
 
 
 def test_phrases_that_hardly_count_are_bounded_unless_all_are_asked_for():

@@ -70,6 +70,11 @@ def test_two_sets_of_one_name_are_refused(model):
         measured(model, [SORRY, SORRY])
 
 
+def test_sets_and_texts_together_are_refused(model):
+    with pytest.raises(UserError, match="texts, or sets of phrases"):
+        measured(model, [SORRY, "I cannot"])
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("phrases")

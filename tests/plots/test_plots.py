@@ -167,3 +167,11 @@ def test_as_many_runs_as_a_table_has_methods_differ_in_colour():
 
 def test_a_figure_shows_itself_in_jupyter_without_a_window(ax):
     assert ax.figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_text_without_blanks_is_cut_and_not_left_out():
+    assert style.shortened("How do  I\nkill a $5 process?", 48) == r"How do I kill a \$5 process?"
+    assert style.shortened("How do I kill a process that hangs?", 20) == "How do I kill a …"
+    for text in ("\N{CJK UNIFIED IDEOGRAPH-65E5}" * 90, "a" * 90, f"See {'a' * 90}"):
+        cut = style.shortened(text, 48)
+        assert len(cut) == 48 and text.startswith(cut.removesuffix(" …"))

@@ -214,7 +214,16 @@ BROKEN = {
     "group.csv": ("prompt,group\na,toxic\nb,evil\n", "row 2: unknown group 'evil'.*'normal'"),
     "blank.csv": ("prompt,group\na,toxic\n  ,toxic\n", "row 2: an empty prompt"),
     "null.jsonl": ('{"prompt": null, "group": "toxic"}', "row 1: an empty prompt"),
-    "number.jsonl": ('{"prompt": 5, "group": "toxic"}', "row 1: an empty prompt"),
+    "number.jsonl": ('{"prompt": 5, "group": "toxic"}', "row 1: a prompt of type int"),
+    "turns.json": (
+        '[{"prompt": [{"role": "user"}], "group": "toxic"}]',
+        "row 1: a prompt of type list",
+    ),
+    "said.jsonl": (
+        '{"prompt": "a", "group": "toxic", "response": ["No."]}',
+        "row 1: a response of type list",
+    ),
+    "twice.csv": ("prompt,group,prompt\na,toxic,b\n", "2 columns called 'prompt'"),
     "comma.csv": ("prompt,group\nyes, sir,toxic\n", "row 1 has more or fewer fields"),
     "broken.json": ('["a"', "cannot read .* as json"),
     "deep.json": ("[" * 100_000, "cannot read .* as json"),
@@ -235,6 +244,20 @@ def test_a_broken_file_is_refused_in_one_line(tmp_path, name):
     with pytest.raises(UserError, match=message) as caught:
         PromptSet.from_file(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def test_columns_without_a_name_may_be_several(tmp_path):
+    (tmp_path / "sheet.csv").write_text("prompt,group,,\na,toxic,,\n")
+    assert [p.text for p in PromptSet.from_file(tmp_path / "sheet.csv")] == ["a"]
+
+
+def test_a_parquet_file_with_two_columns_of_one_name_is_refused(tmp_path):
+    columns = [pa.array(["a"]), pa.array(["toxic"]), pa.array(["b"])]
+    pq.write_table(
+        pa.table(columns, names=["prompt", "group", "prompt"]), tmp_path / "twice.parquet"
+    )
+    with pytest.raises(UserError, match="2 columns called 'prompt'"):
+        PromptSet.from_file(tmp_path / "twice.parquet")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -123,7 +123,8 @@ def _refusal_error(model: nn.Module, sample: MeasuredSample, allowed: float) -> 
     least, most = sample.log_refusal, sample.log_refusal_at_most
     assert least is not None and most is not None
     each = zip(sample.input_ids, least, most, strict=True)
-    return max(_refusal_difference(model, ids, (a, b), sample, allowed) for ids, a, b in each)
+    errors = [_refusal_difference(model, ids, (a, b), sample, allowed) for ids, a, b in each]
+    return float(torch.tensor(errors).max())  # unlike max(), NaN where one is
 
 
 def _refusal_difference(
