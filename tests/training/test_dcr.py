@@ -542,12 +542,25 @@ def test_only_prompts_that_are_too_long_are_a_mistake(tmp_path):
         ({"template": "missing.jinja"}, "missing.jinja"),
         ({"max_length": 0}, "max_length is 0"),
         ({"dtype": "int8"}, "no dtype 'int8'"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1: .* loss of its own"),
+        ({"train_sampling_strategy": "sequential"}, "draws its batches by --sampling"),
+        ({"eval_strategy": "steps"}, "no data to evaluate on"),
+        ({"load_best_model_at_end": True}, "no data to evaluate on"),
+        ({"per_device_train_batch_size": 2}, "a step of 2 prompts has no pairs"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, base, changes, words):
     with pytest.raises(UserError, match=words) as error:
         train_dcr(base, world.prompts(), config(tmp_path, **changes))
     assert "\n" not in str(error.value)
+
+
+def test_two_prompts_are_no_step_and_three_or_accumulated_ones_are(tmp_path):
+    for sides in ([0, 0], [0, 1], [1, 1], [1]):  # whatever they are: the loss is 0, nothing moves
+        assert circle_loss(torch.randn(len(sides), 4), torch.tensor(sides)) == 0
+    assert circle_loss(torch.randn(3, 4), torch.tensor([0, 0, 1])) > 0
+    config(tmp_path, per_device_train_batch_size=3)
+    config(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=3)
 
 
 def test_a_model_that_is_not_there_is_a_mistake(tmp_path):
