@@ -39,7 +39,7 @@ def export_model(
 
     Raises:
         UserError: if the folder holds something.
-    """
+    """  # ruff: ignore[docstring-extraneous-exception]
     named, above = base_and_adapter(model, adapter)
     _require_free(output_dir, overwrite)
     _require_apart(output_dir, [Path(named), *([above] if above else [])])

@@ -93,7 +93,7 @@ class DCRTrainer(Trainer):
         """Return the model with LoRA on the blocks up to the loss."""
         return with_lora(
             model,
-            args.lora_targets or sorted(linear_names(model)),
+            args.lora_targets or sorted(linear_names(model, args.layer)),
             rank=args.lora_rank,
             alpha=args.lora_alpha,
             dropout=args.lora_dropout,
