@@ -378,6 +378,28 @@ def test_the_final_configuration_is_the_bases(tmp_path, base):
     assert {k for k in old if old[k] != new[k]} <= tokens and old.keys() == new.keys()
 
 
+@pytest.mark.parametrize(
+    ("said", "left_out"),
+    [
+        ({"temperature": 0.6, "top_p": 0.9}, ["temperature", "top_p"]),
+        ({"temperature": 0.6, "do_sample": True}, []),
+        ({"length_penalty": 2.0}, ["length_penalty"]),
+    ],
+)
+def test_settings_of_another_way_to_generate_do_not_keep_a_run_from_being_saved(
+    tmp_path, said, left_out
+):
+    start = Path(world.saved(tmp_path / "base"))
+    (start / "generation_config.json").write_text(json.dumps(said))
+    final = train_dcr(str(start), world.prompts(), config(tmp_path / "run", max_steps=1))
+    kept = json.loads((final / "generation_config.json").read_text())
+    assert {name: kept.get(name) for name in said} == {
+        name: None if name in left_out else value for name, value in said.items()
+    }
+    notes = json.loads((tmp_path / "run/training.json").read_text()).get("notes", [])
+    assert bool(left_out) == any("generation_config" in note for note in notes)
+
+
 def test_callbacks_reach_the_trainer(tmp_path, base):
     class Count(TrainerCallback):
         steps = 0
