@@ -38,8 +38,8 @@ from ..checkpoints.tokenizer_files import tokenizer_digest
 from ..errors import UserError, one_line
 from ..models.memory import as_out_of_memory
 from ..settings import require_same_settings
-from ..storage import replacing, write_json, write_table
-from .callbacks import quiet
+from ..storage import read_record, replacing, training_settings, write_json, write_table
+from .callbacks import quiet, settings_in_one_line
 from .config import StageConfig
 
 if TYPE_CHECKING:
@@ -92,10 +92,8 @@ class Run:
         if self._anew:
             self._require_model_kept()
         elif begun:
-            _require_same(yaml.safe_load(path.read_text("utf-8")), self.settings, self)
-            self.report = (
-                read_json(self.folder / REPORT) if (self.folder / REPORT).is_file() else {}
-            )
+            _require_same(training_settings(self.folder), self.settings, self)
+            self.report = read_record(self.folder / REPORT, "give --overwrite to begin anew")
 
     def _require_model_kept(self) -> None:
         """Refuse to overwrite what is to be trained.
@@ -200,16 +198,16 @@ class Run:
             trainer: made with this run's settings.
         """
         last = self.last_checkpoint()
-        with quiet(), translating_errors(), self.stage("train"):
+        first = last.step if last else 0
+        refused = settings_in_one_line(lambda: trainer.state.global_step > first)
+        with quiet(), translating_errors(), refused, self.stage("train"):
             if last is None or last.step < _steps_of(last.path):
                 trainer.train(resume_from_checkpoint=str(last.path) if last else None)
             else:  # stopped between the last step and the final model
                 trainer._load_from_checkpoint(str(last.path))
-        self.report["stages"][-1] |= {"from_step": last.step if last else 0}
+        self.report["stages"][-1] |= {"from_step": first}
         planned = trainer.state.max_steps or (_steps_of(last.path) if last else 0)
-        self.write_report(
-            steps=trainer.state.global_step or (last.step if last else 0), planned_steps=planned
-        )
+        self.write_report(steps=trainer.state.global_step or first, planned_steps=planned)
 
     def finish(self, model: Any, tokenizer: Any) -> None:
         """Write the final model and its tokenizer as an ordinary checkpoint, whole or not at all.
