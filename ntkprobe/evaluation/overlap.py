@@ -16,7 +16,7 @@ from ..prompts.selections import PromptSelection
 from ..storage import training_settings
 from .benchmarks import BenchmarkPrompts
 
-DATA, SETTINGS = "data.parquet", "training.yaml"
+DATA = "data.parquet"
 
 
 def training_prompts(
@@ -103,7 +103,7 @@ def _runs(model: Path) -> Iterator[Path]:
     seen: set[Path] = set()
     while True:
         place = model.resolve()
-        run = next(filter(_is_run, (place, place.parent)), None)
+        run = next((each for each in (place, place.parent) if (each / DATA).is_file()), None)
         if run is None or run in seen:
             return
         seen.add(run)
@@ -115,11 +115,6 @@ def _runs(model: Path) -> Iterator[Path]:
         if not found:
             return
         model = found[0]
-
-
-def _is_run(folder: Path) -> bool:
-    """Return whether a folder is a run's, and not one with data of that name beside a model."""
-    return all((folder / name).is_file() for name in (DATA, SETTINGS))
 
 
 def _began_with(run: Path) -> str | None:
