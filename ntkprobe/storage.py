@@ -70,7 +70,7 @@ def write_table(path: Path, table: "pd.DataFrame", metadata: dict[str, str] | No
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     with replacing(path) as hidden:
-        hidden.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        hidden.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_record(path: Path, instead: str) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """What a folder says of itself is read in one place, and a newer version's folder is refused."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,16 @@ def test_this_form_and_one_that_is_not_told_are_read():
     require_schema({}, "F", "stop")
     with pytest.raises(UserError, match=f"F {NEWER}: use the version that wrote it, or stop"):
         require_schema({"schema_version": SCHEMA_VERSION + 1}, "F", "stop")
+
+
+def test_a_record_is_utf_8_whatever_the_locale_is(tmp_path):
+    path, value = tmp_path / "record.json", {"model": "caf\u00e9 \u4f60\u597d"}
+    write = "import json, sys; from pathlib import Path; from ntkprobe.storage import write_json; "
+    write += "write_json(Path(sys.argv[1]), json.loads(sys.argv[2]))"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-c", write, str(path), json.dumps(value)]
+    subprocess.run(words, env={**os.environ, **plain}, check=True)
+    assert read_record(path, "") == value
 
 
 def test_a_record_is_a_whole_mapping_or_one_clear_line(tmp_path):

@@ -167,6 +167,8 @@ def _unusable(config: Any) -> str:
     start = str(getattr(config, "init_lora_weights", True))
     if config.is_prompt_learning:
         return f"{config.peft_type} adapters have no merged weights; use LoRA"
+    if str(getattr(config.peft_type, "value", config.peft_type)) == "XLORA":
+        return "X-LoRA mixes other adapters, which its configuration names: they are not fetched"
     if getattr(config, "layer_replication", None):
         return "layer_replication makes another model of the base: save it merged"
     if start.startswith("pissa_niter"):

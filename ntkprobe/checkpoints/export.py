@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,6 +12,9 @@ from ..errors import UserError, one_line
 from .adapters import adapted, base_and_adapter
 from .loading import LoadSettings, load_model, load_tokenizer
 from .quantised import Quantisation, write_dequantised
+
+TEMPLATES = "additional_chat_templates"
+"""The one folder that a tokenizer is saved with."""
 
 
 def export_model(
@@ -35,25 +39,60 @@ def export_model(
 
     Raises:
         UserError: if the folder holds something.
-    """
-    held = output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir()))
-    if held and not (overwrite and (output_dir / "config.json").is_file()):
-        raise UserError(f"{output_dir} holds something: choose another --output-dir")
+    """  # ruff: ignore[docstring-extraneous-exception]
     named, above = base_and_adapter(model, adapter)
+    _require_free(output_dir, overwrite)
+    _require_apart(output_dir, [Path(named), *([above] if above else [])])
     base = _loaded(named, settings or LoadSettings(device="cpu"))
     own = above is not None and (above / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(above if own and above is not None else named, local=own)
-    hidden = output_dir.with_name(f".{output_dir.name}.tmp")
+    place = output_dir.resolve()
+    hidden = place.with_name(f".{place.name}.tmp")
     shutil.rmtree(hidden, ignore_errors=True)
-    if above is None:
-        _write(base, tokenizer, hidden)
-    else:
-        with adapted(base, above) as merged:
-            _write(merged, tokenizer, hidden)
-    if output_dir.exists():
-        shutil.rmtree(output_dir)
-    os.replace(hidden, output_dir)
+    try:
+        with nullcontext(base) if above is None else adapted(base, above) as whole:
+            _write(whole, tokenizer, hidden)
+        if place.exists():
+            shutil.rmtree(place)
+        os.replace(hidden, place)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
     return output_dir
+
+
+def _require_free(output_dir: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds something, or with `overwrite` more than a model.
+
+    Raises:
+        UserError: saying what it holds, or that it cannot be written to.
+    """
+    try:
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        held = sorted(output_dir.iterdir()) if output_dir.exists() else []
+    except OSError as error:
+        raise UserError(f"cannot write to {output_dir}: {error.strerror}") from error
+    if Path.cwd().is_relative_to(output_dir.resolve()):
+        raise UserError(f"{output_dir} is the folder that you are in: name one below it")
+    if not held:
+        return
+    if not (overwrite and (output_dir / "config.json").is_file()):
+        raise UserError(f"{output_dir} holds something: choose another --output-dir")
+    if further := [p.name for p in held if p.is_dir() and p.name != TEMPLATES]:
+        raise UserError(
+            f"{output_dir} holds more than a model ({further[0]}), which --overwrite would remove: "
+            "choose another --output-dir"
+        )
+
+
+def _require_apart(output_dir: Path, sources: list[Path]) -> None:
+    """Refuse to write into a folder that is read.
+
+    Raises:
+        UserError: naming it.
+    """
+    for source in sources:
+        if source.is_dir() and output_dir.resolve().is_relative_to(source.resolve()):
+            raise UserError(f"{source} is only read: choose an --output-dir outside of it")
 
 
 def _loaded(name: str, settings: LoadSettings) -> Any:

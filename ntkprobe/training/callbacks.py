@@ -4,7 +4,7 @@ FOLDER/step-00000001.safetensors    Δθ of step 1 by canonical name; of an adap
 """
 
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..models.parameters import difference, named_parameters
 from ..models.wrappers import inner_model
 from ..progress import progress
@@ -125,6 +125,29 @@ def quiet() -> Generator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def settings_in_one_line(began: Callable[[], bool] = lambda: False) -> Generator[None]:
+    """Say in one line which settings transformers cannot train with.
+
+    Args:
+        began: whether steps were taken, after which an error is not one of settings.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: for what it raises before the first step.
+    """  # ruff: ignore[docstring-missing-exception]
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        if began():
+            raise
+        raise UserError(f"cannot train with these settings: {one_line(error)}") from error
 
 
 def install(trainer: Trainer, description: str, save_at: list[int] | None) -> None:

@@ -62,12 +62,18 @@ class StageConfig(TrainingArguments):
         "save_at save_steps save_strategy save_total_limit strict use_cpu".split()
     )
 
+    WITHOUT_EFFECT: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("eval_strategy", "load_best_model_at_end"), "training here has no data to evaluate on"
+    )
+    """Settings of transformers' that cannot be in force here, and why."""
+
     def __post_init__(self) -> None:
         # transformers rewrites some fields (report_to, optim); what was given is what replays.
         self._given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         if self.save_at:
             self.save_strategy = "no"
         require_numbers(self, self._declared())
+        self._require_in_force()
         if self.bf16 and not self.use_cpu and not is_torch_bf16_gpu_available():
             raise UserError(
                 "bf16 (--bf16) needs a GPU that computes in bfloat16, and there is none here: leave"
@@ -77,6 +83,17 @@ class StageConfig(TrainingArguments):
             # transformers 5.3 knows no other name than the one that 5.23 deprecates.
             warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
             super().__post_init__()
+
+    def _require_in_force(self) -> None:
+        """Refuse settings of transformers' that would be recorded, and change nothing.
+
+        Raises:
+            UserError: for one that has another value than transformers' own.
+        """
+        for name, why in self.WITHOUT_EFFECT.items():
+            value = getattr(self, name, _USUAL.get(name))
+            if value and value != _USUAL.get(name) and _plain(value) != "no":
+                raise UserError(f"{name} is {_plain(value)!r}: {why}; leave it out")
 
     def loading(self) -> LoadSettings:
         """Return how the model is loaded; the Trainer moves it to its device."""
@@ -113,6 +130,9 @@ CHOICES = {
     "nll_on": ("prompt", "response", "corpus"),
     "sampling": ("balanced", "natural"),
 }
+
+LEAST_PROMPTS = 3
+"""In a step of the contrastive stage: fewer have a loss of zero, whatever they are."""
 
 SAVE_STEPS = StageConfig.save_steps
 """transformers' default, which stands for: save after every epoch."""
@@ -165,6 +185,11 @@ class DCRConfig(StageConfig):
     lr_scheduler_type: Any = "constant"
     save_strategy: Any = "epoch"
 
+    WITHOUT_EFFECT: ClassVar[dict[str, str]] = StageConfig.WITHOUT_EFFECT | {
+        "label_smoothing_factor": "the contrastive stage has a loss of its own",
+        "train_sampling_strategy": "the contrastive stage draws its batches by --sampling",
+    }
+
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -181,6 +206,21 @@ class DCRConfig(StageConfig):
         if self.save_steps != SAVE_STEPS and self.save_strategy == "epoch":
             self.save_strategy = "steps"
         super().__post_init__()
+        self._require_pairs()
+
+    def _require_pairs(self) -> None:
+        """Refuse steps of so few prompts that none has both a positive and a negative.
+
+        Raises:
+            UserError: with the number of prompts in a step.
+        """
+        step = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+        if step < LEAST_PROMPTS:
+            raise UserError(
+                f"a step of {step} prompts has no pairs to learn from: two of one group and one of "
+                f"the other are {LEAST_PROMPTS}, and 32 the paper's number (--batch-size, --set "
+                "gradient_accumulation_steps)"
+            )
 
 
 @dataclass

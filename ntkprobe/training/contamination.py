@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..errors import UserError
-from .data import overlaps
-from .runs import DATA, Run
+from .data import overlaps, read_texts
+from .runs import DATA, SETTINGS, Run
 
 
 def check_overlaps(run: Run, sets: Mapping[str, Iterable[str]], *, strict: bool) -> None:
@@ -38,11 +38,10 @@ def prompts_of_stage_before(model: str) -> dict[str, list[str]]:
         model: such as `RUN/dcr/final`.
 
     Returns:
-        The prompts by the name of that stage; empty where none are recorded.
+        The prompts by the name of that stage; empty where none are recorded, as beside a model that
+        is no run's.
     """
-    import pandas as pd
-
-    path = Path(model).resolve().parent / DATA
-    if not path.is_file():
+    run = Path(model).resolve().parent
+    if not ((run / DATA).is_file() and (run / SETTINGS).is_file()):
         return {}
-    return {f"{path.parent.name} (the stage before)": list(pd.read_parquet(path)["prompt"])}
+    return {f"{run.name} (the stage before)": read_texts(run / DATA)}

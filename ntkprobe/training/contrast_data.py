@@ -28,9 +28,19 @@ CORPUS = -1
 class PromptRows(Dataset):
     """Encoded prompts, each with the row of the corpus that goes with it, if there is one."""
 
-    def __init__(self, rows: list[dict[str, Any]], corpus: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, rows: list[dict[str, Any]], corpus: list[dict[str, Any]], places: Sequence[int] = ()
+    ) -> None:
+        """Take encoded rows.
+
+        Args:
+            rows: of the prompts.
+            corpus: of the regulariser's pairs; none without.
+            places: of the prompts among those drawn, of which some may be too long.
+        """
         self.rows = rows
         self.corpus = corpus
+        self.places = places
 
     @property
     def groups(self) -> list[int]:
@@ -69,7 +79,8 @@ def encode_prompts(
     template = resolve_template(tokenizer, config.template)
     chosen = drawn(prompts, config)
     encoded = [_encode(prompt, tokenizer, template, config) for prompt in chosen]
-    rows = [row for row in encoded if len(row["input_ids"]) <= config.max_length]
+    places = [i for i, row in enumerate(encoded) if len(row["input_ids"]) <= config.max_length]
+    rows = [encoded[place] for place in places]
     lengths = [row["ends"] for row in rows]
     report = {
         **about_template(template, tokenizer, (prompt.text for prompt in chosen)),
@@ -84,7 +95,7 @@ def encode_prompts(
             raise UserError(f"all {side} prompts are longer than max_length={config.max_length}")
     companions, counts = _encode_corpus(corpus, tokenizer, template, config)
     report |= counts
-    return PromptRows(rows, companions), report
+    return PromptRows(rows, companions, places), report
 
 
 def drawn(prompts: PromptSet, config: DCRConfig) -> PromptSet:

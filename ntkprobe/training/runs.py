@@ -32,19 +32,23 @@ from ..checkpoints import (
     readiness,
 )
 from ..checkpoints.accounting import require_finite_weights
+from ..checkpoints.folders import NAME as CHECKPOINT
 from ..checkpoints.headers import read_json
 from ..checkpoints.tokenizer_files import tokenizer_digest
 from ..errors import UserError, one_line
 from ..models.memory import as_out_of_memory
 from ..settings import require_same_settings
-from ..storage import replacing, write_json, write_table
-from .callbacks import quiet
+from ..storage import read_record, replacing, training_settings, write_json, write_table
+from .callbacks import quiet, settings_in_one_line
 from .config import StageConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SETTINGS, REPORT, DATA, FINAL = "training.yaml", "training.json", "data.parquet", "final"
+
+CONFIGURATIONS = ("config.json", "adapter_config.json")
+"""What a folder has in which a model or adapter was saved."""
 
 WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "iostream error")
 """What torch.save says, as a RuntimeError, when a disk is full."""
@@ -66,10 +70,8 @@ class Run:
         given = {**inputs, "processes": config.world_size, **config.settings()}
         self.settings = yaml.safe_load(yaml.safe_dump(given))
         self.report: dict[str, Any] = {}
-        with config.main_process_first(local=False):
-            if config.overwrite and self.writes:
-                _clear(self.folder)
-            self._look()
+        self._anew = config.overwrite  # what the folder holds is kept until training can begin
+        self._look()
 
     def _look(self) -> None:
         """Compare the settings of what the folder holds with ours.
@@ -82,15 +84,28 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {self.folder}: {error.strerror}") from error
-        begun = self.finished or any(self.folder.glob("checkpoint-*"))
-        if begun and not path.is_file():
+        begun = self.final.is_dir() or any(self.folder.glob("checkpoint-*"))
+        a_model = any((self.folder / name).is_file() for name in CONFIGURATIONS)
+        if (begun or a_model) and not path.is_file():
+            held = "checkpoints of something else" if begun else "a model"
+            raise UserError(f"{self.folder} holds {held}: give another --output-dir")
+        if self._anew:
+            self._require_model_kept()
+        elif begun:
+            _require_same(training_settings(self.folder), self.settings, self)
+            self.report = read_record(self.folder / REPORT, "give --overwrite to begin anew")
+
+    def _require_model_kept(self) -> None:
+        """Refuse to overwrite what is to be trained.
+
+        Raises:
+            UserError: if the model is among what would be removed.
+        """
+        model = Path(located(str(self.settings["model"]))).resolve()
+        if any(model.is_relative_to(path.resolve()) for path in _models_of_run(self.folder)):
             raise UserError(
-                f"{self.folder} holds checkpoints of something else: give another --output-dir"
-            )
-        if begun:
-            _require_same(yaml.safe_load(path.read_text("utf-8")), self.settings, self)
-            self.report = (
-                read_json(self.folder / REPORT) if (self.folder / REPORT).is_file() else {}
+                f"--overwrite would remove {model}, which is to be trained: give another "
+                "--output-dir"
             )
 
     def begin(self, trained_on: "pd.DataFrame", **facts: Any) -> None:
@@ -100,6 +115,10 @@ class Run:
             trained_on: the prompts, in a column `prompt`, for the next stage to compare with.
             **facts: for the report.
         """
+        with self.config.main_process_first(local=False):
+            if self._anew and self.writes:
+                _clear(self.folder)
+        self._anew = False
         if self.writes:
             with replacing(self.folder / SETTINGS) as hidden:
                 hidden.write_text(yaml.safe_dump(self.settings, sort_keys=False), "utf-8")
@@ -126,8 +145,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it is there."""
-        return self.final.is_dir()
+        """Whether it is there, and counts."""
+        return not self._anew and self.final.is_dir()
 
     def last_checkpoint(self) -> Checkpoint | None:
         """Return the last whole checkpoint that training can go on from."""
@@ -179,16 +198,16 @@ class Run:
             trainer: made with this run's settings.
         """
         last = self.last_checkpoint()
-        with quiet(), translating_errors(), self.stage("train"):
+        first = last.step if last else 0
+        refused = settings_in_one_line(lambda: trainer.state.global_step > first)
+        with quiet(), translating_errors(), refused, self.stage("train"):
             if last is None or last.step < _steps_of(last.path):
                 trainer.train(resume_from_checkpoint=str(last.path) if last else None)
             else:  # stopped between the last step and the final model
                 trainer._load_from_checkpoint(str(last.path))
-        self.report["stages"][-1] |= {"from_step": last.step if last else 0}
+        self.report["stages"][-1] |= {"from_step": first}
         planned = trainer.state.max_steps or (_steps_of(last.path) if last else 0)
-        self.write_report(
-            steps=trainer.state.global_step or (last.step if last else 0), planned_steps=planned
-        )
+        self.write_report(steps=trainer.state.global_step or first, planned_steps=planned)
 
     def finish(self, model: Any, tokenizer: Any) -> None:
         """Write the final model and its tokenizer as an ordinary checkpoint, whole or not at all.
@@ -210,12 +229,22 @@ class Run:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier run wrote, and nothing else."""
-    if (folder / SETTINGS).is_file():
-        for path in (folder / SETTINGS, folder / REPORT, folder / DATA):
-            path.unlink(missing_ok=True)
-        for path in (folder / FINAL, *(c.path for c in find_checkpoints(folder))):
-            shutil.rmtree(path, ignore_errors=True)
+    """Remove what an earlier run wrote, and nothing else; last what tells that it was one of ours.
+
+    Stopped in between, the same command therefore goes on with it.
+    """
+    if not (folder / SETTINGS).is_file():
+        return
+    for path in _models_of_run(folder):
+        shutil.rmtree(path, ignore_errors=True)
+    for name in (DATA, REPORT, SETTINGS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _models_of_run(folder: Path) -> list[Path]:
+    """Return where a run has its models: the final one, and its checkpoints."""
+    numbered = folder.glob("checkpoint-*")
+    return [folder / FINAL, *(path for path in numbered if CHECKPOINT.fullmatch(path.name))]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from ..prompts.rendering import dated
 from ..prompts.templates import Template, resolve_template
 from . import recipes
 from .adapters import attention_targets, with_lora
-from .callbacks import install, quiet
+from .callbacks import install, quiet, settings_in_one_line
 from .config import SFTConfig as SFTConfig
 from .contamination import check_overlaps, prompts_of_stage_before
 from .data import IGNORED, Pair, about_template, digest, pad_token, padded, prefilled
@@ -37,6 +37,20 @@ def encode_pairs(
 
     Returns:
         Rows of `input_ids` and `labels`, and counts for the report.
+    """
+    rows, _, report = encode_fitting(pairs, tokenizer, config)
+    return rows, report
+
+
+def encode_fitting(
+    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, config: SFTConfig
+) -> tuple[list[dict[str, list[int]]], list[int], dict[str, Any]]:
+    """Return what `encode_pairs` does, and between its two which of the pairs the rows are.
+
+    Args:
+        pairs: requests and answers.
+        tokenizer: the model's.
+        config: as for `encode_pairs`.
 
     Raises:
         UserError: if nothing is left.
@@ -49,8 +63,8 @@ def encode_pairs(
         for pair in pairs
     ]
     report["reasoning_left_out"] = sum(traced)
-    rows, lengths = [], []
-    for pair in pairs:
+    rows, places, lengths = [], [], []
+    for place, pair in enumerate(pairs):
         row, length = encode_pair(pair, tokenizer, template, config)
         if row is None:
             report["too_long"] += 1
@@ -58,6 +72,7 @@ def encode_pairs(
         report["cut"] += length > config.max_length
         lengths.append(length)
         rows.append(row)
+        places.append(place)
     if not rows:
         raise UserError(f"no pair can be trained on: {len(pairs)} given, {report}")
     lengths.sort()
@@ -68,7 +83,7 @@ def encode_pairs(
         "total": sum(len(row["input_ids"]) for row in rows),
         "with_loss": sum(label != IGNORED for row in rows for label in row["labels"]),
     }
-    return rows, report | {"trained_on": len(rows)}
+    return rows, places, report | {"trained_on": len(rows)}
 
 
 def encode_pair(
@@ -130,14 +145,15 @@ def make_trainer(
         seed=config.seed,
     )
     filler = pad_token(tokenizer)
-    trainer = Trainer(
-        model=adapted,
-        args=config,
-        train_dataset=rows,
-        data_collator=lambda batch: padded(batch, filler),
-        processing_class=tokenizer,
-        callbacks=list(callbacks),
-    )
+    with settings_in_one_line():
+        trainer = Trainer(
+            model=adapted,
+            args=config,
+            train_dataset=rows,
+            data_collator=lambda batch: padded(batch, filler),
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+        )
     install(trainer, "sft", config.save_at)
     return trainer
 
@@ -231,12 +247,14 @@ def train_sft(
         network = load_model(located(start), config.loading())
         tokenizer = load_tokenizer(located(start), local=False)
     with run.stage("encode"), dated(run.template_date):
-        rows, report = encode_pairs([p for ps in drawn.values() for p in ps], tokenizer, config)
+        named = [(name, pair) for name, pairs in drawn.items() for pair in pairs]
+        rows, places, report = encode_fitting([pair for _, pair in named], tokenizer, config)
     _describe(run, counts, report)
     with quiet():
         trainer = make_trainer(network, tokenizer, rows, config, callbacks)
-    trained_on = digest([pair for pairs in drawn.values() for pair in pairs])
-    run.begin(_table(drawn), data={"sources": counts, "digest": trained_on, **report})
+    fitting = [named[place] for place in places]
+    trained_on = digest([pair for _, pair in fitting])
+    run.begin(_table(fitting), data={"sources": counts, "digest": trained_on, **report})
     run.train(trainer)
     run.finish(trainer.model, tokenizer)
     return run.final
@@ -276,10 +294,10 @@ def _describe(run: Run, counts: dict[str, dict[str, int]], report: dict[str, Any
         run.note(f"{report['cut']} answers cut at {limit} tokens")
 
 
-def _table(drawn: Mapping[str, Sequence[Pair]]) -> "pd.DataFrame":
+def _table(pairs: Sequence[tuple[str, Pair]]) -> "pd.DataFrame":
     """Return what is trained on: source, prompt, response, and prefill where any has one."""
     import pandas as pd
 
-    rows = [(name, p.prompt, p.response, p.prefill) for name, ps in drawn.items() for p in ps]
+    rows = [(name, p.prompt, p.response, p.prefill) for name, p in pairs]
     made = pd.DataFrame(rows, columns=["source", "prompt", "response", "prefill"])
     return made if made["prefill"].any() else made.drop(columns="prefill")

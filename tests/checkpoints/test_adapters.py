@@ -231,6 +231,20 @@ def test_what_a_configuration_asks_for_in_vain_is_told_in_one_line(changes, why,
     unchanged(before, bits(base))
 
 
+def test_adapters_that_an_adapter_names_are_not_fetched(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("peft.peft_model.PeftModel.load_adapter", lambda *a, **_: asked.append(a))
+    save(trained(base_model(False), lora_config()), tmp_path)
+    mixture = {"peft_type": "XLORA", "task_type": "CAUSAL_LM", "hidden_size": 8}
+    mixture["adapters"] = {"0": "anyone/adapter"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(mixture))
+    base = base_model(False, torch.float32)
+    base.config.use_cache = False  # else peft refuses it itself
+    with pytest.raises(UserError, match="not fetched"), adapted(base, tmp_path):
+        pass
+    assert not asked
+
+
 def test_a_default_of_a_newer_peft_is_no_obstacle(tmp_path):
     save(trained(base_model(False), lora_config()), tmp_path)
     path = tmp_path / "adapter_config.json"

@@ -378,6 +378,28 @@ def test_the_final_configuration_is_the_bases(tmp_path, base):
     assert {k for k in old if old[k] != new[k]} <= tokens and old.keys() == new.keys()
 
 
+@pytest.mark.parametrize(
+    ("said", "left_out"),
+    [
+        ({"temperature": 0.6, "top_p": 0.9}, ["temperature", "top_p"]),
+        ({"temperature": 0.6, "do_sample": True}, []),
+        ({"length_penalty": 2.0}, ["length_penalty"]),
+    ],
+)
+def test_settings_of_another_way_to_generate_do_not_keep_a_run_from_being_saved(
+    tmp_path, said, left_out
+):
+    start = Path(world.saved(tmp_path / "base"))
+    (start / "generation_config.json").write_text(json.dumps(said))
+    final = train_dcr(str(start), world.prompts(), config(tmp_path / "run", max_steps=1))
+    kept = json.loads((final / "generation_config.json").read_text())
+    assert {name: kept.get(name) for name in said} == {
+        name: None if name in left_out else value for name, value in said.items()
+    }
+    notes = json.loads((tmp_path / "run/training.json").read_text()).get("notes", [])
+    assert bool(left_out) == any("generation_config" in note for note in notes)
+
+
 def test_callbacks_reach_the_trainer(tmp_path, base):
     class Count(TrainerCallback):
         steps = 0
@@ -542,12 +564,25 @@ def test_only_prompts_that_are_too_long_are_a_mistake(tmp_path):
         ({"template": "missing.jinja"}, "missing.jinja"),
         ({"max_length": 0}, "max_length is 0"),
         ({"dtype": "int8"}, "no dtype 'int8'"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1: .* loss of its own"),
+        ({"train_sampling_strategy": "sequential"}, "draws its batches by --sampling"),
+        ({"eval_strategy": "steps"}, "no data to evaluate on"),
+        ({"load_best_model_at_end": True}, "no data to evaluate on"),
+        ({"per_device_train_batch_size": 2}, "a step of 2 prompts has no pairs"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, base, changes, words):
     with pytest.raises(UserError, match=words) as error:
         train_dcr(base, world.prompts(), config(tmp_path, **changes))
     assert "\n" not in str(error.value)
+
+
+def test_two_prompts_are_no_step_and_three_or_accumulated_ones_are(tmp_path):
+    for sides in ([0, 0], [0, 1], [1, 1], [1]):  # whatever they are: the loss is 0, nothing moves
+        assert circle_loss(torch.randn(len(sides), 4), torch.tensor(sides)) == 0
+    assert circle_loss(torch.randn(3, 4), torch.tensor([0, 0, 1])) > 0
+    config(tmp_path, per_device_train_batch_size=3)
+    config(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=3)
 
 
 def test_a_model_that_is_not_there_is_a_mistake(tmp_path):
