@@ -76,6 +76,7 @@ class RowwiseHead:
 
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Return the call without its second row, which is stored."""
+        self.below = None  # that of a pass that failed
         if not args or len(args[0]) != 2 or args[0].device.type != "cpu":
             return None
         above, self.below = args[0].split(1)

@@ -381,6 +381,31 @@ def test_one_pass_for_both_leaves_generate_its_own_cache():
         assert torch.allclose(layer.keys, other.keys) and layer.keys.shape == other.keys.shape
 
 
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1]])
+@pytest.mark.parametrize("part", ["the last block", "the output matrix"])
+def test_a_pass_that_fails_leaves_the_next_answers_alone(texts, part):
+    model, template = build("gpt2", vocab_size=WORDS, n_positions=256), "chat"
+    ids = [resolve_template(byte_bpe(), template).encode(byte_bpe(), text) for text in texts]
+    module = model.lm_head if part == "the output matrix" else model.transformer.h[-1]
+    passes = []
+
+    def exhaust(*_):
+        passes.append(1)
+        if len(passes) == 4:  # the second pass of both branches
+            raise torch.OutOfMemoryError("no memory left")
+
+    with applied(Adacd(), model, byte_bpe()) as processors:
+        how = dict(max_new_tokens=6, logits_processor=processors)
+        expected = generate_answers(model, byte_bpe(), ids, **how)
+        handle = module.register_forward_pre_hook(exhaust)
+        with pytest.raises(torch.OutOfMemoryError):
+            generate_answers(model, byte_bpe(), ids, **how)
+        handle.remove()
+        assert generate_answers(model, byte_bpe(), ids, **how) == expected
+        both = generate_answers(model, byte_bpe(), [*ids, ids[0]], **how)
+    assert both[: len(ids)] == expected
+
+
 def test_other_processors_may_come_before_and_behind():
     model, ids = model_of("gpt2"), torch.tensor([prompts("chat")[0]])
     with applied(Adacd(), model, byte_bpe()) as processors:
