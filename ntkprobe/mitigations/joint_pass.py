@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 _KNOWN = {"input_ids", "attention_mask", "position_ids", "cache_position"}
 
@@ -146,8 +146,12 @@ def plain_output(output: Any, rows: int, cache: Any) -> Any:
 
 
 def _plain(cache: Any) -> bool:
-    """Return whether a cache holds all keys and values of all layers, unmodified."""
-    layers = [] if getattr(cache, "offloading", False) else getattr(cache, "layers", [])
+    """Return whether a cache holds all keys and values of all layers, unmodified, and no more.
+
+    A subclass may hold more: MiniMax's has the states of linear attention beside its layers.
+    """
+    known = type(cache) is DynamicCache and not getattr(cache, "offloading", False)
+    layers = cache.layers if known else []
     return bool(layers) and all(type(x) is DynamicLayer and x.is_initialized for x in layers)
 
 
