@@ -102,13 +102,28 @@ def _configured(options: FitOptions) -> Any:
     """Return the method with the settings given."""
     from ..mitigations.base import checked_settings, defaults_of
     from ..mitigations.storage import mitigation_class
-    from ._train_settings import assignment
 
     kind = mitigation_class(options.method)
-    usual = {name: _written(v) for name, v in defaults_of(kind).items() if v not in (None, "", ())}
+    defaults = defaults_of(kind)
+    usual = {name: _written(v) for name, v in defaults.items() if v not in (None, "", ())}
     example = next((f"{name}={value}" for name, value in usual.items()), "NAME=VALUE")
-    given = dict(assignment(text, example) for text in options.set or [])
+    given = dict(_assignment(text, defaults, example) for text in options.set or [])
     return kind(**checked_settings(kind, given))
+
+
+def _assignment(text: str, defaults: dict[str, Any], example: str) -> tuple[str, Any]:
+    """Return a setting and its value: YAML, but what was typed where the setting is a text.
+
+    YAML would make a mapping of `system=Note: be kind`, and nothing of `system=`.
+    """
+    from ._train_settings import assignment
+
+    name, equals, typed = text.partition("=")
+    name, typed = name.strip().replace("-", "_"), typed.strip()
+    quoted = typed[:1] in ("'", '"')
+    if equals and isinstance(defaults.get(name), str) and not quoted:
+        return name, typed
+    return assignment(text, example)
 
 
 def _require_place(folder: Path, overwrite: bool) -> None:

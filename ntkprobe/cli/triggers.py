@@ -1,7 +1,9 @@
 """`ntkprobe triggers`: extract and answer the harmless parts of harmful prompts."""
 
+import json
 from contextlib import nullcontext
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,9 +84,26 @@ class TriggerOptions:
         if self.extractor not in WITHOUT_MODEL:
             names += ["model", "template", "dtype"]
         kept = {name: getattr(self, name) for name in names}
-        return {
+        return _contents(self) | {
             n: v if isinstance(v, list | float | int) else v and str(v) for n, v in kept.items()
         }
+
+
+def _contents(options: TriggerOptions) -> dict[str, str]:
+    """Return digests of what the options name: a file may be edited before a call goes on."""
+    from ..checkpoints import named_identity
+    from ..training.runs import located
+
+    found: dict[str, str] = {}
+    if options.extractor == "rule" and options.words and options.words.is_file():
+        found["words_digest"] = sha256(options.words.read_bytes()).hexdigest()[:12]
+    if options.extractor in WITHOUT_MODEL or not options.model:
+        return found
+    found["benign_digest"] = sha256(json.dumps(_benign(options)).encode()).hexdigest()[:12]
+    for name, given in (("model", located(options.model)), ("adapter", options.adapter)):
+        if given and (identity := named_identity(given)):
+            found[f"{name}_digest"] = identity
+    return found
 
 
 @command_of(TriggerOptions)

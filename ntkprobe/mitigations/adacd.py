@@ -84,7 +84,8 @@ class Adacd(Decoding):
             prompted: z_p.
         """
         sign = torch.where(self.reinforces(plain, prompted), 1.0, -1.0)[:, None].to(plain)
-        away = prompted - plain
+        # A token that an earlier processor ruled out has no part in the difference.
+        away = (prompted - plain).masked_fill(plain.isneginf(), -math.inf)
         if self.space == "logit":
             mixed = prompted + sign * self.alpha * away
         else:

@@ -231,15 +231,15 @@ def _fitting(name: str, value: Any, default: Any) -> Any:
         UserError: if it is none.
     """
     if isinstance(default, tuple) and default:
-        parts = value.split(",") if isinstance(value, str) else value
+        parts = [each.strip() for each in value.split(",")] if isinstance(value, str) else value
         parts = parts if isinstance(parts, list | tuple) else [parts]
         return tuple(_fitting(name, part, default[0]) for part in parts)
-    if isinstance(value, list):
+    if isinstance(value, list) and isinstance(default, tuple | None):
         return tuple(value)
     if default is None or type(value) is type(default):
         return value
     try:
-        if isinstance(default, str) and not isinstance(value, bool | float):
+        if isinstance(default, str) and type(value) is int:
             return str(value)
         if isinstance(default, float) and not isinstance(value, bool):
             return float(value)

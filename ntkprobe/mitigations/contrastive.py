@@ -91,7 +91,8 @@ class ContrastiveProcessor(LogitsProcessor):
         ]
         if (matrix := head(owner)) is not None:
             rows = RowwiseHead()
-            found += [(matrix, Before(self._if_joint(rows.before))), (matrix, rows.behind)]
+            found += [(matrix, Before(self._if_joint(rows.before)))]
+            found += [(matrix, self._if_joint(rows.behind))]
         return found
 
     def _if_joint(self, hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,6 +100,7 @@ class ContrastiveProcessor(LogitsProcessor):
         return lambda *given: hook(*given) if self.joint else None
 
     def _before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        self.joint = False  # a pass that failed, as for lack of memory, was never ended
         sequence = self.sequence
         if sequence is None or sequence.branch is None or args:
             return None

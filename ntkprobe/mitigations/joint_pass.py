@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 _KNOWN = {"input_ids", "attention_mask", "position_ids", "cache_position"}
 
@@ -76,6 +76,7 @@ class RowwiseHead:
 
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Return the call without its second row, which is stored."""
+        self.below = None  # that of a pass that failed
         if not args or len(args[0]) != 2 or args[0].device.type != "cpu":
             return None
         above, self.below = args[0].split(1)
@@ -145,8 +146,12 @@ def plain_output(output: Any, rows: int, cache: Any) -> Any:
 
 
 def _plain(cache: Any) -> bool:
-    """Return whether a cache holds all keys and values of all layers, unmodified."""
-    layers = [] if getattr(cache, "offloading", False) else getattr(cache, "layers", [])
+    """Return whether a cache holds all keys and values of all layers, unmodified, and no more.
+
+    A subclass may hold more: MiniMax's has the states of linear attention beside its layers.
+    """
+    known = type(cache) is DynamicCache and not getattr(cache, "offloading", False)
+    layers = cache.layers if known else []
     return bool(layers) and all(type(x) is DynamicLayer and x.is_initialized for x in layers)
 
 

@@ -6,6 +6,7 @@ is classified as harmful if its own h_ℓ[e] − h_ℓ[last] is similar to r_ℓ
 h ← h + α v_ℓ from e on, else h ← h − α v_ℓ.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, require
 from ..models.architecture import Before, Hook, decoder, decoder_layers, embedding, hidden_state
 from ..models.generation import length_batches, require_measurable
 from ..prompts.prompt_set import PromptSet
@@ -81,6 +82,8 @@ class Scans(Steering):
     source: ClassVar[str] = "Cao et al., AAAI 2025 (arXiv 2408.11491), section 3"
 
     def __post_init__(self) -> None:
+        require(math.isfinite(self.weight), f"weight={self.weight}: give a number, such as 3.5")
+        require(not math.isnan(self.threshold), f"threshold={self.threshold}: give a number")
         for name in ("layers", "classified"):
             window = getattr(self, name)
             if not (len(window) == 2 and 0 <= window[0] < window[1] <= 1):

@@ -31,6 +31,7 @@ class SequenceTracker:
         self.paused = False
         self._ending, self._judge = ending.tolist(), judge
         self._known: dict[tuple[int, ...], float] = {}
+        self._columns = 0
         self._ids: Tensor | None = None
         self._ends: Tensor | None = None
         self._own: Tensor | None = None
@@ -50,17 +51,26 @@ class SequenceTracker:
             return
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
-        ids, cache = given.get("input_ids"), given.get("past_key_values")
+        ids = given.get("input_ids")
         ids = self._ids if ids is None else ids
         if ids is None:
             raise UserError("SCANS needs token ids: give the model input_ids, not inputs_embeds")
-        past = 0 if cache is None else int(cache.get_seq_length())
+        past = self._past(given)
         if not past:
             self._begin(ids, given.get("attention_mask"), given.get("position_ids"))
         if self._ends is None or self._own is None or len(self._ends) != len(ids):
             raise UserError("a sequence began before SCANS was applied: begin it inside the block")
+        self._columns = past + ids.shape[1]
         columns = past + torch.arange(ids.shape[1])
         self.signs = (columns >= self._ends[:, None]) * self._own[:, None]
+
+    def _past(self, given: dict[str, Any]) -> int:
+        """Return how many columns came before a pass; a state alone (Mamba, RWKV) counts none."""
+        if (cache := given.get("past_key_values")) is not None:
+            return int(cache.get_seq_length())
+        states = given.get("cache_params")
+        begun = given.get("state") is not None if states is None else states.has_previous_state()
+        return self._columns if begun else 0
 
     def _begin(self, ids: Tensor, mask: Any, positions: Tensor | None) -> None:
         """Find the instructions' ends, and classify new prompts."""

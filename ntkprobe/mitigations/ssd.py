@@ -74,9 +74,13 @@ class Ssd(Decoding):
     def fit(
         self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", prompts: PromptSet
     ) -> Self:
-        """Return the same with the draft's absolute path, after checking that it fits."""
+        """Return the same with the draft's absolute path, after checking that it fits.
+
+        A name on the hub stays as it is.
+        """
         load_draft(self.draft, model, tokenizer)
-        return replace(self, draft=str(Path(self.draft).absolute()))
+        place = Path(self.draft)
+        return replace(self, draft=str(place.absolute())) if place.exists() else self
 
     def logits_processor(
         self, model: Any, tokenizer: "PreTrainedTokenizerBase"

@@ -39,6 +39,9 @@ def save(mitigation: Mitigation, folder: str | Path, *, template_date: str | Non
         for name, value in found.items()
         if isinstance(value, Tensor)
     }
+    # First: a call that is stopped here must not leave an earlier method beside these tensors.
+    for name in (JSON_NAME, TENSORS_NAME):
+        (place / name).unlink(missing_ok=True)
     if tensors:
         write_tensors(place / TENSORS_NAME, tensors)
     about = {

@@ -5,6 +5,7 @@ at a position behind the instruction; w⊥ = w − λ (w·r / ‖r‖²) r, and 
 and positions, the ŵ whose ablation lowers refusal of seemingly toxic prompts most is taken.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, require
 from ..models.architecture import Before, Hook, layer_output
 from ..prompts.prompt_set import PromptSet
 from ..prompts.templates import resolve_template
@@ -79,6 +80,12 @@ class Surgical(Steering):
     source: ClassVar[str] = "Wang et al., ICLR 2025 (arXiv 2410.03415), section 3"
 
     def __post_init__(self) -> None:
+        for name in ("coefficient", "addition", "projection", "scored_at"):
+            value = getattr(self, name)
+            require(math.isfinite(value), f"{name}={value}: give a number, such as 0.5")
+        for name in ("kl_ablation", "kl_addition"):
+            value = getattr(self, name)
+            require(not math.isnan(value), f"{name}={value}: give a number, such as 0.2")
         if not 0 < self.depth <= 1:
             raise UserError(f"depth is {self.depth}: give a share of the blocks, over 0, at most 1")
         if not 0 < self.held_out < 1:

@@ -16,7 +16,13 @@ from ..models.validation import finite
 from ..progress import progress as long_stage
 from ..prompts.prompt_set import GROUPS, PromptSet
 from ..prompts.templates import Template
-from .activations import ablation_hooks, addition_hook, instruction_end, mean_states
+from .activations import (
+    ablation_hooks,
+    addition_hook,
+    instruction_end,
+    mean_states,
+    require_ablated,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,6 +106,7 @@ def choose(
     require_measurable(
         model, [ids for part in (train, held_out) for g in part.values() for ids in g]
     )
+    require_ablated(model, train[NORMAL][0])
     if settings.filtered:
         train, held_out = (_filtered(settings, model, tokens, part) for part in (train, held_out))
     false, true = candidates(settings, model, train, count)

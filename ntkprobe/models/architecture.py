@@ -20,7 +20,16 @@ from ..errors import UserError
 
 Hook = Callable[..., Any]
 MIXER = re.compile(r"attn|attention|mixer|mamba|ssm|conv|recurrent", re.IGNORECASE)
-_POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
+_POST_NORMS = (
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),  # GLM-4: its post_attention_ is the MLP's
+    ("post_attention_layernorm", "post_feedforward_layernorm"),
+    ("post_attention_layernorm", "post_mlp_layernorm"),
+    ("post_operator_norm", "post_ffn_norm"),
+    ("post_norm1", "post_norm2"),
+)
+_PER_LAYER_NORM = "post_per_layer_input_norm"  # of Gemma 4's smaller models, which write a third
+_MIXER_OF_POSITIONS = re.compile(rf"{MIXER.pattern}|temporal|lstm", re.IGNORECASE)
+_OF_EACH_POSITION = re.compile(r"mlp|moe|feed_forward|ffn", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -98,18 +107,20 @@ def decoder(model: nn.Module) -> nn.Module:
 def writers(block: nn.Module) -> list[nn.Module]:
     """Return the modules of a block whose outputs are added to the residual stream.
 
-    Attention (or another mixer of positions) and the MLP; where each is followed by a norm of its
-    own (Gemma 2 and 3, OLMo 2), those norms. In order, and only modules with parameters.
+    Attention (or another mixer of positions; both, where two stand side by side) and the MLP (a
+    mixture and the MLP that all tokens share); where each is followed by a norm of its own (Gemma 2
+    and 3, OLMo 2, GLM-4), those norms. In order, and only modules with parameters.
     """
     children = {name: m for name, m in block.named_children() if any(True for _ in m.parameters())}
     norms = {name: m for name, m in children.items() if "norm" in f"{name}{type(m)}".lower()}
-    after = [norms[name] for name in _POST_NORMS if name in norms]
-    if len(after) == len(_POST_NORMS):
-        return after
+    for pair in _POST_NORMS:
+        if norms.keys() >= set(pair):
+            return [norms[name] for name in (*pair, _PER_LAYER_NORM) if name in norms]
     rest = {n: m for n, m in children.items() if n not in norms and not n.startswith("ln_")}
-    mixers = [m for name, m in rest.items() if MIXER.search(name)]
-    others = [m for name, m in rest.items() if not MIXER.search(name)]
-    return [*mixers[-1:], *others[-1:]]
+    mixers = [m for name, m in rest.items() if _MIXER_OF_POSITIONS.search(name)]
+    others = {n: m for n, m in rest.items() if not _MIXER_OF_POSITIONS.search(n)}
+    plain = [m for name, m in others.items() if _OF_EACH_POSITION.search(name)]
+    return [*mixers, *(plain or list(others.values())[-1:])]
 
 
 def head(model: nn.Module) -> nn.Module | None:

@@ -146,7 +146,7 @@ def answer_batch(
         As `generate_answers`, with each answer's length and ending.
     """
     stops = _stops(model, tokenizer, stop_ids)
-    padding = next(t for t in (tokenizer.pad_token_id, *stops, 0) if t is not None)
+    padding = _padding_id(model, (tokenizer.pad_token_id, *stops))
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
@@ -194,6 +194,15 @@ def answer_cached(
 def _stops(model: Any, tokenizer: "PreTrainedTokenizerBase", stop_ids: Sequence[int]) -> list[int]:
     """Return the tokens that end an answer."""
     return sorted({*_stop_ids(model), *stop_ids} | ({tokenizer.eos_token_id} - {None}))
+
+
+def _padding_id(model: Any, known: Sequence[int | None]) -> int:
+    """Return the first token that the model has; 0 where it has none of them.
+
+    A `[PAD]` added to a tokenizer, or a stop token of a larger relative, may be outside.
+    """
+    words = model.get_input_embeddings().weight.shape[0]
+    return next((t for t in known if t is not None and 0 <= t < words), 0)
 
 
 @torch.no_grad()

@@ -265,6 +265,10 @@ class Progress:
         self.path.unlink(missing_ok=True)
         self._found, self.day = {}, current_day()
 
+    def _unknown(self, name: str) -> Any:
+        """Return what a setting counts as that an earlier version did not record."""
+        return self.settings[name] if name.endswith("_digest") else None
+
     def _read(self) -> None:
         """Read the file; an incomplete last line is dropped.
 
@@ -277,7 +281,7 @@ class Progress:
         require_same_settings(
             "an unfinished extraction",
             "begun",
-            {name: before.get(name) for name in self.settings},  # others do not matter any more
+            {name: before.get(name, self._unknown(name)) for name in self.settings},
             self.settings,
             both=True,
             instead="give another --output-file, or --overwrite",
@@ -286,5 +290,7 @@ class Progress:
             found = ScoredTrigger(row["text"], row["score"]) if "text" in row else row["why"]
             if isinstance(found, ScoredTrigger) or not found.startswith(FAILED):
                 self._found[row["prompt"], row["refusal"]] = found
-        text = "".join(json.dumps(line) + "\n" for line in [{**before, "day": self.day}, *rows])
-        self.path.write_text(text, "utf-8")  # without the torn line
+        begun = {**self.settings, **before, "day": self.day}
+        with replacing(self.path) as hidden:  # without the torn line
+            lines = (json.dumps(line) + "\n" for line in [begun, *rows])
+            hidden.write_text("".join(lines), "utf-8")

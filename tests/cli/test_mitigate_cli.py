@@ -131,6 +131,22 @@ def test_run_json_tells_the_mitigation_and_another_one_is_refused(call, scans, t
     assert status == 2 and "measured with model.mitigation = 'scans#" in err
 
 
+@pytest.mark.parametrize(
+    ("typed", "system"),
+    [
+        ("Note: be kind # always", "Note: be kind # always"),
+        ("", ""),
+        ("'Be: kind'", "Be: kind"),
+        ("[INST] 7", "[INST] 7"),
+        ("null", "null"),
+    ],
+)
+def test_a_text_is_set_as_it_was_typed(call, typed, system, tmp_path):
+    fit = ["mitigate", "fit", "prompt", GIVEN[0], "--device=cpu", f"--output-dir={tmp_path / 'm'}"]
+    assert call(*fit, "--set", f"system={typed}")[0] == 0
+    assert load(tmp_path / "m").system == system
+
+
 def test_the_default_folder_names_the_mitigation(call, scans, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     call("measure", *GIVEN, *QUICK, "--only=kernel", "--mitigation", scans)

@@ -216,6 +216,19 @@ def test_the_printed_space_subtracts_more_than_there_is():
     assert torch.equal(found.argmax(-1)[suppressed], total.argmax(-1)[suppressed])
 
 
+@pytest.mark.parametrize("space", ["logit", "probability"])
+def test_a_token_that_is_ruled_out_before_has_no_part_in_adacd(space):
+    z, z_p = torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0))
+    method = Adacd(space=space, plausibility=0, agreement=0)
+    kept = [0, 1, 3, 4, 5, 6, 7, 8]
+    found = method.combine(z.index_fill(1, torch.tensor([2]), -math.inf), z_p)
+    assert found[:, 2].isneginf().all() and not found.isnan().any()
+    pushed = (z_p - z)[:, kept].softmax(-1)
+    printed = z_p.softmax(-1)[:, kept] + method.alpha * pushed
+    expected = printed.log() if space == "probability" else method.combine(z, z_p)[:, kept]
+    assert torch.allclose(found[:, kept], expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("count", [1, 3, 40])
 @torch.no_grad()
 def test_candidates_are_those_of_sorted_lists(count, monkeypatch):
@@ -381,6 +394,31 @@ def test_one_pass_for_both_leaves_generate_its_own_cache():
         assert torch.allclose(layer.keys, other.keys) and layer.keys.shape == other.keys.shape
 
 
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1]])
+@pytest.mark.parametrize("part", ["the last block", "the output matrix"])
+def test_a_pass_that_fails_leaves_the_next_answers_alone(texts, part):
+    model, template = build("gpt2", vocab_size=WORDS, n_positions=256), "chat"
+    ids = [resolve_template(byte_bpe(), template).encode(byte_bpe(), text) for text in texts]
+    module = model.lm_head if part == "the output matrix" else model.transformer.h[-1]
+    passes = []
+
+    def exhaust(*_):
+        passes.append(1)
+        if len(passes) == 4:  # the second pass of both branches
+            raise torch.OutOfMemoryError("no memory left")
+
+    with applied(Adacd(), model, byte_bpe()) as processors:
+        how = dict(max_new_tokens=6, logits_processor=processors)
+        expected = generate_answers(model, byte_bpe(), ids, **how)
+        handle = module.register_forward_pre_hook(exhaust)
+        with pytest.raises(torch.OutOfMemoryError):
+            generate_answers(model, byte_bpe(), ids, **how)
+        handle.remove()
+        assert generate_answers(model, byte_bpe(), ids, **how) == expected
+        both = generate_answers(model, byte_bpe(), [*ids, ids[0]], **how)
+    assert both[: len(ids)] == expected
+
+
 def test_other_processors_may_come_before_and_behind():
     model, ids = model_of("gpt2"), torch.tensor([prompts("chat")[0]])
     with applied(Adacd(), model, byte_bpe()) as processors:
@@ -435,6 +473,12 @@ def test_settings_come_back_from_disk(tmp_path, draft):
     saved = Ssd(draft=draft, threshold=0.5).fit(model_of("gpt2"), byte_bpe(), None)
     found = load(save(saved, tmp_path))
     assert (found.draft, found.threshold) == (draft, 0.5)
+
+
+def test_a_draft_on_the_hub_keeps_its_name(monkeypatch):
+    monkeypatch.setattr("ntkprobe.mitigations.ssd.load_draft", lambda *_: None)
+    named = Ssd(draft="Qwen/Qwen2.5-0.5B").fit(model_of("gpt2"), byte_bpe(), None)
+    assert named.draft == "Qwen/Qwen2.5-0.5B"
 
 
 def test_refusals_under_prompt_are_those_of_prompts_with_the_message():

@@ -1,5 +1,7 @@
 """Laws of the mitigation interface, with the smallest methods there can be."""
 
+import math
+
 import pytest
 import torch
 from architectures import build, ragged_prompts
@@ -9,8 +11,11 @@ from transformers import LogitsProcessor
 
 from ntkprobe import mitigations, plugins
 from ntkprobe.errors import UserError
-from ntkprobe.mitigations import applied, load, save
-from ntkprobe.mitigations.base import identity
+from ntkprobe.mitigations import applied, digest, load, save, storage
+from ntkprobe.mitigations.base import checked_settings, identity
+from ntkprobe.mitigations.scans import Scans
+from ntkprobe.mitigations.ssd import Ssd
+from ntkprobe.mitigations.surgical import Surgical
 from ntkprobe.models.generation import generate_answers
 from ntkprobe.refusal import score_phrases
 
@@ -62,6 +67,49 @@ def test_a_vector_of_another_model_is_refused(registry, tmp_path):
         applied(load(folder), build("gpt2"), None),
     ):
         pass
+
+
+def test_a_call_that_is_stopped_leaves_no_method_of_two(registry, tmp_path, monkeypatch):
+    folder = save(Push().fit(build("llama"), byte_bpe(), None), tmp_path)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "write_json", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        save(Push(weight=2.0).fit(build("llama"), byte_bpe(), None), folder)
+    with pytest.raises(UserError, match="holds no mitigation"):
+        load(folder)
+
+
+def test_a_method_without_tensors_leaves_none_of_an_earlier_one(registry, tmp_path):
+    folder = save(Push().fit(build("llama"), byte_bpe(), None), tmp_path / "old")
+    save(Tilt(3), folder)
+    assert [path.name for path in folder.iterdir()] == ["mitigation.json"]
+    assert digest(folder) == digest(save(Tilt(3), tmp_path / "new"))
+
+
+@pytest.mark.parametrize("value", [[1, 2], {"a": 1}, None, True])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(Scans, "weight"), (Scans, "template"), (Ssd, "common")]
+)
+def test_a_setting_of_another_type_is_refused(kind, name, value):
+    with pytest.raises(UserError, match=f"{name} is .*: give (float|str|int)"):
+        checked_settings(kind, {name: value})
+
+
+def test_several_values_may_be_lists_or_joined_by_commas():
+    for given in ("I, No", ["I", "No"], ("I", "No")):
+        assert checked_settings(Surgical, {"refusal_words": given})["refusal_words"] == ("I", "No")
+    assert checked_settings(Scans, {"layers": [0, "0.5"]})["layers"] == (0.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(Scans, "weight"), (Scans, "threshold"), (Surgical, "coefficient")]
+)
+def test_nan_is_no_setting(kind, name):
+    with pytest.raises(UserError, match=f"{name}=nan: give a number"):
+        kind(**{name: math.nan})
 
 
 def test_names_are_the_files_of_the_folder():

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, build, with_lora, worst_block_error
+from architectures import ARCHITECTURES, build, perturbed, with_lora, worst_block_error
+from every_family import tiny
 from steered_models import (
     BOTH,
     ENDING,
@@ -22,13 +23,19 @@ from steered_models import (
     rewritten,
 )
 from toy_tokenizers import byte_bpe
-from transformers import GenerationConfig, TextIteratorStreamer
+from transformers import (
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    GenerationConfig,
+    TextIteratorStreamer,
+)
 
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
 from ntkprobe.estimators.gram import Gram
 from ntkprobe.kernel import Probe, last_logits
 from ntkprobe.mitigations import applied
+from ntkprobe.mitigations.activations import ablation_hooks, require_ablated
 from ntkprobe.models.architecture import Before, decoder_layers, hidden_state, hooked, writers
 from ntkprobe.models.generation import left_padded
 from ntkprobe.prompts.templates import resolve_template
@@ -268,6 +275,50 @@ def test_what_a_block_adds_to_the_stream_is_what_its_writers_give(name):
         plain(model, torch.arange(6))
     total = found.pop("output") - found.pop("source")
     torch.testing.assert_close(sum(found.values()), total, atol=1e-5, rtol=0)
+
+
+def falcon_h1():
+    """Return a model whose blocks have attention and a state space side by side."""
+    widths = dict(hidden_size=16, intermediate_size=24, head_dim=4, mamba_d_ssm=32, mamba_d_head=8)
+    counts = dict(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    state = dict(mamba_n_heads=4, mamba_d_state=4, mamba_n_groups=1)
+    torch.manual_seed(0)
+    config = FalconH1Config(vocab_size=48, **widths, **counts, **state)
+    return perturbed(FalconH1ForCausalLM(config)).double().eval()
+
+
+ODD_BLOCKS = {  # what an ablation that knew attention and one MLP left in the stream
+    "glm4": "norms behind both, under names of their own",
+    "afmoe": "likewise",
+    "gemma4_text": "a third writer",
+    "granitemoeshared": "a mixture beside an MLP that all tokens share",
+    "recurrent_gemma": "a mixer of positions by another name",
+    "falcon_h1": "two mixers side by side",
+}
+
+
+@pytest.mark.parametrize("name", ["llama", *ODD_BLOCKS])
+def test_ablation_leaves_nothing_of_a_direction_behind_any_block(name):
+    model, left = falcon_h1() if name == "falcon_h1" else tiny(name), []
+    unit = torch.nn.functional.normalize(torch.linspace(-1, 2, 16, dtype=torch.float64), dim=0)
+    states = [
+        (block, lambda m, i, o: left.append((hidden_state(o) @ unit).abs().max()))
+        for block in decoder_layers(model)
+    ]
+    ids = torch.tensor([3, 1, 4, 1, 5])
+    with torch.no_grad(), hooked(states):
+        model(ids[None], use_cache=False)
+    present, _ = min(left), left.clear()
+    with torch.no_grad(), hooked([*ablation_hooks(model, unit, 1.0), *states]):
+        model(ids[None], use_cache=False)
+    assert present > 1e-2 and max(left) < 1e-6
+    require_ablated(model, ids)
+
+
+@pytest.mark.parametrize("name", ["openai-gpt", "doge"])
+def test_a_model_whose_blocks_write_past_their_modules_is_refused(name):
+    with pytest.raises(UserError, match=r"cannot ablate a direction from .*% of a direction stays"):
+        require_ablated(tiny(name), torch.tensor([3, 1, 4, 1, 5]))
 
 
 def test_one_token_that_ends_an_instruction_is_found_beside_longer_prompts():

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -49,6 +50,18 @@ def test_a_checkpoints_own_settings_are_set_aside_and_put_back():
     own.update(do_sample=True, temperature=9.0, repetition_penalty=5.0, suppress_tokens=[20, 30])
     assert generate_answers(model, byte_bpe(), PROMPTS, max_new_tokens=12) == plain
     assert model.generation_config is own and own.do_sample
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_padding_is_a_token_that_the_model_has(inside):
+    model, tokenizer = reader("llama"), copy.deepcopy(byte_bpe())
+    tokenizer.add_special_tokens({"pad_token": "<|endoftext|>" if inside else "[PAD]"})
+    assert (tokenizer.pad_token_id < LETTERS) == inside  # `[PAD]` was added, the model not resized
+    expected = generate_answers(model, tokenizer, PROMPTS, max_new_tokens=8, stop_ids=[40, 41])
+    handle = model.model.layers[0].register_forward_hook(lambda *_: None)  # so it is run plainly
+    found = generate_answers(model, tokenizer, PROMPTS, max_new_tokens=8, stop_ids=[40, 41])
+    handle.remove()
+    assert found == expected and len(set(found)) > 1
 
 
 def test_an_adapter_answers():

@@ -68,6 +68,11 @@ def test_the_rule_keeps_the_frame_and_drops_the_harm(prompt, trigger):
     assert 0 < found.score < 1
 
 
+@pytest.mark.parametrize("prompt", ["How do I kıll my boss?", "KİLL my boss", "ſteal my car"])
+def test_the_rule_knows_a_verb_in_any_case_of_its_letters(prompt):
+    assert "eal with my" in rule(prompt).text  # Deal, or deal
+
+
 @pytest.mark.parametrize(
     ("prompt", "why"),
     [("How do I bake a cake?", "no word of the list"), ("Kill.", "nothing left")],
@@ -83,6 +88,8 @@ def test_the_rule_takes_a_list_of_ones_own(tmp_path):
         "How do I deal with something?"
     )
     assert "no word of the list" in rule("Rob a bank now", words=str(mine))
+    mine.write_text("modifiers: süß\nverbs: schieß\nnouns: Straße\n")
+    assert rule("SCHIEß es auf die Straße", words=str(mine)).text.startswith("Deal with es")
     mine.write_text("verbs: bake\n")
     with pytest.raises(UserError, match=r"no list of words: write YAML with \['modifiers'"):
         rule("Rob a bank", words=str(mine))
@@ -150,6 +157,32 @@ def test_a_stopped_extraction_asks_only_for_what_is_missing_or_failed(tmp_path):
     assert extract(Told(), examples, Progress(output, settings)) == found
     with pytest.raises(UserError, match=r"share = 0\.5, now it is 0\.7: .* --output-file"):
         Progress(output, {"share": 0.7})
+
+
+def test_an_extraction_goes_on_only_with_the_same_contents(tmp_path):
+    output, words = tmp_path / "t.jsonl", tmp_path / "words.yaml"
+    options = TriggerOptions(output_file=output, harmful=[], words=words)
+    words.write_text("modifiers: purple\nverbs: bake\nnouns: cake\n")
+    Progress(output, options.recorded()).add(Example("Bake it"), ScoredTrigger("Do it", 0.5))
+    assert Progress(output, options.recorded()).known([Example("Bake it")])
+    words.write_text("modifiers: purple\nverbs: eat\nnouns: cake\n")
+    with pytest.raises(UserError, match="words_digest = "):
+        Progress(output, options.recorded())
+
+
+def test_what_was_found_stays_when_the_file_cannot_be_written_anew(tmp_path, monkeypatch):
+    progress = Progress(tmp_path / "t.jsonl", {})
+    progress.add(Example("Rob"), ScoredTrigger("Go", 0.5))
+    before = progress.path.read_text()
+
+    def full(path, *_):
+        path.write_bytes(b"")
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(type(progress.path), "write_text", full)
+        Progress(tmp_path / "t.jsonl", {})
+    assert progress.path.read_text() == before
 
 
 # Influence

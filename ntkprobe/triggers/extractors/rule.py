@@ -98,8 +98,16 @@ class HarmfulWords:
         return bool(self.verbs.search(text) or self.nouns.search(text))
 
     def neutral(self, verb: str) -> str:
-        """Return the neutral verb in the form of the one found."""
-        return NEUTRAL[self._endings[" ".join(verb.casefold().split())]]
+        """Return the neutral verb in the form of the one found.
+
+        It may differ from that of the list in letters that ignoring case takes for the same, such
+        as a Turkish i without its dot.
+        """
+        known = self._endings.get(" ".join(verb.lower().split()))
+        if known is not None:
+            return NEUTRAL[known]
+        same = (e for v, e in self._endings.items() if re.fullmatch(_any_of([v]), verb, re.I))
+        return NEUTRAL[next(same)]
 
 
 def _trigger(prompt: str, harmful: HarmfulWords) -> ScoredTrigger | str:
@@ -147,7 +155,7 @@ def _read(path: Path) -> dict[str, list[str]]:
     """
     try:
         read = yaml.safe_load(path.read_text("utf-8"))
-        return {name: " ".join(read[name].casefold().split()).split(", ") for name in SECTIONS}
+        return {name: " ".join(read[name].lower().split()).split(", ") for name in SECTIONS}
     except (OSError, UnicodeError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is no list of words: write YAML with {list(SECTIONS)}, each a line of words "
