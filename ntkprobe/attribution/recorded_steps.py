@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..measurement.encoding import evaluating
-from ..measurement.influence import apply_step, read_steps
+from ..measurement.influence import apply_step, count_steps, read_step, read_steps
 from ..measurement.influence.updates import Direction
 from ..models.gradients import Gradients
 from ..models.parameters import named_parameters
@@ -80,6 +80,11 @@ def over_steps(
         raise UserError(
             f"{run.folder} is no run of ntkprobe train sft by AdamW, whose steps alone are "
             "replayed: sum over checkpoints"
+        )
+    if (count := count_steps(place)) != len(rates):
+        raise UserError(
+            f"{place} holds {count} steps, {run.folder} took {len(rates)}: name the folder of its "
+            "own steps (--recorded-steps), or sum over checkpoints"
         )
     first = run.checkpoints()[0]
     encoded = Encoded.of(run, opened, first, prompts, how)
@@ -308,7 +313,7 @@ def _backwards(
     sums = _Sums(np.zeros((m, n)), np.zeros((m, n)), np.zeros(n), np.zeros(m))
     later: dict[str, Tensor] = {}
     for number in range(len(rows), 0, -1):
-        step = load_file(folder / f"step-{number:08d}.safetensors")
+        step = read_step(folder, number)
         apply_step(model, {name: -change for name, change in step.items()})
         _, held = encoded.observed.held(model, replay.chosen)
         sums.whole += [_inner(held, row, step) for row in range(m)]

@@ -1,6 +1,7 @@
 """The steps that AdamW took are shared out as the trainer added up the pairs' losses."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import training_world as world
 from transformers import Qwen2ForCausalLM
 
 import ntkprobe as ntk
+from ntkprobe.errors import UserError
 from ntkprobe.training.callbacks import StepCallback
 from ntkprobe.training.data import Pair
 from ntkprobe.training.sft import SFTConfig, train_sft
@@ -41,3 +43,23 @@ def test_parts_add_up_whether_accumulated_batches_have_one_mean_or_their_own(
     together = re.search(r"together (.*),", found.remarks[1])[1]
     assert float(cosine) > 0.999
     np.testing.assert_allclose(found.changes.sum(1), [float(together)], rtol=5e-3)
+
+
+QUICK = {"prompts": ["Where is my car?"], "target": "tokens", "tokens": ("I",), "over": "steps"}
+
+
+@pytest.mark.parametrize("taken", [7, 9])
+def test_more_or_fewer_steps_than_the_run_took_are_refused(trained, tmp_path, taken):
+    steps = [trained.with_name("run-steps") / f"step-{n:08d}.safetensors" for n in range(1, 9)]
+    for number, path in enumerate([*steps, steps[-1]][:taken], start=1):
+        shutil.copy(path, tmp_path / f"step-{number:08d}.safetensors")
+    with pytest.raises(UserError, match=f"holds {taken} steps, .* took 8"):
+        ntk.attribute(trained, **QUICK, recorded_steps=tmp_path)
+
+
+def test_a_step_that_is_not_whole_is_named(trained, tmp_path):
+    shutil.copytree(trained.with_name("run-steps"), tmp_path / "steps")
+    path = tmp_path / "steps" / "step-00000003.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="step-00000003.safetensors is not whole"):
+        ntk.attribute(trained, **QUICK, recorded_steps=tmp_path / "steps")
