@@ -51,6 +51,14 @@ _OTHER_ORDER = 1_000_003
 
 _OPTIMISERS = ("adamw_torch", "adamw_torch_fused")
 
+_REPLAYED = {
+    "label_smoothing_factor": 0.0,
+    "neftune_noise_alpha": None,
+    "train_sampling_strategy": "random",
+    "dataloader_drop_last": False,
+}
+"""Settings of which another value makes other batches, or another gradient of a batch."""
+
 
 def over_steps(
     run: TrainingRun,
@@ -81,6 +89,12 @@ def over_steps(
             f"{run.folder} is no run of ntkprobe train sft by AdamW, whose steps alone are "
             "replayed: sum over checkpoints"
         )
+    for name, usual in _REPLAYED.items():
+        if (value := getattr(config, name, usual)) != usual:
+            raise UserError(
+                f"{run.folder} was trained with {name}={value!r}, of which the steps cannot be "
+                "computed again: sum over checkpoints"
+            )
     if (count := count_steps(place)) != len(rates):
         raise UserError(
             f"{place} holds {count} steps, {run.folder} took {len(rates)}: name the folder of its "

@@ -36,6 +36,11 @@ def run_weights(
     steps = [each.checkpoint.step for each in scanned]
     tokens = 1.0 if mean else sum(pair.learnt for pair in pairs) / len(pairs)
     remarks = [f"checkpoint {s} is not whole: left out" for s in run.left_out]
+    if smoothing := run.config.label_smoothing_factor:
+        remarks.append(
+            f"the run smoothed its labels (label_smoothing_factor={smoothing:g}): changes are of "
+            "the pairs' loss without that"
+        )
     rates: Sequence[float] = run.learning_rates()
     if not rates:
         log = run.log(scanned[-1].checkpoint)

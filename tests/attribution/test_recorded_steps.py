@@ -63,3 +63,36 @@ def test_a_step_that_is_not_whole_is_named(trained, tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="step-00000003.safetensors is not whole"):
         ntk.attribute(trained, **QUICK, recorded_steps=tmp_path / "steps")
+
+
+def with_setting(trained, folder, line):
+    """Return a copy of the run whose record has one setting more."""
+    shutil.copytree(trained, folder / "run")
+    shutil.copytree(trained.with_name("run-steps"), folder / "run-steps")
+    with (folder / "run" / "training.yaml").open("a") as record:
+        record.write(f"{line}\n")
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "label_smoothing_factor: 0.1",
+        "neftune_noise_alpha: 5.0",
+        "train_sampling_strategy: group_by_length",
+        "dataloader_drop_last: true",
+    ],
+)
+def test_a_run_whose_batches_or_loss_a_replay_does_not_know_is_refused(trained, tmp_path, line):
+    run = with_setting(trained, tmp_path, line)
+    with pytest.raises(UserError, match=f"was trained with {line.partition(':')[0]}="):
+        ntk.attribute(run, **QUICK)
+
+
+def test_changes_of_a_run_that_smoothed_its_labels_say_that_they_are_without(trained, tmp_path):
+    run = with_setting(trained, tmp_path, "label_smoothing_factor: 0.1")
+    said = "the run smoothed its labels (label_smoothing_factor=0.1)"
+    found = ntk.attribute(run, **{**QUICK, "over": "final"})
+    assert found.remarks[0].startswith(said)
+    plain = ntk.attribute(trained, **{**QUICK, "over": "final"})
+    assert not any("smoothed" in remark for remark in plain.remarks)
