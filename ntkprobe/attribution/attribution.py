@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.folders import require_outside
 from ..errors import UserError
 from ..measurement.encoding import as_prompt_set, evaluating
 from ..measurement.influence.prediction import trained_parameters
@@ -74,6 +75,9 @@ def attribute(
         UserError: if the run lacks its data or checkpoints, or something changed since.
     """
     how = _settings(settings, options)
+    for option, folder in (("--output-dir", output_dir), ("--index", index_dir)):
+        if folder is not None:
+            require_outside(Path(folder), Path(run), option)
     trained = TrainingRun(Path(run), pairs)
     _ = trained.texts  # that they are others than were trained on is reported before all else
     explained = as_prompt_set(prompts)
