@@ -34,7 +34,6 @@ from ..measurement.influence.updates import Direction
 from ..models.gradients import Gradients
 from ..models.parameters import named_parameters
 from ..progress import progress as long_stage
-from ..prompts.prompt_set import PromptSet
 from ..storage import write_tensors
 from ..training.sft import SFTConfig
 from .encoded import Encoded
@@ -63,7 +62,7 @@ _REPLAYED = {
 def over_steps(
     run: TrainingRun,
     opened: OpenedRun,
-    prompts: PromptSet,
+    encoded: Encoded,
     how: AttributionSettings,
     folder: Path | None = None,
     *,
@@ -74,7 +73,7 @@ def over_steps(
     Args:
         run: a run of `ntkprobe train sft`.
         opened: loads its models.
-        prompts: those that are explained.
+        encoded: its pairs, and the prompts that are explained.
         how: the settings.
         folder: where `StepCallback` recorded the steps; None for `RUN-steps`.
         progress: show a bar on stderr.
@@ -101,7 +100,6 @@ def over_steps(
             "own steps (--recorded-steps), or sum over checkpoints"
         )
     first = run.checkpoints()[0]
-    encoded = Encoded.of(run, opened, first, prompts, how)
     with opened.opened(first) as (model, _), evaluating(model):
         known = list(_walk_back(model, place, first.checkpoint.step))
         names = named_parameters(model)

@@ -57,6 +57,16 @@ def test_more_or_fewer_steps_than_the_run_took_are_refused(trained, tmp_path, ta
         ntk.attribute(trained, **QUICK, recorded_steps=tmp_path)
 
 
+def test_a_folder_of_another_attribution_is_refused_and_the_same_call_is_not(trained, tmp_path):
+    for _ in range(2):
+        ntk.attribute(trained, **QUICK, output_dir=tmp_path / "steps")
+    ntk.attribute(trained, **{**QUICK, "over": "final"}, output_dir=tmp_path / "final")
+    others = {"prompts": ["Another?"]}, {"over": "final"}
+    for place, changes in (("final", {}), ("steps", others[0]), ("steps", others[1])):
+        with pytest.raises(UserError, match="was made with .*give another --output-dir"):
+            ntk.attribute(trained, **{**QUICK, **changes}, output_dir=tmp_path / place)
+
+
 def test_a_step_that_is_not_whole_is_named(trained, tmp_path):
     shutil.copytree(trained.with_name("run-steps"), tmp_path / "steps")
     path = tmp_path / "steps" / "step-00000003.safetensors"
