@@ -54,15 +54,14 @@ def run_weights(
                 f"{len(run.texts)} pairs"
             )
         if not rates:
-            rates = [1.0]
             remarks.append(
                 "the run does not say its learning rates: changes are per unit learning rate, "
                 "and every checkpoint counts alike"
             )
-    if len(rates) == 1:
-        found = [rates[0] / (len(pairs) * tokens * len(steps))] * len(steps)
-    else:
+    if rates:
         found = checkpoint_weights(steps, rates, len(pairs), tokens)
+    else:
+        found = [1 / (len(pairs) * tokens * len(steps))] * len(steps)
     return dict(zip(steps, found, strict=True)), remarks
 
 
