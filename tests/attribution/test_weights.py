@@ -16,6 +16,7 @@ PAIRS = [TrainedPair(n, "", Pair("a", "b"), (1, 2, 3), (-100, 2, 3)) for n in ra
 def weights(steps, rates):
     run = SimpleNamespace(
         left_out=(),
+        texts=(),
         config=SimpleNamespace(label_smoothing_factor=0.0),
         learning_rates=lambda: rates,
         log=lambda last: SimpleNamespace(rates={}, pairs=None),
