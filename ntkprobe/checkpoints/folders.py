@@ -76,9 +76,7 @@ def require_outside(place: Path, run: Path, option: str = "--output-dir") -> Non
         UserError: if it does.
     """
     if place.resolve().is_relative_to(run.resolve()):
-        raise UserError(
-            f"{option} {place} lies inside the run, which is only read: choose another"
-        )
+        raise UserError(f"{option} {place} lies inside the run, which is only read: choose another")
 
 
 def models_inside(folder: Path) -> str:

@@ -53,7 +53,7 @@ def test_more_or_fewer_steps_than_the_run_took_are_refused(trained, tmp_path, ta
     steps = [trained.with_name("run-steps") / f"step-{n:08d}.safetensors" for n in range(1, 9)]
     for number, path in enumerate([*steps, steps[-1]][:taken], start=1):
         shutil.copy(path, tmp_path / f"step-{number:08d}.safetensors")
-    with pytest.raises(UserError, match=f"holds {taken} steps, .* took 8"):
+    with pytest.raises(UserError, match=rf"holds {taken} steps, .* took 8"):
         ntk.attribute(trained, **QUICK, recorded_steps=tmp_path)
 
 
@@ -63,7 +63,7 @@ def test_a_folder_of_another_attribution_is_refused_and_the_same_call_is_not(tra
     ntk.attribute(trained, **{**QUICK, "over": "final"}, output_dir=tmp_path / "final")
     others = {"prompts": ["Another?"]}, {"over": "final"}
     for place, changes in (("final", {}), ("steps", others[0]), ("steps", others[1])):
-        with pytest.raises(UserError, match="was made with .*give another --output-dir"):
+        with pytest.raises(UserError, match=r"was made with .*give another --output-dir"):
             ntk.attribute(trained, **{**QUICK, **changes}, output_dir=tmp_path / place)
 
 
@@ -71,7 +71,7 @@ def test_a_step_that_is_not_whole_is_named(trained, tmp_path):
     shutil.copytree(trained.with_name("run-steps"), tmp_path / "steps")
     path = tmp_path / "steps" / "step-00000003.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match="step-00000003.safetensors is not whole"):
+    with pytest.raises(UserError, match=r"step-00000003\.safetensors is not whole"):
         ntk.attribute(trained, **QUICK, recorded_steps=tmp_path / "steps")
 
 
