@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.folders import require_outside
 from ..errors import UserError
 from ..measurement.encoding import as_prompt_set, evaluating
 from ..measurement.influence.prediction import trained_parameters
@@ -24,7 +25,7 @@ from ..watcher.models import Models
 from ..watcher.scan import ScannedCheckpoint
 from . import index
 from .encoded import Encoded
-from .pair_blocks import PairBlocks, require_attribution, settle
+from .pair_blocks import PairBlocks, require_attribution, require_recorded, settle
 from .products import PairGradients, features, products
 from .recorded_steps import over_steps
 from .result import Attribution
@@ -74,6 +75,9 @@ def attribute(
         UserError: if the run lacks its data or checkpoints, or something changed since.
     """
     how = _settings(settings, options)
+    for option, folder in (("--output-dir", output_dir), ("--index", index_dir)):
+        if folder is not None:
+            require_outside(Path(folder), Path(run), option)
     trained = TrainingRun(Path(run), pairs)
     _ = trained.texts  # that they are others than were trained on is reported before all else
     explained = as_prompt_set(prompts)
@@ -93,7 +97,15 @@ def attribute(
                     "choice of checkpoints and the shard"
                 )
             folder = Path(recorded_steps) if recorded_steps else None
-            return over_steps(trained, opened, explained, how, folder, progress=progress)
+            scanned = trained.checkpoints()
+            encoded = Encoded.of(trained, opened, scanned[0], explained, how)
+            record = _record(how, encoded, opened, scanned)
+            if place is not None:
+                require_recorded(place / "run.json", record, **_ATTRIBUTION)
+            found = over_steps(trained, opened, encoded, how, folder, progress=progress)
+            if place is not None:
+                settle(place / "run.json", record, **_ATTRIBUTION)
+            return found
         work = _AttributionRun(trained, opened, explained, how, steps, place, index_dir, candidates)
         work.compute(shard, progress)
         return work.result()
@@ -109,6 +121,26 @@ def _require_orderable(candidates: Sequence[Pair], how: AttributionSettings) -> 
         raise UserError("nothing to order: give a candidate at least")
     if how.over == "steps":
         raise UserError("candidates took no step of the run: leave out over='steps' (--over steps)")
+
+
+_ATTRIBUTION = {"what": "the attribution", "instead": "give another --output-dir"}
+
+
+def _record(
+    how: AttributionSettings,
+    encoded: Encoded,
+    opened: OpenedRun,
+    scanned: Sequence[ScannedCheckpoint],
+) -> dict[str, Any]:
+    """Return what the numbers of an attribution depend on, as its folder keeps it."""
+    adapted = scanned[-1].verdict.kind == "adapter"
+    return {
+        "settings": how.record(),
+        "pairs": encoded.pairs_digest,
+        "base": (opened.models.base_identity() or ("", ""))[1] if adapted else "",
+        "prompts": encoded.observed_digest,
+        "checkpoints": {str(s.checkpoint.step): opened.identity(s) for s in scanned},
+    }
 
 
 def _settings(given: AttributionSettings | None, options: dict[str, Any]) -> AttributionSettings:
@@ -150,23 +182,12 @@ class _AttributionRun:
         self.prompts = PairBlocks(place / "prompts" if place else None, 1, 1)
         self.remarks = [*said, *self.encoded.remarks]
         self.which = {s.checkpoint.step: opened.identity(s) for s in self.scanned}
-        adapted = self.scanned[-1].verdict.kind == "adapter"
-        self.base = (opened.models.base_identity() or ("", ""))[1] if adapted else ""
+        record = _record(how, self.encoded, opened, self.scanned)
+        self.base = record["base"]
         self._compare_index()
         if place is not None:
-            settle(
-                place / "run.json",
-                {
-                    "settings": how.record(),
-                    "pairs": self.encoded.pairs_digest,
-                    "base": self.base,
-                    "prompts": self.encoded.observed_digest,
-                    "checkpoints": {str(step): which for step, which in self.which.items()},
-                    "weights": {str(s): w for s, w in self.weights.items()},
-                },
-                what="the attribution",
-                instead="give another --output-dir",
-            )
+            weights = {str(step): weight for step, weight in self.weights.items()}
+            settle(place / "run.json", {**record, "weights": weights}, **_ATTRIBUTION)
 
     def compute(self, shard: tuple[int, int], progress: bool) -> None:
         """Compute the blocks that are missing, of this worker."""

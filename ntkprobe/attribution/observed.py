@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class Observed:
         input_ids: of each; with its response for the target `response`.
         labels: the tokens whose log-probabilities are read, for the target `response`.
         phrases: token ids of the refusals, for the targets of refusals.
-        tokens: vocabulary ids, for the target `tokens`.
+        tokens: vocabulary ids, each once, for the target `tokens`.
         target: one of `settings.TARGETS`.
     """
 
@@ -134,7 +135,7 @@ def observe(
         ids,
         labels,
         tuple(tuple(each) for each in written if each),
-        tuple(token_id(tokenizer, token) for token in settings.tokens),
+        tuple(dict.fromkeys(token_id(tokenizer, token) for token in settings.tokens)),
         settings.target,
     )
 
@@ -217,7 +218,7 @@ def refused_prompts(folder: str | PathLike[str]) -> PromptSet:
         folder: of `ntkprobe measure`.
 
     Returns:
-        The prompts, in their order.
+        The prompts, in their order, each with the response inside which it was measured.
 
     Raises:
         UserError: if no refusals were measured, or nothing was refused.
@@ -236,5 +237,7 @@ def refused_prompts(folder: str | PathLike[str]) -> PromptSet:
             f"{run.folder}: no prompt but toxic ones was refused at step {rows['step'].max()}: "
             'name one with --prompt "…"'
         )
-    texts = zip(kept["text"], kept["group"], strict=True)
-    return PromptSet(tuple(Prompt(text, group) for text, group in texts))
+    about = run.prompts.set_index("prompt")
+    responses = about["response"] if "response" in about else pd.Series("", index=about.index)
+    rows = zip(kept["text"], kept["group"], responses[kept["prompt"]], strict=True)
+    return PromptSet(tuple(Prompt(text, group, response=before) for text, group, before in rows))

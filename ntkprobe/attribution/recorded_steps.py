@@ -29,12 +29,11 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..measurement.encoding import evaluating
-from ..measurement.influence import apply_step, read_steps
+from ..measurement.influence import apply_step, count_steps, read_step, read_steps
 from ..measurement.influence.updates import Direction
 from ..models.gradients import Gradients
 from ..models.parameters import named_parameters
 from ..progress import progress as long_stage
-from ..prompts.prompt_set import PromptSet
 from ..storage import write_tensors
 from ..training.sft import SFTConfig
 from .encoded import Encoded
@@ -51,11 +50,19 @@ _OTHER_ORDER = 1_000_003
 
 _OPTIMISERS = ("adamw_torch", "adamw_torch_fused")
 
+_REPLAYED = {
+    "label_smoothing_factor": 0.0,
+    "neftune_noise_alpha": None,
+    "train_sampling_strategy": "random",
+    "dataloader_drop_last": False,
+}
+"""Settings of which another value makes other batches, or another gradient of a batch."""
+
 
 def over_steps(
     run: TrainingRun,
     opened: OpenedRun,
-    prompts: PromptSet,
+    encoded: Encoded,
     how: AttributionSettings,
     folder: Path | None = None,
     *,
@@ -66,7 +73,7 @@ def over_steps(
     Args:
         run: a run of `ntkprobe train sft`.
         opened: loads its models.
-        prompts: those that are explained.
+        encoded: its pairs, and the prompts that are explained.
         how: the settings.
         folder: where `StepCallback` recorded the steps; None for `RUN-steps`.
         progress: show a bar on stderr.
@@ -81,8 +88,18 @@ def over_steps(
             f"{run.folder} is no run of ntkprobe train sft by AdamW, whose steps alone are "
             "replayed: sum over checkpoints"
         )
+    for name, usual in _REPLAYED.items():
+        if (value := getattr(config, name, usual)) != usual:
+            raise UserError(
+                f"{run.folder} was trained with {name}={value!r}, of which the steps cannot be "
+                "computed again: sum over checkpoints"
+            )
+    if (count := count_steps(place)) != len(rates):
+        raise UserError(
+            f"{place} holds {count} steps, {run.folder} took {len(rates)}: name the folder of its "
+            "own steps (--recorded-steps), or sum over checkpoints"
+        )
     first = run.checkpoints()[0]
-    encoded = Encoded.of(run, opened, first, prompts, how)
     with opened.opened(first) as (model, _), evaluating(model):
         known = list(_walk_back(model, place, first.checkpoint.step))
         names = named_parameters(model)
@@ -308,7 +325,7 @@ def _backwards(
     sums = _Sums(np.zeros((m, n)), np.zeros((m, n)), np.zeros(n), np.zeros(m))
     later: dict[str, Tensor] = {}
     for number in range(len(rows), 0, -1):
-        step = load_file(folder / f"step-{number:08d}.safetensors")
+        step = read_step(folder, number)
         apply_step(model, {name: -change for name, change in step.items()})
         _, held = encoded.observed.held(model, replay.chosen)
         sums.whole += [_inner(held, row, step) for row in range(m)]

@@ -36,6 +36,11 @@ def run_weights(
     steps = [each.checkpoint.step for each in scanned]
     tokens = 1.0 if mean else sum(pair.learnt for pair in pairs) / len(pairs)
     remarks = [f"checkpoint {s} is not whole: left out" for s in run.left_out]
+    if smoothing := run.config.label_smoothing_factor:
+        remarks.append(
+            f"the run smoothed its labels (label_smoothing_factor={smoothing:g}): changes are of "
+            "the pairs' loss without that"
+        )
     rates: Sequence[float] = run.learning_rates()
     if not rates:
         log = run.log(scanned[-1].checkpoint)
@@ -49,15 +54,14 @@ def run_weights(
                 f"{len(run.texts)} pairs"
             )
         if not rates:
-            rates = [1.0]
             remarks.append(
                 "the run does not say its learning rates: changes are per unit learning rate, "
                 "and every checkpoint counts alike"
             )
-    if len(rates) == 1:
-        found = [rates[0] / (len(pairs) * tokens * len(steps))] * len(steps)
-    else:
+    if rates:
         found = checkpoint_weights(steps, rates, len(pairs), tokens)
+    else:
+        found = [1 / (len(pairs) * tokens * len(steps))] * len(steps)
     return dict(zip(steps, found, strict=True)), remarks
 
 

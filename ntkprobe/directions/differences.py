@@ -162,7 +162,8 @@ def separation(
 
     Returns:
         `direction, value` (the AUC), `low, high, p_value, positive, negative`. Where every stratum
-        is of one class there is nothing to permute, and `p_value` is 1.
+        is of one class there is nothing to permute, and `p_value` is 1. Where there is no
+        direction, since all activations are alike or one is no number, all are NaN.
     """
     member = of.positive | of.negative
     gram = _gram(values[member])
@@ -183,7 +184,7 @@ def separation(
         "value": float(found),
         "low": low,
         "high": high,
-        "p_value": (1 + as_high) / (1 + permutations),
+        "p_value": np.nan if np.isnan(found) else (1 + as_high) / (1 + permutations),
         "positive": int(positive.sum()),
         "negative": int((~positive).sum()),
     }

@@ -313,7 +313,7 @@ def hidden_kernels(
     states = [head_state(model, head, ids)[0] for ids in prompts]
     scale = 1 / max(float(state.abs().max()) for state in states)
     basis = torch.eye(len(states[0]), dtype=states[0].dtype)
-    scaled = ScaledIdentity(scale)
+    scaled = ScaledIdentity(scale, head)
     probes = [Probe(ids, cotangents=basis) for ids in prompts]
     with replace_module(model, head, scaled):
         selections = [remaining_selection(model, each) for each in chosen]
@@ -336,11 +336,12 @@ def remaining_selection(model: nn.Module, chosen: dict[str, nn.Parameter]) -> Pa
 
 
 class ScaledIdentity(nn.Module):
-    """Multiplies its input by a factor."""
+    """Multiplies its input by a factor, in the place of a head."""
 
-    def __init__(self, factor: float) -> None:
+    def __init__(self, factor: float, head: nn.Linear) -> None:
         super().__init__()
         self.factor = factor
+        self.weight = head.weight.detach()[:0]  # Mamba asks its head for the dtype; no parameter
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the input times the factor."""

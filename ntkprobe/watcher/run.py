@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import find_checkpoints
-from ..checkpoints.folders import counts_epochs, models_inside
+from ..checkpoints.folders import counts_epochs, models_inside, require_outside
 from ..errors import UserError, one_line
 from ..models.parameters import ParameterSelection
 from ..prompts.prompt_set import PromptSet
@@ -144,10 +144,8 @@ def require_place(ckpt_dir: Path | None, model: str | None, output_dir: Path) ->
     """
     if ckpt_dir is None and model is None:
         raise UserError("nothing to measure: give --ckpt-dir RUN, or --model MODEL, or both")
-    if ckpt_dir is not None and output_dir.resolve().is_relative_to(ckpt_dir.resolve()):
-        raise UserError(
-            f"--output-dir {output_dir} lies inside the run, which is only read: choose another"
-        )
+    if ckpt_dir is not None:
+        require_outside(output_dir, ckpt_dir)
 
 
 def require_first_tokens(folder: MeasurementFolder) -> None:

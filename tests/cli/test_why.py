@@ -67,6 +67,16 @@ def test_a_mistake_is_one_line_and_status_2(run, words, why, capsys):
     assert len(said) == 1 and why in said[0]
 
 
+@pytest.mark.parametrize("place", [".", "checkpoint-2", "checkpoint-2/why"])
+@pytest.mark.parametrize("option", ["--output-dir", "--index"])
+def test_nothing_is_written_into_a_run(run, place, option, capsys):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    call = ["why", str(run), "--prompt", "x", "--estimator", "sketch", option, str(run / place)]
+    assert main(call) == 2
+    assert f"{option} {run / place} lies inside the run" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
 def test_pairs_of_an_unknown_group_are_refused_as_measure_refuses_them(run, tmp_path, capsys):
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("prompt,response,group\nkill,no,toxic\nbake,yes,toxik\n")

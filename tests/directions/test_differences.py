@@ -91,6 +91,12 @@ def test_a_shifted_class_is_separated_and_noise_is_not():
     assert (true["positive"], true["negative"]) == (8, 8)
 
 
+@pytest.mark.parametrize("value", [1.0, np.nan])
+def test_where_there_is_no_direction_nothing_is_significant(value):
+    found = separation(np.full((N, HIDDEN), value), toxicity(), resamples=9, permutations=99)
+    assert all(np.isnan(found[name]) for name in ("value", "low", "high", "p_value"))
+
+
 def test_permutations_stay_within_groups_so_that_toxicity_is_not_taken_for_refusal():
     # Every toxic prompt is refused and no other one: nothing can be permuted within the groups.
     refuses = [group == "toxic" for group in GROUPS]

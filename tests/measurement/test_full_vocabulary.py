@@ -5,9 +5,11 @@ from architectures import (
     VOCABULARY,
     build,
     make_probes,
+    perturbed,
     ragged_prompts,
     with_lora,
 )
+from transformers import AutoModelForCausalLM, MambaConfig
 
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import Dense
@@ -19,6 +21,8 @@ from ntkprobe.measurement.full_vocabulary import (
     full_vocabulary_gradients,
     full_vocabulary_norms,
 )
+from ntkprobe.measurement.proposition1.factors import feature_products
+from ntkprobe.models.parameters import ParameterSelection
 from ntkprobe.models.precision import Float64Throughout
 
 
@@ -104,6 +108,17 @@ class TestAgreement:
             full_vocabulary_norms(model, prompts, estimator=e) for e in (Dense(), Gram())
         )
         assert worst(gram, dense) <= 1e-5
+
+    def test_a_model_that_asks_its_head_for_the_precision_is_measured(self):
+        sizes = dict(vocab_size=VOCABULARY, hidden_size=8, num_hidden_layers=1, state_size=2)
+        model = perturbed(AutoModelForCausalLM.from_config(MambaConfig(**sizes))).double().eval()
+        prompts = ragged_prompts((2, 3))
+        with Float64Throughout():
+            found = full_vocabulary_norms(model, prompts)
+            assert worst(found, explicit(model, prompts)) <= self.rtol
+            chosen = ParameterSelection.parse("embed").parameters(model)
+            own = feature_products(model, prompts, 1, chosen).inner.diagonal()
+            assert bool((own > 0).all())
 
     def test_padding_that_a_prompt_holds_takes_no_gradient(self):
         model, prompts = (

@@ -207,6 +207,15 @@ def test_recorded_pairs_have_the_runs_system_message(tmp_path):
     assert made.examples[0].answer.tolist() == [i for i in row["labels"] if i >= 0]
 
 
+@pytest.mark.parametrize(("smoothing", "told"), [(0.1, 1), (0.0, 0)])
+def test_recorded_pairs_say_that_the_run_smoothed_its_labels(tmp_path, smoothing, told):
+    data = pd.DataFrame([asdict(Pair("kill", "sorry")) | {"source": "safe"}])
+    data.to_parquet(tmp_path / "data.parquet")
+    (tmp_path / "training.yaml").write_text(f"label_smoothing_factor: {smoothing}\n")
+    found = read_recorded(tmp_path / "data.parquet").remarks
+    assert sum("smoothed its labels" in remark for remark in found) == told == len(found)
+
+
 def test_a_pair_that_no_run_learns_for_want_of_room_is_said():
     pairs = ntk.PromptSet((ntk.Prompt("how do i kill", "toxic", response="sorry"),))
     with pytest.warns(MeasurementWarning, match="1 of 1 updated pairs were not trained on"):

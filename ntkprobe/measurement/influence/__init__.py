@@ -13,7 +13,9 @@ from .observations import Observation as Observation
 from .observations import Refusals as Refusals
 from .optimizer_steps import StepPrediction as StepPrediction
 from .optimizer_steps import apply_step as apply_step
+from .optimizer_steps import count_steps as count_steps
 from .optimizer_steps import predict_step as predict_step
+from .optimizer_steps import read_step as read_step
 from .optimizer_steps import read_steps as read_steps
 from .optimizer_steps import record_step as record_step
 from .prediction import influence as influence

@@ -303,6 +303,10 @@ def read_recorded(path: Path) -> RecordedPairs:
         remarks.append(
             "the run's loss counted the prompts' tokens too; the influence is that of the answers"
         )
+    if smoothing := given.get("label_smoothing_factor"):
+        remarks.append(
+            f"the run smoothed its labels ({smoothing}); the influence is that of the loss without"
+        )
     return RecordedPairs(
         answered(pairs),
         None if system is None else str(system),

@@ -216,8 +216,8 @@ def record_step(
             step[name] = difference(parameter.detach(), before[name])
 
 
-def read_steps(folder: str | PathLike[str]) -> Iterator[tuple[int, Direction]]:
-    """Yield the steps that `ntkprobe.StepCallback` recorded, `(number, Δθ)`, in order from 1.
+def count_steps(folder: str | PathLike[str]) -> int:
+    """Return how many steps `ntkprobe.StepCallback` recorded, which are numbered from 1.
 
     Args:
         folder: the folder of their files.
@@ -225,15 +225,45 @@ def read_steps(folder: str | PathLike[str]) -> Iterator[tuple[int, Direction]]:
     Raises:
         UserError: if there are none, or one is missing.
     """
-    from safetensors.torch import load
-
-    numbers = {int(m[1]): p for p in Path(folder).glob("*") if (m := _FILE.fullmatch(p.name))}
+    numbers = {int(m[1]) for p in Path(folder).glob("*") if (m := _FILE.fullmatch(p.name))}
     require(numbers, f"no steps in {folder}: train with callbacks=[ntkprobe.StepCallback(…)]")
-    missing = sorted(set(range(1, max(numbers) + 1)) - set(numbers))
+    missing = sorted(set(range(1, max(numbers) + 1)) - numbers)
     if missing:
         raise UserError(f"{folder} lacks step {missing[0]}: train again from the beginning")
-    for number in sorted(numbers):
-        yield number, load(numbers[number].read_bytes())
+    return max(numbers)
+
+
+def read_step(folder: str | PathLike[str], number: int) -> Direction:
+    """Return one of the steps that `ntkprobe.StepCallback` recorded.
+
+    Args:
+        folder: the folder of their files.
+        number: of the step, from 1.
+
+    Raises:
+        UserError: if its file is not whole.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = Path(folder) / f"step-{number:08d}.safetensors"
+    try:
+        return load(path.read_bytes())
+    except SafetensorError as error:
+        raise UserError(f"{path} is not whole: copy it again, or train again") from error
+
+
+def read_steps(folder: str | PathLike[str]) -> Iterator[tuple[int, Direction]]:
+    """Yield the steps that `ntkprobe.StepCallback` recorded, `(number, Δθ)`, in order from 1.
+
+    Args:
+        folder: the folder of their files.
+
+    Raises:
+        UserError: if there are none, or one is missing or not whole.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    for number in range(1, count_steps(folder) + 1):
+        yield number, read_step(folder, number)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from ...kernel import Estimator, Probe, Table
 from ...models import architecture
 from ...models.parameters import requiring_grad
 from ...models.replacement import replace_attributes, replace_module
-from ..full_vocabulary import Head, head_input, head_state, remaining_selection
+from ..full_vocabulary import Head, ScaledIdentity, head_input, head_state, remaining_selection
 from ..stored_parts import NO_STORAGE, Parts
 
 _DIRECTIONS_AT_A_TIME = 32
@@ -97,7 +97,7 @@ def truncated_after(model: nn.Module, layer: int) -> Generator[TruncatedModel]:
         if child is blocks
     )
     head: Any = architecture.head(model)
-    with replace_module(model, head, nn.Identity()):
+    with replace_module(model, head, ScaledIdentity(1, head)):
         with replace_attributes(holder, **{name: blocks[:layer]}):
             yield TruncatedModel(model, layer).eval()
 
