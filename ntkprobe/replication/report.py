@@ -18,6 +18,7 @@ from .labels import agreement_lines, write_sample
 from .plan import FURTHER, MAIN, STEERED, TIMED, Stage, needed, stages
 from .results import HELD_OUT, Results, share
 from .settings import ReplicationSettings
+from .subjects import require_unchanged
 from .verdicts import Draw, Finding, of_seeds, overall
 from .workspace import Workspace
 
@@ -39,9 +40,13 @@ def write_report(workspace: Workspace) -> Path:
 
     Returns:
         The report.
-    """
+
+    Raises:
+        UserError: if a stage was done with another model than its run holds now.
+    """  # ruff: ignore[docstring-extraneous-exception]
     results = Results(workspace.out)
     record = json.loads((workspace.out / "replication.json").read_text())
+    require_unchanged(workspace.out, stages(record["seeds"]))
     seeds = [seed for seed in record["seeds"] if any(map(workspace.done, _of_seed(seed)))]
     everything = [stage for stage in stages(record["seeds"]) if stage.what == "evaluate"]
     if all(map(workspace.done, everything)):
