@@ -14,17 +14,10 @@ from ..prompts.prompt_set import PromptSet
 from .choices import Choice, Following
 from .measure import BASE_STEP
 from .models import Models
-from .run import (
-    EPOCHS_ONLY,
-    kernel_needs_adapter,
-    require_run,
-)
-from .scan import CheckpointScanner, ScannedCheckpoint
+from .run import EPOCHS_ONLY, measures_base, require_run
+from .scan import WHOLE, CheckpointScanner, ScannedCheckpoint
 from .settings import MeasureSettings, require_same
 from .stored_tables import StoredTables, asked_kinds, require_measurements
-
-WHOLE = ("ready", "unmarked")
-"""States that are measured: an unmarked checkpoint once it has not changed for a while."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,7 @@ def plan(
     """  # ruff: ignore[docstring-extraneous-exception]
     how, which = settings or MeasureSettings(), choice or Choice()
     how.check()
-    require_run(output_dir, ckpt_dir, model, which, following)
+    require_run(output_dir, ckpt_dir, model, which, following, how)
     require_measurements(output_dir)
     tables = StoredTables(output_dir)
     if prompts is not None and not overwrite:
@@ -93,7 +86,7 @@ def _base(
 ) -> list[_Planned]:
     """Return the base as step 0, where it is known and counts as such."""
     whole = sorted((s for s in seen if s.verdict.state in WHOLE), key=lambda s: not s.is_ready)
-    if kernel_needs_adapter(how) or not (scanner is None or (whole and scanner.wants_base)):
+    if not (scanner is None or (whole and scanner.wants_base)):
         return []
     models = Models(model, how.load)
     try:
@@ -103,7 +96,7 @@ def _base(
         size = 0 if known is None else _size_of(str(models.name))
     except UserError as error:
         return [_Planned(f"the base, step {BASE_STEP}: {error}")]
-    if known is None:
+    if known is None or not measures_base(how, adapts=models.adapts):
         return []
     asked = asked_kinds(how)
     if how.influence is not None and how.influence.needs_adapter and models.adapts:
