@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import gguf
 import pandas as pd
 import pytest
 from gguf_files import small_llama, write_gguf
@@ -495,9 +496,20 @@ def test_a_gguf_that_transformers_cannot_load_is_refused_before_anything_is_writ
     published, tmp_path, capsys
 ):
     file = write_gguf(tmp_path / "model.gguf", small_llama(), architecture="hyperloop")
-    assert main([*words(published, tmp_path / "out"), "--model", str(file)]) == 2
-    assert "hyperloop" in capsys.readouterr().err
+    for more in ((), ("--dry-run",)):
+        assert main([*words(published, tmp_path / "out", *more), "--model", str(file)]) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1 and "'hyperloop'" in said[0] and "cannot load it" in said[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gguf_that_can_be_loaded_is_planned_without_its_weights(
+    published, tmp_path, capsys, monkeypatch
+):
+    file = write_gguf(tmp_path / "model.gguf", small_llama(), "Q4_1")
+    monkeypatch.setattr(gguf, "dequantize", lambda *_: pytest.fail("weights were read"))
+    assert main([*words(published, tmp_path / "out", "--dry-run"), "--model", str(file)]) == 0
+    assert "train stl-0: about" in capsys.readouterr().out
 
 
 def test_a_file_that_is_wrong_binds_no_folder(published, tmp_path, capsys):
