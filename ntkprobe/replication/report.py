@@ -15,6 +15,7 @@ from .data_files import SAFETY_SETS
 from .evaluating import why_unfit
 from .hypotheses import HYPOTHESES, LEAST_OVER_REFUSAL, better_predictor
 from .labels import agreement_lines, write_sample
+from .left_out import left_out
 from .plan import FURTHER, MAIN, STEERED, TIMED, Stage, needed, stages
 from .results import HELD_OUT, Results, share
 from .settings import ReplicationSettings
@@ -131,6 +132,9 @@ def _verdicts(workspace: Workspace, results: Results, seeds: Sequence[int]) -> I
         if name == "H5":
             extra = {seed: [better_predictor(results, seed)] for seed in whole}
             details += ["", *_findings(*of_seeds(extra, resamples), judged=False)]
+        for seed in whole:
+            if without := left_out(name, results, seed):
+                details += ["", f"Left out of seed {seed}: {'; '.join(without)}."]
     yield from summary
     yield from details
 
