@@ -20,9 +20,10 @@ from .recorder import Recorder
 from .reporting import Outcome, Sinks
 from .scan import WHOLE, CheckpointScanner
 from .settings import MeasureSettings
-from .stored_tables import asked_kinds
+from .stored_tables import StoredTables, asked_kinds
 
 EPOCHS_ONLY = "the folders' names tell epochs, so that a step here is an epoch: epoch_0 is step 1"
+OVER_ADAPTER = "--parameters lora is about the parameters of an adapter"
 
 
 def measure_run(
@@ -71,8 +72,7 @@ def measure_run(
     if before and ckpt_dir and Path(before).resolve() != Path(ckpt_dir).resolve():
         said = f"warning: {output_dir} was measured from {before} before, now from {ckpt_dir}"
         print(one_line(said), file=sys.stderr)
-    if how.kernel is not None and how.kernel.top_k_at == "first" and which.shard[1] > 1:
-        require_first_tokens(folder)
+    require_first_tokens(folder, how, which)
     worker = "-of-".join(map(str, which.shard))
     over_adapter = kernel_needs_adapter(how)
     apart = over_adapter or (how.influence is not None and how.influence.needs_adapter)
@@ -164,13 +164,22 @@ def require_place(ckpt_dir: Path | None, model: str | None, output_dir: Path) ->
         )
 
 
-def require_first_tokens(folder: MeasurementFolder) -> None:
+def require_first_tokens(
+    folder: StoredTables, how: MeasureSettings, choice: Choice, *, overwrite: bool = False
+) -> None:
     """Raise unless it is settled which tokens all workers read: else the fastest one would choose.
+
+    Args:
+        folder: of the measurements.
+        how: what is asked for.
+        choice: says how many workers there are.
+        overwrite: whether what the folder holds is yet to be forgotten.
 
     Raises:
         UserError: if not.
     """
-    if not folder.has_first_tokens:
+    several = how.kernel is not None and how.kernel.top_k_at == "first" and choice.shard[1] > 1
+    if several and (overwrite or not folder.has_first_tokens):
         raise UserError(
             "--top-k-at first with several workers: measure the first checkpoint alone before,"
             " with the same command and --shard 0/1 --steps 0 (or its step)"
@@ -200,7 +209,7 @@ def require_run(
     """
     require_place(ckpt_dir, model, output_dir)
     if ckpt_dir is None and kernel_needs_adapter(how):
-        raise UserError(f"{_OVER_ADAPTER}, and {model} is measured without one: give --ckpt-dir")
+        raise UserError(f"{OVER_ADAPTER}, and {model} is measured without one: give --ckpt-dir")
     if ckpt_dir is not None and following is None:
         require_checkpoints(ckpt_dir)
         require_steps(ckpt_dir, choice, how, model)
@@ -244,7 +253,7 @@ def require_steps(
         raise UserError(f"no checkpoint of the steps asked for: the run has {have}{why * without}")
     kinds = {s.verdict.kind for s in seen if s.wanted and s.verdict.state in WHOLE}
     if kernel_needs_adapter(how) and kinds == {"full"}:
-        raise UserError(f"{_OVER_ADAPTER}, and no checkpoint of {run} that is chosen has one")
+        raise UserError(f"{OVER_ADAPTER}, and no checkpoint of {run} that is chosen has one")
 
 
 def steps_of(run: Path, how: MeasureSettings, model: str | None = None) -> list[int]:
@@ -255,6 +264,3 @@ def steps_of(run: Path, how: MeasureSettings, model: str | None = None) -> list[
     steps = [scanned.checkpoint.step for scanned in seen]
     known = (model or adapts) and measures_base(how, adapts=adapts)
     return [BASE_STEP, *steps] if known and scanner.wants_base else steps
-
-
-_OVER_ADAPTER = "--parameters lora is about the parameters of an adapter"
