@@ -1,10 +1,12 @@
-"""Folders as a user names them: `FOLDER`, a folder that holds some, or `NAME=FOLDER`."""
+"""Folders as a user names them (`FOLDER`, `NAME=FOLDER`), and where measurements go by default."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from .errors import UserError
+
+ENDING = "ntk"
 
 
 class InFolder(Protocol):
@@ -16,6 +18,32 @@ class InFolder(Protocol):
 
 
 Found = TypeVar("Found", bound=InFolder)
+
+
+def measurements_of(name: str, under: str = "") -> str:
+    """Return what the folder of measurements is called: `NAME-ntk`, `NAME-M-ntk`.
+
+    Args:
+        name: of what is measured.
+        under: the name of a mitigation that is in force meanwhile.
+    """
+    return "-".join(filter(None, (name, under, ENDING)))
+
+
+def measurements_beside(run: Path, under: str = "") -> Path:
+    """Return the folder beside a run, also one named `.` or `..`, that its measurements go into.
+
+    Args:
+        run: its folder.
+        under: as for `measurements_of`.
+    """
+    there = run if run.name not in ("", "..") else run.resolve()
+    return there.with_name(measurements_of(there.name, under))
+
+
+def run_measured_in(folder: Path) -> str:
+    """Return what the run is called whose measurements a folder holds: as it, less `-ntk`."""
+    return folder.resolve().name.removesuffix(f"-{ENDING}")
 
 
 def split_place(place: str) -> tuple[str | None, Path]:

@@ -189,6 +189,8 @@ def _one(folder: object, old: Record, new: Record) -> dict[str, Any]:
     if new.get("identity") is None:  # it cannot be loaded now, and keeps what it was
         return dict(old) if old.get("identity") else dict(new)
     for key, what in (("identity", "model"), ("base_identity", "base"), ("tokens", "template")):
+        if key not in new:  # a plan has no tokens
+            continue
         before, now = old.get(key), new[key]
         # The same weights elsewhere are the same model, and other weights there its next version.
         adapted = key == "base_identity" and new["identity"] != new["base_identity"]

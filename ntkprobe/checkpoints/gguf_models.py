@@ -46,6 +46,8 @@ CHECKED = (*DIGITS_APART, "gpt-2", "gpt2", "default", "llama-bpe", "llama3", "qw
 BOS_FIRST = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2")
 """Pre-tokenizers of files that need not ask for BOS in front: llama.cpp puts it there unasked."""
 
+CANNOT_LOAD = "transformers cannot load it"
+
 _announced: set[str] = set()
 
 
@@ -80,6 +82,30 @@ def load_gguf(file: Path, settings: LoadSettings | None = None) -> "PreTrainedMo
     _log_loading(about)
     return_freed_memory()  # of dequantising, most of the weights' size
     return model.to(place).eval()  # type: ignore[arg-type]
+
+
+def require_loadable(file: Path) -> None:
+    """Raise if `load_gguf` will refuse a file, as far as its header tells; no weights are read.
+
+    Args:
+        file: the file.
+
+    Raises:
+        UserError: if it is of an architecture that transformers cannot load, or if something in it
+            would be left out.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    about = describe(file)
+    with _alone(file) as folder, _failures(about, CANNOT_LOAD), no_bars():
+        config = AutoConfig.from_pretrained(
+            folder, gguf_file="model.gguf", trust_remote_code=False, local_files_only=True
+        )
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    _require_all_tensors(about, model)
+    _require_settings(about, model.config)
 
 
 def gguf_tokenizer(file: Path) -> "PreTrainedTokenizerBase":
@@ -140,7 +166,7 @@ def _read(about: GgufFile) -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM
 
-    with _alone(about.path) as folder, _failures(about, "transformers cannot load it"), no_bars():
+    with _alone(about.path) as folder, _failures(about, CANNOT_LOAD), no_bars():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             gguf_file="model.gguf",

@@ -18,6 +18,21 @@ def require_hub_name(name: str) -> None:
 
     Raises:
         UserError: saying what is allowed.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    refuse_path(name)
+    if name not in _asked_for:
+        _asked_for.add(name)
+        print(f"{one_line(name)} is no folder here: asking the Hugging Face hub", file=sys.stderr)
+
+
+def refuse_path(name: str) -> None:
+    """Raise for what can only have been meant as a path, and leads nowhere.
+
+    Args:
+        name: of a model, where no folder or file of that name is.
+
+    Raises:
+        UserError: saying what is allowed.
     """
     if not name or name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
         raise UserError(
@@ -30,6 +45,3 @@ def require_hub_name(name: str) -> None:
         if there:
             held = some([*saved_models(run), *there])
             raise UserError(f"no model at {name!r}: {run} holds {held}")
-    if name not in _asked_for:
-        _asked_for.add(name)
-        print(f"{one_line(name)} is no folder here: asking the Hugging Face hub", file=sys.stderr)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from .. import estimators, mitigations, plugins
 from ..errors import UserError, one_line
+from ..places import measurements_beside, measurements_of
 from ..settings import Flag
 from ..stages import Stage, only_template
 from ..watcher.settings import (
@@ -155,14 +156,12 @@ class MeasureOptions:
         if self.output_dir is not None:
             return self.output_dir
         mitigation = self.settings.mitigation
-        end = f"-{mitigation.name}-ntk" if mitigation else "-ntk"
-        run = self.ckpt_dir
+        under = mitigation.name if mitigation else ""
         if self.stage:
-            return Path("stages" + end)
-        if run is not None:
-            there = run if run.name not in ("", "..") else run.resolve()
-            return there.with_name(there.name + end)
-        return Path(Path(str(self.model)).name + end)
+            return Path(measurements_of("stages", under))
+        if self.ckpt_dir is not None:
+            return measurements_beside(self.ckpt_dir, under)
+        return Path(measurements_of(Path(str(self.model)).name, under))
 
     def measured(self) -> MeasureSettings:
         """Return how to measure what is asked for, without what is not.

@@ -120,10 +120,11 @@ def _places(run: Path | None, out: Path | None) -> list[tuple[str, str]]:
         return []
     if not run.is_dir():
         raise UserError(f"no folder {run}: --ckpt-dir takes a training run or one checkpoint")
+    from ..places import measurements_beside
     from ..watcher import plan
 
-    place = out if out is not None else run.resolve().with_name(f"{run.resolve().name}-ntk")
-    beside = _existing(out if out is not None else run.resolve().parent)
+    place = out if out is not None else measurements_beside(run)
+    beside = _existing(place)
     free = shutil.disk_usage(beside).free
     return [
         *(("checkpoint", line) for line in plan(place, ckpt_dir=run)),

@@ -64,7 +64,15 @@ def _planned(options: MeasureOptions, prompts: Any, settings: Any) -> list[str]:
     from ..watcher import plan, plan_stages
 
     if stages := options.stages():
-        return plan_stages(options.place(), stages, overwrite=options.overwrite)
+        return plan_stages(
+            options.place(),
+            stages,
+            prompts=prompts,
+            model=options.model,
+            settings=settings,
+            choice=options.choice(),
+            overwrite=options.overwrite,
+        )
     return plan(
         options.place(),
         prompts=prompts,

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from .. import plugins
 from ..errors import UserError
-from ..places import by_name, split_place
+from ..places import by_name, run_measured_in, split_place
 from ..storage import replacing
 from ..trajectory import Trajectory
 
@@ -55,7 +55,7 @@ def _named(place: str) -> Iterator[tuple[str, Trajectory]]:
         yield name, Trajectory(found[0])
         return
     for each in found:
-        yield each.resolve().name.removesuffix("-ntk"), Trajectory(each)
+        yield run_measured_in(each), Trajectory(each)
 
 
 def measured_in(place: Path) -> list[Path]:

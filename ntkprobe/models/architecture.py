@@ -205,6 +205,23 @@ def reading_last_positions(
 
 
 @contextmanager
+def reading_ends(model: nn.Module, number: int) -> Generator[None]:
+    """Compute logits at the last `number` positions only, where the model's head is a module.
+
+    A head that is not called leaves the logits of all positions: take the last `number` of them.
+    """
+
+    def narrow(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (inputs[0][:, -number:], *inputs[1:])
+
+    output = head(model)
+    with ExitStack() as stack:
+        if output is not None:
+            stack.callback(output.register_forward_pre_hook(narrow).remove)
+        yield
+
+
+@contextmanager
 def experts_one_by_one(model: nn.Module) -> Generator[None]:
     """Run each expert of a mixture on its own tokens, by transformers' eager loop, in any dtype."""
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}

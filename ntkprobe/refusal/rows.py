@@ -12,6 +12,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from ..models.architecture import reading_ends
 from ..models.batching import LengthRule, forgetting_lengths, padding_known
 from ..models.generation import Ids, begin, input_device, require_numbers
 from ..models.whole_texts import looks_ahead
@@ -82,13 +83,25 @@ def _read(
     """Return Σ log p(y_t | x, y_<t) over the phrases' tokens from `span[0]` to `span[1]`."""
     first, last = span
     batch = [[*map(int, prompt), *ids[:last], *[0] * (last - len(ids))] for ids in phrases]
-    with forgetting_lengths(model):
-        logits = model(torch.tensor(batch, device=input_device(model)), use_cache=False).logits
-    answers = logits[:, len(prompt) - 1 + first :].double().log_softmax(-1)
-    require_numbers(answers.isnan().flatten()[None].any(-1), [number])
-    tokens = [torch.tensor(list(ids[first : last + 1]), dtype=torch.long) for ids in phrases]
-    pairs = zip(answers, tokens, strict=True)
-    return torch.stack([row[torch.arange(len(ids)), ids].sum() for row, ids in pairs])
+    texts = torch.tensor(batch, device=input_device(model))
+    logits = _logits_from(model, texts, len(prompt) - 1 + first)
+    sums, broken = [], []
+    for row, ids in zip(logits, phrases, strict=True):  # one copy in float64 at a time
+        tokens = torch.tensor(list(ids[first : last + 1]), dtype=torch.long)
+        log_p = row.double().log_softmax(-1)
+        sums.append(log_p[torch.arange(len(tokens)), tokens].sum())
+        broken.append(log_p.isnan().any())
+    require_numbers(torch.stack(broken).any()[None], [number])
+    return torch.stack(sums)
+
+
+def _logits_from(
+    model: Any, texts: Int[Tensor, "rows seq"], start: int
+) -> Float[Tensor, "rows steps vocab"]:
+    """Return the logits of texts from a position on; those before it are not computed."""
+    number = texts.shape[1] - start
+    with forgetting_lengths(model), reading_ends(model, number):
+        return model(texts, use_cache=False).logits[:, -number:]
 
 
 def score_by_processors(
@@ -195,9 +208,7 @@ def _plain_logits(
     more = texts.shape[1] - length - 1
     ahead = phrase_looks_ahead(model, texts[0, :length], texts[0, length:].tolist())
     for first, last in (_each_alone if ahead else LengthRule.of(model).spans)(length, more):
-        with forgetting_lengths(model):
-            logits = model(texts[:, : length + last], use_cache=False).logits
-        found.append(logits[:, length - 1 + first :])
+        found.append(_logits_from(model, texts[:, : length + last], length - 1 + first))
     return torch.cat(found, 1)
 
 

@@ -1,6 +1,7 @@
 """What is checked of the model and of the data before the first stage, while nothing is written."""
 
-from ..checkpoints import load_model, load_tokenizer
+from ..checkpoints import gguf_file, load_model, load_tokenizer
+from ..checkpoints.gguf_models import require_loadable
 from ..errors import UserError
 from ..prompts.templates import resolve_template
 from .splits import draw_sets
@@ -8,11 +9,14 @@ from .workspace import Workspace
 
 
 def require_chat_model(workspace: Workspace) -> None:
-    """Check that the model has a chat template.
+    """Check that the model has a chat template, and of a GGUF file that it can be loaded.
 
     Raises:
-        UserError: if it has none, or no tokenizer can be built.
+        UserError: if it has none, or no tokenizer can be built, or its header tells that the file
+            cannot be loaded.
     """
+    if (file := gguf_file(workspace.settings.model)) is not None:
+        require_loadable(file)
     tokenizer = load_tokenizer(workspace.settings.model, local=False)
     if resolve_template(tokenizer, "auto").raw:
         raise UserError(

@@ -215,6 +215,14 @@ def predictions(results: Results, seed: int) -> pd.DataFrame:
     Raises:
         UserError: if the two measurements share no prompt.
     """
+    table = every_prediction(results, seed).dropna().rename_axis("text").reset_index()
+    if table.empty:
+        raise UserError("the prompts measured before SFT are not those asked along the run")
+    return table
+
+
+def every_prediction(results: Results, seed: int) -> pd.DataFrame:
+    """Return the same by text, also of prompts that lack one of them (`left_out` counts them)."""
     run = Trajectory(results.out / "start" / "prediction")
     texts = run.prompts.set_index("prompt")["text"]
     kernel = run.kernel()
@@ -237,9 +245,6 @@ def predictions(results: Results, seed: int) -> pd.DataFrame:
     first, last = (along.loc[along["step"] == s].set_index("text") for s in _ends(along["step"]))
     table["rise"] = last["log_probability"] - first["log_probability"]
     table["refuses"] = last["refuses"].astype(float)
-    table = table.dropna().rename_axis("text").reset_index()
-    if table.empty:
-        raise UserError("the prompts measured before SFT are not those asked along the run")
     return table
 
 

@@ -3,7 +3,7 @@
 OUT/replication.json          settings and digests; one folder has one set of them
 OUT/data/NAME.jsonl           the sets
 OUT/choice.json               the learning rate of SFT, and what it was chosen by
-OUT/done/STAGE.json           seconds and memory of a stage that is done
+OUT/done/STAGE.json           of a stage that is done: its trained models, seconds and memory
 OUT/runs/{stl,…}-SEED/        training runs, as `ntkprobe train` writes them
 OUT/ntk/{stl,…}-SEED/         measurements along them, as `ntkprobe measure` writes them
 OUT/activations/{stl,…}-SEED/ of the first seed's final models on XSTest

@@ -15,9 +15,11 @@ from .data_files import SAFETY_SETS
 from .evaluating import why_unfit
 from .hypotheses import HYPOTHESES, LEAST_OVER_REFUSAL, better_predictor
 from .labels import agreement_lines, write_sample
+from .left_out import left_out
 from .plan import FURTHER, MAIN, STEERED, TIMED, Stage, needed, stages
 from .results import HELD_OUT, Results, share
 from .settings import ReplicationSettings
+from .subjects import require_unchanged
 from .verdicts import Draw, Finding, of_seeds, overall
 from .workspace import Workspace
 
@@ -39,9 +41,13 @@ def write_report(workspace: Workspace) -> Path:
 
     Returns:
         The report.
-    """
+
+    Raises:
+        UserError: if a stage was done with another model than its run holds now.
+    """  # ruff: ignore[docstring-extraneous-exception]
     results = Results(workspace.out)
     record = json.loads((workspace.out / "replication.json").read_text())
+    require_unchanged(workspace.out, stages(record["seeds"]))
     seeds = [seed for seed in record["seeds"] if any(map(workspace.done, _of_seed(seed)))]
     everything = [stage for stage in stages(record["seeds"]) if stage.what == "evaluate"]
     if all(map(workspace.done, everything)):
@@ -126,6 +132,9 @@ def _verdicts(workspace: Workspace, results: Results, seeds: Sequence[int]) -> I
         if name == "H5":
             extra = {seed: [better_predictor(results, seed)] for seed in whole}
             details += ["", *_findings(*of_seeds(extra, resamples), judged=False)]
+        for seed in whole:
+            if without := left_out(name, results, seed):
+                details += ["", f"Left out of seed {seed}: {'; '.join(without)}."]
     yield from summary
     yield from details
 

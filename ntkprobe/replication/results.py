@@ -101,7 +101,7 @@ class Terms:
         members = {
             group: np.flatnonzero(groups.to_numpy() == group) for group in dict.fromkeys(groups)
         }
-        bounded = (kernel <= printed).astype(float)
+        bounded = np.where(np.isnan(kernel + printed), np.nan, kernel <= printed)
         np.fill_diagonal(bounded, np.nan)
         return cls(inner / np.outer(own, own), bounded, members)
 

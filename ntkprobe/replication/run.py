@@ -13,6 +13,7 @@ from .plan import Stage, chosen, stages
 from .report import write_report
 from .settings import ReplicationSettings
 from .splits import make_splits
+from .subjects import require_unchanged
 from .training_runs import choose, train
 from .workspace import Workspace
 
@@ -56,6 +57,7 @@ def replicate(settings: ReplicationSettings, *, only: str | None = None) -> Path
         require_usable_inputs(workspace)
     workspace.adopt()
     for number, stage in enumerate(todo, start=1):
+        _require_one_model(workspace, stage)
         if stage.what != "report" and workspace.done(stage):
             continue
         if stage.what != "prepare" and not workspace.done(Stage("prepare")):
@@ -70,4 +72,19 @@ def plan(settings: ReplicationSettings, *, only: str | None = None) -> list[str]
     """Return lines on the stages of `replicate` and their cost; nothing is written."""
     workspace = Workspace(settings, find_files(settings.data, hub=settings.hub))
     require_chat_model(workspace)
-    return lines(workspace, chosen(stages(settings.seeds), only))
+    todo = chosen(stages(settings.seeds), only)
+    for stage in todo:
+        _require_one_model(workspace, stage)
+    return lines(workspace, todo)
+
+
+def _require_one_model(workspace: Workspace, stage: Stage) -> None:
+    """Raise if a stage, or one of its seed beside which it counts, was done with another model.
+
+    Raises:
+        UserError: saying which, and what to remove.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    if workspace.done(stage):
+        require_unchanged(workspace.out, [stage])
+    elif stage.seed is not None:
+        require_unchanged(workspace.out, stages([stage.seed]))

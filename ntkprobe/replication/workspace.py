@@ -22,6 +22,7 @@ from .data_files import digests, hub_names
 from .plan import STARTS, Stage
 from .settings import ReplicationSettings, Scale
 from .splits import Splits
+from .subjects import subjects
 
 PHRASES = "paper31"
 
@@ -140,7 +141,9 @@ class Workspace:
 
     @contextmanager
     def timed(self, stage: Stage) -> Generator[None]:
-        """Record that a stage is done, with its seconds (by the clock, of processors) and memory.
+        """Record that a stage is done, with its models, its seconds and its memory.
+
+        The seconds are by the clock and of processors.
 
         One that fails is not recorded as done.
 
@@ -148,10 +151,11 @@ class Workspace:
             Nothing.
         """
         unfinished = self.out / "done" / f".{stage.file}.json"
+        about = {"stage": stage.name, "models": subjects(self.out, stage)}
         with _cost(unfinished) as cost:
             yield
         gc.collect()
-        write_json(self.out / "done" / f"{stage.file}.json", {"stage": stage.name, **cost()})
+        write_json(self.out / "done" / f"{stage.file}.json", {**about, **cost()})
         unfinished.unlink(missing_ok=True)
 
     @staticmethod

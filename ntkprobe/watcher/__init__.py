@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from .settings import KernelSettings as KernelSettings
     from .settings import MeasureSettings as MeasureSettings
     from .settings import RefusalSettings as RefusalSettings
+    from .stage_planning import plan_stages as plan_stages
     from .stage_run import measure_stages as measure_stages
-    from .stage_run import plan_stages as plan_stages
 
 _HOMES = {
     "ActivationSettings": "settings",
@@ -38,7 +38,7 @@ _HOMES = {
     "parse_shard": "choices",
     "parse_steps": "choices",
     "plan": "planning",
-    "plan_stages": "stage_run",
+    "plan_stages": "stage_planning",
 }
 __all__ = sorted(_HOMES)
 

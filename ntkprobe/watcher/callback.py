@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..checkpoints import identity, loaded_identity, readiness
 from ..models.precision import full_float32
 from ..models.wrappers import computing_plainly, inner_model
+from ..places import measurements_beside
 from ..prompts.prompt_set import PromptSet
 from .folder import MeasurementFolder
 from .recorder import Recorder
@@ -70,7 +71,7 @@ class TrajectoryCallback(TrainerCallback):
             return
         model = inner_model(kwargs["model"])
         run = Path(str(args.output_dir))
-        folder = MeasurementFolder(Path(self.output_dir or run.with_name(f"{run.name}-ntk")))
+        folder = MeasurementFolder(Path(self.output_dir or measurements_beside(run)))
         about = {"ckpt_dir": str(run), "by": type(self).__name__, "trained_in": _precision(args)}
         recorder = Recorder(folder, self.prompts, self._settings_of(model), about)
         recorder.prepare(self.tokenizer or kwargs["processing_class"], None)

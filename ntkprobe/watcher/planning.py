@@ -14,22 +14,15 @@ from ..prompts.prompt_set import PromptSet
 from .choices import Choice, Following
 from .measure import BASE_STEP
 from .models import Models
-from .run import (
-    EPOCHS_ONLY,
-    kernel_needs_adapter,
-    require_run,
-)
-from .scan import CheckpointScanner, ScannedCheckpoint
+from .run import EPOCHS_ONLY, measures_base, require_first_tokens, require_run
+from .scan import WHOLE, CheckpointScanner, ScannedCheckpoint
 from .settings import MeasureSettings, require_same
 from .stored_tables import StoredTables, asked_kinds, require_measurements
 
-WHOLE = ("ready", "unmarked")
-"""States that are measured: an unmarked checkpoint once it has not changed for a while."""
-
 
 @dataclass(frozen=True)
-class _Planned:
-    """A line about a checkpoint, which of its tables are missing, and the bytes to read."""
+class Planned:
+    """A line about a model, which of its tables are missing, and the bytes to read."""
 
     line: str
     missing: Sequence[str] = ()
@@ -68,19 +61,20 @@ def plan(
     """  # ruff: ignore[docstring-extraneous-exception]
     how, which = settings or MeasureSettings(), choice or Choice()
     how.check()
-    require_run(output_dir, ckpt_dir, model, which, following)
+    require_run(output_dir, ckpt_dir, model, which, following, how)
     require_measurements(output_dir)
     tables = StoredTables(output_dir)
     if prompts is not None and not overwrite:
         about = {"digest": prompts.digest, "count": len(prompts)}
         require_same(output_dir, tables.settled, how.record(about))
+    require_first_tokens(tables, how, which, overwrite=overwrite)
     scanner = None if ckpt_dir is None else CheckpointScanner(ckpt_dir, which)
     seen = [] if scanner is None else scanner.look()
     planned = _base(tables, scanner, seen, model, how, overwrite)
     planned += [_checkpoint(tables, each, how, overwrite) for each in seen if each.wanted]
     epochs = [EPOCHS_ONLY] if ckpt_dir is not None and counts_epochs(ckpt_dir) else []
     sizes = [each.size for each in planned if each.missing]
-    return [*(each.line for each in planned), *epochs, _estimate(output_dir, sizes)]
+    return [*(each.line for each in planned), *epochs, estimate(output_dir, sizes)]
 
 
 def _base(
@@ -90,33 +84,33 @@ def _base(
     model: str | None,
     how: MeasureSettings,
     overwrite: bool,
-) -> list[_Planned]:
+) -> list[Planned]:
     """Return the base as step 0, where it is known and counts as such."""
     whole = sorted((s for s in seen if s.verdict.state in WHOLE), key=lambda s: not s.is_ready)
-    if kernel_needs_adapter(how) or not (scanner is None or (whole and scanner.wants_base)):
+    if not (scanner is None or (whole and scanner.wants_base)):
         return []
     models = Models(model, how.load)
     try:
         if whole and whole[0].verdict.kind == "adapter":
             models.learn_base(whole[0].checkpoint.path)
         known = models.base_identity()
-        size = 0 if known is None else _size_of(str(models.name))
+        size = 0 if known is None else size_of(str(models.name))
     except UserError as error:
-        return [_Planned(f"the base, step {BASE_STEP}: {error}")]
-    if known is None:
+        return [Planned(f"the base, step {BASE_STEP}: {error}")]
+    if known is None or not measures_base(how, adapts=models.adapts):
         return []
     asked = asked_kinds(how)
     if how.influence is not None and how.influence.needs_adapter and models.adapts:
         asked.remove("influence")  # it has nothing that moves
     lacking = asked if overwrite else tables.missing(how, BASE_STEP, known[1])
     missing = [kind for kind in asked if kind in lacking]
-    what = f"{known[0]}, {size / 1e6:.1f} MB{_done(asked, missing)}"
-    return [_Planned(f"the base, step {BASE_STEP}: {what}", missing, size)]
+    what = f"{known[0]}, {size / 1e6:.1f} MB{already_there(asked, missing)}"
+    return [Planned(f"the base, step {BASE_STEP}: {what}", missing, size)]
 
 
 def _checkpoint(
     tables: StoredTables, scanned: ScannedCheckpoint, how: MeasureSettings, overwrite: bool
-) -> _Planned:
+) -> Planned:
     """Return what is to be done with a checkpoint of the run."""
     verdict, step = scanned.verdict, scanned.checkpoint.step
     size = sum(weight.size for weight in verdict.weights)
@@ -124,29 +118,29 @@ def _checkpoint(
     line = f"{scanned.checkpoint.path.name}: {verdict.state}{why}, {verdict.kind}"
     line += f", {size / 1e6:.1f} MB"
     if verdict.state not in WHOLE:
-        return _Planned(line)
+        return Planned(line)
     asked = missing = asked_kinds(how)
     if not overwrite and step in tables.steps_in(tables.path):  # else its files need not be read
         which = identity(scanned.checkpoint.path, verdict.weights)
         missing = tables.missing(how, step, which)
-    return _Planned(line + _done(asked, missing), missing, size)
+    return Planned(line + already_there(asked, missing), missing, size)
 
 
-def _done(asked: Sequence[str], missing: Sequence[str]) -> str:
-    """Return the end of a line: what is there already."""
+def already_there(asked: Sequence[str], missing: Sequence[str]) -> str:
+    """Return the end of a line about a model: which of the tables asked for are missing, if any."""
     if not missing:
         return ", has measurements"
     return f", lacks {' and '.join(missing)}" if len(missing) < len(asked) else ""
 
 
-def _size_of(model: str) -> int:
+def size_of(model: str) -> int:
     """Return the bytes of a model's files; 0 of one on the hub."""
     place = Path(model)
     files = weight_files(place) if place.is_dir() else [place]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _estimate(output_dir: Path, sizes: Sequence[int]) -> str:
+def estimate(output_dir: Path, sizes: Sequence[int]) -> str:
     """Return what is to be read, and how long it will take, going by what was measured before."""
     seconds = StoredTables.seconds_in(output_dir)
     what = f"{len(sizes)} to measure, {sum(sizes) / 1e6:.1f} MB to read"

@@ -62,8 +62,8 @@ def measure_on_ray(
         raise UserError("--ray measures the checkpoints that a run (--ckpt-dir) has, no --follow")
     require_place(ckpt_dir, options.get("model"), output_dir)
     require_checkpoints(ckpt_dir)
-    require_steps(ckpt_dir, choice or Choice(), options.get("model"))
     how = settings or MeasureSettings()
+    require_steps(ckpt_dir, choice or Choice(), how, options.get("model"))
     overwrite = options.pop("overwrite", False)
     folder = open_recorder(prompts, output_dir, how, {}, overwrite=overwrite).folder
     folder.close()
@@ -72,7 +72,7 @@ def measure_on_ray(
     outcome = Outcome(output_dir)
     cluster = _Cluster(address, how)
     try:
-        tasks = cluster.split(_steps(ckpt_dir, choice or Choice(), options.get("model")))
+        tasks = cluster.split(_steps(ckpt_dir, choice or Choice(), how, options.get("model")))
         # The first step alone settles the tokens that all blocks are made of.
         ahead = 1 if how.kernel is not None and how.kernel.top_k_at == "first" else 0
         with long_stage(total=sum(map(len, tasks)), desc="measuring", unit="checkpoint") as bar:
@@ -156,11 +156,11 @@ def _measure_steps(steps: list[int], call: dict[str, Any]) -> Outcome:
         return Outcome(call["output_dir"], failed=dict.fromkeys(steps, reason))
 
 
-def _steps(run: Path, choice: Choice, model: str | None) -> list[int]:
+def _steps(run: Path, choice: Choice, how: MeasureSettings, model: str | None) -> list[int]:
     """Return the steps to measure; 0 for the base, if one is known."""
     scanner = CheckpointScanner(run, choice)
     steps = [scanned.checkpoint.step for scanned in scanner.look() if scanned.wanted]
-    known = BASE_STEP in steps_of(run, model)
+    known = BASE_STEP in steps_of(run, how, model)
     return [BASE_STEP, *steps] if known and scanner.wants_base else steps
 
 

@@ -18,10 +18,12 @@ from .measure import BASE_STEP, CheckpointMeasurer
 from .models import Models
 from .recorder import Recorder
 from .reporting import Outcome, Sinks
-from .scan import CheckpointScanner
+from .scan import WHOLE, CheckpointScanner
 from .settings import MeasureSettings
+from .stored_tables import StoredTables, asked_kinds
 
 EPOCHS_ONLY = "the folders' names tell epochs, so that a step here is an epoch: epoch_0 is step 1"
+OVER_ADAPTER = "--parameters lora is about the parameters of an adapter"
 
 
 def measure_run(
@@ -59,7 +61,7 @@ def measure_run(
     """  # ruff: ignore[docstring-extraneous-exception]
     how = settings or MeasureSettings()
     which = choice or Choice()
-    require_run(output_dir, ckpt_dir, model, which, following)
+    require_run(output_dir, ckpt_dir, model, which, following, how)
     entries = {"ckpt_dir": str(ckpt_dir) if ckpt_dir else None, **(about or {})}
     if ckpt_dir is not None and counts_epochs(ckpt_dir):
         entries["steps_are"] = "epochs"
@@ -70,8 +72,7 @@ def measure_run(
     if before and ckpt_dir and Path(before).resolve() != Path(ckpt_dir).resolve():
         said = f"warning: {output_dir} was measured from {before} before, now from {ckpt_dir}"
         print(one_line(said), file=sys.stderr)
-    if how.kernel is not None and how.kernel.top_k_at == "first" and which.shard[1] > 1:
-        require_first_tokens(folder)
+    require_first_tokens(folder, how, which)
     worker = "-of-".join(map(str, which.shard))
     over_adapter = kernel_needs_adapter(how)
     apart = over_adapter or (how.influence is not None and how.influence.needs_adapter)
@@ -136,6 +137,19 @@ def kernel_needs_adapter(how: MeasureSettings) -> bool:
     )
 
 
+def measures_base(how: MeasureSettings, *, adapts: bool) -> bool:
+    """Return whether anything asked for can be measured on a base without an adapter.
+
+    Args:
+        how: what is asked for.
+        adapts: whether the run's checkpoints are adapters: else `auto` is all parameters.
+    """
+    kinds = set(asked_kinds(how))
+    if how.influence is not None and how.influence.needs_adapter and adapts:
+        kinds.discard("influence")  # it has nothing that moves
+    return bool(kinds) and not kernel_needs_adapter(how)
+
+
 def require_place(ckpt_dir: Path | None, model: str | None, output_dir: Path) -> None:
     """Raise unless there is something to measure, and the folder lies outside of it.
 
@@ -148,13 +162,22 @@ def require_place(ckpt_dir: Path | None, model: str | None, output_dir: Path) ->
         require_outside(output_dir, ckpt_dir)
 
 
-def require_first_tokens(folder: MeasurementFolder) -> None:
+def require_first_tokens(
+    folder: StoredTables, how: MeasureSettings, choice: Choice, *, overwrite: bool = False
+) -> None:
     """Raise unless it is settled which tokens all workers read: else the fastest one would choose.
+
+    Args:
+        folder: of the measurements.
+        how: what is asked for.
+        choice: says how many workers there are.
+        overwrite: whether what the folder holds is yet to be forgotten.
 
     Raises:
         UserError: if not.
     """
-    if not folder.has_first_tokens:
+    several = how.kernel is not None and how.kernel.top_k_at == "first" and choice.shard[1] > 1
+    if several and (overwrite or not folder.has_first_tokens):
         raise UserError(
             "--top-k-at first with several workers: measure the first checkpoint alone before,"
             " with the same command and --shard 0/1 --steps 0 (or its step)"
@@ -167,6 +190,7 @@ def require_run(
     model: str | None,
     choice: Choice,
     following: Following | None,
+    how: MeasureSettings,
 ) -> None:
     """Raise if there is nothing to measure, or no place for it.
 
@@ -176,14 +200,17 @@ def require_run(
         model: the base, or the model.
         choice: which of the run's steps.
         following: how to wait for more of them: what is not there yet may come.
+        how: what is asked for, which may be an adapter's alone.
 
     Raises:
         UserError: if so.
-    """  # ruff: ignore[docstring-extraneous-exception]
+    """
     require_place(ckpt_dir, model, output_dir)
+    if ckpt_dir is None and kernel_needs_adapter(how):
+        raise UserError(f"{OVER_ADAPTER}, and {model} is measured without one: give --ckpt-dir")
     if ckpt_dir is not None and following is None:
         require_checkpoints(ckpt_dir)
-        require_steps(ckpt_dir, choice, model)
+        require_steps(ckpt_dir, choice, how, model)
 
 
 def require_checkpoints(run: Path) -> None:
@@ -200,26 +227,38 @@ def require_checkpoints(run: Path) -> None:
         )
 
 
-def require_steps(run: Path, choice: Choice, model: str | None = None) -> None:
-    """Raise if a run has none of the steps chosen.
+def require_steps(
+    run: Path, choice: Choice, how: MeasureSettings, model: str | None = None
+) -> None:
+    """Raise if a run has none of the steps chosen, or has them without the adapter asked about.
 
     Args:
         run: its folder.
         choice: whose steps count, and not which of them are this worker's.
+        how: what is asked for.
         model: the base, if it is named.
 
     Raises:
         UserError: naming the steps that there are.
     """
-    have = steps_of(run, model)
+    have = steps_of(run, how, model)
+    seen = CheckpointScanner(run, Choice(steps=choice.steps)).look()
     if choice.steps and not any(step in some for some in choice.steps for step in have):
-        raise UserError(f"no checkpoint of the steps asked for: the run has {have}")
+        adapts = any(scanned.verdict.kind == "adapter" for scanned in seen)
+        based = any(BASE_STEP in some for some in choice.steps)
+        why = "; what is asked for is an adapter's, and the base, step 0, has none"
+        without = based and adapts and not measures_base(how, adapts=True)
+        raise UserError(f"no checkpoint of the steps asked for: the run has {have}{why * without}")
+    kinds = {s.verdict.kind for s in seen if s.wanted and s.verdict.state in WHOLE}
+    if kernel_needs_adapter(how) and kinds == {"full"}:
+        raise UserError(f"{OVER_ADAPTER}, and no checkpoint of {run} that is chosen has one")
 
 
-def steps_of(run: Path, model: str | None = None) -> list[int]:
-    """Return the steps of a run, with that of its base if one is known."""
+def steps_of(run: Path, how: MeasureSettings, model: str | None = None) -> list[int]:
+    """Return the steps of a run, with that of its base if one is known and can be measured."""
     scanner = CheckpointScanner(run)
     seen = scanner.look()
     adapts = any(scanned.verdict.kind == "adapter" for scanned in seen)
     steps = [scanned.checkpoint.step for scanned in seen]
-    return [BASE_STEP, *steps] if (model or adapts) and scanner.wants_base else steps
+    known = (model or adapts) and measures_base(how, adapts=adapts)
+    return [BASE_STEP, *steps] if known and scanner.wants_base else steps

@@ -21,6 +21,8 @@ from .choices import Choice
 
 SETTLE = 30.0  # seconds without a change until a checkpoint without a marker counts as whole
 LONG_AGO = 3600.0  # more than file servers' clocks differ
+WHOLE = ("ready", "unmarked")
+"""States that are measured: an unmarked checkpoint once it has not changed for a while."""
 
 
 @dataclass(frozen=True)

@@ -83,12 +83,17 @@ def prepared(
 def _prepared(
     step: int, stage: Stage, prompts: PromptSet, base: str | None, max_length: int | None
 ) -> PreparedStage:
-    record = {"name": stage.name, "model": shown_as(stage.model)}
+    one = begun(step, stage)
     try:
-        return _read(PreparedStage(step, stage, record=record), prompts, base, max_length)
+        return _read(one, prompts, base, max_length)
     except Exception as error:  # whatever is wrong with one stage, the others are measured
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        return PreparedStage(step, stage, record=record, failure=f"{kind}{error}")
+        return replace(one, failure=f"{kind}{error}")
+
+
+def begun(step: int, stage: Stage) -> PreparedStage:
+    """Return a stage of which nothing has been read yet."""
+    return PreparedStage(step, stage, record={"name": stage.name, "model": shown_as(stage.model)})
 
 
 def _read(
@@ -99,30 +104,39 @@ def _read(
     Raises:
         UserError: if it cannot be.
     """  # ruff: ignore[docstring-extraneous-exception]
-    stage, folder = one.stage, one.stage.adapter
-    base = stage.model if folder is None else named or str(base_folder_of(folder))
-    models = Models(base)
-    tokenizer = models.tokenizer(*([folder] if folder else []))
-    spec = stage.template
+    one = identified(one, named)
+    folder, spec = one.stage.adapter, one.stage.template
+    tokenizer = Models(one.base).tokenizer(*([folder] if folder else []))
     if spec == "auto":
         spec = "chat" if tokenizer.chat_template else "plain"
     encoded = encode(tokenizer, prompts, spec, max_length)
-    below = models.base_identity()
-    assert below is not None
-    adapter = None if folder is None else _scanned(one.step, folder)
-    own = identity(adapter.checkpoint.path, adapter.verdict.weights) if adapter else below[1]
     record = {
         **one.record,
-        "identity": own,
-        "base": below[0],
-        "base_identity": below[1],
-        "architecture": architecture_named(base),
+        "architecture": architecture_named(one.base),
         "template": encoded.template.name,
         "tokens": encoded.digest,
     }
-    return replace(
-        one, base=base, adapter=adapter, tokenizer=tokenizer, encoded=encoded, record=record
-    )
+    return replace(one, tokenizer=tokenizer, encoded=encoded, record=record)
+
+
+def identified(one: PreparedStage, named: str | None) -> PreparedStage:
+    """Return a stage with its base, adapter and identities, for which no tokenizer is needed.
+
+    Args:
+        one: with its place, its stage, and name and model in its record.
+        named: the model below adapters that name none here.
+
+    Raises:
+        UserError: if there is no whole model.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    stage, folder = one.stage, one.stage.adapter
+    base = stage.model if folder is None else named or str(base_folder_of(folder))
+    below = Models(base).base_identity()
+    assert below is not None
+    adapter = None if folder is None else _scanned(one.step, folder)
+    own = identity(adapter.checkpoint.path, adapter.verdict.weights) if adapter else below[1]
+    record = {**one.record, "identity": own, "base": below[0], "base_identity": below[1]}
+    return replace(one, base=base, adapter=adapter, record=record)
 
 
 def _scanned(step: int, adapter: Path) -> ScannedCheckpoint:

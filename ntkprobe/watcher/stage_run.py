@@ -21,10 +21,10 @@ from .measure import CheckpointMeasurer
 from .models import Models
 from .recorder import Recorder
 from .reporting import Outcome, Sinks
-from .run import kernel_needs_adapter, require_first_tokens
+from .run import OVER_ADAPTER, kernel_needs_adapter, require_first_tokens
 from .settings import MeasureSettings, require_same
 from .stage_preparation import PreparedStage, prepared, remarks
-from .stored_tables import StoredTables, require_measurements
+from .stored_tables import StoredTables
 
 
 def measure_stages(
@@ -63,14 +63,14 @@ def measure_stages(
     """  # ruff: ignore[docstring-extraneous-exception]
     require_distinct(stages)
     for stage in stages:
-        _require_outside(stage, output_dir)
-    how, which = _without_auto(settings or MeasureSettings(), stages), choice or Choice()
+        require_outside(stage, output_dir)
+    how, which = without_auto(settings or MeasureSettings(), stages), choice or Choice()
     how.check()
+    require_places(stages, which, how)
     folder = MeasurementFolder(output_dir, overwrite=overwrite)
     recorder = StageRecorder(folder, prompts, how, about or {})
     recorder.check()
-    if how.kernel is not None and how.kernel.top_k_at == "first" and which.shard[1] > 1:
-        require_first_tokens(folder)
+    require_first_tokens(folder, how, which)
     kernels = [n for n in range(len(stages)) if folder.measured("kernel", n) is not None]
     ready = prepared(
         stages,
@@ -106,11 +106,7 @@ class StageRecorder(Recorder):
         self._require_same([])
 
     def _require_same(self, stages: Sequence[Record]) -> list[dict]:
-        old = self.folder.settled
-        prompts = {"digest": self.prompts.digest, "count": len(self.prompts)}
-        record = {**self.settings.record(prompts), "stages": stages or [{}]}
-        require_same(self.folder.path, old, record)
-        return united(self.folder.path, old.get("stages", []), stages)
+        return agreed(self.folder, self.settings, self.prompts, stages)
 
     def settle(self, stages: Sequence[PreparedStage]) -> None:
         """Settle with the folder what is measured.
@@ -215,22 +211,6 @@ class StageLoop(MeasuringLoop):
             raise UserError(str(why)) from why
 
 
-def plan_stages(output_dir: Path, stages: Sequence[Stage], *, overwrite: bool = False) -> list[str]:
-    """Return what `measure_stages` would measure, a line each; nothing is written or loaded.
-
-    Args:
-        output_dir: as there.
-        stages: as there.
-        overwrite: as there.
-    """
-    require_measurements(output_dir)
-    known = set() if overwrite else StoredTables.steps_in(output_dir)
-    return [
-        f"{stage.name}: {stage.model}{', has measurements' if step in known else ''}"
-        for step, stage in enumerate(stages)
-    ]
-
-
 def _description(recorder: StageRecorder, stages: Sequence[PreparedStage]) -> str:
     """Return one line about what is measured on what."""
     names = ", ".join(
@@ -243,7 +223,47 @@ def _moves_adapter(how: MeasureSettings) -> bool:
     return how.influence is not None and how.influence.needs_adapter
 
 
-def _without_auto(how: MeasureSettings, stages: Sequence[Stage]) -> MeasureSettings:
+def agreed(
+    folder: StoredTables, how: MeasureSettings, prompts: PromptSet | None, stages: Sequence[Record]
+) -> list[dict]:
+    """Return the stages of a folder with those of this call, having compared all that is settled.
+
+    Args:
+        folder: of the measurements.
+        how: what is asked for.
+        prompts: what is measured on; None to leave out whether the folder has other ones.
+        stages: what is known of each; none to compare the settings alone.
+
+    Raises:
+        UserError: naming what differs.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    old = folder.settled
+    about = {} if prompts is None else {"digest": prompts.digest, "count": len(prompts)}
+    require_same(folder.path, old, {**how.record(about), "stages": stages or [{}]})
+    return united(folder.path, old.get("stages", []), stages)
+
+
+def require_places(stages: Sequence[Stage], choice: Choice, how: MeasureSettings) -> None:
+    """Raise if there is no stage at the places chosen, or none with the adapter asked about.
+
+    Args:
+        stages: in order.
+        choice: whose steps count, and not which of them are this worker's.
+        how: what is asked for.
+
+    Raises:
+        UserError: naming the places that there are.
+    """
+    chosen = [s for n, s in enumerate(stages) if Choice(steps=choice.steps).wants_place(n)]
+    if not chosen:
+        have = ", ".join(f"{place} {stage.name}" for place, stage in enumerate(stages))
+        raise UserError(f"no stage at the places that --steps asks for: there are {have}")
+    if kernel_needs_adapter(how) and not any(stage.adapter for stage in chosen):
+        names = ", ".join(stage.name for stage in chosen)
+        raise UserError(f"{OVER_ADAPTER}, and none is among the stages chosen ({names})")
+
+
+def without_auto(how: MeasureSettings, stages: Sequence[Stage]) -> MeasureSettings:
     """Return settings by which influence is over the same parameters at every stage."""
     pairs = how.influence
     if pairs is None or pairs.parameters != "auto" or all(one.adapter for one in stages):
@@ -251,7 +271,7 @@ def _without_auto(how: MeasureSettings, stages: Sequence[Stage]) -> MeasureSetti
     return replace(how, influence=replace(pairs, parameters="all"))
 
 
-def _require_outside(stage: Stage, output_dir: Path) -> None:
+def require_outside(stage: Stage, output_dir: Path) -> None:
     """Raise if the folder of measurements lies inside a model's.
 
     Raises:

@@ -20,6 +20,7 @@ from ntkprobe.checkpoints import (
     load_tokenizer,
 )
 from ntkprobe.checkpoints.export import export_model
+from ntkprobe.checkpoints.gguf_models import require_loadable
 from ntkprobe.cli import main
 from ntkprobe.errors import UserError
 from ntkprobe.measurement.verification.plain_load import load_plainly
@@ -241,6 +242,22 @@ def test_what_would_load_as_another_model_is_refused(model, tmp_path, change, ma
     file = write_gguf(tmp_path / "m.gguf", model, **change)
     with pytest.raises(UserError, match=match):
         load_model(str(file), CPU)
+    with pytest.raises(UserError, match=match):  # and its header tells so already
+        require_loadable(file)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_header_of_what_can_be_loaded_is_accepted(tied, tmp_path):
+    if tied:
+        require_loadable(write_gguf(tmp_path / "m.gguf", small_llama()))
+        return
+    model = small_llama()
+    head = model.lm_head.weight.detach().numpy() + 1
+    file = write_gguf(
+        tmp_path / "m.gguf", model, further=lambda w: w.add_tensor("output.weight", head)
+    )
+    require_loadable(file)
+    assert not load_model(str(file), CPU).config.tie_word_embeddings
 
 
 def test_a_file_without_a_template_has_raw_prompts_and_says_so(tmp_path, capsys):

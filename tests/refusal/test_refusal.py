@@ -53,6 +53,32 @@ def test_the_oracle_is_the_definition(name):
     torch.testing.assert_close(scores, torch.tensor(expected).double(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral"])  # the second caps its logits
+@torch.no_grad()
+def test_the_oracle_reads_the_positions_of_the_phrases_alone_with_the_same_numbers(name):
+    model, prompt, phrases = build(name), PROMPTS[4], PHRASES[2:6]
+    longest = max(map(len, phrases))
+    text = torch.tensor([[*prompt, *ids, *[0] * (longest - len(ids))] for ids in phrases])
+    plain = model(text).logits[:, len(prompt) - 1 : -1].double().log_softmax(-1)
+    expected = [
+        sum(row[t, i] for t, i in enumerate(ids)) for row, ids in zip(plain, phrases, strict=True)
+    ]
+    read = []
+    hook = model.lm_head.register_forward_hook(lambda *call: read.append(call[2].shape[1]))
+    found = score_by_rows(model, [prompt], phrases)[0]
+    hook.remove()
+    assert len(prompt) > 10 and read[-1] == longest
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_a_head_that_the_model_does_not_call_is_read_at_the_same_positions(monkeypatch):
+    model = build("llama")
+    expected = score_by_rows(model, PROMPTS[:2], PHRASES[:3])
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: torch.nn.Linear(1, 1))
+    assert torch.equal(score_by_rows(model, PROMPTS[:2], PHRASES[:3]), expected)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_one_pass_over_the_trie_equals_the_oracle_on_every_architecture(name, attention):

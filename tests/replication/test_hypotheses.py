@@ -6,7 +6,9 @@ import pytest
 from evaluated import evaluate
 
 from ntkprobe.evaluation import Evaluation
+from ntkprobe.replication import left_out as counting
 from ntkprobe.replication.hypotheses import HYPOTHESES, auc, spearman
+from ntkprobe.replication.left_out import left_out
 from ntkprobe.replication.results import Kernel, Results, Terms, refused_table, share
 from ntkprobe.replication.settings import SCALES
 from ntkprobe.replication.verdicts import Draw, Inequality, of_seeds, overall, word_of
@@ -188,3 +190,82 @@ def test_with_hardly_any_over_refusal_of_stl_nothing_is_said_of_dcr(monkeypatch)
     assert [finding.value for finding in pooled if "safety" in finding.about] == pytest.approx(
         [-0.7, -0.7]
     )
+
+
+class Measured(World):
+    """Results in which all was measured, or one of each kind was not."""
+
+    def __init__(self, whole):
+        super().__init__(0.8)
+        self.whole = whole
+
+    def along(self, run):
+        table = super().along(run).astype({"refuses": "boolean"})
+        table.loc[table["step"] == 2, "refuses"] = pd.NA  # in between, which H1 does not read
+        table.loc[[] if self.whole else [0, len(table) - 1], "refuses"] = pd.NA
+        return table
+
+    def kernel(self, run):
+        found = super().kernel(run)
+        found.values[0, 1] = found.values[0, 1] if self.whole else np.nan
+        return found
+
+    def xstest_kernel(self, start):
+        return self.kernel("stl-0")
+
+    def table(self, run):
+        refused = pd.array([True, False, True], dtype="boolean")
+        refused[1] = False if self.whole else pd.NA
+        return pd.DataFrame({"set": ["oktest", "advbench", "normal"], "refused": refused})
+
+    def bounds(self, start):
+        terms = super().bounds(start)
+        terms.bounded[0, 2] = terms.bounded[0, 2] if self.whole else np.nan
+        return terms
+
+
+PREDICTED = pd.DataFrame(
+    {
+        "similarity": [0.1, 0.2, np.nan, 0.4],
+        "influence": [1.0, 2.0, 3.0, 4.0],
+        "rise": [1.0, 2.0, 3.0, 4.0],
+        "refuses": [np.nan, 1.0, 0.0, 1.0],
+    }
+)
+WITHOUT = {
+    "H1": ["2 of 360 answers at the first and the last checkpoint have no verdict"],
+    "H2": [
+        f"1 of 5550 ordered pairs of prompts {of} have no similarity"
+        for of in ("of XSTest", "held out")
+    ],
+    "H3": [
+        f"1 of 5550 ordered pairs of prompts held out, before {run} have no similarity"
+        for run in ("stl", "dcr-stl", "control-stl")
+    ],
+    "H4": [f"1 of 2 answers of {run} have no verdict" for run in ("stl", "dcr-stl", "control-stl")],
+    "H5": [
+        "1 of 4 prompts have no verdict on their last answer",
+        "1 of 4 prompts lack a predictor or a P(refuse)",
+    ],
+    "H6": [
+        f"1 of 6 pairs of prompts in {run} lack a term" for run in ("base", "dcr-0", "control-0")
+    ],
+}
+
+
+@pytest.mark.parametrize("name", HYPOTHESES)
+def test_what_a_hypothesis_leaves_out_is_counted(name, monkeypatch):
+    for whole in (False, True):
+        table = PREDICTED.dropna() if whole else PREDICTED
+        monkeypatch.setattr(counting, "every_prediction", lambda *_, table=table: table)
+        assert left_out(name, Measured(whole), 0) == ([] if whole else WITHOUT[name])
+
+
+def test_a_pair_without_a_term_is_neither_within_the_bound_nor_beyond_it():
+    pairs = [
+        {"observed": i, "updated": j, "observed_group": "toxic", "inner": 1.0, "printed": 2.0}
+        | {"kernel": np.nan if (i, j) == (0, 1) else 1.0}
+        for i in range(3)
+        for j in range(3)
+    ]
+    assert Terms.of(pd.DataFrame(pairs)).share_bounded(Draw()) == 1

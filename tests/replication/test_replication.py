@@ -11,10 +11,12 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import gguf
 import pandas as pd
 import pytest
 from gguf_files import small_llama, write_gguf
 from replication_data import write_published
+from safetensors.torch import load_file, save_file
 
 from ntkprobe import tiny
 from ntkprobe.cli import main
@@ -27,7 +29,7 @@ from ntkprobe.replication.data_files import FILES, find_files, hub_names, read_f
 from ntkprobe.replication.evaluating import evaluate, fit
 from ntkprobe.replication.hypotheses import HYPOTHESES
 from ntkprobe.replication.labels import FILTERS, READING, SAMPLE, agreement_lines, write_sample
-from ntkprobe.replication.plan import MAIN, Stage, chosen, needed, stages
+from ntkprobe.replication.plan import MAIN, STEERED, Stage, chosen, needed, stages
 from ntkprobe.replication.publishing import WITHHELD, publish
 from ntkprobe.replication.report import write_report
 from ntkprobe.replication.results import Results
@@ -39,6 +41,7 @@ from ntkprobe.replication.splits import (
     make_splits,
     published_rows,
 )
+from ntkprobe.replication.subjects import subjects
 from ntkprobe.replication.workspace import Workspace
 from ntkprobe.storage import write_json
 
@@ -109,6 +112,57 @@ def test_a_run_killed_in_its_answers_goes_on_without_repeating_any(published, ev
     done = {path.stem for path in (evaluated / "done").glob("[!.]*.json")}
     assert done == {"prepare", "train-stl-0", "evaluate-stl-0"}
     assert main(evaluating) == 0 and written(evaluated) == after
+
+
+def write_anew(adapter):
+    """Change an adapter's weights, as another training does."""
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: values + 0.01 for name, values in load_file(file).items()}, file)
+
+
+@pytest.mark.parametrize("only", ["evaluate-stl-0", "refusals-stl-0", "report"])
+def test_a_stage_done_with_another_model_than_the_run_holds_now_is_refused(
+    only, published, evaluated, tmp_path, capsys
+):
+    assert main(words(published, evaluated, "--only", "evaluate-stl-0")) == 0
+    out = shutil.copytree(evaluated, tmp_path / "out")
+    record = out / "done/evaluate-stl-0.json"
+    assert list(json.loads(record.read_text())["models"]) == ["stl-0"]
+    write_anew(out / "runs/stl-0/final")
+    before = written(out)
+    capsys.readouterr()
+    assert main(words(published, out, "--only", only)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "evaluate stl-0 was done with another model than" in said
+    assert said.endswith(f"remove {out / 'eval/stl-0'}, {record}") and written(out) == before
+
+
+def test_a_model_that_was_not_recorded_or_is_not_there_is_unknown(
+    published, evaluated, tmp_path, capsys
+):
+    evaluating = words(published, tmp_path / "out", "--only", "evaluate-stl-0")
+    assert main(words(published, evaluated, "--only", "evaluate-stl-0")) == 0
+    out = shutil.copytree(evaluated, tmp_path / "out")
+    shutil.rmtree(out / "runs/stl-0/final")
+    assert main(evaluating) == 0
+    shutil.copytree(evaluated / "runs/stl-0/final", out / "runs/stl-0/final")
+    write_anew(out / "runs/stl-0/final")
+    assert main(evaluating) == 2
+    assert main([*evaluating, "--dry-run"]) == 2
+    record = json.loads((out / "done/evaluate-stl-0.json").read_text())
+    write_json(out / "done/evaluate-stl-0.json", {k: record[k] for k in ("stage", "seconds")})
+    assert main(evaluating) == 0 and main([*evaluating, "--dry-run"]) == 0
+
+
+def test_every_stage_about_a_trained_model_names_it_and_what_its_sft_starts_from(tmp_path):
+    for run in ("dcr-0", "control-0", "dcr-stl-0", "control-stl-0", "stl-0", "stl-aug-0"):
+        shutil.copytree(MODEL, tmp_path / "runs" / run / "final")
+    starts = {"dcr-stl": ["dcr-0"], "control-stl": ["control-0"]}
+    for stage in (s for s in stages([0]) if s.seed is not None):
+        own = "stl" if stage.run in STEERED else stage.run
+        read = [*starts.get(own, []), *([] if stage.what == "train" else [f"{own}-0"])]
+        assert list(subjects(tmp_path, stage)) == read, stage
+    assert not any(subjects(tmp_path, s) for s in stages([0]) if s.seed is None)
 
 
 def cells(place):
@@ -442,9 +496,20 @@ def test_a_gguf_that_transformers_cannot_load_is_refused_before_anything_is_writ
     published, tmp_path, capsys
 ):
     file = write_gguf(tmp_path / "model.gguf", small_llama(), architecture="hyperloop")
-    assert main([*words(published, tmp_path / "out"), "--model", str(file)]) == 2
-    assert "hyperloop" in capsys.readouterr().err
+    for more in ((), ("--dry-run",)):
+        assert main([*words(published, tmp_path / "out", *more), "--model", str(file)]) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1 and "'hyperloop'" in said[0] and "cannot load it" in said[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gguf_that_can_be_loaded_is_planned_without_its_weights(
+    published, tmp_path, capsys, monkeypatch
+):
+    file = write_gguf(tmp_path / "model.gguf", small_llama(), "Q4_1")
+    monkeypatch.setattr(gguf, "dequantize", lambda *_: pytest.fail("weights were read"))
+    assert main([*words(published, tmp_path / "out", "--dry-run"), "--model", str(file)]) == 0
+    assert "train stl-0: about" in capsys.readouterr().out
 
 
 def test_a_file_that_is_wrong_binds_no_folder(published, tmp_path, capsys):
