@@ -213,24 +213,6 @@ def read_tables(
     return table[[*columns, *(name for name in table.columns if name not in columns)]]
 
 
-def read_table(path: Path) -> "pd.DataFrame":
-    """Return one Parquet file as a table.
-
-    Args:
-        path: of the file; a `FileNotFoundError` without one.
-
-    Raises:
-        UserError: if it is not whole.
-    """
-    import pandas as pd
-    import pyarrow as pa
-
-    try:
-        return pd.read_parquet(path)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not whole: remove it and measure again") from error
-
-
 def step_files(folder: Path, suffix: str = "*") -> list[Path]:
     """Return the files of steps in a folder, by step.
 

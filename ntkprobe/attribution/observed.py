@@ -239,5 +239,5 @@ def refused_prompts(folder: str | PathLike[str]) -> PromptSet:
         )
     about = run.prompts.set_index("prompt")
     responses = about["response"] if "response" in about else pd.Series("", index=about.index)
-    rows = zip(kept["text"], kept["group"], responses[kept["prompt"]], strict=True)
-    return PromptSet(tuple(Prompt(text, group, response=before) for text, group, before in rows))
+    each = zip(kept["text"], kept["group"], responses[kept["prompt"]], strict=True)
+    return PromptSet(tuple(Prompt(text, group, response=before) for text, group, before in each))

@@ -1,5 +1,7 @@
 """The toxic prompt most similar to every seemingly toxic prompt, for each run."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -65,7 +67,8 @@ def draw(numbers: pd.DataFrame) -> Figure:
     # By texts: in a run on other prompts a number stands for another one. One text may stand there
     # several times, with the beginnings of several answers: each is the one at its place.
     times = numbers.groupby(["run", "text"]).cumcount()
-    numbers = numbers.assign(place=list(zip(numbers["text"], times, strict=True)))
+    places: list[Any] = list(zip(numbers["text"], times, strict=True))
+    numbers = numbers.assign(place=places)
     first = numbers[numbers["run"] == numbers["run"].iloc[0]].sort_values("similarity")
     figure, axes = style.panels(1, 1, height=0.7 + 0.17 * len(first))
     ax = axes[0, 0]
