@@ -608,7 +608,10 @@ def test_a_large_tied_vocabulary_keeps_its_rule_and_its_digits():
         for _ in range(2)
     ]
     assert "autograd" not in Gram().coverage(model, probes).values()
-    agree(model, tolerance=1e-5, probes=probes)
+    found = Gram()(model, probes)
+    # In float32 the oracle's own sums over the vocabulary have an error of 1e-5 on some processors.
+    precise = [Probe(p.input_ids, cotangents=p.cotangents.double()) for p in probes]
+    assert worst_block_error(found, Dense()(model.double(), precise)) <= 1e-5
 
 
 def test_one_prompt_of_one_token_is_exact():

@@ -82,10 +82,20 @@ def test_how_much_is_done_at_a_time_changes_nothing(settings, kernels, monkeypat
 
 
 def test_as_many_threads_as_there_are_give_the_same_numbers_bit_for_bit(two_threads):
-    p, q = factor([20] * 30, k=10, out=500), factor([25] * 30, k=10, out=500, seed=1)
+    p, q = (factor([t] * 30, k=10, width=64, out=500, seed=t) for t in (20, 25))
+    assert contractions.cheapest(p, q) == "mixed"  # the order that is divided over threads here
     side = inner_product(p, q)
     torch.set_num_threads(1)
     assert torch.equal(side, inner_product(p, q))
+
+
+def test_a_product_that_torch_divides_over_threads_differs_by_rounding_alone(two_threads):
+    p, q = (factor([t] * 30, k=10, out=500, seed=t) for t in (20, 25))
+    assert contractions.cheapest(p, q) == "explicit"  # in one piece
+    side = inner_product(p, q)
+    torch.set_num_threads(1)
+    alone = inner_product(p, q)
+    assert (side - alone).norm() <= 1e-6 * alone.norm()
 
 
 def test_the_pieces_have_one_thread_each_and_afterwards_all_is_as_before(two_threads):

@@ -175,9 +175,9 @@ def test_a_verdict_on_endless_reasoning_from_before_it_was_undetermined_does_not
         {"id": i, "verdict": "refusal", "detail": "", "digest": digest(a)}
         for i, a in zip(answers["id"], answers["answer"], strict=True)
     ]
-    path = tmp_path / "verdicts/b/mine.parquet"
+    path = tmp_path / "verdicts/b/test_reasoning.parquet"
     write_rows(path, old, ["id", "verdict", "detail", "digest"], {"asks": "refusal"})
-    found = judge_answers(tmp_path, "b", Hears(), "mine")
+    found = judge_answers(tmp_path, "b", Hears(), "test_reasoning")
     assert found["verdict"].tolist() == ["undetermined", "refusal"]  # the other one stays
 
 

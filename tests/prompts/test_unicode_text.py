@@ -25,7 +25,7 @@ READERS = [
     read_pairs,
     read_texts,
     read_answers,
-    lambda path: read_own(PromptSelection.parse(f"{path}=safe")),
+    lambda path: read_own(PromptSelection.parse(f"{path}=unsafe")),
 ]
 
 
