@@ -45,16 +45,37 @@ def convert_run(run: Path, output: Path, model: str | None = None) -> Path:
     if output.resolve().is_relative_to(run.resolve()):
         raise UserError(f"{output} lies inside the run, which is only read: choose another")
     output.mkdir(parents=True, exist_ok=True)
-    epochs = counts_epochs(run)
     for checkpoint in found:
-        step = checkpoint.step
-        target = output / (f"epoch_{step - 1}" if epochs else f"checkpoint-{step}")
+        target = _target(checkpoint, run, output)
         if _shards(checkpoint.path):
             _convert(checkpoint, run, target, model)
         elif not target.exists():
             target.unlink(missing_ok=True)
             target.symlink_to(checkpoint.path.resolve(), target_is_directory=True)
     return output
+
+
+def planned_conversions(run: Path, output: Path) -> dict[Path, Path | None]:
+    """Return which checkpoints of a run `convert_run` converts; nothing is written or unpickled.
+
+    Args:
+        run: as there.
+        output: as there.
+
+    Returns:
+        Every checkpoint in shards, with its folder in `output` if that holds it as it is now.
+    """
+    found = {c.path: _target(c, run, output) for c in find_checkpoints(run) if _shards(c.path)}
+    return {path: to if _is_converted(path, to) else None for path, to in found.items()}
+
+
+def _target(checkpoint: Checkpoint, run: Path, output: Path) -> Path:
+    step = checkpoint.step
+    return output / (f"epoch_{step - 1}" if counts_epochs(run) else f"checkpoint-{step}")
+
+
+def _is_converted(source: Path, target: Path) -> bool:
+    return (target / SOURCE).is_file() and _recorded(target) == _stamps(source)
 
 
 def _shards(folder: Path) -> str | None:
@@ -74,7 +95,7 @@ def _convert(checkpoint: Checkpoint, run: Path, target: Path, model: str | None)
         UserError: if it cannot be converted.
     """
     source, about = checkpoint.path, _stamps(checkpoint.path)
-    if (target / SOURCE).is_file() and _recorded(target) == about:
+    if _is_converted(source, target):
         return
     marked = _shards(source)
     assert marked is not None

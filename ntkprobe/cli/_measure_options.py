@@ -137,7 +137,7 @@ class MeasureOptions:
         Raises:
             UserError: if there is no run, or it still trains.
         """
-        if not self.convert or self.dry_run:
+        if not self.convert:
             return self.ckpt_dir
         from ..checkpoints.conversion import convert_run
 
@@ -145,6 +145,8 @@ class MeasureOptions:
             raise UserError("--convert needs the run whose shards are converted: give --ckpt-dir")
         if self.follow:
             raise UserError("--convert is for a run that has ended: leave out --follow")
+        if self.dry_run:
+            return self.ckpt_dir
         return convert_run(self.ckpt_dir, self.place() / "converted", self.model)
 
     def place(self) -> Path:

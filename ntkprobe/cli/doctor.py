@@ -167,8 +167,12 @@ def _existing(place: Path) -> Path:
 
 def _pins(run: Path, beside: Path) -> str:
     """Return how a checkpoint can be kept from rotation while it is read."""
+    from ..checkpoints.completeness import pickled_weights
+
     weights = next(run.rglob("*.safetensors"), None)
     if weights is None:
+        if any(path.is_file() and pickled_weights([path.name]) for path in run.rglob("*")):
+            return "unknown: the run's weights are of a kind that is not read, see its checkpoints"
         return "unknown: the run holds no weights yet"
     try:
         with tempfile.TemporaryDirectory(prefix=".ntkprobe-", dir=beside) as place:

@@ -76,7 +76,8 @@ def _planned(options: MeasureOptions, prompts: Any, settings: Any) -> list[str]:
     return plan(
         options.place(),
         prompts=prompts,
-        ckpt_dir=options.ckpt_dir,
+        ckpt_dir=options.converted(),
+        convert=options.convert,
         model=options.model,
         settings=settings,
         choice=options.choice(),

@@ -1,13 +1,14 @@
 """`plan`: what `measure_run` would measure now, without loading or writing anything."""
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ..checkpoints import identity
+from ..checkpoints import Checkpoint, Readiness, identity, readiness
 from ..checkpoints.completeness import weight_files
+from ..checkpoints.conversion import planned_conversions
 from ..checkpoints.folders import counts_epochs
 from ..errors import UserError
 from ..prompts.prompt_set import PromptSet
@@ -18,6 +19,8 @@ from .run import EPOCHS_ONLY, measures_base, require_first_tokens, require_run
 from .scan import WHOLE, CheckpointScanner, ScannedCheckpoint
 from .settings import MeasureSettings, require_same
 from .stored_tables import StoredTables, asked_kinds, require_measurements
+
+TO_CONVERT = "in shards, converted first"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ def plan(
     choice: Choice | None = None,
     following: Following | None = None,
     overwrite: bool = False,
+    convert: bool = False,
     **_: Any,
 ) -> list[str]:
     """Return what `measure_run` would measure now, a line each; nothing is written or loaded.
@@ -52,6 +56,7 @@ def plan(
         choice: as there.
         following: as there.
         overwrite: as there.
+        convert: whether checkpoints in shards are to be converted before.
 
     Returns:
         The state and size of every checkpoint chosen, and how long the rest will take.
@@ -70,11 +75,27 @@ def plan(
     require_first_tokens(tables, how, which, overwrite=overwrite)
     scanner = None if ckpt_dir is None else CheckpointScanner(ckpt_dir, which)
     seen = [] if scanner is None else scanner.look()
+    if convert and ckpt_dir is not None:
+        made = planned_conversions(ckpt_dir, output_dir / "converted")
+        seen = [_as_converted(s, made) if s.checkpoint.path in made else s for s in seen]
     planned = _base(tables, scanner, seen, model, how, overwrite)
     planned += [_checkpoint(tables, each, how, overwrite) for each in seen if each.wanted]
     epochs = [EPOCHS_ONLY] if ckpt_dir is not None and counts_epochs(ckpt_dir) else []
     sizes = [each.size for each in planned if each.missing]
-    return [*(each.line for each in planned), *epochs, estimate(output_dir, sizes)]
+    refused = sum(each.wanted and each.verdict.state == "refused" for each in seen)
+    return [*(each.line for each in planned), *epochs, estimate(output_dir, sizes, refused)]
+
+
+def _as_converted(
+    scanned: ScannedCheckpoint, made: Mapping[Path, Path | None]
+) -> ScannedCheckpoint:
+    """Return a checkpoint in shards as what it is, or will be, once it is converted."""
+    there, step = made[scanned.checkpoint.path], scanned.checkpoint.step
+    if there is not None:
+        return replace(scanned, checkpoint=Checkpoint(step, there), verdict=readiness(there))
+    adapter = (scanned.checkpoint.path / "adapter_config.json").is_file()
+    kind: Literal["adapter", "full"] = "adapter" if adapter else "full"
+    return replace(scanned, verdict=Readiness("ready", TO_CONVERT, kind))
 
 
 def _base(
@@ -115,12 +136,15 @@ def _checkpoint(
     verdict, step = scanned.verdict, scanned.checkpoint.step
     size = sum(weight.size for weight in verdict.weights)
     why = f" ({verdict.reason})" if verdict.reason else ""
-    line = f"{scanned.checkpoint.path.name}: {verdict.state}{why}, {verdict.kind}"
-    line += f", {size / 1e6:.1f} MB"
+    line = f"{scanned.checkpoint.path.name}: {verdict.state}{why}"
     if verdict.state not in WHOLE:
         return Planned(line)
+    line += f", {verdict.kind}" + f", {size / 1e6:.1f} MB" * bool(verdict.weights)
     asked = missing = asked_kinds(how)
-    if not overwrite and step in tables.steps_in(tables.path):  # else its files need not be read
+    converted = verdict.reason != TO_CONVERT
+    if (
+        not overwrite and converted and step in tables.steps_in(tables.path)
+    ):  # else its files need not be read
         which = identity(scanned.checkpoint.path, verdict.weights)
         missing = tables.missing(how, step, which)
     return Planned(line + already_there(asked, missing), missing, size)
@@ -140,10 +164,13 @@ def size_of(model: str) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def estimate(output_dir: Path, sizes: Sequence[int]) -> str:
+def estimate(output_dir: Path, sizes: Sequence[int], refused: int = 0) -> str:
     """Return what is to be read, and how long it will take, going by what was measured before."""
     seconds = StoredTables.seconds_in(output_dir)
-    what = f"{len(sizes)} to measure, {sum(sizes) / 1e6:.1f} MB to read"
+    never = f", {refused} refused, see above" if refused else ""
+    if not sizes:
+        return f"0 to measure{never}"
+    what = f"{len(sizes)} to measure, {sum(sizes) / 1e6:.1f} MB to read{never}"
     if not seconds:
         return f"{what}; how long it takes is known once one is measured"
     each = statistics.median(seconds)

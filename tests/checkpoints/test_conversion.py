@@ -168,5 +168,30 @@ def test_measure_converts_where_it_is_asked_to(base, tmp_path, capsys):
     assert main(words) == 2 and "--convert" in capsys.readouterr().err
     assert main([*words, "--convert"]) == 0
     assert Trajectory(out).steps == [0, 10, 20]
-    assert main([*words, "--convert", "--follow"]) == 2
-    assert "leave out --follow" in capsys.readouterr().err
+    for more in ([], ["--dry-run"]):
+        assert main([*words, "--convert", "--follow", *more]) == 2
+        assert "leave out --follow" in capsys.readouterr().err
+
+
+def test_a_dry_run_counts_what_is_converted_first_and_unpickles_nothing(base, tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "out"
+    for step in (10, 20):
+        fsdp_checkpoint(run, step)
+    prompts = write_prompts(tmp_path / "prompts.csv")
+    call = ["measure", "--ckpt-dir", run, "--prompts", prompts, "--model", base]
+    call += ["--output-dir", out, "--only", "refusal", "--no-generate"]
+    words = [str(word) for word in call]
+    assert main([*words, "--dry-run"]) == 0
+    assert "0 to measure, 2 refused, see above" in capsys.readouterr().out
+    assert main([*words, "--convert", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("ready (in shards, converted first), full\n") == 2
+    assert "3 to measure" in said and not out.exists()
+    assert main([*words, "--convert", "--steps", "0:10"]) == 0
+    assert "2 new" in capsys.readouterr().out
+    shutil.rmtree(out / "converted/checkpoint-20")
+    assert main([*words, "--convert", "--dry-run"]) == 0  # one of them was converted and measured
+    said = capsys.readouterr().out
+    assert "1 to measure" in said and said.count("has measurements") == 2
+    assert main([*words, "--convert"]) == 0
+    assert "1 new" in capsys.readouterr().out

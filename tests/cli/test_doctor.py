@@ -38,6 +38,19 @@ def test_doctor_tells_whether_the_runs_disk_can_link_and_leaves_nothing(capsys, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_doctor_says_of_pickled_weights_that_they_are_there_and_not_read(capsys, tmp_path):
+    run = full_run(tmp_path / "RUN", steps=(10, 20))
+    for weights in run.rglob("model.safetensors"):
+        weights.rename(weights.with_name("pytorch_model.bin"))
+    out = told(capsys, "--ckpt-dir", run)
+    assert "checkpoint-10: refused (pytorch_model.bin is a pickle" in out
+    assert "save_pretrained(safe_serialization=True))\n" in out  # and neither kind nor size
+    assert "0 to measure, 2 refused, see above\n" in out
+    assert "pins             unknown: the run's weights are of a kind that is not read" in out
+    (tmp_path / "NEW/checkpoint-10").mkdir(parents=True)
+    assert "the run holds no weights yet" in told(capsys, "--ckpt-dir", tmp_path / "NEW")
+
+
 def test_doctor_of_a_run_that_is_not_there_is_a_mistake(capsys, tmp_path):
     assert main(["doctor", "--ckpt-dir", str(tmp_path / "no")]) == 2
     assert "no folder" in capsys.readouterr().err
