@@ -1,4 +1,4 @@
-"""Folders as a user names them (`FOLDER`, `NAME=FOLDER`), and where measurements go by default."""
+"""Folders as a user names them (`FOLDER`, `NAME=FOLDER`), and where measurements go and do not."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -78,3 +78,21 @@ def by_name(named: Iterable[tuple[str, Found]], what: str) -> dict[str, Found]:
             )
         found[name] = one
     return found
+
+
+def require_outside(
+    place: Path, read: Path, option: str = "--output-dir", what: str = "the run"
+) -> None:
+    """Raise if a folder to write into lies inside one that is only read.
+
+    Args:
+        place: the folder.
+        read: a run, which may be yet to come, or the folder of a model.
+        option: what names the folder to write into, for the message.
+        what: what the other one is, for the message.
+
+    Raises:
+        UserError: if it does.
+    """
+    if place.resolve().is_relative_to(read.resolve()):
+        raise UserError(f"{option} {place} lies inside {what}, which is only read: choose another")

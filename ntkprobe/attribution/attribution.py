@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.folders import require_outside
 from ..errors import UserError
 from ..measurement.encoding import as_prompt_set, evaluating
 from ..measurement.influence.prediction import trained_parameters
 from ..models.gradients import WholeGradients
 from ..models.parameters import ParameterSelection
 from ..models.projections import Projections
+from ..places import require_outside
 from ..progress import progress as long_stage
 from ..prompts.prompt_set import Prompt, PromptSet
 from ..training.data import Pair

@@ -64,21 +64,6 @@ def saved_models(run: Path) -> list[str]:
     return [child.name for child in children if _is_lone(child)]
 
 
-def require_outside(place: Path, run: Path, option: str = "--output-dir") -> None:
-    """Raise if a folder to write into lies inside a run, which is only read.
-
-    Args:
-        place: the folder.
-        run: a run, or one checkpoint.
-        option: what names the folder, for the message.
-
-    Raises:
-        UserError: if it does.
-    """
-    if place.resolve().is_relative_to(run.resolve()):
-        raise UserError(f"{option} {place} lies inside the run, which is only read: choose another")
-
-
 def models_inside(folder: Path) -> str:
     """Return the end of a message about a folder that is no model: which models are in it.
 

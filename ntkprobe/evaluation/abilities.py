@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import UserError, one_line
 from ..statistics import RESAMPLES
 from ..storage import read_record, versions, write_json
-from .folder import require_outside
+from .folder import require_outside_models
 from .models import EvaluatedModel
 from .settings import AbilitySettings, AnswerSettings, require_same_record
 
@@ -49,7 +49,7 @@ def measure_abilities(
         UserError: without lm-evaluation-harness, for an unknown task, or one whose data cannot be
             had, or if the folder is about another model or other settings, or in a model's.
     """
-    require_outside(subject.places, folder)
+    require_outside_models(subject.places, folder)
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("lm-evaluation-harness is missing: pip install 'ntkprobe[lmeval]'")
     path = folder / "abilities.json"

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import UserError
+from ..places import require_outside
 from ..storage import (
     SCHEMA_VERSION,
     read_record,
@@ -36,7 +37,7 @@ ANSWER_TYPES = {
 }
 
 
-def require_outside(models: Iterable[Path], output_dir: Path) -> None:
+def require_outside_models(models: Iterable[Path], output_dir: Path) -> None:
     """Raise if a folder to write to lies inside one that a model is in.
 
     Args:
@@ -45,13 +46,9 @@ def require_outside(models: Iterable[Path], output_dir: Path) -> None:
 
     Raises:
         UserError: naming both.
-    """
-    for place in models:
-        if place.is_dir() and output_dir.resolve().is_relative_to(place.resolve()):
-            raise UserError(
-                f"--output-dir {output_dir} lies inside the model {place}, which is only read: "
-                "choose another"
-            )
+    """  # ruff: ignore[docstring-extraneous-exception]
+    for place in filter(Path.is_dir, models):  # another is a name on the hub
+        require_outside(output_dir, place, what=f"the model {place}")
 
 
 class EvaluationFolder:

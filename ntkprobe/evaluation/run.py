@@ -12,7 +12,7 @@ from ..errors import UserError, one_line
 from ..prompts.rendering import dated
 from .answers import ModelBackend, Question, RemoteModel
 from .benchmarks import BenchmarkPrompts
-from .folder import EvaluationFolder, require_outside
+from .folder import EvaluationFolder, require_outside_models
 from .judge_specs import check
 from .judging import digest, judge_answers
 from .models import EvaluatedModel
@@ -62,7 +62,7 @@ def evaluate(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two benchmarks are called {twice[0]!r}: rename one of the files")
     chosen = settings or AnswerSettings()
-    require_outside([] if isinstance(subject, Server) else subject.places, output_dir)
+    require_outside_models([] if isinstance(subject, Server) else subject.places, output_dir)
     folder = EvaluationFolder(output_dir)
     folders = [] if isinstance(subject, Server) else subject.folders
     model, trained = _model(subject), training_prompts(folders, trained_on)

@@ -14,7 +14,7 @@ from ..errors import UserError, one_line
 from ..settings import LoadSettings
 from ..stages import Stage, require_distinct
 from ..storage import write_json
-from .folder import require_outside
+from .folder import require_outside_models
 from .models import EvaluatedModel
 from .outcome import Outcome
 from .results import STAGES
@@ -87,7 +87,7 @@ def evaluate_stages(
     require_distinct(stages)
     names = [stage.name for stage in stages]
     models = [one.model for one in stages] + ([] if model is None else [model])
-    require_outside(map(Path, models), output_dir)
+    require_outside_models(map(Path, models), output_dir)
     _settle(output_dir, names, overwrite=bool(how.get("overwrite")))
     outcome = StagesOutcome(output_dir)
     for stage in stages:

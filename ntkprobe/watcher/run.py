@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import find_checkpoints
-from ..checkpoints.folders import counts_epochs, models_inside, require_outside
+from ..checkpoints.folders import counts_epochs, models_inside
 from ..errors import UserError, one_line
 from ..models.parameters import ParameterSelection
+from ..places import require_outside
 from ..prompts.prompt_set import PromptSet
 from .choices import Choice, Following
 from .folder import MeasurementFolder

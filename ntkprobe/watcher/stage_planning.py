@@ -7,13 +7,13 @@ from pathlib import Path
 from ..checkpoints.hub_names import refuse_path
 from ..errors import UserError
 from ..prompts.prompt_set import PromptSet
-from ..stages import Record, Stage, require_distinct
+from ..stages import Record, Stage
 from .choices import Choice
 from .planning import Planned, already_there, estimate, size_of
 from .run import OVER_ADAPTER, kernel_needs_adapter, require_first_tokens
 from .settings import MeasureSettings
 from .stage_preparation import PreparedStage, begun, identified
-from .stage_run import agreed, require_outside, require_places, without_auto
+from .stage_run import agreed, asked
 from .stored_tables import StoredTables, asked_kinds, require_measurements
 
 
@@ -47,12 +47,7 @@ def plan_stages(
     Raises:
         UserError: if nothing can be measured so.
     """
-    require_distinct(stages)
-    for stage in stages:
-        require_outside(stage, output_dir)
-    how, which = without_auto(settings or MeasureSettings(), stages), choice or Choice()
-    how.check()
-    require_places(stages, which, how)
+    how, which = asked(output_dir, stages, settings, choice)
     require_measurements(output_dir)
     tables, known = StoredTables(output_dir), list[Record]()
     require_first_tokens(tables, how, which, overwrite=overwrite)

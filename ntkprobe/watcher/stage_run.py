@@ -11,6 +11,7 @@ from typing import Any
 from ..checkpoints import Checkpoint, Incomplete
 from ..errors import UserError, one_line
 from ..measurement.verification import WrongMeasurement
+from ..places import require_outside
 from ..prompts.prompt_set import PromptSet
 from ..prompts.rendering import current_day
 from ..stages import Record, Stage, require_distinct, united
@@ -61,12 +62,7 @@ def measure_stages(
     Raises:
         UserError: if nothing can be measured as asked.
     """  # ruff: ignore[docstring-extraneous-exception]
-    require_distinct(stages)
-    for stage in stages:
-        require_outside(stage, output_dir)
-    how, which = without_auto(settings or MeasureSettings(), stages), choice or Choice()
-    how.check()
-    require_places(stages, which, how)
+    how, which = asked(output_dir, stages, settings, choice)
     folder = MeasurementFolder(output_dir, overwrite=overwrite)
     recorder = StageRecorder(folder, prompts, how, about or {})
     recorder.check()
@@ -94,6 +90,33 @@ def measure_stages(
     loop.outcome.names = dict(enumerate(stage.name for stage in stages))
     loop.outcome.total = len(folder.steps_in(output_dir))
     return loop.outcome
+
+
+def asked(
+    output_dir: Path,
+    stages: Sequence[Stage],
+    settings: MeasureSettings | None,
+    choice: Choice | None,
+) -> tuple[MeasureSettings, Choice]:
+    """Return how and which stages are measured, as far as this needs no folder and no tokenizer.
+
+    Args:
+        output_dir: the folder of measurements.
+        stages: in order.
+        settings: how to measure; None for the defaults.
+        choice: which of them; None for all.
+
+    Raises:
+        UserError: if nothing can be measured so.
+    """  # ruff: ignore[docstring-extraneous-exception]
+    require_distinct(stages)
+    for stage in stages:
+        if Path(stage.model).is_dir():  # else a name on the hub
+            require_outside(output_dir, Path(stage.model), what=f"the stage {stage.name}")
+    how, which = without_auto(settings or MeasureSettings(), stages), choice or Choice()
+    how.check()
+    require_places(stages, which, how)
+    return how, which
 
 
 class StageRecorder(Recorder):
@@ -269,17 +292,3 @@ def without_auto(how: MeasureSettings, stages: Sequence[Stage]) -> MeasureSettin
     if pairs is None or pairs.parameters != "auto" or all(one.adapter for one in stages):
         return how
     return replace(how, influence=replace(pairs, parameters="all"))
-
-
-def require_outside(stage: Stage, output_dir: Path) -> None:
-    """Raise if the folder of measurements lies inside a model's.
-
-    Raises:
-        UserError: if it does.
-    """
-    place = Path(stage.model)
-    if place.is_dir() and output_dir.resolve().is_relative_to(place.resolve()):
-        raise UserError(
-            f"--output-dir {output_dir} lies inside the stage {stage.name}, which is only read: "
-            "choose another"
-        )

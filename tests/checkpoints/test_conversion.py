@@ -157,14 +157,19 @@ def test_deepspeeds_shards_name_the_package_that_converts_them(base, tmp_path, m
         convert_run(tmp_path / "run", tmp_path / "converted", str(base))
 
 
-def test_measure_converts_where_it_is_asked_to(base, tmp_path, capsys):
-    run, out = tmp_path / "run", tmp_path / "out"
+def measuring_shards(base, tmp_path):
+    """Return the call that measures a new run of two checkpoints in shards."""
+    run = tmp_path / "run"
     for step in (10, 20):
         fsdp_checkpoint(run, step)
     prompts = write_prompts(tmp_path / "prompts.csv")
     call = ["measure", "--ckpt-dir", run, "--prompts", prompts, "--model", base]
-    call += ["--output-dir", out, "--only", "refusal", "--no-generate"]
-    words = [str(word) for word in call]
+    call += ["--output-dir", tmp_path / "out", "--only", "refusal", "--no-generate"]
+    return [str(word) for word in call]
+
+
+def test_measure_converts_where_it_is_asked_to(base, tmp_path, capsys):
+    words, out = measuring_shards(base, tmp_path), tmp_path / "out"
     assert main(words) == 2 and "--convert" in capsys.readouterr().err
     assert main([*words, "--convert"]) == 0
     assert Trajectory(out).steps == [0, 10, 20]
@@ -174,13 +179,7 @@ def test_measure_converts_where_it_is_asked_to(base, tmp_path, capsys):
 
 
 def test_a_dry_run_counts_what_is_converted_first_and_unpickles_nothing(base, tmp_path, capsys):
-    run, out = tmp_path / "run", tmp_path / "out"
-    for step in (10, 20):
-        fsdp_checkpoint(run, step)
-    prompts = write_prompts(tmp_path / "prompts.csv")
-    call = ["measure", "--ckpt-dir", run, "--prompts", prompts, "--model", base]
-    call += ["--output-dir", out, "--only", "refusal", "--no-generate"]
-    words = [str(word) for word in call]
+    words, out = measuring_shards(base, tmp_path), tmp_path / "out"
     assert main([*words, "--dry-run"]) == 0
     assert "0 to measure, 2 refused, see above" in capsys.readouterr().out
     assert main([*words, "--convert", "--dry-run"]) == 0
