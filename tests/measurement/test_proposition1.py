@@ -11,9 +11,10 @@ from training_world import tokenizer
 import ntkprobe as ntk
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import jacobians
+from ntkprobe.estimators.gram import microbatches
+from ntkprobe.estimators.gram.stage_state import StateFile
 from ntkprobe.kernel import Probe, norms
 from ntkprobe.measurement.full_vocabulary import Head, full_vocabulary_gradients
-from ntkprobe.measurement.proposition1 import kernel_parts
 from ntkprobe.measurement.proposition1.factors import feature_products, tail_at
 from ntkprobe.measurement.proposition1.measurement import measure_terms, right_sides, split_at
 from ntkprobe.measurement.stored_parts import StoredParts
@@ -230,14 +231,14 @@ class Stopped(Exception):
 
 
 class TestStopping:
-    """A model of three blocks, one of them a group, and a measurement that is stopped."""
+    """A model of three blocks, and a measurement that is stopped."""
 
     GIVEN = MappingProxyType({"layer": 2, "directions": 40, "template": "raw"})
     PROMPTS = ("a b", "cdef", "e")
 
     @pytest.fixture
     def model(self, monkeypatch):
-        monkeypatch.setattr(kernel_parts, "BLOCKS_AT_A_TIME", 1)
+        monkeypatch.setattr(microbatches, "STAGES_APART", 1)
         return build("qwen2-tied", torch.float64, vocab_size=300, num_hidden_layers=3)
 
     def measure(self, model, folder, **settings):
@@ -249,13 +250,10 @@ class TestStopping:
         with Float64Throughout():
             apart = self.measure(model, tmp_path / "parts", tail=tail).frame()
             whole = self.measure(model, None, tail=tail).frame()
-        assert len(list(tmp_path.glob("parts/kernel-*"))) == (4 if tail else 2)
+        assert len(list(tmp_path.glob("parts/kernel-*"))) == 1
         pd.testing.assert_frame_equal(apart, whole, rtol=1e-9)
 
-    @pytest.mark.parametrize(
-        "kind",
-        ["kernel", *(pytest.param(k, marks=pytest.mark.slow) for k in ("tail", "directions"))],
-    )
+    @pytest.mark.parametrize("kind", [pytest.param("tail", marks=pytest.mark.slow), "directions"])
     def test_stopped_anywhere_it_goes_on_and_repeats_one_part_at_most(
         self, model, tmp_path, monkeypatch, kind
     ):
@@ -279,6 +277,26 @@ class TestStopping:
         found = self.measure(model, tmp_path / "parts").frame()
         assert len(done) == len(set(done)) == len(list(tmp_path.glob("whole/*.safetensors")))
         pd.testing.assert_frame_equal(found, whole, rtol=1e-12)
+
+    @pytest.mark.parametrize("states", [1, 3])
+    def test_stopped_between_two_blocks_the_kernel_goes_on_there(
+        self, model, tmp_path, monkeypatch, states
+    ):
+        whole, saved, save = self.measure(model, None).frame(), [], StateFile.save
+
+        def stopping(file, state):
+            save(file, state)
+            saved.append(state.stage)
+            if len(saved) == states:
+                raise Stopped
+
+        monkeypatch.setattr(StateFile, "save", stopping)
+        with pytest.raises(Stopped):
+            self.measure(model, tmp_path / "parts")
+        found = self.measure(model, tmp_path / "parts").frame()
+        assert saved == [2, 1, 0, -1]  # each once
+        assert not list(tmp_path.glob("parts/*.state"))
+        pd.testing.assert_frame_equal(found, whole, rtol=1e-9)
 
     def test_parts_of_another_measurement_are_refused(self, model, tmp_path):
         self.measure(model, tmp_path)

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -31,6 +32,7 @@ from ...models.precision import full_float32
 from .backward import BackwardSchedule
 from .microbatches import Groups, MicroBatches, kernel_sums, microbatch_size
 from .rule_check import Plan, RememberedChecks, plan_backward
+from .stage_state import StateFile, digest_of_call
 
 _LOG = logging.getLogger("ntkprobe")
 Selection = str | ParameterSelection
@@ -53,12 +55,16 @@ class Gram:
             deeper models. Its purpose is to save memory (`benchmarks/bfloat16.py`).
         allow_tf32: whether float32 matrices may be multiplied in lower precision, as the process is
             set to; otherwise in float32.
+        state_file: a file for the state of the backward pass, stored every fourth block and removed
+            at the end: the same call goes on there after it was stopped. For a kernel of one model
+            that takes long; a state of another call is not used, and is replaced.
         remembered: checks of the rules by this estimator; each architecture is checked once.
     """
 
     batch_size: int | Literal["auto"] = "auto"
     dtype: torch.dtype | None = None
     allow_tf32: bool = False
+    state_file: Path | None = None
     remembered: RememberedChecks = field(
         default_factory=RememberedChecks, repr=False, compare=False
     )
@@ -165,7 +171,10 @@ class Gram:
         chosen = prepare(model, probes, parameters)
         with experts_one_by_one(model), self._precision():
             plan = self._plan(model, probes, chosen, [(model, probes)])
-            return self._compute([(plan, probes, chosen)], groups)
+            sums = self._compute([(plan, probes, chosen)], groups)
+        if self.state_file is not None:
+            self.state_file.unlink(missing_ok=True)
+        return sums
 
     def _precision(self) -> AbstractContextManager[None]:
         """Return the context that sets the precision of float32 matrix products."""
@@ -203,15 +212,16 @@ class Gram:
 
     def _compute(self, sides: Sequence[Planned], groups: Groups) -> Mapping[Any, Blocks]:
         """Return the sums, with as many prompts at a time as set or as fit into memory."""
+        compute = partial(_sums_with_fallbacks, sides, groups, state_file=self.state_file)
         if self.batch_size != "auto":
-            return _sums_with_fallbacks(sides, groups, self.batch_size)
+            return compute(self.batch_size)
         every = [probe for _, probes, _ in sides for probe in probes]
         size = microbatch_size(sides[0][0].schedule, every)
-        return halving(partial(_sums_with_fallbacks, sides, groups), size)[0]
+        return halving(compute, size)[0]
 
 
 def _sums_with_fallbacks(
-    sides: Sequence[Planned], groups: Groups, size: int
+    sides: Sequence[Planned], groups: Groups, size: int, state_file: Path | None = None
 ) -> Mapping[Any, Blocks]:
     """Return the sums over groups of parameters, computed again where a plan turns out wrong.
 
@@ -221,9 +231,11 @@ def _sums_with_fallbacks(
         sides: the model of the rows and that of the columns: one, if they are the same.
         groups: returns the groups of a parameter.
         size: prompts at a time.
+        state_file: where the state is kept.
     """
     batches = [MicroBatches(*side, size) for side in sides]
-    sums = kernel_sums(batches[0], batches[-1], list(sides[0][2]), groups)
+    stored = _state_file(state_file, sides[0], groups) if state_file else None
+    sums = kernel_sums(batches[0], batches[-1], list(sides[0][2]), groups, stored)
     no_rule, used_later = (
         set().union(*found) for found in zip(*(b.fallbacks() for b in batches), strict=True)
     )
@@ -233,7 +245,15 @@ def _sums_with_fallbacks(
     corrected = [
         (plan.with_fallbacks(no_rule, used_later), probes, own) for plan, probes, own in sides
     ]
-    return _sums_with_fallbacks(corrected, groups, size)
+    return _sums_with_fallbacks(corrected, groups, size, state_file)
+
+
+def _state_file(path: Path, side: Planned, groups: Groups) -> StateFile:
+    """Return the file of the states of one model's kernel, computed by one plan."""
+    plan, probes, chosen = side
+    by_name = {name: groups(name) for name in chosen}
+    settings = plan.handled, plan.stages, plan.schedule.blocks is None, plan.schedule.dtype
+    return StateFile(path, digest_of_call(plan.schedule.model, probes, by_name, *settings))
 
 
 def _block_list(model: nn.Module) -> nn.ModuleList | None:

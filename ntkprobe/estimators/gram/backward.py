@@ -120,6 +120,24 @@ class BlockwiseBackward:
         self._cotangents, self._next_cotangents = self._next_cotangents, None
         del self._residuals[-1:]  # what entered the stage last run: none below it is run from there
 
+    def cotangents_by_prompt(self) -> list[Tensor] | None:
+        """Return each prompt's cotangents of the stage to run next, `[k, tokens, width]`.
+
+        `None` where they are not of that form: before the first stage, and in some models.
+        """
+        found, lengths = self._cotangents, [len(ids) for ids in self._prompts]
+        if found is None or found.dim() != 4 or found.shape[1:3] != (len(lengths), max(lengths)):
+            return None
+        return [found[:, row, :length] for row, length in enumerate(lengths)]
+
+    def go_on_at(self, stage: int, cotangents: Sequence[Float[Tensor, "k _ width"]]) -> None:
+        """Run `stage` next, with the cotangents that `cotangents_by_prompt` returned."""
+        del self._residuals[stage + 1 :]
+        device = next(self._model.parameters()).device
+        longest = max(len(ids) for ids in self._prompts)
+        padded = [nn.functional.pad(c, (0, 0, 0, longest - c.shape[1])) for c in cotangents]
+        self._cotangents = torch.stack(padded, 1).to(device)
+
     def _in_dtype(self, stage: int) -> ExitStack:
         """Return the context in which a stage's parameters are in the dtype of the computation."""
         stack = ExitStack()
@@ -258,6 +276,16 @@ class PerSampleGradients:
         """Make the gradients at the input of the stage last run the cotangents of the next one."""
         for prompt in self._prompts:
             prompt.advance()
+
+    def cotangents_by_prompt(self) -> list[Tensor] | None:
+        """Return each prompt's cotangents, as `BlockwiseBackward` does."""
+        found = [prompt.cotangents_by_prompt() for prompt in self._prompts]
+        return None if None in found else [one for each in found if each for one in each]
+
+    def go_on_at(self, stage: int, cotangents: Sequence[Float[Tensor, "k _ width"]]) -> None:
+        """Run `stage` next, with the cotangents that `cotangents_by_prompt` returned."""
+        for prompt, own in zip(self._prompts, cotangents, strict=True):
+            prompt.go_on_at(stage, [own])
 
 
 def vjps(

@@ -16,7 +16,8 @@ from .factors import Factor, sum_factors
 from .gradient_rules import Key
 from .inner_products import evaluate, lazy_product
 from .rule_check import Plan
-from .stored_kernels import KernelsByGroup, StoredKernel, rectangular, symmetric
+from .stage_state import STAGES_APART, PromptCotangents, StageState, StateFile
+from .stored_kernels import KernelsByGroup, StoredKernel, SymmetricKernel, rectangular, symmetric
 
 Groups = Callable[[str], Sequence[Hashable]]
 Sums = dict[Hashable, Blocks]
@@ -76,6 +77,22 @@ class MicroBatch:
             if self._last_stage(key) < stage
         }
 
+    def cotangents(self) -> list[PromptCotangents] | None:
+        """Return each prompt's cotangents of the stage to run next, of every pass.
+
+        `None` where something else is carried on to it, such as factors of tied parameters, or
+        where what was summed up so far turns out wrong.
+        """
+        found = [backward.cotangents_by_prompt() for backward in self._passes]
+        if None in found or self._stored or any(self.fallbacks()):
+            return None
+        return list(zip(*(each for each in found if each), strict=True))
+
+    def go_on_at(self, stage: int, cotangents: Sequence[PromptCotangents]) -> None:
+        """Run `stage` next, with what `cotangents` returned."""
+        for backward, own in zip(self._passes, zip(*cotangents, strict=True), strict=True):
+            backward.go_on_at(stage, own)
+
     def fallbacks(self) -> Fallbacks:
         """Return the parameters found without a rule, and those used at stages not planned."""
         return set().union(*(backward.no_rule for backward in self._passes)), self._used_later
@@ -118,7 +135,11 @@ class MicroBatches:
 
 
 def kernel_sums(
-    observed: MicroBatches, updated: MicroBatches, names: Sequence[str], groups: Groups
+    observed: MicroBatches,
+    updated: MicroBatches,
+    names: Sequence[str],
+    groups: Groups,
+    state_file: StateFile | None = None,
 ) -> Mapping[Hashable, Blocks]:
     """Return K, `[n, k, m, l]` in float64, summed over each group of parameters.
 
@@ -127,6 +148,7 @@ def kernel_sums(
         updated: those of the columns: the same object, for the kernel of one model.
         names: the parameters.
         groups: returns the groups that a parameter belongs to, one or several.
+        state_file: where the state is stored every few stages, and gone on from, for one model.
 
     Returns:
         The kernels by group; of one model each is stored as its half and made whole when it is
@@ -136,19 +158,64 @@ def kernel_sums(
     # A group's sum is made with its first block.
     empty = symmetric(n, observed.k) if same else rectangular(n, observed.k, m, updated.k)
     sums: dict[Hashable, StoredKernel] = defaultdict(empty)
+    keys = list(dict.fromkeys(key for name in names for key in groups(name)))
+    first = _restored(observed, sums, keys, state_file) if same and state_file else None
+    stages = [stage for stage in observed.stages if first is None or stage <= first]
     height, width = len(observed.batches), len(updated.batches)
-    products = len(observed.stages) * (height * (height + 1) // 2 if same else height * width)
+    products = len(stages) * (height * (height + 1) // 2 if same else height * width)
     with progress(total=products, desc="kernel", unit="product", leave=False) as bar:
-        for stage in observed.stages:
+        for number, stage in enumerate(stages, start=1):
             for rows, columns, blocks in _stage_blocks(observed, updated, stage, groups):
                 for key, block in blocks.items():
                     sums[key].add(rows, columns, block.cpu())
                 bar.update()
             for batch in observed.batches if same else [*observed.batches, *updated.batches]:
                 batch.advance(stage)
-    keys = dict.fromkeys(key for name in names for key in groups(name))
+            if same and state_file and number % STAGES_APART == 0:
+                _store(observed, sums, keys, stage - 1, state_file)
     places = (torch.tensor(side.order).argsort() for side in (observed, updated))
     return KernelsByGroup({key: sums[key] for key in keys}, *places)
+
+
+def _store(
+    batches: MicroBatches,
+    sums: Mapping[Hashable, StoredKernel],
+    keys: Sequence[Hashable],
+    stage: int,
+    state_file: StateFile,
+) -> None:
+    """Store the state before a stage, where it has the form that can be stored."""
+    found = [batch.cotangents() for batch in batches.batches]
+    if None in found or stage not in batches.stages:
+        return
+    halves = {
+        keys.index(k): each.pairs for k, each in sums.items() if isinstance(each, SymmetricKernel)
+    }
+    rows = [row for each in found if each for row in each]
+    state_file.save(StageState(stage, rows, halves))
+
+
+def _restored(
+    batches: MicroBatches,
+    sums: Mapping[Hashable, StoredKernel],
+    keys: Sequence[Hashable],
+    state_file: StateFile,
+) -> int | None:
+    """Go on from the state stored.
+
+    Returns:
+        The stage to run next; `None` where no state of this call is stored.
+    """
+    state = state_file.load()
+    if state is None:
+        return None
+    for place, pairs in state.sums.items():
+        half = sums[keys[place]]
+        assert isinstance(half, SymmetricKernel)
+        half.pairs.copy_(pairs)
+    for batch in batches.batches:
+        batch.go_on_at(state.stage, state.cotangents[batch.rows])
+    return state.stage
 
 
 def _stage_blocks(

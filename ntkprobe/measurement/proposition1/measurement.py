@@ -23,7 +23,7 @@ from ..encoding import Encoded, Texts, as_encoded, evaluating
 from ..full_vocabulary import Head, full_vocabulary_by_selection
 from ..stored_parts import NO_STORAGE, Parts, StoredParts
 from .factors import Tail, feature_products, tail_at
-from .kernel_parts import hidden_kernels_by_blocks
+from .kernel_parts import stored_hidden_kernels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -217,9 +217,9 @@ def measure_terms(
     found = feature_products(
         model, ids, layer, chosen, directions=directions, seed=seed, parts=parts
     )
-    by_blocks = partial(hidden_kernels_by_blocks, parts) if isinstance(parts, StoredParts) else None
+    kernels = partial(stored_hidden_kernels, parts) if isinstance(parts, StoredParts) else None
     read = full_vocabulary_by_selection(
-        model, ids, [below, above, "all"] if tail else [below], kernels=by_blocks
+        model, ids, [below, above, "all"] if tail else [below], kernels=kernels
     )
     return {
         "kernel": read[0].norms,

@@ -1,0 +1,155 @@
+"""A kernel that was stopped goes on where its last state was stored, and gives the same numbers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from architectures import build, ragged_prompts
+
+from ntkprobe.estimators.gram import Gram, microbatches
+from ntkprobe.estimators.gram.microbatches import MicroBatch
+from ntkprobe.estimators.gram.stage_state import StateFile
+from ntkprobe.kernel import Probe
+
+PROMPTS = ragged_prompts((3, 5, 2, 4))
+
+
+class Stopped(Exception):
+    """Stands for a kill."""
+
+
+def probes(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [Probe(ids, torch.randperm(48, generator=generator)[:3]) for ids in PROMPTS]
+
+
+def model_of(family="llama", **settings):
+    return build(family, torch.float64, num_hidden_layers=4, **settings)
+
+
+@pytest.fixture
+def every_stage(monkeypatch):
+    """A state is stored after every stage."""
+    monkeypatch.setattr(microbatches, "STAGES_APART", 1)
+
+
+@pytest.fixture
+def stages_run(monkeypatch):
+    """The stages run, in order, in all micro-batches."""
+    run, factors = [], MicroBatch.factors
+
+    def counted(batch, stage):
+        run.append(stage)
+        return factors(batch, stage)
+
+    monkeypatch.setattr(MicroBatch, "factors", counted)
+    return run
+
+
+def stop_after(monkeypatch, states, model, given, estimator):
+    """Stop a call when it has stored this many states."""
+    stored, save = [], StateFile.save
+
+    def stopping(file, state):
+        save(file, state)
+        stored.append(state.stage)
+        if len(stored) == states:
+            raise Stopped
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(StateFile, "save", stopping)
+        estimator(model, given)
+
+
+@pytest.mark.usefixtures("every_stage")
+class TestGoingOn:
+    """Four blocks, a state after each."""
+
+    @pytest.mark.parametrize("states", [1, 2, 4])
+    @pytest.mark.parametrize("family", ["llama", "mixtral", "gpt_neox"])
+    def test_stopped_after_any_stage_the_rest_is_run_and_the_kernel_is_the_same(
+        self, family, states, monkeypatch, tmp_path, stages_run
+    ):
+        model, path = model_of(family), tmp_path / "state"
+        whole = Gram(batch_size=2)(model, probes())
+        every = list(dict.fromkeys(stages_run))
+        estimator = Gram(batch_size=2, state_file=path)
+        stop_after(monkeypatch, states, model, probes(), estimator)
+        stages_run.clear()
+        torch.testing.assert_close(estimator(model, probes()), whole, rtol=1e-12, atol=0)
+        assert list(dict.fromkeys(stages_run)) == every[states:]
+        assert not path.exists()
+
+    def test_it_goes_on_with_other_micro_batches(self, monkeypatch, tmp_path, stages_run):
+        model, given = model_of(), probes()
+        estimator = Gram(batch_size=4, state_file=tmp_path / "state")
+        stop_after(monkeypatch, 2, model, given, estimator)
+        stages_run.clear()
+        found = replace(estimator, batch_size=1)(model, given)
+        assert max(stages_run) == 2
+        torch.testing.assert_close(found, Gram()(model, given), rtol=1e-10, atol=1e-12)
+
+    def test_every_selection_has_its_own_sum(self, monkeypatch, tmp_path):
+        model, given, selections = model_of(), probes(), ["all", "last:1", "embed"]
+        estimator = Gram(state_file=tmp_path / "state")
+
+        def call(model, probes):
+            return estimator.by_selection(model, probes, selections)
+
+        stop_after(monkeypatch, 3, model, given, call)
+        whole = Gram().by_selection(model, given, selections)
+        for name, found in call(model, given).items():
+            torch.testing.assert_close(found, whole[name], rtol=1e-12, atol=0)
+
+    def test_where_tied_factors_are_carried_on_no_state_is_stored(self, tmp_path, monkeypatch):
+        model, stored = model_of("qwen2-tied"), []
+        monkeypatch.setattr(StateFile, "save", lambda file, state: stored.append(state))
+        found = Gram(state_file=tmp_path / "state")(model, probes())
+        torch.testing.assert_close(found, Gram()(model, probes()), rtol=1e-12, atol=0)
+        assert not stored
+
+    def test_gradients_formed_by_autograd_go_on_as_well(self, monkeypatch, tmp_path):
+        model, given = model_of(), probes()
+        no_rule = {"model.layers.0.mlp.up_proj.weight", "model.layers.3.self_attn.q_proj.weight"}
+        plan, made = Gram._plan, []
+
+        def planned(*args):
+            made.append(plan(*args).with_fallbacks(no_rule))
+            return made[-1]
+
+        monkeypatch.setattr(Gram, "_plan", planned)
+        estimator = Gram(state_file=tmp_path / "state")
+        stop_after(monkeypatch, 2, model, given, estimator)
+        found = estimator(model, given)
+        assert made[-1].handled["model.layers.0.mlp.up_proj.weight"] == "autograd"
+        torch.testing.assert_close(found, Gram()(model, given), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("every_stage")
+@pytest.mark.parametrize("other", ["weights", "config", "prompts", "tokens", "selection", "dtype"])
+def test_the_state_of_another_call_is_not_used(other, monkeypatch, tmp_path, stages_run):
+    model, path = model_of(), tmp_path / "state"
+    stop_after(monkeypatch, 2, model, probes(), Gram(state_file=path))
+    given, selection, dtype = probes(), "all", None
+    if other == "weights":
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.5)
+    elif other == "config":
+        model.config.rms_norm_eps *= 10
+    elif other == "prompts":
+        given[0] = Probe(PROMPTS[0].flip(0), given[0].tokens)
+    elif other == "tokens":
+        given[3] = probes(seed=1)[3]
+    elif other == "selection":
+        selection = "last:4"
+    else:
+        dtype = torch.float32
+    stages_run.clear()
+    found = Gram(state_file=path, dtype=dtype)(model, given, selection)
+    assert max(stages_run) == 4
+    torch.testing.assert_close(found, Gram(dtype=dtype)(model, given, selection))
+
+
+def test_a_state_is_stored_only_where_a_file_is_named(monkeypatch):
+    monkeypatch.setattr(StateFile, "save", lambda *_: pytest.fail("a state was stored"))
+    Gram()(model_of(), probes())
