@@ -22,8 +22,8 @@ from ...storage import read_tensors, write_tensors
 STAGES_APART = 4
 _COTANGENTS, _SUM = "cotangents", "sum"
 
-PromptCotangents = Sequence[Float[Tensor, "k tokens width"]]
-"""Of one prompt, in each of the backward passes that its micro-batch takes."""
+PromptCotangents = Sequence[Float[Tensor, "k _ width"]]
+"""`[k, tokens, width]` of one prompt, in each of the backward passes that its micro-batch takes."""
 
 
 @dataclass(frozen=True)
