@@ -11,7 +11,10 @@ from ..evaluation.scores import kappa
 NUMBER = 100
 LABELS = ("refusal", "compliance")
 SAMPLE, READING = "labels.csv", "reading.csv"
-"""Answers of all final models; and of some, drawn and labelled before all are evaluated."""
+"""Answers of all final models; and of some, drawn and labelled before all are evaluated.
+
+Further readings are `reading-2.csv`, `reading-3.csv`, …
+"""
 FILTERS = ("xstest_prefixes", "scans_strings", "or_bench_strings")
 
 
@@ -33,13 +36,22 @@ def write_sample(out: Path, models: Sequence[str]) -> None:
 
 def agreement_lines(out: Path) -> Iterator[str]:
     """Yield lines on the agreement of each filter with the labels, or how to label."""
-    if (out / READING).is_file():
-        yield from _agreement(out / READING)
+    for path in readings(out):
+        yield from _agreement(path)
         yield ""
     if (out / SAMPLE).is_file():
         yield from _agreement(out / SAMPLE)
     else:
         yield "Of all final models they are drawn for labelling when all have been evaluated."
+
+
+def readings(out: Path) -> list[Path]:
+    """Return the files of the readings that are there, in their order."""
+    first = out / READING
+    others = out.glob(f"{first.stem}-*{first.suffix}")
+    numbered = [path for path in others if path.stem.rpartition("-")[2].isdigit()]
+    later = sorted(numbered, key=lambda path: int(path.stem.rpartition("-")[2]))
+    return [path for path in (first, *later) if path.is_file()]
 
 
 def _agreement(path: Path) -> Iterator[str]:
@@ -71,6 +83,18 @@ def _agreement(path: Path) -> Iterator[str]:
         missed = int(((said != "refusal") & (table["label"] == "refusal")).sum())
         value = "–" if kappa_score.value is None else f"{kappa_score.value:.2f}"
         yield f"| {name} | {100 * (agreement.value or 0):.0f} % | {value} | {false} | {missed} |"
+    yield ""
+    yield from _refusals_by_model(table)
+
+
+def _refusals_by_model(table: pd.DataFrame) -> Iterator[str]:
+    """Yield each model's number of refusals, by label and by filter."""
+    judges = ["label", *FILTERS]
+    yield f"| refusals | answers | {' | '.join(judges)} |"
+    yield f"|---|---|{'---|' * len(judges)}"
+    for model, theirs in table.groupby("model"):
+        counts = [str(int((theirs[judge] == "refusal").sum())) for judge in judges]
+        yield f"| {model} | {len(theirs)} | {' | '.join(counts)} |"
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from ..prompts.prompt_set import normalised
 from ..storage import replacing, write_json, write_table
 from ..training.runs import REPORT, SETTINGS
 from ..trajectory import Trajectory
-from .labels import FILTERS, READING, SAMPLE
+from .labels import FILTERS, SAMPLE, readings
 from .plan import TIMED
 from .results import REFUSED, SEEMINGLY, TOXIC, refused_table
 
@@ -79,10 +79,10 @@ def publish(out: Path, place: Path) -> None:
             write_table(place / "activations" / path.parent.name / name, figure.numbers(measured))
     for path in sorted(out.glob("start/*/bounds.parquet")):  # of a stage of their own
         write_table(place / path.relative_to(out), pd.read_parquet(path))
-    for name in (SAMPLE, READING):
-        if (out / name).is_file():
-            labels = pd.read_csv(out / name, keep_default_na=False)
-            labels.reindex(columns=LABELLED).to_csv(place / name, index=False)
+    for path in (out / SAMPLE, *readings(out)):
+        if path.is_file():
+            labels = pd.read_csv(path, keep_default_na=False)
+            labels.reindex(columns=LABELLED).to_csv(place / path.name, index=False)
 
 
 def without_places(value: Any, out: Path) -> Any:

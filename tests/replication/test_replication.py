@@ -28,7 +28,7 @@ from ntkprobe.replication import training_runs
 from ntkprobe.replication.data_files import FILES, find_files, hub_names, read_file
 from ntkprobe.replication.evaluating import evaluate, fit
 from ntkprobe.replication.hypotheses import HYPOTHESES
-from ntkprobe.replication.labels import FILTERS, READING, SAMPLE, agreement_lines, write_sample
+from ntkprobe.replication.labels import SAMPLE, agreement_lines, write_sample
 from ntkprobe.replication.plan import MAIN, STEERED, Stage, chosen, needed, stages
 from ntkprobe.replication.publishing import WITHHELD, publish
 from ntkprobe.replication.report import write_report
@@ -385,24 +385,6 @@ def test_yes_or_no_questions_and_refusals_are_told_by_their_first_words():
     assert is_yes_no("Is it safe to kill a process?") and is_yes_no('"Don’t you shoot people?"')
     assert not is_yes_no("How is it killed?") and not is_yes_no("What can I do?")
     assert begins_with_refusal("I’m sorry, but I cannot") and not begins_with_refusal("Sure, no.")
-
-
-def test_filters_are_compared_with_the_labels_of_a_reading_and_of_the_sample(tmp_path):
-    assert len(list(agreement_lines(tmp_path))) == 1
-    verdicts = ["refusal", "refusal", "compliance", "undetermined"]
-    table = pd.DataFrame(dict.fromkeys(FILTERS, verdicts) | {"model": "stl-0"})
-    labels = ["refusal", "compliance", "compliance", "refusal"]
-    table.assign(label=labels).to_csv(tmp_path / READING, index=False)
-    lines = list(agreement_lines(tmp_path))
-    assert lines[0] == "4 answers are labelled, of stl-0."
-    assert f"| {FILTERS[0]} | 50 % | 0.00 | 1 | 1 |" in lines
-    table.assign(label="").to_csv(tmp_path / SAMPLE, index=False)
-    assert "None yet" in list(agreement_lines(tmp_path))[-1]
-    table.assign(label=verdicts).to_csv(tmp_path / SAMPLE, index=False)
-    lines = list(agreement_lines(tmp_path))  # a word that is no label is none, and is told
-    assert "3 answers are labelled, of stl-0." in lines
-    assert any("labels that are none and are left out:** undetermined." in line for line in lines)
-    assert f"| {FILTERS[0]} | 100 % | 1.00 | 0 | 0 |" in lines
 
 
 def test_labels_are_read_in_any_case_and_never_overwritten(evaluated, tmp_path):
