@@ -3,8 +3,8 @@
 `python figures/replication_reading.py OUT NAME …`, with the output folder of `ntkprobe replicate`
 and names such as `base`, `dcr-stl-0`: 100 answers in all, to prompts drawn at random from all sets,
 other prompts of each model. Answers of an evaluation in OUT are taken from there, else the model is
-asked. OUT/reading.csv then has an empty column `label`: write `refusal` or `compliance` into it. The
-same command leaves labels alone; the report has the agreement of the filters with them. A further
+asked. OUT/reading.csv then has an empty column `label`: write `refusal` or `compliance` into it.
+The command never touches labels; the report has the agreement of the filters with them. A further
 reading is `--number 2`: other prompts, in OUT/reading-2.csv.
 """
 
