@@ -203,7 +203,10 @@ def measure_kernel(
     encoded = as_encoded(tokenizer, prompts, template, max_length)
     readout = Readout(top_k, tokens, full_vocabulary, random_probes, batch_size)
     method = plugins.instance(estimators, estimator)
-    sized = method if batch_size is None else with_batch_size(method, batch_size)
+    sized = method
+    if batch_size is not None:
+        count("batch_size", batch_size)
+        sized = with_settings(method, batch_size=batch_size)
     selection = ParameterSelection.parse(parameters)
     others = parse_selections(selections)
     for remark in remarks(model, [selection, *others]):
@@ -245,17 +248,16 @@ def _shown(text: str) -> str:
     return text.strip() or repr(text)
 
 
-def with_batch_size(method: Estimator, batch_size: int) -> Estimator:
-    """Return an estimator with so many prompts at a time, if it takes several at all.
+def with_settings(method: Estimator, **settings: Any) -> Estimator:
+    """Return an estimator with other settings, of those that it has.
 
     Args:
         method: the estimator.
-        batch_size: prompts in one pass.
+        settings: by name; such as `batch_size`, prompts in one pass.
 
     Returns:
-        A copy; the same where it has no `batch_size`.
+        A copy; the same where it has none of them.
     """
-    count("batch_size", batch_size)
-    if "batch_size" not in getattr(method, "__dataclass_fields__", {}):
-        return method
-    return replace(method, batch_size=batch_size)  # type: ignore[type-var]
+    own = getattr(method, "__dataclass_fields__", {})
+    known = {name: value for name, value in settings.items() if name in own}
+    return replace(method, **known) if known else method  # type: ignore[type-var]

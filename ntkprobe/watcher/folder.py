@@ -51,6 +51,8 @@ from .stored_tables import (
     table_metadata,
 )
 
+UNFINISHED = "unfinished"
+"""The folder of kernels that were stopped."""
 ABANDONED = 3600.0  # seconds; no table takes so long to write
 
 
@@ -83,8 +85,9 @@ class MeasurementFolder(StoredTables):
         self._tidy(now)
 
     def close(self) -> None:
-        """Leave no empty folders of pins behind."""
-        for folder in (self.pins / f"{socket.gethostname()}-{os.getpid()}", self.pins):
+        """Leave no empty folders behind."""
+        pins = self.pins / f"{socket.gethostname()}-{os.getpid()}", self.pins
+        for folder in (*pins, self.path / UNFINISHED):
             with suppress(OSError):
                 folder.rmdir()
 
@@ -97,7 +100,7 @@ class MeasurementFolder(StoredTables):
 
     def _forget(self) -> None:
         """Remove what we wrote, and nothing else."""
-        for name in (*TABLES, "tensorboard", "unverified"):
+        for name in (*TABLES, "tensorboard", "unverified", UNFINISHED):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in ("run.json", *ONCE):
             (self.path / name).unlink(missing_ok=True)
@@ -127,11 +130,15 @@ class MeasurementFolder(StoredTables):
         names = (*COMPARED, "stages")
         left, record = self.record, json.loads(json.dumps(settings))
         if any(left.get(name) != record.get(name) for name in names):
-            for companions in COMPANIONS.values():
-                for name in companions:
-                    shutil.rmtree(self.path / name, ignore_errors=True)
+            companions = [name for names in COMPANIONS.values() for name in names]
+            for name in (*companions, UNFINISHED):
+                shutil.rmtree(self.path / name, ignore_errors=True)
             for name in ONCE:
                 (self.path / name).unlink(missing_ok=True)
+
+    def unfinished_kernel(self, step: int) -> Path:
+        """Return the file of the state of a step's kernel, should its measurement be stopped."""
+        return self.path / UNFINISHED / f"kernel-step-{step:08d}.safetensors"
 
     def write_prompts(self, encoded: Encoded, in_kernel: set[int]) -> None:
         """Write `prompts.parquet`, if it is not there, or names no prompt of the kernel yet."""

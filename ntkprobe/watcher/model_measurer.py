@@ -1,6 +1,7 @@
 """What is measured of one model in memory, in batches that fit."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from ..measurement import (
 from ..measurement.directions import measure_directions
 from ..measurement.influence import Influence, influence
 from ..measurement.influence.examples import encode_updated
+from ..measurement.kernels import with_settings
 from ..measurement.readouts import Tokens, token_id
 from ..models.memory import as_out_of_memory, halving
 from ..prompts.prompt_set import PromptSet
@@ -99,33 +101,45 @@ class ModelMeasurer:
             step: the model's, in case it is the first.
             identity: of its checkpoint.
         """
+        unfinished = self.folder.unfinished_kernel(step)
         if how.tokens is not None:
-            return self._kernel_at(
-                model, how, [token_id(self._tokenizer, token) for token in how.tokens]
-            )
+            tokens = [token_id(self._tokenizer, token) for token in how.tokens]
+            return self._kernel_at(model, how, tokens, unfinished)
         if how.top_k_at == "each" or how.full_vocabulary or how.random_probes:
-            return self._kernel_at(model, how, None)
+            return self._kernel_at(model, how, None, unfinished)
         self.folder.require_first_tokens_of(step, identity)
         first = self.folder.first_tokens(self.rows)
-        found = self._kernel_at(model, how, first)
+        found = self._kernel_at(model, how, first, unfinished)
         if first is None and found.tokens is not None:  # this is the first
             self.folder.write_first_tokens(self.rows, found.tokens, step, identity)
             settled = self.folder.first_tokens(self.rows)
             if settled != found.tokens.tolist():  # another process was faster
-                return self._kernel_at(model, how, settled)
+                return self._kernel_at(model, how, settled, unfinished)
         return found
 
     def _kernel_at(
-        self, model: "nn.Module", how: KernelSettings, tokens: Tokens | None
+        self,
+        model: "nn.Module",
+        how: KernelSettings,
+        tokens: Tokens | None,
+        unfinished: Path,
     ) -> KernelMeasurement:
-        """Return the kernel at tokens, `[k]` or `[n, k]`; None where the model's own are read."""
+        """Return the kernel at tokens.
+
+        Args:
+            model: the model.
+            how: settings.
+            tokens: `[k]` or `[n, k]`; None where the model's own are read.
+            unfinished: the file in which a kernel that is stopped can be gone on with.
+        """
+        method = with_settings(self._method, state_file=unfinished)
 
         def measured(size: int | None) -> KernelMeasurement:
             return measure_kernel(
                 model,
                 self._tokenizer,
                 self.encoded.take(self.rows),
-                estimator=self._method,
+                estimator=method,
                 parameters=how.parameters,
                 top_k=how.top_k,
                 tokens=tokens,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from architectures import build, ragged_prompts
 
-from ntkprobe.estimators.gram import Gram, microbatches
+from ntkprobe.estimators.gram import Gram, stage_state
 from ntkprobe.estimators.gram.microbatches import MicroBatch
 from ntkprobe.estimators.gram.stage_state import StateFile
 from ntkprobe.kernel import Probe
@@ -30,7 +30,7 @@ def model_of(family="llama", **settings):
 @pytest.fixture
 def every_stage(monkeypatch):
     """A state is stored after every stage."""
-    monkeypatch.setattr(microbatches, "STAGES_APART", 1)
+    monkeypatch.setattr(stage_state, "SECONDS_APART", 0)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ class TestGoingOn:
     """Four blocks, a state after each."""
 
     @pytest.mark.parametrize("states", [1, 2, 4])
-    @pytest.mark.parametrize("family", ["llama", "mixtral", "gpt_neox"])
+    @pytest.mark.parametrize("family", ["llama", "mixtral", "qwen2-tied"])
     def test_stopped_after_any_stage_the_rest_is_run_and_the_kernel_is_the_same(
         self, family, states, monkeypatch, tmp_path, stages_run
     ):
@@ -77,7 +77,7 @@ class TestGoingOn:
         stop_after(monkeypatch, states, model, probes(), estimator)
         stages_run.clear()
         torch.testing.assert_close(estimator(model, probes()), whole, rtol=1e-12, atol=0)
-        assert list(dict.fromkeys(stages_run)) == every[states:]
+        assert list(dict.fromkeys(stages_run)) == [every[0], *every[states:]]
         assert not path.exists()
 
     def test_it_goes_on_with_other_micro_batches(self, monkeypatch, tmp_path, stages_run):
@@ -86,7 +86,7 @@ class TestGoingOn:
         stop_after(monkeypatch, 2, model, given, estimator)
         stages_run.clear()
         found = replace(estimator, batch_size=1)(model, given)
-        assert max(stages_run) == 2
+        assert set(stages_run) == {4, 2, 1, 0, -1}
         torch.testing.assert_close(found, Gram()(model, given), rtol=1e-10, atol=1e-12)
 
     def test_every_selection_has_its_own_sum(self, monkeypatch, tmp_path):
@@ -101,12 +101,14 @@ class TestGoingOn:
         for name, found in call(model, given).items():
             torch.testing.assert_close(found, whole[name], rtol=1e-12, atol=0)
 
-    def test_where_tied_factors_are_carried_on_no_state_is_stored(self, tmp_path, monkeypatch):
-        model, stored = model_of("qwen2-tied"), []
-        monkeypatch.setattr(StateFile, "save", lambda file, state: stored.append(state))
+    def test_where_blocks_share_a_matrix_no_state_is_stored(self, tmp_path, monkeypatch):
+        model, stored = model_of(), []
+        layers = model.model.layers
+        layers[0].mlp.up_proj.weight = layers[2].mlp.up_proj.weight
+        monkeypatch.setattr(StateFile, "save", lambda file, state: stored.append(state.stage))
         found = Gram(state_file=tmp_path / "state")(model, probes())
         torch.testing.assert_close(found, Gram()(model, probes()), rtol=1e-12, atol=0)
-        assert not stored
+        assert stored == [3, 2, -1]  # between the two blocks it would be incomplete
 
     def test_gradients_formed_by_autograd_go_on_as_well(self, monkeypatch, tmp_path):
         model, given = model_of(), probes()
@@ -126,7 +128,9 @@ class TestGoingOn:
 
 
 @pytest.mark.usefixtures("every_stage")
-@pytest.mark.parametrize("other", ["weights", "config", "prompts", "tokens", "selection", "dtype"])
+@pytest.mark.parametrize(
+    "other", ["weights", "config", "prompts", "tokens", "selection", "dtype", "hook"]
+)
 def test_the_state_of_another_call_is_not_used(other, monkeypatch, tmp_path, stages_run):
     model, path = model_of(), tmp_path / "state"
     stop_after(monkeypatch, 2, model, probes(), Gram(state_file=path))
@@ -142,14 +146,22 @@ def test_the_state_of_another_call_is_not_used(other, monkeypatch, tmp_path, sta
         given[3] = probes(seed=1)[3]
     elif other == "selection":
         selection = "last:4"
+    elif other == "hook":
+        block = model.model.layers[1]
+        block.register_forward_hook(lambda module, inputs, output: output * 1.1)
     else:
         dtype = torch.float32
     stages_run.clear()
     found = Gram(state_file=path, dtype=dtype)(model, given, selection)
-    assert max(stages_run) == 4
+    assert 3 in stages_run
     torch.testing.assert_close(found, Gram(dtype=dtype)(model, given, selection))
 
 
-def test_a_state_is_stored_only_where_a_file_is_named(monkeypatch):
+@pytest.mark.parametrize("named", [True, False])
+def test_a_state_is_stored_only_in_a_file_that_is_named_and_after_some_time(
+    named, monkeypatch, tmp_path
+):
+    if not named:
+        monkeypatch.setattr(stage_state, "SECONDS_APART", 0)
     monkeypatch.setattr(StateFile, "save", lambda *_: pytest.fail("a state was stored"))
-    Gram()(model_of(), probes())
+    Gram(state_file=tmp_path / "state" if named else None)(model_of(), probes())

@@ -11,7 +11,7 @@ from training_world import tokenizer
 import ntkprobe as ntk
 from ntkprobe.errors import UserError
 from ntkprobe.estimators.dense import jacobians
-from ntkprobe.estimators.gram import microbatches
+from ntkprobe.estimators.gram import stage_state
 from ntkprobe.estimators.gram.stage_state import StateFile
 from ntkprobe.kernel import Probe, norms
 from ntkprobe.measurement.full_vocabulary import Head, full_vocabulary_gradients
@@ -238,7 +238,7 @@ class TestStopping:
 
     @pytest.fixture
     def model(self, monkeypatch):
-        monkeypatch.setattr(microbatches, "STAGES_APART", 1)
+        monkeypatch.setattr(stage_state, "SECONDS_APART", 0)
         return build("qwen2-tied", torch.float64, vocab_size=300, num_hidden_layers=3)
 
     def measure(self, model, folder, **settings):

@@ -7,12 +7,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from tiny_runs import TEXTS, lora_run
 
 from ntkprobe import Prompt, PromptSet, Trajectory, UserError
 from ntkprobe.checkpoints import LoadSettings
-from ntkprobe.watcher import ActivationSettings, InfluenceSettings, MeasureSettings, measure_run
+from ntkprobe.estimators.gram import stage_state
+from ntkprobe.estimators.gram.stage_state import StateFile
+from ntkprobe.watcher import (
+    ActivationSettings,
+    InfluenceSettings,
+    KernelSettings,
+    MeasurementFolder,
+    MeasureSettings,
+    measure_run,
+)
 
 PROMPTS = PromptSet.from_texts(TEXTS)
 PAIRS = PromptSet(
@@ -108,3 +118,48 @@ def test_other_settings_belong_into_another_folder(measured, source, name, chang
     others = replace(settings, **{name: replace(getattr(settings, name), **changes)})
     with pytest.raises(UserError, match=words):
         measure_run(PROMPTS, measured, ckpt_dir=source, settings=others)
+
+
+class Stopped(BaseException):
+    """Stands for a kill."""
+
+
+def test_a_kernel_that_was_stopped_goes_on_between_two_blocks(source, tmp_path, monkeypatch):
+    settings = replace(NOTHING, kernel=KernelSettings(top_k=2, by="layer"))
+    measure_run(PROMPTS, tmp_path / "whole", ckpt_dir=source, settings=settings)
+    monkeypatch.setattr(stage_state, "SECONDS_APART", 0)
+    stored, save = [], StateFile.save
+
+    def stopping(file, state):
+        save(file, state)
+        stored.append(state.stage)
+        if len(stored) == 2:
+            raise Stopped
+
+    monkeypatch.setattr(StateFile, "save", stopping)
+    out = tmp_path / "out"
+    with pytest.raises(Stopped):
+        measure_run(PROMPTS, out, ckpt_dir=source, settings=settings)
+    assert [path.name for path in (out / "unfinished").iterdir()] == [
+        "kernel-step-00000000.safetensors"
+    ]
+    measure_run(PROMPTS, out, ckpt_dir=source, settings=settings)
+    assert stored[:3] == [1, 0, -1]  # the next stage of the kernel that was stopped, and no other
+    assert not (out / "unfinished").exists()
+    assert Trajectory(out).steps == Trajectory(tmp_path / "whole").steps
+    for table in ("kernel", "parts"):
+        found, whole = (getattr(Trajectory(each), table)() for each in (out, tmp_path / "whole"))
+        pd.testing.assert_frame_equal(found, whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["overwrite", "other settings"])
+def test_the_state_of_a_stopped_kernel_does_not_stay_where_it_is_of_no_use(what, source, tmp_path):
+    settings = replace(NOTHING, kernel=KernelSettings(estimator="dense", top_k=2))
+    out = tmp_path / "out"
+    if what == "overwrite":
+        measure_run(PROMPTS, out, ckpt_dir=source, settings=settings)
+    state = MeasurementFolder(out).unfinished_kernel(7)
+    state.parent.mkdir()
+    state.write_bytes(b"")
+    measure_run(PROMPTS, out, ckpt_dir=source, settings=settings, overwrite=what == "overwrite")
+    assert not state.parent.exists()

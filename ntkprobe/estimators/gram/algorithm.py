@@ -32,7 +32,7 @@ from ...models.precision import full_float32
 from .backward import BackwardSchedule
 from .microbatches import Groups, MicroBatches, kernel_sums, microbatch_size
 from .rule_check import Plan, RememberedChecks, plan_backward
-from .stage_state import StateFile, digest_of_call
+from .stage_state import StateFile
 
 _LOG = logging.getLogger("ntkprobe")
 Selection = str | ParameterSelection
@@ -55,16 +55,16 @@ class Gram:
             deeper models. Its purpose is to save memory (`benchmarks/bfloat16.py`).
         allow_tf32: whether float32 matrices may be multiplied in lower precision, as the process is
             set to; otherwise in float32.
-        state_file: a file for the state of the backward pass, stored every fourth block and removed
-            at the end: the same call goes on there after it was stopped. For a kernel of one model
-            that takes long; a state of another call is not used, and is replaced.
+        state_file: a file for the state of the backward pass, written between two blocks every five
+            minutes and removed at the end: the same call goes on there after it was stopped. Of one
+            model only (not `between`); a state of another call is not used, and is replaced.
         remembered: checks of the rules by this estimator; each architecture is checked once.
     """
 
     batch_size: int | Literal["auto"] = "auto"
     dtype: torch.dtype | None = None
     allow_tf32: bool = False
-    state_file: Path | None = None
+    state_file: Path | None = field(default=None, repr=False, compare=False)
     remembered: RememberedChecks = field(
         default_factory=RememberedChecks, repr=False, compare=False
     )
@@ -251,9 +251,9 @@ def _sums_with_fallbacks(
 def _state_file(path: Path, side: Planned, groups: Groups) -> StateFile:
     """Return the file of the states of one model's kernel, computed by one plan."""
     plan, probes, chosen = side
-    by_name = {name: groups(name) for name in chosen}
-    settings = plan.handled, plan.stages, plan.schedule.blocks is None, plan.schedule.dtype
-    return StateFile(path, digest_of_call(plan.schedule.model, probes, by_name, *settings))
+    schedule, by_name = plan.schedule, {name: groups(name) for name in chosen}
+    how = plan.handled, plan.stages, schedule.blocks is None, schedule.dtype
+    return StateFile(path, schedule.model, probes, by_name, *how)
 
 
 def _block_list(model: nn.Module) -> nn.ModuleList | None:

@@ -16,7 +16,7 @@ from .factors import Factor, sum_factors
 from .gradient_rules import Key
 from .inner_products import evaluate, lazy_product
 from .rule_check import Plan
-from .stage_state import STAGES_APART, PromptCotangents, StageState, StateFile
+from .stage_state import PromptCotangents, StageState, StateFile
 from .stored_kernels import KernelsByGroup, StoredKernel, SymmetricKernel, rectangular, symmetric
 
 Groups = Callable[[str], Sequence[Hashable]]
@@ -77,19 +77,25 @@ class MicroBatch:
             if self._last_stage(key) < stage
         }
 
-    def cotangents(self) -> list[PromptCotangents] | None:
+    def cotangents(self, first: int) -> list[PromptCotangents] | None:
         """Return each prompt's cotangents of the stage to run next, of every pass.
 
-        `None` where something else is carried on to it, such as factors of tied parameters, or
-        where what was summed up so far turns out wrong.
+        `None` where more is carried on to it than them and the factors of a first stage, or where
+        what was summed up so far turns out wrong.
+
+        Args:
+            first: the first stage; a tied head's factors are those of it.
         """
         found = [backward.cotangents_by_prompt() for backward in self._passes]
-        if None in found or self._stored or any(self.fallbacks()):
+        carried = any(used != first for _, used in self._stored)
+        if None in found or carried or any(self.fallbacks()):
             return None
         return list(zip(*(each for each in found if each), strict=True))
 
-    def go_on_at(self, stage: int, cotangents: Sequence[PromptCotangents]) -> None:
-        """Run `stage` next, with what `cotangents` returned."""
+    def go_on_at(self, stage: int, cotangents: Sequence[PromptCotangents], first: int) -> None:
+        """Run `stage` next, with what `cotangents` returned; the first stage is run again."""
+        self.factors(first)
+        self.advance(first)
         for backward, own in zip(self._passes, zip(*cotangents, strict=True), strict=True):
             backward.go_on_at(stage, own)
 
@@ -148,7 +154,7 @@ def kernel_sums(
         updated: those of the columns: the same object, for the kernel of one model.
         names: the parameters.
         groups: returns the groups that a parameter belongs to, one or several.
-        state_file: where the state is stored every few stages, and gone on from, for one model.
+        state_file: where the state is stored now and then, and gone on from, for one model.
 
     Returns:
         The kernels by group; of one model each is stored as its half and made whole when it is
@@ -164,14 +170,14 @@ def kernel_sums(
     height, width = len(observed.batches), len(updated.batches)
     products = len(stages) * (height * (height + 1) // 2 if same else height * width)
     with progress(total=products, desc="kernel", unit="product", leave=False) as bar:
-        for number, stage in enumerate(stages, start=1):
+        for stage in stages:
             for rows, columns, blocks in _stage_blocks(observed, updated, stage, groups):
                 for key, block in blocks.items():
                     sums[key].add(rows, columns, block.cpu())
                 bar.update()
             for batch in observed.batches if same else [*observed.batches, *updated.batches]:
                 batch.advance(stage)
-            if same and state_file and number % STAGES_APART == 0:
+            if same and state_file and state_file.due:
                 _store(observed, sums, keys, stage - 1, state_file)
     places = (torch.tensor(side.order).argsort() for side in (observed, updated))
     return KernelsByGroup({key: sums[key] for key in keys}, *places)
@@ -185,7 +191,7 @@ def _store(
     state_file: StateFile,
 ) -> None:
     """Store the state before a stage, where it has the form that can be stored."""
-    found = [batch.cotangents() for batch in batches.batches]
+    found = [batch.cotangents(batches.stages[0]) for batch in batches.batches]
     if None in found or stage not in batches.stages:
         return
     halves = {
@@ -214,7 +220,7 @@ def _restored(
         assert isinstance(half, SymmetricKernel)
         half.pairs.copy_(pairs)
     for batch in batches.batches:
-        batch.go_on_at(state.stage, state.cotangents[batch.rows])
+        batch.go_on_at(state.stage, state.cotangents[batch.rows], batches.stages[0])
     return state.stage
 
 
