@@ -71,7 +71,7 @@ def sampled(workspace: Workspace, names: list[str], seed: int) -> list[pd.DataFr
         evaluated = workspace.out / "eval" / name
         if not evaluated.is_dir():
             evaluated = answered(workspace, stage, theirs)
-        found = answers_of(evaluated, name)
+        found = answers_of(evaluated, name).drop_duplicates(["benchmark", "prompt"])
         wanted = set(zip(theirs["set"], theirs["prompt"], strict=True))
         pairs = zip(found["benchmark"], found["prompt"], strict=True)
         tables.append(found[[pair in wanted for pair in pairs]])
