@@ -6,7 +6,7 @@ import pytest
 import torch
 from architectures import build, ragged_prompts
 
-from ntkprobe.estimators.gram import Gram, stage_state
+from ntkprobe.estimators.gram import Gram, algorithm, stage_state
 from ntkprobe.estimators.gram.microbatches import MicroBatch
 from ntkprobe.estimators.gram.stage_state import StateFile
 from ntkprobe.kernel import Probe
@@ -113,13 +113,13 @@ class TestGoingOn:
     def test_gradients_formed_by_autograd_go_on_as_well(self, monkeypatch, tmp_path):
         model, given = model_of(), probes()
         no_rule = {"model.layers.0.mlp.up_proj.weight", "model.layers.3.self_attn.q_proj.weight"}
-        plan, made = Gram._plan, []
+        plan, made = algorithm.plan_backward, []
 
         def planned(*args):
             made.append(plan(*args).with_fallbacks(no_rule))
             return made[-1]
 
-        monkeypatch.setattr(Gram, "_plan", planned)
+        monkeypatch.setattr(algorithm, "plan_backward", planned)
         estimator = Gram(state_file=tmp_path / "state")
         stop_after(monkeypatch, 2, model, given, estimator)
         found = estimator(model, given)

@@ -132,7 +132,8 @@ class MicroBatches:
             MicroBatch(plan, [by_length[at] for at in rows], watched, rows[0]) for rows in batches
         ]
         last = [stages[-1] for stages in plan.stages.values() if stages]
-        self.stages = range(len(plan.schedule.blocks or ()), min(last) - 1, -1) if last else ()
+        first = len(plan.schedule.blocks or ())
+        self.stages: Sequence[int] = range(first, min(last) - 1, -1) if last else ()
 
     def fallbacks(self) -> Fallbacks:
         """Return the parameters found without a rule, and those used at stages not planned."""

@@ -131,5 +131,5 @@ def _digest_of_call(model: nn.Module, probes: Sequence[Probe], *settings: Any) -
         for tensor in (probe.input_ids, probe.tokens, probe.cotangents):
             if tensor is not None:
                 found.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
-                found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+                found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
