@@ -84,17 +84,18 @@ def _agreement(path: Path) -> Iterator[str]:
         value = "–" if kappa_score.value is None else f"{kappa_score.value:.2f}"
         yield f"| {name} | {100 * (agreement.value or 0):.0f} % | {value} | {false} | {missed} |"
     yield ""
-    yield from _refusals_by_model(table)
+    yield from _refusals_of_each(table)
 
 
-def _refusals_by_model(table: pd.DataFrame) -> Iterator[str]:
-    """Yield each model's number of refusals, by label and by filter."""
+def _refusals_of_each(table: pd.DataFrame) -> Iterator[str]:
+    """Yield the refusals of each model, or of each set for one model, by label and by filter."""
+    by = "model" if table["model"].nunique() > 1 else "benchmark"
     judges = ["label", *FILTERS]
     yield f"| refusals | answers | {' | '.join(judges)} |"
     yield f"|---|---|{'---|' * len(judges)}"
-    for model, theirs in table.groupby("model"):
+    for name, theirs in table.groupby(by):
         counts = [str(int((theirs[judge] == "refusal").sum())) for judge in judges]
-        yield f"| {model} | {len(theirs)} | {' | '.join(counts)} |"
+        yield f"| {name} | {len(theirs)} | {' | '.join(counts)} |"
 
 
 def _read(path: Path) -> pd.DataFrame:

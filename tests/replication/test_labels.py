@@ -5,7 +5,7 @@ import pandas as pd
 from ntkprobe.replication.labels import FILTERS, READING, SAMPLE, agreement_lines, readings
 
 VERDICTS = ("refusal", "refusal", "compliance", "undetermined")
-TABLE = pd.DataFrame(dict.fromkeys(FILTERS, VERDICTS) | {"model": "stl-0"})
+TABLE = pd.DataFrame(dict.fromkeys(FILTERS, VERDICTS) | {"model": "stl-0", "benchmark": "oktest"})
 
 
 def test_filters_are_compared_with_the_labels_of_a_reading_and_of_the_sample(tmp_path):
@@ -35,6 +35,13 @@ def test_every_reading_is_compared_in_the_order_of_their_numbers(tmp_path):
     assert [path.stem for path in readings(tmp_path)] == ["reading", "reading-2", "reading-10"]
     told = [line for line in agreement_lines(tmp_path) if "answers are labelled" in line]
     assert told == [f"3 answers are labelled, of {model}." for model in "abc"]
+
+
+def test_refusals_of_one_model_are_counted_of_each_set(tmp_path):
+    sets = ["oktest", "q_harm", "q_harm", "q_harm"]
+    TABLE.assign(benchmark=sets, label="refusal").to_csv(tmp_path / READING, index=False)
+    lines = list(agreement_lines(tmp_path))
+    assert "| oktest | 1 | 1 | 1 | 1 | 1 |" in lines and "| q_harm | 3 | 3 | 1 | 1 | 1 |" in lines
 
 
 def test_refusals_are_counted_of_each_model_by_label_and_by_filter(tmp_path):
