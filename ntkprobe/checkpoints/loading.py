@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MeasurementWarning, UserError, one_line
 from ..settings import LoadSettings as LoadSettings
 from .accounting import require_every_weight, require_finite_weights, some, unfiltered_report
-from .completeness import FULL, SHARDED, weight_files
+from .completeness import FULL, SHARDED, require_one_form, weight_files
 from .folders import models_inside
 from .gguf_files import gguf_file
 from .gguf_models import gguf_tokenizer, load_gguf
@@ -44,6 +44,7 @@ def load_checkpoint(folder: Path, settings: LoadSettings | None = None) -> "PreT
             f"{folder} is an adapter, not a model: name the model it was trained on, and this with"
             " --adapter, or to measure it with --ckpt-dir"
         )
+    require_one_form(folder)
     try:
         values = checked_config(folder / "config.json")
     except Incomplete as error:

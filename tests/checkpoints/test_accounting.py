@@ -269,3 +269,27 @@ def test_a_mitigation_with_a_tensor_too_many_is_refused(tmp_path):
     save_file({**load_file(file), "further": torch.ones(2)}, file)
     with pytest.raises(UserError, match="further"):
         mitigations.load(place)
+
+
+def test_shards_of_single_processes_are_not_mixed_into_whole_weights(tmp_path):
+    folder = saved(llama(), tmp_path / "model")
+    name = "model.layers.0.mlp.up_proj.weight"
+    half = {name: torch.zeros(8, 8)}  # the rows of a second process
+    about = {"format": "pt", "DCP_SHARDING_INFO": json.dumps({name: {"saved_offsets": [8, 0]}})}
+    shard = folder / "shard-00002-model-00001-of-00001.safetensors"
+    save_file(half, shard, about)
+    loaded = LlamaForCausalLM.from_pretrained(folder).state_dict()[name]
+    assert not loaded[8:].any() and loaded[:8].any()  # as transformers has it
+    with pytest.raises(UserError, match=f"holds {shard.name} beside whole weights"):
+        load_model(str(folder), CPU)
+    shard.rename(folder / "elsewhere")
+    assert load_model(str(folder), CPU).state_dict()[name][8:].any()
+
+
+def test_shards_of_single_processes_alone_are_named_with_what_merges_them(tmp_path):
+    folder = saved(llama(), tmp_path / "model")
+    shard = folder / "shard-00001-model-00001-of-00001.safetensors"
+    (folder / "model.safetensors").rename(shard)
+    assert readiness(folder).state == "refused"
+    with pytest.raises(UserError, match="consolidate_distributed_checkpoint"):
+        load_model(str(folder), CPU)
