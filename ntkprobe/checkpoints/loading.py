@@ -185,8 +185,8 @@ def load_with_transformers(
         require_every_weight(model, report, _weights_in(folder) if folder else [], name)
     except (Incomplete, OSError) as error:
         raise UserError(f"{name} changed while it was loaded: {error}") from error
-    require_finite_weights(model, name)
     require_weights_in_memory(model, name)
+    require_finite_weights(model, name)
     return (model if place is None else model.to(place)).eval()
 
 

@@ -12,6 +12,7 @@ from architectures import ARCHITECTURES, build
 from safetensors.torch import load_file, save_file
 from tiny_runs import full_checkpoint, tiny_adapter, tiny_model, tiny_tokenizer
 from transformers import (
+    ApertusConfig,
     AutoModelForCausalLM,
     Glm4MoeConfig,
     LlamaConfig,
@@ -292,4 +293,48 @@ def test_shards_of_single_processes_alone_are_named_with_what_merges_them(tmp_pa
     (folder / "model.safetensors").rename(shard)
     assert readiness(folder).state == "refused"
     with pytest.raises(UserError, match="consolidate_distributed_checkpoint"):
+        load_model(str(folder), CPU)
+
+
+def routed(folder: Path) -> Path:
+    """Save a mixture whose router's correction is a buffer that training moves."""
+    experts = dict(n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1)
+    config = Glm4MoeConfig(
+        **SIZES, **experts, num_hidden_layers=1, moe_intermediate_size=8, first_k_dense_replace=0
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    return with_tensors(saved(model, folder), **{CORRECTION: torch.tensor([3.0, 2.0, 1.0, 0.0])})
+
+
+CORRECTION = "model.layers.0.mlp.gate.e_score_correction_bias"
+
+
+def test_a_trained_buffer_that_the_file_lacks_is_missed(tmp_path):
+    folder = routed(tmp_path / "model")
+    assert load_model(str(folder), CPU).state_dict()[CORRECTION][0] == 3
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[CORRECTION]  # as a trainer does that writes named_parameters()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"lacks weights for {CORRECTION}"):
+        load_model(str(folder), CPU)
+
+
+def test_a_computed_buffer_may_be_missing(tmp_path):
+    folder = saved(
+        AutoModelForCausalLM.from_config(ApertusConfig(**SIZES, num_hidden_layers=1)),
+        tmp_path / "model",
+    )
+    tensors = load_file(folder / "model.safetensors")
+    constants = [name for name in tensors if name.endswith(("act_fn.beta", "act_fn.eps"))]
+    assert constants
+    kept = {name: value for name, value in tensors.items() if name not in constants}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    load_model(str(folder), CPU)
+
+
+def test_a_trained_buffer_that_is_no_number_is_refused(tmp_path):
+    folder = with_tensors(
+        routed(tmp_path / "model"), **{CORRECTION: torch.tensor([1.0, float("nan"), 0.0, 0.0])}
+    )
+    with pytest.raises(UserError, match=f"NaN or infinity in {CORRECTION}"):
         load_model(str(folder), CPU)
