@@ -14,7 +14,7 @@ from .gguf_files import gguf_file
 from .gguf_models import gguf_tokenizer, load_gguf
 from .headers import Incomplete, read_index, read_json
 from .hub_names import require_hub_name
-from .safeguards import checked_config
+from .safeguards import MALFORMED, checked_config
 from .tokenizer_files import difference_from_file
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def load_checkpoint(folder: Path, settings: LoadSettings | None = None) -> "PreT
     # Given a configuration object, transformers does not read the file.
     try:
         config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (StrictDataclassError, *MALFORMED) as error:
         raise UserError(f"{folder}/config.json cannot be used: {one_line(error)}") from error
     return load_with_transformers(str(folder), settings or LoadSettings(), config=config)
 
@@ -177,7 +177,7 @@ def load_with_transformers(
                 local_files_only=local,
                 **options,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
+    except (OSError, RuntimeError, ImportError, *MALFORMED) as error:
         where = name if local else f"{name} from the Hugging Face hub (it is no folder here)"
         raise UserError(f"cannot load {where}: {_first_line(error)}") from error
     try:

@@ -23,6 +23,7 @@ from transformers import (
 
 from ntkprobe import mitigations
 from ntkprobe.checkpoints import LoadSettings, adapted, load_checkpoint, load_model, readiness
+from ntkprobe.checkpoints.identification import architecture_named
 from ntkprobe.errors import MeasurementWarning, UserError
 from ntkprobe.evaluation.judges.guard_models import GuardModel
 from ntkprobe.mitigations.ssd import load_draft
@@ -338,3 +339,22 @@ def test_a_trained_buffer_that_is_no_number_is_refused(tmp_path):
     )
     with pytest.raises(UserError, match=f"NaN or infinity in {CORRECTION}"):
         load_model(str(folder), CPU)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_attention_heads": 0},
+        {"head_dim": 0},
+        {"dtype": []},
+        {"model_type": ["llama"]},
+        {"hidden_size": "8"},
+    ],
+    ids=str,
+)
+def test_a_value_that_no_model_has_is_one_line(tmp_path, wrong):
+    folder = saved(llama(), tmp_path / "model", **wrong)
+    with pytest.raises(UserError) as refused:
+        load_model(str(folder), CPU)
+    assert "\n" not in str(refused.value)
+    assert architecture_named(str(folder)) in (None, "llama, 2 layers of 8")
