@@ -31,7 +31,7 @@ BESIDE_WEIGHTS = re.compile(
 
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 RANK_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-"""What transformers saves of each process; wherever one lies, it reads all safetensors as shards."""
+"""What transformers saves of each process; beside one, it reads all safetensors as shards."""
 
 FSDP = "pytorch_model_fsdp_0"
 SPLIT = {
