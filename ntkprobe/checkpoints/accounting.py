@@ -74,7 +74,7 @@ def unfiltered_report() -> Generator[Report]:
 def require_every_weight(
     model: "nn.Module", report: Report, files: Iterable[Path], name: str
 ) -> None:
-    """Refuse a model that lacks a parameter, or leaves over a tensor that was a part of it.
+    """Refuse a model that lacks a tensor, or leaves over one that was a part of it.
 
     Args:
         model: as it was loaded.
@@ -89,7 +89,7 @@ def require_every_weight(
     file_of = {
         key: file for file in (f.resolve() for f in files) for key in read_header(file).spans
     }
-    missing = sorted(report.missing & {key for key, _ in model.named_parameters()})
+    missing = _to_be_filled(model, report.missing)
     values = _values(model, report.left_over, file_of)
     rest = {key for key in report.left_over if not _is_computed(model, key, values.get(key))}
     documented = {key for key in rest if _is_documented(model, key, rest)}
@@ -117,17 +117,45 @@ def some(names: list[str]) -> str:
 
 
 def require_finite_weights(model: "nn.Module", name: str) -> None:
-    """Raise if a parameter holds NaN or infinity.
+    """Raise if a parameter, or a buffer that files hold, is NaN or infinite somewhere.
 
     Raises:
-        UserError: naming the parameters.
+        UserError: naming them.
     """
-    wrong = [key for key, value in model.named_parameters() if not value.isfinite().all()]
+    stored = model.state_dict().keys()
+    buffers = [(key, value) for key, value in model.named_buffers() if key in stored]
+    each = (*model.named_parameters(), *buffers)
+    wrong = [key for key, value in each if not value.isfinite().all()]
     if wrong:
         raise UserError(
             f"{name} holds NaN or infinity in {some(wrong)}: training may have diverged: "
             "measure earlier checkpoints with --steps"
         )
+
+
+def _to_be_filled(model: "nn.Module", missing: Collection[str]) -> list[str]:
+    """Return which missing names a file has to hold: parameters, and buffers without a value.
+
+    A buffer of nothing but 0, or 1, waits for what training makes of it (the correction of a
+    router, the scalar of a block), unless the class says that files may lack it; any other was
+    computed.
+    """
+    parameters = {key for key, _ in model.named_parameters()}
+    optional = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    stored = model.state_dict()
+    blank = {
+        key
+        for key in set(missing) & stored.keys() - parameters
+        if _is_blank(stored[key]) and not any(re.search(pattern, key) for pattern in optional)
+    }
+    return sorted(set(missing) & parameters | blank)
+
+
+def _is_blank(value: "Tensor") -> bool:
+    """Return whether a tensor is nothing but 0, or 1."""
+    if value.is_meta or not value.is_floating_point() or not value.numel():
+        return False
+    return bool((value == 0).all() or (value == 1).all())
 
 
 def _require_one_of_each(model: "nn.Module", stored: Collection[str], name: str) -> None:

@@ -30,6 +30,9 @@ BESIDE_WEIGHTS = re.compile(
 """Pickles that a trainer, or accelerate's `save_state`, leaves in a checkpoint besides weights."""
 
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+RANK_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+"""What transformers saves of each process; beside one, it reads all safetensors as shards."""
+
 FSDP = "pytorch_model_fsdp_0"
 SPLIT = {
     FSDP: "FSDP shards: measure them with --convert, or merge them with `accelerate merge-weights`",
@@ -152,6 +155,22 @@ def require_safetensors(folder: Path, wanted: str) -> None:
         _refuse_pickles(names, folder)
 
 
+def require_one_form(folder: Path) -> None:
+    """Refuse shards of single processes beside whole weights: transformers would mix the two.
+
+    A pin holds the judged files alone, so that this is for folders that are loaded themselves.
+
+    Raises:
+        UserError: naming one.
+    """
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    if shards := [name for name in names if RANK_SHARD.fullmatch(name)]:
+        raise UserError(
+            f"{folder} holds {shards[0]} beside whole weights, and transformers mixes the two: "
+            "move the one or the other away"
+        )
+
+
 def pickled_weights(names: Sequence[str]) -> list[str]:
     """Return which of a folder's files are pickles that may hold weights."""
     return [n for n in names if n.endswith(PICKLES) and not BESIDE_WEIGHTS.fullmatch(n)]
@@ -202,6 +221,11 @@ def _kind(names: Sequence[str]) -> Literal["full", "adapter"]:
     for name, advice in SPLIT.items():
         if name in names:
             raise UserError(f"weights are {advice}")
+    if any(map(RANK_SHARD.fullmatch, names)):
+        raise UserError(
+            "weights are transformers' shards of each process: merge them into another folder with "
+            "transformers.distributed.checkpoint.consolidate_distributed_checkpoint"
+        )
     _refuse_pickles(names)
     if adapter:
         return "adapter"  # its weights are still to come

@@ -93,6 +93,8 @@ def _require_apart(output_dir: Path, sources: list[Path]) -> None:
     for source in sources:
         if source.is_dir() and output_dir.resolve().is_relative_to(source.resolve()):
             raise UserError(f"{source} is only read: choose an --output-dir outside of it")
+        if source.is_file() and source.resolve().is_relative_to(output_dir.resolve()):
+            raise UserError(f"{source} is only read, and in {output_dir}: choose another")
 
 
 def _loaded(name: str, settings: LoadSettings) -> Any:

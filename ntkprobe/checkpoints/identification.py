@@ -16,7 +16,7 @@ from .folders import models_inside
 from .gguf_files import describe, gguf_file, gguf_identity
 from .headers import Header, Incomplete, read_header, read_json
 from .hub_names import require_hub_name
-from .safeguards import checked_config, cleaned
+from .safeguards import MALFORMED, checked_config, cleaned
 
 WHOLE = 64 << 20  # files up to here are hashed to the last byte
 SAMPLE = 4096  # from larger ones this many bytes at both ends and the middle of every tensor
@@ -167,6 +167,8 @@ def architecture_named(name: str) -> str | None:
     Returns:
         The same for two models of which one was trained from the other; None if it cannot be read.
     """
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         if (file := gguf_file(name)) is not None:
             about = describe(file)
@@ -176,7 +178,7 @@ def architecture_named(name: str) -> str | None:
             )
             return _described(about.architecture, *sizes)
         config = _config(name)
-    except (UserError, Incomplete, OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (UserError, Incomplete, OSError, StrictDataclassError, *MALFORMED):
         return None
     text = config.get_text_config()
     layers, width = (getattr(text, key, None) for key in ("num_hidden_layers", "hidden_size"))

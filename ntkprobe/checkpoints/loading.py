@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MeasurementWarning, UserError, one_line
 from ..settings import LoadSettings as LoadSettings
 from .accounting import require_every_weight, require_finite_weights, some, unfiltered_report
-from .completeness import FULL, SHARDED, weight_files
+from .completeness import FULL, SHARDED, require_one_form, weight_files
 from .folders import models_inside
 from .gguf_files import gguf_file
 from .gguf_models import gguf_tokenizer, load_gguf
 from .headers import Incomplete, read_index, read_json
 from .hub_names import require_hub_name
-from .safeguards import checked_config
+from .safeguards import MALFORMED, checked_config
 from .tokenizer_files import difference_from_file
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def load_checkpoint(folder: Path, settings: LoadSettings | None = None) -> "PreT
             f"{folder} is an adapter, not a model: name the model it was trained on, and this with"
             " --adapter, or to measure it with --ckpt-dir"
         )
+    require_one_form(folder)
     try:
         values = checked_config(folder / "config.json")
     except Incomplete as error:
@@ -51,7 +52,7 @@ def load_checkpoint(folder: Path, settings: LoadSettings | None = None) -> "PreT
     # Given a configuration object, transformers does not read the file.
     try:
         config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (StrictDataclassError, *MALFORMED) as error:
         raise UserError(f"{folder}/config.json cannot be used: {one_line(error)}") from error
     return load_with_transformers(str(folder), settings or LoadSettings(), config=config)
 
@@ -176,7 +177,7 @@ def load_with_transformers(
                 local_files_only=local,
                 **options,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
+    except (OSError, RuntimeError, ImportError, *MALFORMED) as error:
         where = name if local else f"{name} from the Hugging Face hub (it is no folder here)"
         raise UserError(f"cannot load {where}: {_first_line(error)}") from error
     try:
@@ -184,8 +185,8 @@ def load_with_transformers(
         require_every_weight(model, report, _weights_in(folder) if folder else [], name)
     except (Incomplete, OSError) as error:
         raise UserError(f"{name} changed while it was loaded: {error}") from error
-    require_finite_weights(model, name)
     require_weights_in_memory(model, name)
+    require_finite_weights(model, name)
     return (model if place is None else model.to(place)).eval()
 
 

@@ -32,6 +32,9 @@ DROPPED = frozenset(
 DEQUANTISED = ("bitsandbytes", "gptq", "awq", "fp8")
 """Methods of quantisation that `quantised` makes ordinary weights of."""
 
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What transformers raises for values in a configuration that it cannot make anything of."""
+
 _NO_JSON = {name: float(name) for name in ("Infinity", "-Infinity", "NaN")}
 
 
@@ -72,9 +75,10 @@ def checked_config(path: Path, *, quantised: bool = False) -> dict[str, Any]:
             raise UserError(
                 f"{path} asks for the kernel {value!r} ({key}): refused; remove that entry"
             )
-    if config.get("model_type") not in CONFIG_MAPPING:
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         own = "needs code of its own" if "auto_map" in config else "is not known to transformers"
-        raise UserError(f"{path}: the architecture {config.get('model_type')!r} {own}: refused")
+        raise UserError(f"{path}: the architecture {kind!r} {own}: refused")
     if (packed := config.get("quantization_config")) and not quantised:
         method = packed.get("quant_method") if isinstance(packed, dict) else None
         known = method in DEQUANTISED

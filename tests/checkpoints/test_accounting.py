@@ -12,6 +12,7 @@ from architectures import ARCHITECTURES, build
 from safetensors.torch import load_file, save_file
 from tiny_runs import full_checkpoint, tiny_adapter, tiny_model, tiny_tokenizer
 from transformers import (
+    ApertusConfig,
     AutoModelForCausalLM,
     Glm4MoeConfig,
     LlamaConfig,
@@ -22,6 +23,7 @@ from transformers import (
 
 from ntkprobe import mitigations
 from ntkprobe.checkpoints import LoadSettings, adapted, load_checkpoint, load_model, readiness
+from ntkprobe.checkpoints.identification import architecture_named
 from ntkprobe.errors import MeasurementWarning, UserError
 from ntkprobe.evaluation.judges.guard_models import GuardModel
 from ntkprobe.mitigations.ssd import load_draft
@@ -269,3 +271,90 @@ def test_a_mitigation_with_a_tensor_too_many_is_refused(tmp_path):
     save_file({**load_file(file), "further": torch.ones(2)}, file)
     with pytest.raises(UserError, match="further"):
         mitigations.load(place)
+
+
+def test_shards_of_single_processes_are_not_mixed_into_whole_weights(tmp_path):
+    folder = saved(llama(), tmp_path / "model")
+    name = "model.layers.0.mlp.up_proj.weight"
+    half = {name: torch.zeros(8, 8)}  # the rows of a second process
+    about = {"format": "pt", "DCP_SHARDING_INFO": json.dumps({name: {"saved_offsets": [8, 0]}})}
+    shard = folder / "shard-00002-model-00001-of-00001.safetensors"
+    save_file(half, shard, about)
+    loaded = LlamaForCausalLM.from_pretrained(folder).state_dict()[name]
+    assert not loaded[8:].any() and loaded[:8].any()  # as transformers has it
+    with pytest.raises(UserError, match=f"holds {shard.name} beside whole weights"):
+        load_model(str(folder), CPU)
+    shard.rename(folder / "elsewhere")
+    assert load_model(str(folder), CPU).state_dict()[name][8:].any()
+
+
+def test_shards_of_single_processes_alone_are_named_with_what_merges_them(tmp_path):
+    folder = saved(llama(), tmp_path / "model")
+    shard = folder / "shard-00001-model-00001-of-00001.safetensors"
+    (folder / "model.safetensors").rename(shard)
+    assert readiness(folder).state == "refused"
+    with pytest.raises(UserError, match="consolidate_distributed_checkpoint"):
+        load_model(str(folder), CPU)
+
+
+def routed(folder: Path) -> Path:
+    """Save a mixture whose router's correction is a buffer that training moves."""
+    experts = dict(n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1)
+    config = Glm4MoeConfig(
+        **SIZES, **experts, num_hidden_layers=1, moe_intermediate_size=8, first_k_dense_replace=0
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    return with_tensors(saved(model, folder), **{CORRECTION: torch.tensor([3.0, 2.0, 1.0, 0.0])})
+
+
+CORRECTION = "model.layers.0.mlp.gate.e_score_correction_bias"
+
+
+def test_a_trained_buffer_that_the_file_lacks_is_missed(tmp_path):
+    folder = routed(tmp_path / "model")
+    assert load_model(str(folder), CPU).state_dict()[CORRECTION][0] == 3
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[CORRECTION]  # as a trainer does that writes named_parameters()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"lacks weights for {CORRECTION}"):
+        load_model(str(folder), CPU)
+
+
+def test_a_computed_buffer_may_be_missing(tmp_path):
+    folder = saved(
+        AutoModelForCausalLM.from_config(ApertusConfig(**SIZES, num_hidden_layers=1)),
+        tmp_path / "model",
+    )
+    tensors = load_file(folder / "model.safetensors")
+    constants = [name for name in tensors if name.endswith(("act_fn.beta", "act_fn.eps"))]
+    assert constants
+    kept = {name: value for name, value in tensors.items() if name not in constants}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    load_model(str(folder), CPU)
+
+
+def test_a_trained_buffer_that_is_no_number_is_refused(tmp_path):
+    folder = with_tensors(
+        routed(tmp_path / "model"), **{CORRECTION: torch.tensor([1.0, float("nan"), 0.0, 0.0])}
+    )
+    with pytest.raises(UserError, match=f"NaN or infinity in {CORRECTION}"):
+        load_model(str(folder), CPU)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_attention_heads": 0},
+        {"head_dim": 0},
+        {"dtype": []},
+        {"model_type": ["llama"]},
+        {"hidden_size": "8"},
+    ],
+    ids=str,
+)
+def test_a_value_that_no_model_has_is_one_line(tmp_path, wrong):
+    folder = saved(llama(), tmp_path / "model", **wrong)
+    with pytest.raises(UserError) as refused:
+        load_model(str(folder), CPU)
+    assert "\n" not in str(refused.value)
+    assert architecture_named(str(folder)) in (None, "llama, 2 layers of 8")

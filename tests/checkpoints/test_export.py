@@ -75,3 +75,12 @@ def test_an_export_that_fails_leaves_nothing_behind(base, tmp_path, monkeypatch)
     with pytest.raises(OSError, match="no space"):
         export_model(base, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gguf_file_is_not_removed_with_the_folder_that_it_is_in(base, tmp_path):
+    made = export_model(base, tmp_path / "downloaded")  # as hub repositories have a config.json
+    (made / "model.gguf").write_bytes(b"GGUF")
+    before = contents(made)
+    with pytest.raises(UserError, match=r"model\.gguf is only read"):
+        export_model(str(made / "model.gguf"), made, overwrite=True)
+    assert contents(made) == before
