@@ -1,8 +1,10 @@
-"""A LoRA run of a random model with its steps recorded, once for all tests of attribution."""
+"""A LoRA run of a random model with its steps recorded, and its attribution, once for all tests."""
 
 import pytest
 import training_world as world
+from attributed_runs import QUICK
 
+import ntkprobe as ntk
 from ntkprobe.training.callbacks import StepCallback
 from ntkprobe.training.sft import SFTConfig, train_sft
 
@@ -24,3 +26,9 @@ def trained(tmp_path_factory):
     )
     train_sft(base, world.general(10), world.safe(6), config, callbacks=[StepCallback()])
     return root / "run"
+
+
+@pytest.fixture(scope="session")
+def whole(trained):
+    """Return what the run's pairs did to two prompts."""
+    return ntk.attribute(trained, **QUICK)

@@ -88,3 +88,8 @@ def general(number: int = 24) -> list[Pair]:
 
 def safe(number: int = 8) -> list[Pair]:
     return [Pair(f"How do I rob bank {i}?", "I cannot help with that.") for i in range(number)]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of weights are equal, bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
