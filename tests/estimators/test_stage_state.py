@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from architectures import build, ragged_prompts
+from architectures import build, ragged_prompts, with_lora
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
+from ntkprobe.errors import UserError
 from ntkprobe.estimators.gram import Gram, algorithm, stage_state
 from ntkprobe.estimators.gram.microbatches import MicroBatch
-from ntkprobe.estimators.gram.stage_state import StateFile
+from ntkprobe.estimators.gram.stage_state import StageState, StateFile
 from ntkprobe.kernel import Probe
 
 PROMPTS = ragged_prompts((3, 5, 2, 4))
@@ -155,6 +158,132 @@ def test_the_state_of_another_call_is_not_used(other, monkeypatch, tmp_path, sta
     found = Gram(state_file=path, dtype=dtype)(model, given, selection)
     assert 3 in stages_run
     torch.testing.assert_close(found, Gram(dtype=dtype)(model, given, selection))
+
+
+def adapted(scale_of_b=0.0):
+    model = with_lora(model_of())
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data *= scale_of_b
+    return model
+
+
+def rescale(model, factor):
+    for module in model.modules():
+        for name in getattr(module, "scaling", ()) if hasattr(module, "lora_A") else ():
+            module.scaling[name] *= factor
+
+
+@pytest.mark.usefixtures("every_stage")
+class TestAdapterSettings:
+    """They are in no weight, and change no logit while the adapter's B is zero."""
+
+    @pytest.mark.parametrize("factor", [1, 3])
+    def test_the_state_of_another_scaling_is_not_used(
+        self, factor, monkeypatch, tmp_path, stages_run
+    ):
+        model, estimator = adapted(), Gram(state_file=tmp_path / "state")
+
+        def call(model, given):
+            return estimator(model, given, "lora")
+
+        stop_after(monkeypatch, 2, model, probes(), call)
+        rescale(model, factor)
+        whole = Gram()(model, probes(), "lora")
+        stages_run.clear()
+        torch.testing.assert_close(call(model, probes()), whole, rtol=1e-12, atol=0)
+        assert (3 in stages_run) == (factor != 1)
+
+    def test_the_state_with_an_adapter_is_not_used_without_it(
+        self, monkeypatch, tmp_path, stages_run
+    ):
+        model, estimator = adapted(1e-5), Gram(state_file=tmp_path / "state")
+        stop_after(monkeypatch, 2, model, probes(), estimator)
+        with model.disable_adapter():
+            whole = Gram()(model, probes())
+            stages_run.clear()
+            torch.testing.assert_close(estimator(model, probes()), whole, rtol=1e-12, atol=0)
+        assert 3 in stages_run
+
+
+@pytest.mark.usefixtures("every_stage")
+def test_a_state_in_lower_precision_is_not_used_in_full_precision(
+    monkeypatch, tmp_path, stages_run
+):
+    model, path = model_of(), tmp_path / "state"
+    stop_after(monkeypatch, 2, model, probes(), Gram(state_file=path, allow_tf32=True))
+    stages_run.clear()
+    Gram(state_file=path)(model, probes())
+    assert 3 in stages_run
+
+
+@pytest.mark.usefixtures("every_stage")
+def test_a_kernel_in_bfloat16_goes_on(monkeypatch, tmp_path, stages_run):
+    model, estimator = model_of(), Gram(state_file=tmp_path / "state", dtype=torch.bfloat16)
+    whole = replace(estimator, state_file=None)(model, probes())
+    stop_after(monkeypatch, 2, model, probes(), estimator)
+    stages_run.clear()
+    torch.testing.assert_close(estimator(model, probes()), whole)
+    assert 3 not in stages_run
+
+
+@pytest.mark.usefixtures("every_stage")
+class TestFiles:
+    """Nothing about the file of the state costs a kernel, or another file."""
+
+    @pytest.mark.parametrize("error", [OSError(28, "No space left"), SafetensorError("no space")])
+    def test_a_state_that_cannot_be_written_costs_no_kernel(
+        self, error, monkeypatch, tmp_path, caplog
+    ):
+        def full(*_):
+            raise error
+
+        monkeypatch.setattr(stage_state, "write_tensors", full)
+        found = Gram(state_file=tmp_path / "state")(model_of(), probes())
+        assert torch.equal(found, Gram()(model_of(), probes()))
+        assert "no state of the kernel" in caplog.text
+
+    def test_a_folder_that_cannot_be_made_costs_no_kernel(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        found = Gram(state_file=tmp_path / "file" / "state")(model_of(), probes())
+        assert torch.equal(found, Gram()(model_of(), probes()))
+
+    def test_a_path_may_be_a_text(self, monkeypatch, tmp_path):
+        model, estimator = model_of(), Gram(state_file=str(tmp_path / "new" / "state"))
+        stop_after(monkeypatch, 2, model, probes(), estimator)
+        assert (tmp_path / "new" / "state").is_file()
+        torch.testing.assert_close(estimator(model, probes()), Gram()(model, probes()))
+
+    def test_a_folder_is_refused_before_anything_is_computed(self, tmp_path):
+        with pytest.raises(UserError, match="is a folder"):
+            Gram(state_file=tmp_path)
+
+    @pytest.mark.parametrize("kind", ["notes", "weights", "half"])
+    def test_a_file_that_is_no_state_is_refused_and_kept(self, kind, monkeypatch, tmp_path):
+        path, model = tmp_path / "file", model_of()
+        if kind == "notes":
+            path.write_text("mine")
+        elif kind == "weights":
+            save_file({"weight": torch.zeros(3)}, path)
+        else:
+            stop_after(monkeypatch, 2, model, probes(), Gram(state_file=path))
+            path.write_bytes(path.read_bytes()[:-100])
+        before = path.read_bytes()
+        with pytest.raises(UserError, match="state of a kernel"):
+            Gram(state_file=path)(model, probes())
+        assert path.read_bytes() == before
+
+    def test_telling_calls_apart_holds_no_activations(self, monkeypatch, tmp_path):
+        with_gradient, read = [], Probe.read
+
+        def watched(probe, logits):
+            with_gradient.append(logits.requires_grad)
+            return read(probe, logits)
+
+        file = StateFile(tmp_path / "state", model_of(), probes())
+        monkeypatch.setattr(Probe, "read", watched)
+        file.save(StageState(0, [], {}))
+        assert with_gradient == [False] * len(PROMPTS)
 
 
 @pytest.mark.parametrize("named", [True, False])

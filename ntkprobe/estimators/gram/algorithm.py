@@ -14,7 +14,7 @@ Exact: K is a sum over parameters, and each summand is computed in full.
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -76,6 +76,10 @@ class Gram:
         dtype = self.dtype
         floats = isinstance(dtype, torch.dtype) and dtype.is_floating_point
         require(dtype is None or floats, f"dtype={dtype!r}: torch.float32, say, or None")
+        if self.state_file is not None:
+            path = Path(self.state_file)
+            require(not path.is_dir(), f"state_file={str(path)!r} is a folder: name a file in it")
+            object.__setattr__(self, "state_file", path)
 
     def __call__(
         self, model: nn.Module, probes: Sequence[Probe], parameters: Selection = "all"
@@ -173,7 +177,8 @@ class Gram:
             plan = self._plan(model, probes, chosen, [(model, probes)])
             sums = self._compute([(plan, probes, chosen)], groups)
         if self.state_file is not None:
-            self.state_file.unlink(missing_ok=True)
+            with suppress(OSError):  # of a folder that cannot be written: the kernel is done
+                self.state_file.unlink(missing_ok=True)
         return sums
 
     def _precision(self) -> AbstractContextManager[None]:
@@ -212,7 +217,8 @@ class Gram:
 
     def _compute(self, sides: Sequence[Planned], groups: Groups) -> Mapping[Any, Blocks]:
         """Return the sums, with as many prompts at a time as set or as fit into memory."""
-        compute = partial(_sums_with_fallbacks, sides, groups, state_file=self.state_file)
+        kept = None if self.state_file is None else (self.state_file, self.allow_tf32)
+        compute = partial(_sums_with_fallbacks, sides, groups, kept=kept)
         if self.batch_size != "auto":
             return compute(self.batch_size)
         every = [probe for _, probes, _ in sides for probe in probes]
@@ -221,7 +227,7 @@ class Gram:
 
 
 def _sums_with_fallbacks(
-    sides: Sequence[Planned], groups: Groups, size: int, state_file: Path | None = None
+    sides: Sequence[Planned], groups: Groups, size: int, kept: tuple[Path, bool] | None = None
 ) -> Mapping[Any, Blocks]:
     """Return the sums over groups of parameters, computed again where a plan turns out wrong.
 
@@ -231,10 +237,10 @@ def _sums_with_fallbacks(
         sides: the model of the rows and that of the columns: one, if they are the same.
         groups: returns the groups of a parameter.
         size: prompts at a time.
-        state_file: where the state is kept.
+        kept: where the state is kept, and whether matrices may be multiplied in lower precision.
     """
     batches = [MicroBatches(*side, size) for side in sides]
-    stored = _state_file(state_file, sides[0], groups) if state_file else None
+    stored = _state_file(*kept, sides[0], groups) if kept else None
     sums = kernel_sums(batches[0], batches[-1], list(sides[0][2]), groups, stored)
     no_rule, used_later = (
         set().union(*found) for found in zip(*(b.fallbacks() for b in batches), strict=True)
@@ -245,14 +251,14 @@ def _sums_with_fallbacks(
     corrected = [
         (plan.with_fallbacks(no_rule, used_later), probes, own) for plan, probes, own in sides
     ]
-    return _sums_with_fallbacks(corrected, groups, size, state_file)
+    return _sums_with_fallbacks(corrected, groups, size, kept)
 
 
-def _state_file(path: Path, side: Planned, groups: Groups) -> StateFile:
+def _state_file(path: Path, tf32: bool, side: Planned, groups: Groups) -> StateFile:
     """Return the file of the states of one model's kernel, computed by one plan."""
     plan, probes, chosen = side
     schedule, by_name = plan.schedule, {name: groups(name) for name in chosen}
-    how = plan.handled, plan.stages, schedule.blocks is None, schedule.dtype
+    how = plan.handled, plan.stages, schedule.blocks is None, schedule.dtype, tf32
     return StateFile(path, schedule.model, probes, by_name, *how)
 
 

@@ -11,7 +11,7 @@ adapter's A while its B is zero, was not checked, and such a result is used agai
 weights only.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,6 +31,7 @@ from ...models.replacement import replace_blocks
 from .backward import BackwardSchedule, BlockwiseBackward, Factors, PerSampleGradients
 from .factors import Factor, Lookup, Outer, sum_factors
 from .inner_products import inner_product
+from .module_settings import module_settings
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.1}
 _NOISE = 1e-9  # of the norm of the whole kernel: smaller kernels are zero up to rounding
@@ -240,9 +241,6 @@ def is_blockwise(schedule: BackwardSchedule, prompts: Sequence[Tensor]) -> bool:
     return len(separate) == len(originals) and all(separate)
 
 
-_PLAIN = (bool, int, float, str, type(None))
-
-
 @dataclass
 class RememberedChecks:
     """Plans by architecture, selection and precision; of one estimator, for as long as it lives."""
@@ -283,7 +281,7 @@ class RememberedChecks:
 def _key(schedule: BackwardSchedule, watched: dict[str, nn.Parameter]) -> Hashable:
     """Return all that the rules, or what they are for, may depend on, but the weights."""
     model = schedule.model
-    modules = tuple((name, *_described(module)) for name, module in model.named_modules())
+    modules = tuple((name, *module_settings(module)) for name, module in model.named_modules())
     chosen = {id(p) for p in watched.values()}
     parameters = tuple(
         (name, tuple(p.shape), p.dtype, id(p) in chosen)
@@ -299,26 +297,6 @@ def _key(schedule: BackwardSchedule, watched: dict[str, nn.Parameter]) -> Hashab
     )
     reads_all = schedule.columns is None
     return (settings, modules, parameters, tied, tuple(watched), schedule.dtype, reads_all)
-
-
-def _described(module: nn.Module) -> tuple[Hashable, ...]:
-    """Return what a module is, with its settings and the hooks that are on it."""
-    plain: tuple[Hashable, ...] = tuple(sorted(_plain(vars(module))))
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    names: tuple[Hashable, ...] = tuple(
-        getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooks
-    )
-    kind: Any = type(module)
-    return kind, "forward" in vars(module), plain, names
-
-
-def _plain(attributes: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the attributes that are numbers and texts, or hold nothing else, as text."""
-    for name, value in attributes.items():
-        parts = value.values() if isinstance(value, dict) else value
-        each = parts if isinstance(value, dict | list | tuple) else (value,)
-        if all(isinstance(one, _PLAIN) for one in each):
-            yield name, repr(value)
 
 
 def _version(model: nn.Module) -> Hashable:
