@@ -7,8 +7,16 @@ import pytest
 import slow_decoding as slow
 import torch
 from architectures import build, with_lora
-from decoding_runs import FAMILIES, TEXTS, WORDS, answers, model_of, prompts, require_formula
-from decoding_runs import context as _context
+from decoding_runs import (
+    FAMILIES,
+    TEXTS,
+    WORDS,
+    answers,
+    context,
+    model_of,
+    prompts,
+    require_formula,
+)
 from peft import PeftModel
 from toy_tokenizers import byte_bpe
 
@@ -54,7 +62,7 @@ def test_safedecoding_is_its_formula_for_m_tokens(family, experts):
     model, spec = family
     name = next(n for n in FAMILIES if model_of(n) is model)
     found = answers(model, SafeDecoding(expert=str(experts / name), steps=4), spec)
-    fresh = build(name, torch.float64, vocab_size=WORDS, **_context(name))
+    fresh = build(name, torch.float64, vocab_size=WORDS, **context(name))
     expert = PeftModel.from_pretrained(fresh, str(experts / name)).eval()
     formula = slow.safe_decoding
     require_formula(found, model, expert, [prompts(spec)] * 2, lambda: formula, steps=4)
@@ -137,7 +145,7 @@ def test_sampling_draws_from_the_formulas_distribution(gemma):
 
 def test_a_model_with_an_adapter_is_contrasted_with_itself(experts):
     name = "qwen2-untied"
-    base = build(name, torch.float64, vocab_size=WORDS, **_context(name))
+    base = build(name, torch.float64, vocab_size=WORDS, **context(name))
     model = with_lora(base)
     starts = prompts("chat"), prompts("chat", Adacd.system)
     found = answers(model, Adacd(), "chat")
@@ -148,8 +156,8 @@ def test_a_model_with_an_adapter_is_contrasted_with_itself(experts):
 
 def test_the_expert_stands_in_for_the_models_own_adapter(experts):
     name = "qwen2-untied"
-    model = with_lora(build(name, torch.float64, vocab_size=WORDS, **_context(name)))
-    fresh = build(name, torch.float64, vocab_size=WORDS, **_context(name))
+    model = with_lora(build(name, torch.float64, vocab_size=WORDS, **context(name)))
+    fresh = build(name, torch.float64, vocab_size=WORDS, **context(name))
     expert = PeftModel.from_pretrained(fresh, str(experts / name)).eval()
     found = answers(model, SafeDecoding(expert=str(experts / name), steps=3), "chat")
     starts = [prompts("chat")] * 2

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from architectures import build, with_lora
-from decoding_runs import STEPS, TEXTS, WORDS, answers, exactly, model_of, prompts
-from decoding_runs import context as _context
+from decoding_runs import STEPS, TEXTS, WORDS, answers, context, exactly, model_of, prompts
 from toy_tokenizers import byte_bpe
 from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
@@ -84,7 +83,7 @@ def test_streaming_yields_the_same_tokens():
 @pytest.mark.parametrize("number", range(5))
 def test_nothing_is_left_behind(number, experts, draft):
     name = "gpt2"
-    model = with_lora(build(name, vocab_size=WORDS, **_context(name)))
+    model = with_lora(build(name, vocab_size=WORDS, **context(name)))
     ids = torch.tensor([prompts("chat")[0]])
     before = model(ids).logits, [p.requires_grad for p in model.parameters()]
     answers(model, every_method(experts, draft)[number], "chat", steps=3)
