@@ -134,28 +134,21 @@ def require_finite_weights(model: "nn.Module", name: str) -> None:
 
 
 def _to_be_filled(model: "nn.Module", missing: Collection[str]) -> list[str]:
-    """Return which missing names a file has to hold: parameters, and buffers without a value.
+    """Return which missing names a file has to hold: parameters, and buffers that are stored.
 
-    A buffer of nothing but 0, or 1, waits for what training makes of it (the correction of a
-    router, the scalar of a block), unless the class says that files may lack it; any other was
-    computed.
+    transformers leaves a missing buffer as the memory was, or at 0 or 1, as its class begins with.
+
+    Returns:
+        The names, sorted, without those that the class says files can lack.
     """
     parameters = {key for key, _ in model.named_parameters()}
     optional = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
-    stored = model.state_dict()
-    blank = {
+    buffers = {
         key
-        for key in set(missing) & stored.keys() - parameters
-        if _is_blank(stored[key]) and not any(re.search(pattern, key) for pattern in optional)
+        for key in set(missing) & model.state_dict().keys() - parameters
+        if not any(re.search(pattern, key) for pattern in optional)
     }
-    return sorted(set(missing) & parameters | blank)
-
-
-def _is_blank(value: "Tensor") -> bool:
-    """Return whether a tensor is nothing but 0, or 1."""
-    if value.is_meta or not value.is_floating_point() or not value.numel():
-        return False
-    return bool((value == 0).all() or (value == 1).all())
+    return sorted(set(missing) & parameters | buffers)
 
 
 def _require_one_of_each(model: "nn.Module", stored: Collection[str], name: str) -> None:
