@@ -96,9 +96,7 @@ class StateFile:
         if not self._path.is_file():
             return None
         found, now = _tensors(self._path), self._this_call()
-        if not torch.equal(found["call"], now["call"]):
-            return None
-        if not _close(found["read"], now["read"]):
+        if not torch.equal(found["call"], now["call"]) or not _close(found["read"], now["read"]):
             return None
         cotangents: dict[int, dict[int, Tensor]] = {}
         sums: dict[int, Tensor] = {}
@@ -110,10 +108,6 @@ class StateFile:
                 sums[int(places[0])] = tensor
         ordered = [[passes[n] for n in sorted(passes)] for _, passes in sorted(cotangents.items())]
         return StageState(int(found["stage"]), ordered, sums)
-
-    def remove(self) -> None:
-        """Remove the file: the call is done."""
-        self._path.unlink(missing_ok=True)
 
     def _this_call(self) -> dict[str, Tensor]:
         """Return what tells this call from others: a digest, and the values that it reads.
