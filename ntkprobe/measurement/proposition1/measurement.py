@@ -23,7 +23,7 @@ from ..encoding import Encoded, Texts, as_encoded, evaluating
 from ..full_vocabulary import Head, full_vocabulary_by_selection
 from ..stored_parts import NO_STORAGE, Parts, StoredParts
 from .factors import Tail, feature_products, tail_at
-from .kernel_parts import stored_hidden_kernels
+from .stored_hidden_kernels import stored_hidden_kernels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
